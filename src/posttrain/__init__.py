@@ -1,0 +1,1 @@
+"""Post-training of language models: readable, offline, exact."""

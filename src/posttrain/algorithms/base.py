@@ -1,0 +1,109 @@
+"""What every algorithm is made of: a pure loss that returns sums, and a preparation without grad.
+
+The trainer divides each sum once, by the count of its unit over every micro-batch and every rank
+of the optimiser step. That makes the gradient independent of micro-batch size, packing and the
+number of ranks; a mean taken inside a loss would not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from posttrain.batch import Batch
+from posttrain.forward import Output
+from posttrain.models import Models
+
+Metrics = dict[str, tuple[float, float | None]]
+"""name -> (sum, count), so that means do not depend on ranks; a plain sum has no count."""
+
+
+class StrictConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class EarlyStopping(StrictConfig):
+    metric: str = "eval_loss"
+    """A metric of the evaluation during training; the best checkpoint is chosen by it too."""
+    mode: Literal["min", "max"] = "min"
+    patience: int = Field(3, ge=1)
+    """Stop after this many evaluations without a better value."""
+
+
+class TrainerConfig(StrictConfig):
+    """The keys that every method shares."""
+
+    output_dir: str = "results"
+    run_name: str | None = None
+    num_epochs: float | None = Field(None, gt=0)
+    """Passes over the data; give this or max_steps."""
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    """Examples (rows, pairs, prompts) in one optimiser step, over all ranks."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens in one forward pass: the only memory knob. Does not change the result."""
+    learning_rate: float = Field(2e-5, ge=0)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0)
+    """Steps of linear warm-up; below 1, a share of all steps."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    seed: int = 0
+    logging_steps: int = Field(10, ge=1)
+    """Steps between two lines on the console; metrics.jsonl holds every step."""
+    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The newest ones to keep; the best one by `early_stopping.metric` is kept besides."""
+    early_stopping: EarlyStopping | None = None
+    resume_from_checkpoint: str | None = None
+    """"latest", a run directory, or a checkpoint directory."""
+    logger: list[Literal["tensorboard"]] = ["tensorboard"]
+
+
+Unit = Literal["token", "sequence"]
+UNITS: dict[Unit, Callable[[Batch], float]] = {
+    "token": lambda batch: float(batch.loss_mask.sum()),
+    "sequence": lambda batch: float(batch.num_sequences),
+}
+
+
+@dataclass
+class Loss:
+    terms: dict[Unit, Tensor]  # SUMS over the micro-batch; divided by the global count of the unit
+    metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)  # sum, count
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    config: type[TrainerConfig]
+    loss: Callable[[Output, Batch, Any], Loss]
+    """Pure: no model, no rank, no input or output."""
+    rows: Literal["text", "completion", "prompt"]
+    """What a data row must hold: text, a prompt with its completion, or a prompt alone."""
+    online: bool = False
+    """True where completions are sampled from the policy during training."""
+    prepare: Callable[[Batch, Models, Any], Batch] = lambda batch, models, config: batch
+    """Without grad, once per batch: reference and old log-probs, advantages."""
+    needs_reference: Callable[[Any], bool] = lambda config: False
+    needs_entropy: bool = False
+    group_size: int = 1
+    """Neighbouring sequences that one micro-batch must hold together (a pair: 2)."""
+    updates: Callable[[Any], tuple[int, int]] = lambda config: (1, 1)
+    """Passes over one batch, and optimiser steps in each."""
+    guard: Callable[[dict[str, float], Any], None] = lambda metrics, config: None
+    """Raises ValueError where the step's metrics show that the run is broken."""
+
+
+def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum of x [T] where mask [T]; selects rather than multiplies, since 0 * inf is nan."""
+    return torch.where(mask, x, 0.0).sum()

@@ -1,0 +1,29 @@
+"""Next-token prediction: `pretrain` on every token of a text, `sft` on the completion alone.
+
+L = - sum_t log p(y_t | y_<t) / (number of trained tokens of the whole optimiser step)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.batch import Batch
+from posttrain.forward import Output
+
+
+class PretrainConfig(TrainerConfig):
+    type: Literal["pretrain"] = "pretrain"
+
+
+class SFTConfig(TrainerConfig):
+    type: Literal["sft"] = "sft"
+
+
+def negative_log_likelihood(out: Output, batch: Batch, config: TrainerConfig) -> Loss:
+    nll = -out.logprobs.sum()  # untrained positions hold 0
+    return Loss({"token": nll})
+
+
+pretrain = Algorithm(PretrainConfig, negative_log_likelihood, rows="text")
+sft = Algorithm(SFTConfig, negative_log_likelihood, rows="completion")

@@ -1,0 +1,220 @@
+"""The command line. Whatever is wrong with the user's input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Post-training of language models: train, evaluate, sample.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file: one file is one run.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, train and write nothing.")
+    ] = False,
+) -> None:
+    """Train as a recipe says."""
+    from posttrain import distributed
+    from posttrain.config import load_config
+    from posttrain.train import build, describe
+    from posttrain.train import train as run
+
+    config = load_config(recipe, overrides)
+    if dry_run:
+        from posttrain.dry_run import estimate
+
+        built = build(config)
+        print(describe(built))
+        print(estimate(built))
+        return
+    try:
+        run_dir = run(config)
+        if distributed.rank() == 0:
+            print(f"run: {run_dir}\nreport: {run_dir / 'report.html'}")
+    finally:
+        distributed.stop()
+
+
+@app.command()
+def pipeline(
+    recipe: Annotated[str, typer.Argument(help="A YAML file with stages.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE.section.key=value]...")
+    ] = None,
+) -> None:
+    """Run stages one after another, each starting from the model of the one before."""
+    from posttrain.pipeline import load_pipeline, run_pipeline
+
+    run_pipeline(load_pipeline(recipe, overrides))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub name, model folder, checkpoint or run.")],
+    tasks: Annotated[str, typer.Option(help="Comma-separated; TASK or TASK=PATH of its files.")],
+    split: Annotated[str | None, typer.Option(help="Instead of the task's own split.")] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str, typer.Option()] = "auto",
+    seed: int = 0,
+    output: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Write every completion as JSONL.")] = None,
+) -> None:
+    """Accuracy of a model on tasks, with confidence intervals and verdict counts."""
+    from posttrain.evaluation.command import evaluate_tasks
+
+    results = evaluate_tasks(
+        model,
+        tasks.split(","),
+        split=split,
+        max_samples=max_samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        template=template,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        samples=samples,
+    )
+    for task, result in results.items():
+        low, high = result["ci95"]
+        print(
+            f"{task:<24}accuracy {result['accuracy']:.4f}  [{low:.4f}, {high:.4f}]  "
+            f"n {result['num_problems']}  cut off {result['truncated']:.3f}  "
+            f"verdicts {result['verdicts']}"
+        )
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=1))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Hub name, model folder, checkpoint or run.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1)] = 1,
+    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str, typer.Option()] = "auto",
+    seed: int = 0,
+) -> None:
+    """Sample completions."""
+    from posttrain.evaluation.command import load_for_sampling
+    from posttrain.rollout.sampler import SamplingParams
+
+    renderer, sampler, limit = load_for_sampling(model, template, device, dtype)
+    ids = [renderer.prompt_ids({"prompt": p}) for p in prompts for _ in range(num_samples)]
+    longest = max(len(x) for x in ids)
+    if longest + max_new_tokens > limit:
+        raise ValueError(
+            f"--max-new-tokens {max_new_tokens} after a prompt of {longest} tokens is more than "
+            f"the {limit} tokens that the model takes"
+        )
+    params = SamplingParams(
+        max_new_tokens, renderer.stop_token_ids, temperature, top_p=top_p, top_k=top_k
+    )
+    rollouts = sampler.generate(ids, params, [seed * 1_000_003 + i for i in range(len(ids))])
+    for i, rollout in enumerate(rollouts):
+        if len(rollouts) > 1:
+            print(f"--- {i + 1} ({rollout.finish_reason})")
+        print(renderer.decode(rollout.response_ids))
+
+
+@app.command()
+def score(
+    reward: Annotated[str, typer.Argument(help="math_correctness, or custom with path=FILE.py")],
+    file: Annotated[Path, typer.Argument(help="Rows: completion, and the reward's columns.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
+    output: Annotated[Path | None, typer.Option(help="Rows with score and verdict, JSONL.")] = None,
+) -> None:
+    """Run a reward over rows: the way to try it before training on it."""
+    from posttrain.rewards.command import score_file
+
+    for line in score_file(reward, file, options or [], output):
+        print(line)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+) -> None:
+    """A self-contained HTML page of one run, or of several side by side."""
+    from posttrain.tracking.report import write_report
+
+    if output is None and len(runs) > 1:
+        output = Path("report.html")
+    print(write_report(runs, output))
+
+
+@data_app.command("preview")
+def preview(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose data to show.")],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+) -> None:
+    """The rendered rows with the trained tokens coloured, their lengths, and what is dropped."""
+    from posttrain.config import load_config
+    from posttrain.data.preview import show
+
+    show(load_config(recipe, overrides), rows)
+
+
+@data_app.command("list")
+def list_datasets() -> None:
+    """The data sets that have a name."""
+    from posttrain.data import DATASETS
+
+    for name, load in DATASETS.items():
+        doc = sys.modules[load.__module__].__doc__ or ""
+        print(f"{name:<20}{doc.strip().splitlines()[0]}")
+
+
+def main() -> None:
+    from posttrain.environment import tune_allocator
+
+    tune_allocator()
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (ValueError, OSError) as error:
+        if os.environ.get("POSTTRAIN_TRACEBACK"):
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted", code=130)
+    except Exception as error:
+        usage: Any = getattr(error, "format_message", None)
+        if usage is None:
+            raise
+        fail(usage())
+
+
+def fail(error: object, code: int = 2) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)

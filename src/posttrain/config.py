@@ -1,0 +1,357 @@
+"""One YAML file is one run: strict schema, dotted overrides, errors that name the fix.
+
+No includes, no interpolation, no dotted class paths. The resolved config is saved in the run
+directory and can itself be run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import operator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import Algorithm, StrictConfig
+from posttrain.rewards import REWARDS
+
+
+class ScratchConfig(StrictConfig):
+    """A small architecture with random weights and a tokenizer trained on the run's data."""
+
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(384, ge=8)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_kv_heads: int = Field(1, ge=1)
+    vocab_size: int = Field(1024, ge=300)
+    """An upper bound: a tokenizer trained on little text ends up smaller."""
+    max_length: int = Field(1024, ge=8)
+    """Longest sequence, in tokens."""
+    tie_embeddings: bool = True
+
+
+class LoraConfig(StrictConfig):
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelConfig(StrictConfig):
+    name: str | None = None
+    """A hub name, a model or adapter folder, or a run directory."""
+    scratch: ScratchConfig | None = None
+    """Random weights instead of `name`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute dtype; trainable parameters and their optimiser state are fp32 whatever it is."""
+    use_lora: bool = False
+    lora: LoraConfig = LoraConfig()
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelConfig:
+        if (self.name is None) == (self.scratch is None):
+            raise ValueError("give either model.name or model.scratch")
+        if "lora" in self.model_fields_set and not self.use_lora:
+            raise ValueError("model.lora is set but model.use_lora is false")
+        if self.scratch is not None and self.use_lora:
+            raise ValueError("model.use_lora needs a pre-trained model, not model.scratch")
+        return self
+
+
+class DataConfig(StrictConfig):
+    name: str | None = None
+    """A data set by name (see `posttrain data list`)."""
+    path: str | None = None
+    """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz), a folder, or a hub name;
+    with `name`, where that data set's own files lie."""
+    split: str = "train"
+    options: dict[str, Any] = {}
+    """Options of a named data set."""
+    columns: dict[str, str] = {}
+    """Our column -> the file's column, for example {prompt: question, completion: answer}."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """chat: the tokenizer's chat template; plain: the bare text; auto: chat where there is one."""
+    system_prompt: str | None = None
+    max_samples: int | None = Field(None, ge=1)
+    weight: float = Field(1.0, gt=0)
+    """In a mixture: how many times each row is seen per epoch (0.5: half of the rows)."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> DataConfig:
+        if self.name is None and self.path is None:
+            raise ValueError("give data.name or data.path")
+        if self.options and self.name is None:
+            raise ValueError("data.options belong to a named data set (data.name)")
+        return self
+
+
+class LengthConfig(StrictConfig):
+    max_length: int | None = Field(None, ge=2)
+    """Longest sequence in tokens; by default what the model can take."""
+    on_overlong: Literal["error", "drop", "truncate", "split"] = "error"
+    """truncate keeps the first max_length tokens; split cuts a text into several rows."""
+
+
+class RolloutConfig(StrictConfig):
+    group_size: int = Field(8, ge=1)
+    """Completions per prompt."""
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    max_num_seqs: int = Field(256, ge=1)
+    """Completions generated at the same time on one rank: bounds the memory of the cache."""
+
+
+class EvalConfig(StrictConfig):
+    """Evaluation during training, on rows that are not trained on."""
+
+    data: DataConfig | list[DataConfig] | None = None
+    """By default the training data's own `test` split."""
+    max_samples: int | None = Field(200, ge=1)
+    generate: bool = False
+    """Also generate greedily and score with the reward: eval_accuracy."""
+    max_new_tokens: int = Field(512, ge=1)
+
+
+class DistributedConfig(StrictConfig):
+    """Used under torchrun."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every rank holds the model; fsdp: parameters and optimiser are sharded (FSDP2)."""
+
+
+def _union(models: list[type[BaseModel]]) -> Any:
+    return Annotated[functools.reduce(operator.or_, models), Field(discriminator="type")]
+
+
+AnyTrainerConfig = _union([algorithm.config for algorithm in ALGORITHMS.values()])
+AnyRewardConfig = _union([config for config, _ in REWARDS.values()])
+
+
+class Config(StrictConfig):
+    model: ModelConfig
+    data: DataConfig | list[DataConfig]
+    length: LengthConfig = LengthConfig()
+    trainer: AnyTrainerConfig
+    rollout: RolloutConfig | None = None
+    reward: AnyRewardConfig | None = None
+    eval: EvalConfig | None = None
+    distributed: DistributedConfig = DistributedConfig()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return ALGORITHMS[self.trainer.type]
+
+    @property
+    def mixture(self) -> list[DataConfig]:
+        return self.data if isinstance(self.data, list) else [self.data]
+
+    @field_validator("data")
+    @classmethod
+    def _some_data(cls, data: Any) -> Any:
+        if data == []:
+            raise ValueError("the mixture is empty")
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        """A section or key that this method would not read is an error."""
+        trainer, method = self.trainer, self.trainer.type
+        if (trainer.num_epochs is None) == (trainer.max_steps is None):
+            raise ValueError("give either trainer.num_epochs or trainer.max_steps")
+        if self.algorithm.online:
+            if self.reward is None:
+                raise ValueError(f"{method} needs a reward section, for example type: {[*REWARDS][0]}")
+            self.rollout = self.rollout or RolloutConfig()
+            if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
+                raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")
+        elif self.rollout is not None:
+            raise ValueError(f"{method} samples nothing: remove the rollout section")
+        generates = self.eval is not None and (self.eval.generate or self.algorithm.online)
+        if self.reward is not None and not self.algorithm.online and not generates:
+            raise ValueError(f"{method} uses a reward with eval.generate: true only")
+        if generates and self.reward is None:
+            raise ValueError("eval.generate needs a reward section")
+        if self.length.on_overlong == "split" and self.algorithm.rows != "text":
+            raise ValueError("length.on_overlong: split is for texts (trainer.type: pretrain)")
+        if trainer.eval_steps is not None and self.eval is None:
+            raise ValueError("trainer.eval_steps needs an eval section")
+        if self.eval is not None and trainer.eval_steps is None:
+            raise ValueError("the eval section needs trainer.eval_steps")
+        if trainer.early_stopping is not None and self.eval is None:
+            raise ValueError("trainer.early_stopping needs an eval section")
+        return self
+
+
+# Names users bring from other frameworks -> what to write here.
+HINTS = {
+    "model_name_or_path": "model.name",
+    "base_model": "model.name",
+    "pretrained_model_name_or_path": "model.name",
+    "use_peft": "model.use_lora",
+    "lora_r": "model.lora.r",
+    "lora_rank": "model.lora.r",
+    "lora_alpha": "model.lora.alpha",
+    "lora_dropout": "model.lora.dropout",
+    "lora_target_modules": "model.lora.target_modules",
+    "lora_target": "model.lora.target_modules",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype: bfloat16",
+    "fp16": "model.dtype: float16",
+    "dataset_name": "data.name or data.path",
+    "dataset": "data.name or data.path",
+    "datasets": "data (a list makes a mixture)",
+    "dataset_train_split": "data.split",
+    "dataset_test_split": "eval.data.split",
+    "per_device_train_batch_size": "trainer.batch_size (over all devices) and "
+    "trainer.micro_batch_tokens",
+    "per_device_eval_batch_size": "trainer.micro_batch_tokens",
+    "train_batch_size": "trainer.batch_size",
+    "micro_batch_size": "trainer.micro_batch_tokens",
+    "gradient_accumulation_steps": "trainer.batch_size; accumulation follows from it and "
+    "trainer.micro_batch_tokens",
+    "num_train_epochs": "trainer.num_epochs",
+    "lr": "trainer.learning_rate",
+    "lr_scheduler_type": "trainer.scheduler",
+    "lr_scheduler": "trainer.scheduler",
+    "warmup_ratio": "trainer.warmup (below 1: a share of all steps)",
+    "warmup_steps": "trainer.warmup (1 or more: steps)",
+    "max_seq_length": "length.max_length",
+    "cutoff_len": "length.max_length",
+    "sequence_len": "length.max_length",
+    "packing": "nothing: rows are always packed",
+    "report_to": "trainer.logger",
+    "logging_dir": "trainer.output_dir",
+    "save_total_limit": "trainer.keep_checkpoints",
+    "eval_strategy": "trainer.eval_steps",
+    "num_generations": "rollout.group_size",
+    "max_completion_length": "rollout.max_new_tokens",
+    "kl_coef": "trainer.beta",
+    "loss_type": "trainer.reduction",
+    "num_iterations": "trainer.num_inner_epochs",
+    "num_ppo_epochs": "trainer.num_inner_epochs",
+    "clip_ratio": "trainer.epsilon",
+    "reward_funcs": "reward.type",
+    "val_set_size": "eval.max_samples",
+    "fsdp": "distributed.strategy: fsdp",
+}
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The config of a YAML file with `section.key=value` overrides; ValueError says what to fix."""
+    return parse_config(with_overrides(read_yaml(path), overrides or []), str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {explain(error, Config)}") from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(yaml.safe_dump(dump(config), sort_keys=False))
+
+
+def dump(config: BaseModel) -> dict[str, Any]:
+    """The resolved tree: what was given and every default that applies."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    if not tree.get("model", {}).get("use_lora", True):
+        tree["model"].pop("lora", None)
+    return tree
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("recipes/**/*.yaml")])
+        raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold sections (model, data, trainer, ...)")
+    return tree
+
+
+def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override {override!r} is not of the form section.key=value")
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            child = node.setdefault(section, {})
+            if not isinstance(child, dict):
+                raise ValueError(f"override {override!r}: {section} is not a section with keys")
+            node = child
+        node[last] = yaml.safe_load(value)
+    return tree
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """All problems in one line each, joined: where, what, and the nearest right thing."""
+    return "; ".join(dict.fromkeys(_explain_one(dict(e), root) for e in error.errors()))
+
+
+def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
+    known = _key_paths(root)
+    tags = {*ALGORITHMS, *REWARDS, "list[DataConfig]", "DataConfig"}
+    parts = [str(part) for part in error["loc"]]
+    # pydantic puts the union's tag into the location; users did not write it
+    loc = [p for i, p in enumerate(parts) if not (i > 0 and p in tags)]
+    where = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        key, section = loc[-1], ".".join(p for p in loc[:-1] if not p.isdigit())
+        if key in HINTS:
+            return f"unknown key {where}: write {HINTS[key]}"
+        siblings = [p.rpartition(".")[2] for p in known if p.rpartition(".")[0] == section]
+        if key in siblings:
+            kind = error["loc"][1] if len(error["loc"]) > 2 else ""
+            return f"{where} is a key of another {section} type, not of {kind}"
+        elsewhere = [p for p in known if p.rpartition(".")[2] == key]
+        if elsewhere:
+            return f"{key} is not a key of {section or 'the top level'}: it belongs at {elsewhere[0]}"
+        near = difflib.get_close_matches(key, siblings, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(siblings))}"
+        return f"unknown key {where}: {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        choices = str(error["ctx"].get("expected_tags", "")).replace("'", "")
+        given = error["ctx"].get("tag")
+        near = difflib.get_close_matches(str(given), [*ALGORITHMS, *REWARDS], n=1)
+        if not choices:
+            choices = ", ".join(ALGORITHMS if where == "trainer" else REWARDS)
+        problem = f"{where}.type {given!r} is not known" if given else f"{where}.type is missing"
+        return f"{problem}" + (f"; did you mean {near[0]}?" if near else f"; one of {choices}")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    return f"{where}: {message[0].lower() + message[1:]} (got {error['input']!r})"
+
+
+def _key_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, the union members' included."""
+    paths: list[str] = []
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        paths.append(path)
+        for nested in _models_in(info.annotation):
+            paths += _key_paths(nested, path + ".")
+    return list(dict.fromkeys(paths))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _models_in(arg)]

@@ -1,0 +1,185 @@
+"""Rows from files, folders, the hub or a named data set, with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import inspect
+import io
+import json
+import random
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posttrain.config import DataConfig
+
+Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
+
+
+def load_rows(config: DataConfig) -> list[Row]:
+    """The rows of one data section: loaded, columns renamed, cut to max_samples."""
+    rows = _named(config) if config.name is not None else read_path(str(config.path), config.split)
+    source = config.name or config.path
+    if not rows:
+        raise ValueError(f"{source}: no rows")
+    if config.columns:
+        rows = [rename_columns(row, config.columns, str(source)) for row in rows]
+    return rows[: config.max_samples]
+
+
+def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:
+    """Rows of several sources, each taken `weight` times (a fraction: a random part)."""
+    mixed: list[Any] = []
+    for rows, weight in sources:
+        whole, part = int(weight), weight % 1
+        mixed += rows * whole
+        mixed += random.Random(seed).sample(rows, round(part * len(rows)))
+    return mixed
+
+
+def rename_columns(row: Row, columns: dict[str, str], source: str) -> Row:
+    """`columns` maps our name to the file's. Other columns stay, for rewards to read."""
+    for theirs in columns.values():
+        if theirs not in row:
+            raise ValueError(f"{source}: no column {theirs!r}; found {', '.join(row)}")
+    renamed = {ours: row[theirs] for ours, theirs in columns.items()}
+    return {**{k: v for k, v in row.items() if k not in columns.values()}, **renamed}
+
+
+def read_path(path: str, split: str) -> list[Row]:
+    """A file, a folder with `split`.* in it, or a name on the hub."""
+    place = Path(path)
+    if place.is_file():
+        return list(read_file(place))
+    if place.is_dir():
+        return [row for file in files_of_split(place, split) for row in read_file(file)]
+    if place.is_absolute() or place.suffix or path.startswith(".") or path.count("/") > 1:
+        raise ValueError(f"no such file or folder: {path}")
+    return read_hub(path, split)
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    files = sorted(f for f in folder.iterdir() if _suffix(f) in SUFFIXES)
+    chosen = [f for f in files if f.name.split(".")[0].split("-")[0] == split]
+    if not chosen:
+        found = ", ".join(f.name for f in files) or "no data file"
+        raise ValueError(f"{folder} has no file for split {split!r}: found {found}")
+    return chosen
+
+
+def read_file(path: Path) -> Iterator[Row]:
+    """Rows of one file. A malformed row is a ValueError with file and line."""
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        yield from _read_parquet(path)
+    elif suffix == ".jsonl":
+        yield from _read_jsonl(path)
+    elif suffix == ".json":
+        yield from _read_json(path)
+    elif suffix in (".csv", ".tsv"):
+        yield from _read_csv(path, "," if suffix == ".csv" else "\t")
+    elif suffix == ".txt":
+        yield {"text": _text(path)}
+    else:
+        raise ValueError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text") from None
+    except gzip.BadGzipFile:
+        raise ValueError(f"{path}: not a gzip file") from None
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a row must be an object, found {line[:40]}")
+        yield row
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    try:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of rows, or an object with a list under 'data'")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: a row must be an object")
+        yield row
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
+    for row in reader:
+        if None in row or None in row.values():
+            columns = len(reader.fieldnames or [])
+            raise ValueError(f"{path}, line {reader.line_num}: expected {columns} columns")
+        yield dict(row)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    try:
+        yield from pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.lib.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def read_hub(name: str, split: str, config: str | None = None) -> list[Row]:
+    """Rows of a data set on the Hugging Face hub (needs the `hub` extra)."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{name}: reading from the hub needs pip install 'posttrain[hub]'") from None
+    try:
+        return list(datasets.load_dataset(name, config, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        # every failure of that library, from no network to no such split, is one of these
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{name}: no such file or folder here, and the hub did not give it ({reason})"
+        ) from None
+
+
+def _named(config: DataConfig) -> list[Row]:
+    from posttrain.data import DATASETS
+
+    if config.name not in DATASETS:
+        near = get_close_matches(str(config.name), DATASETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(DATASETS)}"
+        raise ValueError(f"data.name: no data set {config.name!r}; {hint}")
+    load = DATASETS[config.name]
+    options = dict(config.options)
+    if config.path is not None:
+        options["path"] = config.path
+    accepted = [p for p in inspect.signature(load).parameters if p != "split"]
+    for option in options:
+        if option not in accepted:
+            raise ValueError(
+                f"data.options: {config.name} has no option {option!r}; known: {', '.join(accepted)}"
+            )
+    return load(config.split, **options)

@@ -1,0 +1,203 @@
+"""The one place where text becomes token ids: training, rollouts, evaluation and chat use it.
+
+A row is cut into segments at the edges of the assistant turns; each segment is tokenised once and
+the ids are joined. So the mask comes from positions, never from token ids or searched markers,
+and the ids of a training prompt are the ids that the sampler gets for the same prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from posttrain.batch import Sequence
+from posttrain.data.load import Row
+
+Message = dict[str, str]  # role, content
+_PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
+
+
+@dataclass(frozen=True)
+class Renderer:
+    tokenizer: Any
+    chat: bool
+    """Through the tokenizer's chat template; otherwise the bare text."""
+    stop_token_ids: tuple[int, ...]
+    """The set that ends a completion, in training, sampling and the saved files alike."""
+    turn_end: int
+    """The member of that set which this renderer writes after a completion."""
+    system_prompt: str | None = None
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        """Ids up to where the model is to speak."""
+        if not self.chat:
+            return self._plain_prompt(row)
+        return self._ids(self._template(self.prompt_messages(row), generation=True))
+
+    def prompt_messages(self, row: Row) -> list[Message]:
+        messages = messages_of(row, "prompt") if "messages" not in row else row["messages"]
+        if messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        return self._with_system(messages)
+
+    def training_sequence(self, row: Row) -> Sequence:
+        """Ids and mask of a row with completions: `messages`, or `prompt` and `completion`."""
+        if not self.chat:
+            prompt = self._plain_prompt(row)
+            completion = [*self._ids(_text(row, "completion")), self.turn_end]
+            return _sequence([(prompt, False), (completion, True)])
+        if "messages" in row:
+            messages = self._with_system(row["messages"])
+        else:
+            prompt_messages = self._with_system(messages_of(row, "prompt"))
+            messages = prompt_messages + messages_of(row, "completion", role="assistant")
+        return _sequence(self._chat_segments(messages))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a whole text for language modelling, closed by the stop token."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids if ids and ids[-1] in self.stop_token_ids else [*ids, self.turn_end]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a completion, without its stop token."""
+        if ids and ids[-1] in self.stop_token_ids:
+            ids = ids[:-1]
+        return self.tokenizer.decode(ids)
+
+    def _chat_segments(self, messages: list[Message]) -> list[tuple[list[int], bool]]:
+        if not any(m["role"] == "assistant" for m in messages):
+            raise ValueError("no assistant message to train on")
+        full = self._template(messages)
+        segments: list[tuple[list[int], bool]] = []
+        done = 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = self._prefix(full, messages[:i], generation=True)
+            end = self._prefix(full, messages[: i + 1], generation=False)
+            turn = self._ids(full[start:end])
+            stops = [k for k, token in enumerate(turn) if token in self.stop_token_ids]
+            if not stops:
+                raise ValueError(
+                    "the chat template closes an assistant turn without a stop token "
+                    f"({self.tokenizer.convert_ids_to_tokens(list(self.stop_token_ids))}): "
+                    "the model would never learn to stop"
+                )
+            cut = stops[-1] + 1  # what the template writes after the stop token is not sampled
+            segments += [(self._ids(full[done:start]), False), (turn[:cut], True)]
+            segments.append((turn[cut:], False))
+            done = end
+        return segments
+
+    def _prefix(self, full: str, messages: list[Message], generation: bool) -> int:
+        prefix = self._template(messages, generation)
+        if not full.startswith(prefix):
+            raise ValueError(
+                "the chat template renders earlier turns differently once a later one follows "
+                "(it drops reasoning, for example): such a chat can not be trained on as one "
+                "sequence; keep one assistant turn per row"
+            )
+        return len(prefix)
+
+    def _template(self, messages: list[Message], generation: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        # the template has written the special tokens already: never add them a second time
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _plain_prompt(self, row: Row) -> list[int]:
+        prompt = _text(row, "prompt")
+        if self.system_prompt is not None:
+            prompt = f"{self.system_prompt}\n\n{prompt}"
+        ids = self.tokenizer(prompt, verbose=False)["input_ids"]
+        if ids and ids[-1] in self.stop_token_ids:  # tokenizers that close every text
+            ids = ids[:-1]
+        if not ids:
+            raise ValueError("the prompt is empty")
+        return ids
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
+
+
+def make_renderer(
+    tokenizer: Any,
+    template: str = "auto",
+    system_prompt: str | None = None,
+    generation_stops: list[int] | None = None,
+) -> Renderer:
+    """A renderer with its stop set resolved once: the tokenizer's EOS, the model's generation
+    config, and the token with which the chat template closes an assistant turn."""
+    has_template = tokenizer.chat_template is not None
+    if template == "chat" and not has_template:
+        raise ValueError("data.template is chat, but the tokenizer has no chat template")
+    chat = has_template and template != "plain"
+    stops = set(generation_stops or [])
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    turn_end = tokenizer.eos_token_id
+    if chat:
+        turn_end = _turn_end(tokenizer)
+        stops.add(turn_end)
+    if turn_end is None:
+        raise ValueError("the tokenizer has no EOS token: the model would never learn to stop")
+    return Renderer(tokenizer, chat, tuple(sorted(stops)), turn_end, system_prompt)
+
+
+def _turn_end(tokenizer: Any) -> int:
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    rendered = tokenizer.apply_chat_template(probe, tokenize=False)
+    after = rendered.rpartition(_PROBE)[2]
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    for token in ids:
+        if token in special:
+            return token
+    raise ValueError(
+        "the chat template closes an assistant turn without a stop token: the model would never "
+        "learn to stop; use data.template: plain or a tokenizer with another template"
+    )
+
+
+def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
+    """A column that holds a string or a list of messages."""
+    value = row.get(column)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    ):
+        raise ValueError(
+            f"{column} must be a text or a list of {{role, content}} messages; "
+            f"found {str(value)[:60]!r}"
+        )
+    return value
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
+        )
+    return value
+
+
+def _sequence(segments: list[tuple[list[int], bool]]) -> Sequence:
+    ids = [token for segment, _ in segments for token in segment]
+    mask = [trained for segment, trained in segments for _ in segment]
+    if mask:
+        mask[0] = False  # nothing precedes the first token, so it has no probability
+    return Sequence(torch.tensor(ids), torch.tensor(mask, dtype=torch.bool))

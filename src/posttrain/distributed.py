@@ -1,0 +1,129 @@
+"""Ranks: sums over them, gradients shared between them, parameters sharded over them.
+
+Started by torchrun; a single process is the case of one rank, on the same code path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from posttrain.forward import LanguageModel
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def start(device: str) -> None:
+    """Join the process group if torchrun started us."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The values of all ranks, small Python objects, in rank order."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_0(value: Any) -> Any:
+    values = [value]
+    if num_ranks() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def barrier() -> None:
+    if num_ranks() > 1:
+        dist.barrier()
+
+
+def shard(policy: LanguageModel) -> None:
+    """FSDP2 over all ranks: each decoder layer a group, the rest in the root's.
+
+    The optimiser must be built right after: after a forward pass the root exposes plain tensors,
+    which an optimiser would hold on to in vain.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    device = next(policy.parameters()).device.type
+    mesh = init_device_mesh(device, (num_ranks(),))
+    precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": True}
+    for layer in decoder_layers(policy):
+        fully_shard(layer, **options)
+    fully_shard(policy, **options)
+
+
+def decoder_layers(policy: LanguageModel) -> nn.ModuleList:
+    """The longest list of modules in the backbone."""
+    lists = [m for m in policy.backbone().modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def is_sharded(policy: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(policy, FSDPModule)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
+    """Replicated parameters: one all-reduce of all gradients, once per optimiser step.
+
+    Sharded parameters have been reduced in the backward pass already.
+    """
+    if num_ranks() == 1 or sharded:
+        return
+    # a rank whose micro-batches were all skipped has no gradient; it must still take part
+    grads = []
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        grads.append(p.grad)
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
+        grad.copy_(total.view_as(grad))
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a shard; a plain tensor as it is. A collective where it is sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def copy_full(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value into a tensor, or this rank's part of it into its shard."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)

@@ -1,0 +1,113 @@
+"""Generate with the training renderer and stop set, score with the training reward, and count."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from posttrain import distributed
+from posttrain.batch import Sequence, pack
+from posttrain.data.prepare import Prompt
+from posttrain.data.render import Renderer
+from posttrain.forward import forward
+from posttrain.models import Models
+from posttrain.rewards import RewardFn, score, verdict_of
+from posttrain.rollout.sampler import Sampler, SamplingParams
+
+Record = Callable[[dict[str, Any]], None]
+
+
+def evaluate_generation(
+    sampler: Sampler,
+    renderer: Renderer,
+    prompts: list[Prompt],
+    reward: RewardFn,
+    params: SamplingParams,
+    seed: int = 0,
+    record: Record = lambda row: None,
+) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, verdict counts, and the shares of cut-off and unread
+    answers, over one completion per prompt. Prompts are shared out over the ranks."""
+    mine = list(range(len(prompts)))[distributed.rank() :: distributed.num_ranks()]
+    seeds = [seed * 1_000_003 + i for i in mine]
+    rollouts = sampler.generate([prompts[i].input_ids for i in mine], params, seeds)
+    texts = [renderer.decode(r.response_ids) for r in rollouts]
+    rows = [prompts[i].row for i in mine]
+    asked = [row.get("prompt", row.get("messages")) for row in rows]
+    scores = score(reward, asked, texts, [r.response_ids for r in rollouts], rows)
+    for row, text, rollout, value in zip(rows, texts, rollouts, scores):
+        record(
+            {
+                "kind": "eval",
+                "prompt": renderer.tokenizer.decode(rollout.prompt_ids),
+                "completion": text,
+                "reward": value,
+                "verdict": verdict_of(value),
+                "finish_reason": rollout.finish_reason,
+                "answer": row.get("answer"),
+            }
+        )
+    local = [
+        (value, verdict_of(value), r.finish_reason, len(r.response_ids))
+        for value, r in zip(scores, rollouts)
+    ]
+    ids = hashlib.sha256(repr([p.input_ids for p in prompts]).encode()).hexdigest()[:16]
+    everything = [entry for part in distributed.all_gather(local) for entry in part]
+    return summarise(everything) | {"prompt_hash": ids}
+
+
+def summarise(entries: list[tuple[float | None, str | None, str, int]]) -> dict[str, Any]:
+    """Entries: score, verdict, finish reason, length in tokens. A gold answer that can not be read
+    counts in no share."""
+    known = [entry for entry in entries if entry[0] is not None]
+    n = len(known)
+    # a reward with verdicts says itself what is correct; of any other, a positive score is
+    correct = sum((v == "correct") if v is not None else (s or 0) > 0 for s, v, _, _ in known)
+    return {
+        "accuracy": correct / n if n else math.nan,
+        "ci95": wilson(correct, n),
+        "num_problems": n,
+        "num_correct": correct,
+        "mean_score": sum(s or 0.0 for s, _, _, _ in known) / n if n else math.nan,
+        "truncated": sum(reason == "length" for _, _, reason, _ in known) / n if n else math.nan,
+        "mean_length": sum(length for *_, length in known) / n if n else math.nan,
+        "verdicts": dict(Counter(v for _, v, _, _ in entries if v is not None)),
+    }
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> list[float]:
+    """95 % interval of a share (Wilson 1927), right near 0 and 1 too."""
+    if n == 0:
+        return [0.0, 1.0]
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+@torch.no_grad()
+def evaluate_loss(models: Models, sequences: list[Sequence], max_tokens: int) -> dict[str, float]:
+    """Mean negative log-likelihood per trained token, in nats, and its perplexity."""
+    mine = sequences[distributed.rank() :: distributed.num_ranks()]
+    device = next(models.policy.parameters()).device
+    models.policy.eval()
+    total, count = 0.0, 0
+    parts = pack(mine).split(max_tokens) if mine else []
+    # sharded layers wait for every rank: those with fewer parts repeat one
+    rounds = max(distributed.all_gather(len(parts)))
+    for i in range(rounds):
+        if i >= len(parts) and not distributed.is_sharded(models.policy):
+            break
+        part = parts[i] if i < len(parts) else pack(sequences[:1])
+        out = forward(models.policy, part.to(device))
+        if i < len(parts):
+            total -= float(out.logprobs.double().sum())
+            count += int(part.loss_mask.sum())
+    sums = distributed.all_gather((total, count))
+    loss = sum(t for t, _ in sums) / sum(c for _, c in sums)
+    return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))}

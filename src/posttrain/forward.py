@@ -1,0 +1,203 @@
+"""The only call into the network: a packed batch in, log-probs per token out.
+
+`LanguageModel` wraps a transformers causal LM. Its head is chunked and recomputed in the backward
+pass, so the [T, vocab] logits never exist as a whole, and runs on trained positions only.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from posttrain.attention import Decode, Packed
+from posttrain.batch import Batch
+
+CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MiB in fp32
+
+
+@dataclass
+class Output:
+    """What a loss reads. Positions outside the loss mask hold 0."""
+
+    logprobs: Tensor  # [T] log p(token t | earlier tokens of its sequence)
+    entropy: Tensor | None = None  # [T] of the distribution that token t was drawn from, nats
+
+
+class LanguageModel(nn.Module):
+    """A causal LM behind one entry point, so that FSDP2 has a single root."""
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.autocast = autocast
+        self.version = 0  # number of optimiser steps taken; stamped on every rollout
+
+    def forward(
+        self, batch: Batch, *, entropy: bool = False, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [M] (and entropy [M]) of the M tokens under the loss mask."""
+        with self.precision():
+            layout = Packed(batch.lengths, batch.cu_seqlens)
+            hidden = self.hidden_states(batch.input_ids[None], batch.position_ids[None], layout)
+            positions = batch.loss_mask.nonzero()[:, 0]
+            # token t is predicted from the state of token t - 1 of the same sequence
+            states = hidden[0].index_select(0, positions - 1)
+            weight, bias, softcap, scale = self.head()
+            logprobs, ent = _HeadLogprobs.apply(
+                states, weight, bias, batch.input_ids[positions], scale / temperature, softcap,
+                entropy,
+            )  # fmt: skip
+        return logprobs, ent if entropy else None
+
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None
+    ) -> Tensor:
+        """Last hidden states [B, S, width]. Input [B, S]; B is 1 for packed rows."""
+        return self.backbone()(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=cache,
+            # the default would keep a cache and with it let packed rows see each other
+            use_cache=cache is not None,
+            layout=layout,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[M, width] -> [M, vocab] in fp32, for sampling."""
+        weight, bias, softcap, scale = self.head()
+        logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
+        return _cap(logits.mul_(scale), softcap)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, self.autocast)
+
+    def causal_lm(self) -> Any:
+        """The transformers model, inside its adapter wrapper or not."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def backbone(self) -> nn.Module:
+        causal_lm = self.causal_lm()
+        return getattr(causal_lm, causal_lm.base_model_prefix)
+
+    def head(self) -> tuple[Tensor, Tensor | None, float | None, float]:
+        """Weight [vocab, width], bias, soft cap and scale of the output head."""
+        causal_lm = self.causal_lm()
+        head = causal_lm.get_output_embeddings()
+        if type(head) is not nn.Linear:
+            raise ValueError(
+                f"an output head of type {type(head).__name__} is not supported: "
+                "leave lm_head out of model.lora.target_modules"
+            )
+        config = causal_lm.config
+        softcap = getattr(config, "final_logit_softcapping", None)
+        scale = 1.0 / getattr(config, "logits_scaling", 1.0)
+        return head.weight, head.bias, softcap, scale
+
+
+def forward(
+    policy: nn.Module, batch: Batch, *, entropy: bool = False, temperature: float = 1.0
+) -> Output:
+    """Log-probs (and entropy) of the trained tokens of a packed batch, laid out as [T]."""
+    logprobs, ent = policy(batch, entropy=entropy, temperature=temperature)
+    zeros = logprobs.new_zeros(batch.num_tokens)
+    positions = batch.loss_mask.nonzero()[:, 0]
+    return Output(
+        logprobs=zeros.index_copy(0, positions, logprobs),
+        entropy=None if ent is None else zeros.index_copy(0, positions, ent),
+    )
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """Output head, log-softmax and gather in chunks; the backward pass recomputes the logits.
+
+    logits = cap(scale * (hidden @ weight.T + bias)). With z the logits, p = softmax(z) and H the
+    entropy: d logp_y / dz = onehot(y) - p and dH / dz = -p * (log p + H).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx | Any,
+        hidden: Tensor,  # [M, width]
+        weight: Tensor,  # [vocab, width]
+        bias: Tensor | None,
+        targets: Tensor,  # [M]
+        scale: float,
+        softcap: float | None,
+        want_entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        compute_weight = weight.to(hidden.dtype)
+        logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        lse = torch.empty_like(logprobs)
+        entropy = torch.zeros_like(logprobs)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits, _ = _logits(hidden[rows], compute_weight, bias, scale, softcap)
+            lse[rows] = logits.logsumexp(-1)
+            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - lse[rows]
+            if want_entropy:
+                logp = logits.sub_(lse[rows, None])
+                entropy[rows] = -(logp.exp() * logp).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
+        ctx.scale, ctx.softcap, ctx.want_entropy = scale, softcap, want_entropy
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprobs, grad_entropy = grads
+        hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
+        compute_weight = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for rows in _chunks(len(hidden), len(weight)):
+            logits, slope = _logits(hidden[rows], compute_weight, bias, ctx.scale, ctx.softcap)
+            logp = logits.sub_(lse[rows, None])
+            if ctx.want_entropy:
+                p = logp.exp()
+                by_entropy = (logp + entropy[rows, None]).mul_(grad_entropy[rows, None])
+                grad = p.mul_(by_entropy.add_(grad_logprobs[rows, None])).neg_()
+            else:
+                grad = logp.exp_().mul_(-grad_logprobs[rows, None])
+            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            if slope is not None:
+                grad.mul_(slope)
+            grad = grad.mul_(ctx.scale).to(hidden.dtype)
+            torch.mm(grad, compute_weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                if grad_weight.dtype == grad.dtype:
+                    grad_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    grad_weight.add_(grad.T @ hidden[rows])
+            if grad_bias is not None:
+                grad_bias.add_(grad.sum(0))
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _chunks(num_rows: int, vocab: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocab)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits of a chunk and, where they are capped, d capped / d uncapped."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits += bias
+    logits = logits.float().mul_(scale)
+    if softcap is None:
+        return logits, None
+    squashed = torch.tanh(logits / softcap)
+    return squashed * softcap, 1 - squashed.square()

@@ -1,0 +1,264 @@
+"""Load or create the policy, check it, and keep the reference.
+
+The reference policy is the policy's trainable tensors as they were at the start of the run.
+Swapping them in gives the reference for any start: a full model, a fresh adapter (whose start is
+the base model), or an adapter that was trained before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import posttrain.attention as attention
+from posttrain.batch import Batch, Sequence, pack
+from posttrain.forward import LanguageModel, forward
+
+if TYPE_CHECKING:
+    from posttrain.config import ModelConfig, ScratchConfig
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Models:
+    policy: nn.Module
+    """A LanguageModel, sharded or not."""
+    tokenizer: Any
+    stop_token_ids: list[int]
+    temperature: float = 1.0
+    """Log-probs are those of the distribution that rollouts are sampled from."""
+    start: dict[str, Tensor] = field(default_factory=dict)
+    """Trainable tensors at the start of the run, kept where a reference is needed."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def keep_reference(self) -> None:
+        self.start = {name: p.detach().clone() for name, p in self.trainable().items()}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The policy is the reference inside the block."""
+        assert self.start, "keep_reference() was not called"
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        # contents are exchanged in place, so optimiser, FSDP shards and hooks keep their tensors
+        for name, parameter in self.trainable().items():
+            current = parameter.detach().clone()
+            parameter.copy_(self.start[name])
+            self.start[name].copy_(current)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, max_tokens: int) -> Tensor:
+        """Log-probs [T] of the policy as it is now, without grad and without dropout."""
+        was_training = self.policy.training
+        self.policy.eval()
+        parts = [
+            forward(self.policy, part, temperature=self.temperature).logprobs
+            for part in batch.split(max_tokens)
+        ]
+        self.policy.train(was_training)
+        return torch.cat(parts)
+
+
+def choose_device(name: str) -> torch.device:
+    if name != "auto":
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("model.device is cuda, but torch sees no CUDA device")
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Compute dtype. bf16 where the hardware multiplies it natively; on a CPU that is AMX only."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn.Module:
+    """A model with random weights, reproducible from the seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    config_class, model_class = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[scratch.architecture]
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=scratch.hidden_size,
+        intermediate_size=scratch.intermediate_size,
+        num_hidden_layers=scratch.num_layers,
+        num_attention_heads=scratch.num_heads,
+        num_key_value_heads=scratch.num_kv_heads,
+        max_position_embeddings=scratch.max_length,
+        tie_word_embeddings=scratch.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = model_class(config)
+    torch.set_rng_state(state)
+    return model
+
+
+def load_policy(config: ModelConfig, name: str, device: torch.device, seed: int) -> LanguageModel:
+    """A pre-trained model or adapter, full or with LoRA, ready to train.
+
+    Trainable tensors are fp32; frozen ones have the compute dtype.
+    """
+    from peft import PeftConfig, PeftModel
+
+    compute = choose_dtype(config.dtype, device)
+    is_adapter = (Path(name) / "adapter_config.json").is_file()
+    frozen_base = is_adapter or config.use_lora
+    base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter else name
+    if base_name is None:
+        raise ValueError(f"{name}/adapter_config.json does not name its base model")
+    model = load_causal_lm(base_name, compute if frozen_base else torch.float32)
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, name, is_trainable=True)
+    return prepare_policy(model, config, device, compute, seed)
+
+
+def prepare_policy(
+    model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
+) -> LanguageModel:
+    """Adapter, dtypes, checkpointing and checks for a transformers or PEFT model."""
+    if config.use_lora and not hasattr(model, "peft_config"):
+        model = add_lora(model, config, seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model = model.to(device)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+    policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
+    policy.causal_lm().set_attn_implementation(attention.NAME)
+    check_packing(policy)
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise ValueError("the model has no trainable parameter")
+    return policy
+
+
+def load_causal_lm(name: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise ValueError(model_not_found(name)) from error
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(model_not_found(name)) from error
+
+
+def model_not_found(name: str) -> str:
+    path = Path(name)
+    if path.is_dir():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        return f"model.name: {name} is no model folder (config.json + safetensors); it holds {found}"
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        return f"model.name: the folder {name} does not exist"
+    return f"model.name: no folder {name}, and the model hub has no such model or can not be reached"
+
+
+def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
+    torch.set_rng_state(state)
+    return model
+
+
+def resolve_model_path(name: str) -> str:
+    """A run directory stands for its best checkpoint, or its newest one."""
+    from posttrain.checkpoint import best_or_newest
+
+    path = Path(name)
+    if path.is_dir() and (path / "metrics.jsonl").is_file():
+        return str(best_or_newest(path))
+    return name
+
+
+@torch.no_grad()
+def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None:
+    """Two short sequences packed and apart must agree, and our head with the model's own.
+
+    Raises ValueError for an architecture that lets packed rows see each other (linear attention,
+    position ids ignored) or whose output head does more than we know of.
+    """
+    was_training = policy.training
+    policy.eval()
+    device = next(policy.parameters()).device
+    vocab = policy.causal_lm().config.vocab_size
+    ids = [torch.arange(3, 3 + n).remainder(vocab) for n in (7, 5)]
+    rows = [Sequence(x, torch.arange(len(x)) > 0) for x in ids]
+    packed = forward(policy, pack(rows).to(device)).logprobs
+    apart = torch.cat([forward(policy, pack([row]).to(device)).logprobs for row in rows])
+    if tolerance is None:
+        tolerance = 1e-4 if policy.autocast is None else 5e-2
+    difference = float((packed - apart).abs().max())
+    name = type(policy.causal_lm()).__name__
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{name} lets packed sequences see each other (log-probs differ by {difference:.2g}); "
+            "this architecture can not be trained on packed rows"
+        )
+    with policy.precision():
+        batch = pack(rows[:1]).to(device)
+        layout = attention.Packed(batch.lengths, batch.cu_seqlens)
+        logits = policy.causal_lm()(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            layout=layout,
+        ).logits[0, :-1]
+    theirs = logits.float().log_softmax(-1).gather(1, batch.input_ids[1:, None])[:, 0]
+    difference = float((theirs - apart[1 : len(rows[0])]).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{name} has an output head that is not supported (log-probs differ by "
+            f"{difference:.2g} from the model's own)"
+        )
+    policy.train(was_training)

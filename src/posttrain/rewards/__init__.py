@@ -1,0 +1,78 @@
+"""The registry of rewards. To add one: a file with a config and a `build`, and a line below.
+
+A reward is a plain function
+
+    reward(prompts, completions, completion_ids, **columns) -> list[float | None]
+
+of lists with one entry per completion; `columns` are the data row's other columns. None means
+"not applicable". An entry may be a `Score`, a float that carries a verdict to be counted.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from posttrain.rewards import custom, math
+from posttrain.rewards.score import Score
+
+RewardFn = Callable[..., list[float | None]]
+
+REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any], RewardFn]]] = {
+    "math_correctness": (math.MathCorrectness, math.build),
+    "custom": (custom.Custom, custom.build),
+}
+
+
+def build_reward(config: Any) -> RewardFn:
+    return REWARDS[config.type][1](config)
+
+
+def score(
+    reward: RewardFn,
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    rows: Sequence[dict[str, Any]],
+) -> list[float | None]:
+    """Call a reward on rows; a failure names the row that broke it, or the form that was wrong."""
+    try:
+        scores = _call(reward, prompts, completions, completion_ids, rows)
+    except Exception as error:
+        for i in range(len(rows)):
+            one = slice(i, i + 1)
+            try:
+                _call(reward, prompts[one], completions[one], completion_ids[one], rows[one])
+            except Exception as cause:
+                raise RuntimeError(
+                    f"the reward failed on row {i} ({type(cause).__name__}: {cause}); "
+                    f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
+                ) from cause
+        raise RuntimeError(f"the reward failed on the batch, though on no single row: {error}") from error
+    if len(scores) != len(completions):
+        raise RuntimeError(f"the reward returned {len(scores)} scores for {len(completions)} rows")
+    return scores
+
+
+def _call(
+    reward: RewardFn,
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    rows: Sequence[dict[str, Any]],
+) -> list[float | None]:
+    reserved = ("prompt", "completion", "messages")
+    shared = set.intersection(*(set(row) for row in rows)) if rows else set()
+    columns = {name: [row[name] for row in rows] for name in shared if name not in reserved}
+    return list(
+        reward(
+            prompts=list(prompts),
+            completions=list(completions),
+            completion_ids=list(completion_ids),
+            **columns,
+        )
+    )
+
+
+def verdict_of(value: float | None) -> str | None:
+    return value.verdict if isinstance(value, Score) else None

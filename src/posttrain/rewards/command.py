@@ -1,0 +1,59 @@
+"""`posttrain score`: a reward over the rows of a file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from posttrain.config import explain
+from posttrain.data.load import read_path
+from posttrain.rewards import REWARDS, build_reward, score, verdict_of
+
+
+def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
+    """Lines to print: score and verdict of every row, then the counts."""
+    if reward not in REWARDS:
+        near = difflib.get_close_matches(reward, REWARDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWARDS)}"
+        raise ValueError(f"no reward {reward!r}; {hint}")
+    settings = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"option {option!r} is not of the form key=value")
+        settings[key] = yaml.safe_load(value)
+    model = REWARDS[reward][0]
+    try:
+        function = build_reward(model.model_validate({"type": reward, **settings}))
+    except ValidationError as error:
+        raise ValueError(explain(error, model)) from None
+    rows = read_path(str(file), "train")
+    if not rows:
+        raise ValueError(f"{file}: no rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("completion"), str):
+            raise ValueError(
+                f"{file}, row {number}: expected a text column completion; found {', '.join(row)}"
+            )
+    completions = [row["completion"] for row in rows]
+    prompts = [row.get("prompt") for row in rows]
+    scores = score(function, prompts, completions, [[] for _ in rows], rows)
+    for number, value in enumerate(scores, 1):
+        shown = "none" if value is None else f"{value:g}"
+        yield f"{number:>6}  {shown:>6}  {verdict_of(value) or ''}"
+    known = [value for value in scores if value is not None]
+    counts = Counter(verdict_of(v) or ("not applicable" if v is None else "scored") for v in scores)
+    mean = f"{sum(known) / len(known):.4f}" if known else "none"
+    yield f"rows {len(rows)}  mean {mean}  " + "  ".join(f"{k} {n}" for k, n in counts.most_common())
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("w") as out:
+            for row, value in zip(rows, scores):
+                scored = {**row, "score": value, "verdict": verdict_of(value)}
+                out.write(json.dumps(scored, default=str) + "\n")

@@ -1,0 +1,266 @@
+"""Write what a run recorded as one self-contained HTML page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+MAX_POINTS = 600
+MAX_VERDICT_BARS = 120
+MAX_SAMPLES_PER_KIND = 200
+MAX_TEXT = 12_000
+
+Json = dict[str, Any]
+Points = list[tuple[int, float]]
+Metrics = dict[int, Json]
+Item = TypeVar("Item")
+
+
+def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the report of one run, or of several compared, and return its path."""
+    if not run_dirs:
+        raise ValueError("no run directory given: name at least one to report on")
+    if output is None and len(run_dirs) > 1:
+        raise ValueError("a report on several runs needs an output path: pass output=<file.html>")
+    output = Path(run_dirs[0]) / "report.html" if output is None else Path(output)
+    runs = [
+        read_run(Path(path), name) for path, name in zip(run_dirs, run_names(run_dirs), strict=True)
+    ]
+    page = render({"runs": runs})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8", newline="\n")
+    return output
+
+
+def render(payload: Json) -> str:
+    """Put the payload into the page template."""
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    # Only the script with this hash may run, so that nothing in the data can.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The data goes in last: it may itself contain the other placeholder.
+    return template.replace("{{script-hash}}", digest).replace("{{data}}", embed(payload))
+
+
+def embed(payload: Json) -> str:
+    """JSON that is safe inside a script element: without any `<` it cannot end the element."""
+    return json.dumps(finite(payload), separators=(",", ":"), allow_nan=False).replace(
+        "<", "\\u003c"
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same value with null in place of every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run_names(run_dirs: Sequence[Path]) -> list[str]:
+    """The shortest path endings that tell the runs apart."""
+    parts = [Path(path).resolve().parts for path in run_dirs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("the same run directory is given twice: name each run once")
+
+
+def read_run(run_dir: Path, name: str) -> Json:
+    """Everything that the page shows of one run."""
+    if not (run_dir / "metrics.jsonl").is_file():
+        raise ValueError(f"{run_dir} is not a run directory: it has no metrics.jsonl")
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    settings = flatten(read_config(run_dir / "config.yaml"))
+    evaluation = read_json(run_dir / "evaluation.json", dict)
+    return {
+        "name": name,
+        "method": first_of(settings, "method", "trainer.method", "trainer.name", "trainer.type"),
+        "model": first_of(settings, "model.name", "model.path", "model.name_or_path", "model"),
+        "last_step": max(metrics, default=None),
+        "facts": read_json(run_dir / "run.json", dict),
+        "settings": settings,
+        "series": all_series(metrics),
+        "verdicts": verdict_bars(metrics),
+        "samples": read_samples(run_dir / "samples.jsonl"),
+        "data": read_json(run_dir / "data.json", list),
+        "evaluation": evaluation.get("stages") or [],
+    }
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Json]]:
+    """Number and object of each line; a broken last line (the process was killed) is left out."""
+    broken = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if broken is not None:
+                break
+            try:
+                value = json.loads(line)
+            except ValueError:
+                broken = number
+                continue
+            if not isinstance(value, dict) or type(value.get("step")) is not int:
+                raise ValueError(f'{path}:{number} is not an object with an integer "step"')
+            yield number, value
+        else:
+            return
+    raise ValueError(f"{path}:{broken} is not valid JSON: repair or delete that line")
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Metric values by step; what a resumed run writes again for a step replaces the first."""
+    metrics: defaultdict[int, Json] = defaultdict(dict)
+    for _, line in read_lines(path):
+        metrics[line.pop("step")].update(line)
+    return dict(sorted(metrics.items()))
+
+
+def read_samples(path: Path) -> list[Json]:
+    """The last samples of each kind, long texts shortened in the middle."""
+    latest: dict[str, deque[Json]] = {}
+    for _, sample in read_lines(path) if path.is_file() else ():
+        kind = str(sample.get("kind"))
+        latest.setdefault(kind, deque(maxlen=MAX_SAMPLES_PER_KIND)).append(sample)
+    return [
+        {key: shorten(value) for key, value in sample.items()}
+        for samples in latest.values()
+        for sample in samples
+    ]
+
+
+def shorten(value: Any) -> Any:
+    """Leave out the middle of a very long text: how it starts and ends tells the most."""
+    if not isinstance(value, str) or len(value) <= MAX_TEXT:
+        return value
+    half = MAX_TEXT // 2
+    return f"{value[:half]}\n[… {len(value) - 2 * half:,} characters left out …]\n{value[-half:]}"
+
+
+def read_config(path: Path) -> Json:
+    """The nested settings; none when the file is missing."""
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_bytes()) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} should hold a mapping of settings")
+    return config
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The file's value, which must be of that kind; an empty one when the file is missing."""
+    if not path.is_file():
+        return kind()
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} should hold a JSON {'object' if kind is dict else 'array'}")
+    return value
+
+
+def flatten(config: Json, prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, each as text."""
+    settings: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            settings |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = json.dumps(value, default=str, ensure_ascii=False)
+            settings[f"{prefix}{key}"] = value if isinstance(value, str) else text
+    return settings
+
+
+def first_of(settings: dict[str, str], *names: str) -> str | None:
+    """The first of these settings that is there."""
+    return next((settings[name] for name in names if name in settings), None)
+
+
+def all_series(metrics: Metrics) -> dict[str, Json]:
+    """One curve for each metric that has numbers, verdict counts apart."""
+    points: defaultdict[str, Points] = defaultdict(list)
+    gaps: defaultdict[str, list[int]] = defaultdict(list)
+    for step, line in metrics.items():
+        for name, value in line.items():
+            if name.startswith("verdicts/"):
+                continue
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                gaps[name].append(step)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                points[name].append((step, value))
+    return {name: series(points[name], gaps[name]) for name in sorted(points | gaps)}
+
+
+def series(points: Points, gaps: list[int]) -> Json:
+    """A curve for the page: the thinned points, and its trend where thinning left some out."""
+    result = columns(thin(points))
+    if len(points) > MAX_POINTS:
+        # Smoothing what thinning leaves would follow the extremes; bucket means do not.
+        parts = buckets(points, MAX_POINTS // 2)
+        middles = [part[len(part) // 2][0] for part in parts]
+        means = [math.fsum(value for _, value in part) / len(part) for part in parts]
+        result["trend"] = columns(zip(middles, means, strict=True))
+    if gaps:
+        result["gaps"] = {"count": len(gaps), "first": gaps[0]}
+    return result
+
+
+def thin(points: Points, limit: int = MAX_POINTS) -> Points:
+    """At most `limit` points: the ends, and the lowest and highest of each stretch between."""
+    if len(points) <= limit:
+        return points
+    kept = [points[0]]
+    for part in buckets(points[1:-1], limit // 2 - 1):
+        kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return [*kept, points[-1]]
+
+
+def buckets(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
+    """The items in order, in `count` parts of nearly equal size, none of them empty."""
+    size, count = len(items), min(count, len(items))
+    return [items[i * size // count : (i + 1) * size // count] for i in range(count)]
+
+
+def columns(points: Iterable[tuple[int, float]]) -> Json:
+    """Steps and values apart, the values to seven digits to keep the page small."""
+    pairs = list(points)
+    return {
+        "steps": [step for step, _ in pairs],
+        "values": [v if isinstance(v, int) else float(f"{v:.7g}") for _, v in pairs],
+    }
+
+
+def verdict_bars(metrics: Metrics) -> Json | None:
+    """Mean of every verdict over a limited number of stretches of steps."""
+    rows = [
+        (step, found)
+        for step, line in metrics.items()
+        if (found := {k[9:]: v or 0 for k, v in line.items() if k.startswith("verdicts/")})
+    ]
+    if not rows:
+        return None
+    parts = buckets(rows, MAX_VERDICT_BARS)
+    return {
+        "steps": [[part[0][0], part[-1][0]] for part in parts],
+        "values": {
+            name: [sum(found.get(name, 0) for _, found in part) / len(part) for part in parts]
+            for name in sorted({name for _, found in rows for name in found})
+        },
+    }

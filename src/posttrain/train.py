@@ -1,0 +1,444 @@
+"""One run: build every object from the config, train, report. The map of the program."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from posttrain import distributed
+from posttrain.batch import Sequence
+from posttrain.checkpoint import Checkpoints, check_space, find_resume, read_info, versions
+from posttrain.config import Config, DataConfig, RolloutConfig, dump, save_config
+from posttrain.data.load import Row, load_rows, mix
+from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
+from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.source import OfflineSource, Source
+from posttrain.evaluation.run import evaluate_generation, evaluate_loss
+from posttrain.models import (
+    Models,
+    choose_device,
+    choose_dtype,
+    create_from_scratch,
+    load_policy,
+    load_tokenizer,
+    prepare_policy,
+    resolve_model_path,
+)
+from posttrain.rewards import RewardFn, build_reward
+from posttrain.rollout.gathered import GatheredSampler
+from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
+from posttrain.rollout.source import RolloutSource
+from posttrain.tokenizer import train_tokenizer
+from posttrain.tracking import Tracker
+from posttrain.tracking.report import write_report
+from posttrain.trainer import Trainer
+
+
+@dataclass
+class Data:
+    """What a run trains on and is evaluated on."""
+
+    sequences: list[Sequence]  # offline methods
+    prompts: list[Prompt]  # online methods
+    eval_sequences: list[Sequence]
+    eval_prompts: list[Prompt]
+    tables: list[LengthTable]
+
+    def hash(self) -> str:
+        digest = hashlib.sha256()
+        for sequence in self.sequences:
+            digest.update(sequence.input_ids.numpy().tobytes())
+            digest.update(sequence.loss_mask.numpy().tobytes())
+        for prompt in self.prompts:
+            row = json.dumps(prompt.row, sort_keys=True, default=str)
+            digest.update(f"{prompt.input_ids}{row}".encode())
+        return digest.hexdigest()
+
+
+@dataclass
+class Run:
+    """Everything that `train` needs, built and checked, with nothing written yet."""
+
+    config: Config
+    models: Models
+    renderer: Renderer
+    data: Data
+    num_steps: int
+    steps_per_epoch: int
+    base_model: str | None
+    tokenizer_name: str
+
+
+def build(config: Config) -> Run:
+    """Config, files, columns, template, masks and lengths are checked here, before any training."""
+    mixture = [(section, load_rows(section)) for section in config.mixture]
+    device = choose_device(config.model.device)
+    tokenizer, name = build_tokenizer(config, mixture)
+    limit = length_limit(config, name)
+    renderer = build_renderer(config, tokenizer, name)
+    data = prepare_data(config, mixture, renderer, limit)
+    models = build_models(config, name, tokenizer, renderer, device)
+    items = len(data.prompts) if config.algorithm.online else len(data.sequences)
+    steps_per_epoch = -(-items // items_per_step(config))
+    trainer = config.trainer
+    num_steps = trainer.max_steps or max(1, round(trainer.num_epochs * steps_per_epoch))
+    return Run(config, models, renderer, data, num_steps, steps_per_epoch, name, name or "scratch")
+
+
+def items_per_step(config: Config) -> int:
+    return config.trainer.batch_size * config.algorithm.updates(config.trainer)[1]
+
+
+def build_tokenizer(
+    config: Config, mixture: list[tuple[DataConfig, list[Row]]]
+) -> tuple[Any, str | None]:
+    """The tokenizer, and the resolved model name (None from random weights)."""
+    if config.model.scratch is not None:
+        scratch = config.model.scratch
+        texts = [text for _, rows in mixture for row in rows for text in texts_of(row)]
+        return train_tokenizer(texts, scratch.vocab_size, scratch.max_length), None
+    name = resolve_model_path(str(config.model.name))
+    return load_tokenizer(name), name
+
+
+def texts_of(row: Row) -> list[str]:
+    texts = [row[c] for c in ("text", "prompt", "completion") if isinstance(row.get(c), str)]
+    for column in ("messages", "prompt", "completion"):
+        if isinstance(row.get(column), list):
+            texts += [m["content"] for m in row[column]]
+    return texts
+
+
+def length_limit(config: Config, name: str | None) -> int:
+    """length.max_length, or what the model can take; never more than that."""
+    if name is None:
+        assert config.model.scratch is not None
+        most = config.model.scratch.max_length
+    else:
+        most = max_positions(name)
+    wanted = config.length.max_length or most
+    if wanted > most:
+        raise ValueError(f"length.max_length is {wanted}, but the model takes {most} tokens at most")
+    if config.rollout is not None:
+        wanted = min(wanted, most - config.rollout.max_new_tokens)
+        if wanted < 1:
+            raise ValueError(
+                f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a "
+                f"prompt: the model takes {most} tokens at most"
+            )
+    return wanted
+
+
+def max_positions(name: str) -> int:
+    from transformers import AutoConfig
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        from posttrain.models import model_not_found
+
+        raise ValueError(model_not_found(name)) from error
+    return int(getattr(config, "max_position_embeddings", 2**31))
+
+
+def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer:
+    sections = {(s.template, s.system_prompt) for s in config.mixture}
+    if len(sections) > 1:
+        raise ValueError("all parts of a mixture need the same template and system_prompt")
+    template, system_prompt = sections.pop()
+    return make_renderer(tokenizer, template, system_prompt, generation_stops(name))
+
+
+def generation_stops(name: str | None) -> list[int]:
+    """Stop tokens that a pre-trained model's generation config names."""
+    file = Path(name or "") / "generation_config.json"
+    if name is None or not file.is_file():
+        return []
+    stops = json.loads(file.read_text()).get("eos_token_id")
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def prepare_data(
+    config: Config, mixture: list[tuple[DataConfig, list[Row]]], renderer: Renderer, limit: int
+) -> Data:
+    policy = config.length.on_overlong
+    kind = config.algorithm.rows
+    tables: list[LengthTable] = []
+
+    def convert(rows: list[Row], kind: str, name: str) -> list[Any]:
+        if kind == "prompt":
+            prompts, table = to_prompts(rows, renderer, name, limit, policy)
+            tables.append(table)
+            return prompts
+        sequences, table = to_sequences(rows, kind, renderer, name, limit, policy)
+        tables.append(table)
+        return sequences
+
+    parts = [
+        (convert(rows, kind, label(section)), section.weight) for section, rows in mixture
+    ]
+    items = mix(parts, config.trainer.seed)
+    data = Data([], [], [], [], tables)
+    if kind == "prompt":
+        data.prompts = items
+    else:
+        data.sequences = items
+    if config.eval is not None:
+        rows = eval_rows(config)
+        if kind != "prompt":
+            data.eval_sequences = convert(rows, kind, "evaluation")
+        if config.eval.generate or kind == "prompt":
+            data.eval_prompts = convert(rows, "prompt", "evaluation prompts")
+    return data
+
+
+def eval_rows(config: Config) -> list[Row]:
+    assert config.eval is not None
+    sections = config.eval.data
+    if sections is None:
+        sections = [s.model_copy(update={"split": "test"}) for s in config.mixture]
+    elif isinstance(sections, DataConfig):
+        sections = [sections]
+    rows = [row for section in sections for row in load_rows(section)]
+    return rows[: config.eval.max_samples]
+
+
+def label(section: DataConfig) -> str:
+    return f"{section.name or section.path} ({section.split})"
+
+
+def build_models(
+    config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
+) -> Models:
+    seed = config.trainer.seed
+    if name is None:
+        assert config.model.scratch is not None
+        model = create_from_scratch(config.model.scratch, tokenizer, seed)
+        compute = choose_dtype(config.model.dtype, device)
+        policy = prepare_policy(model, config.model, device, compute, seed)
+    else:
+        policy = load_policy(config.model, name, device, seed)
+    temperature = config.rollout.temperature if config.rollout is not None else 1.0
+    return Models(policy, tokenizer, list(renderer.stop_token_ids), temperature)
+
+
+def train(config: Config, run_dir: Path | None = None) -> Path:
+    """Train as the config says; returns the run directory.
+
+    Nothing is written before everything could be built. Raises ValueError with one actionable
+    line for whatever is wrong with the config, the files or the data.
+    """
+    distributed.start(config.model.device)
+    transformers.utils.logging.disable_progress_bar()
+    resume = None
+    if config.trainer.resume_from_checkpoint is not None:
+        output_dir, name = Path(config.trainer.output_dir), run_name(config)
+        resume = find_resume(config.trainer.resume_from_checkpoint, output_dir, name)
+        run_dir = resume.parent
+    run = build(config)
+    reward = None if config.reward is None else build_reward(config.reward)
+    if run_dir is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        run_dir = Path(config.trainer.output_dir) / f"{run_name(config)}_{stamp}"
+    run_dir = Path(distributed.from_rank_0(str(run_dir)))
+    policy: Any = run.models.policy
+    sampler = None
+    if distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp":
+        whole = copy.deepcopy(policy) if reward is not None else None
+        distributed.shard(policy)
+        if whole is not None:
+            sampler = GatheredSampler(policy, whole, max_num_seqs(config))
+    elif reward is not None:
+        sampler = NativeSampler(policy, max_num_seqs(config))
+    if config.algorithm.needs_reference(config.trainer):
+        run.models.keep_reference()  # after sharding, as shards
+    if distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        weights = sum(p.numel() for p in run.models.trainable().values())
+        check_space(run_dir, 2 * 12 * weights)
+        save_config(config, run_dir / "config.yaml")
+        tables = [table.as_row() for table in run.data.tables]
+        (run_dir / "data.json").write_text(json.dumps(tables, indent=1))
+    distributed.barrier()
+    first_step = 0 if resume is None else read_info(resume)["step"]
+    tracker = Tracker(
+        run_dir,
+        run.num_steps,
+        config.trainer.logging_steps,
+        "tensorboard" in config.trainer.logger,
+        distributed.rank(),
+        first_step,
+        config.trainer.type,
+    )
+    started = time.time()
+    try:
+        _train(run, sampler, reward, run_dir, resume, tracker)
+    finally:
+        tracker.close()
+        if distributed.rank() == 0:
+            write_run_info(run, run_dir, started)
+    if distributed.rank() == 0:
+        write_report([run_dir])
+    return run_dir
+
+
+def _train(
+    run: Run,
+    sampler: Sampler | None,
+    reward: RewardFn | None,
+    run_dir: Path,
+    resume: Path | None,
+    tracker: Tracker,
+) -> None:
+    config = run.config
+    trainer = Trainer(
+        models=run.models,
+        source=build_source(run, sampler, reward, tracker),
+        algorithm=config.algorithm,
+        config=config.trainer,
+        tracker=tracker,
+        checkpoints=Checkpoints(
+            run_dir, config.trainer.keep_checkpoints, dump(config), run.data.hash(), run.base_model
+        ),
+        num_steps=run.num_steps,
+        evaluate=build_evaluation(run, sampler, reward, tracker),
+    )
+    tracker.say(describe(run))
+    if resume is not None:
+        trainer.checkpoints.load(resume, trainer)
+        left = run.num_steps - trainer.step
+        tracker.say(f"resumed from {resume}: {left} steps left" + ("" if left else ", nothing to do"))
+    trainer.fit()
+
+
+def max_num_seqs(config: Config) -> int:
+    return (config.rollout or RolloutConfig()).max_num_seqs
+
+
+def build_source(
+    run: Run, sampler: Sampler | None, reward: RewardFn | None, tracker: Tracker
+) -> Source:
+    config, trainer = run.config, run.config.trainer
+    if not config.algorithm.online:
+        return OfflineSource(
+            run.data.sequences,
+            trainer.batch_size,
+            trainer.seed,
+            distributed.rank(),
+            distributed.num_ranks(),
+        )
+    assert sampler is not None and reward is not None and config.rollout is not None
+    return RolloutSource(
+        run.data.prompts,
+        run.renderer,
+        sampler,
+        reward,
+        SamplingParams(
+            config.rollout.max_new_tokens,
+            run.renderer.stop_token_ids,
+            config.rollout.temperature,
+        ),
+        config.rollout.group_size,
+        items_per_step(config),
+        trainer.seed,
+        tracker.sample,
+    )
+
+
+def build_evaluation(
+    run: Run, sampler: Sampler | None, reward: RewardFn | None, tracker: Tracker
+) -> Callable[[int], dict[str, float]] | None:
+    settings = run.config.eval
+    if settings is None:
+        return None
+
+    def evaluate(step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if run.data.eval_sequences:
+            metrics |= evaluate_loss(
+                run.models, run.data.eval_sequences, run.config.trainer.micro_batch_tokens
+            )
+        if run.data.eval_prompts:
+            assert sampler is not None and reward is not None
+            params = SamplingParams(
+                settings.max_new_tokens, run.renderer.stop_token_ids, temperature=0
+            )
+            result = evaluate_generation(
+                sampler,
+                run.renderer,
+                run.data.eval_prompts,
+                reward,
+                params,
+                record=lambda row: tracker.sample({"step": step, **row}),
+            )
+            metrics["eval_accuracy"] = result["accuracy"]
+            metrics["eval_reward"] = result["mean_score"]
+            metrics["eval_completions/mean_length"] = result["mean_length"]
+            metrics["eval_completions/clipped_ratio"] = result["truncated"]
+        return metrics
+
+    return evaluate
+
+
+def run_name(config: Config) -> str:
+    return config.trainer.run_name or config.trainer.type
+
+
+def describe(run: Run) -> str:
+    """What is about to happen, in a few lines."""
+    policy: Any = run.models.policy
+    total = sum(p.numel() for p in policy.parameters())
+    trainable = sum(p.numel() for p in run.models.trainable().values())
+    parameter = next(policy.parameters())
+    compute = policy.autocast or torch.float32
+    lines = [
+        f"{run.config.trainer.type}: {run.base_model or 'random weights'}, {total:,} parameters, "
+        f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
+        f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
+        f"{run.num_steps:,} steps of {items_per_step(run.config)} examples, "
+        f"{run.steps_per_epoch:,} steps an epoch",
+    ]
+    return "\n".join([*lines, *table_lines(run.data.tables)])
+
+
+def table_lines(tables: list[LengthTable]) -> list[str]:
+    lines = [
+        f"{'data':<32}{'rows':>9}{'kept':>9}{'dropped':>9}{'cut':>7}{'p50':>7}{'p95':>7}{'max':>8}"
+        f"{'trained tokens':>16}"
+    ]
+    for t in tables:
+        lines.append(
+            f"{t.name[-31:]:<32}{t.rows:>9,}{t.kept:>9,}{t.dropped:>9,}{t.truncated:>7,}"
+            f"{t.length_p50:>7,}{t.length_p95:>7,}{t.length_max:>8,}{t.trained_tokens:>16,}"
+        )
+    return lines
+
+
+def write_run_info(run: Run, run_dir: Path, started: float) -> None:
+    info = {
+        "command": " ".join(sys.argv),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "num_parameters": sum(p.numel() for p in run.models.policy.parameters()),
+        "num_trainable": sum(p.numel() for p in run.models.trainable().values()),
+    }
+    (run_dir / "run.json").write_text(json.dumps(info, indent=1))
+

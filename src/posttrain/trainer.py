@@ -1,0 +1,257 @@
+"""The loop, blind to the algorithm.
+
+A step takes one batch from the source, lets the algorithm prepare it without grad, and makes one
+or more optimiser steps on it. A loss returns sums; they are divided here, once, by counts over
+every micro-batch and every rank, so none of those choices changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain import distributed
+from posttrain.algorithms.base import UNITS, Algorithm, Loss, Metrics, TrainerConfig, Unit
+from posttrain.batch import Batch
+from posttrain.checkpoint import Checkpoints
+from posttrain.data.source import Source
+from posttrain.forward import forward
+from posttrain.models import Models
+from posttrain.optim import build_optimizer, learning_rate
+from posttrain.tracking import Tracker
+
+
+@dataclass
+class Trainer:
+    models: Models
+    source: Source
+    algorithm: Algorithm
+    config: TrainerConfig
+    tracker: Tracker
+    checkpoints: Checkpoints
+    num_steps: int
+    evaluate: Callable[[int], dict[str, float]] | None = None
+    step: int = 0
+    num_tokens: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    optimizer: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.models.policy.parameters(), self.config)
+
+    def fit(self) -> None:
+        """Train to the last step, or until the evaluation metric stops getting better."""
+        self.models.policy.train()
+        while self.step < self.num_steps:
+            started = time.perf_counter()
+            metrics = self.train_step()
+            metrics["step_time"] = time.perf_counter() - started
+            self.tracker.train(self.step, metrics)
+            last = self.step == self.num_steps
+            stop = self._evaluate(last)
+            every = self.config.save_steps
+            if last or stop or (every is not None and self.step % every == 0):
+                self.checkpoints.save(self)
+            if stop:
+                self.tracker.say(f"stopped early at step {self.step}: best was {self.best:.4g}")
+                break
+
+    def train_step(self) -> dict[str, float]:
+        device = next(self.models.policy.parameters()).device
+        batch, source_metrics = self.source.next_batch()
+        batch = self.algorithm.prepare(batch.to(device), self.models, self.config)
+        rate = learning_rate(self.config, self.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.step += 1
+        totals: Metrics = dict(source_metrics)
+        for minibatch in self._minibatches(batch):
+            add_metrics(totals, self.update(minibatch))
+        totals["num_tokens"] = (float(batch.num_tokens), None)
+        metrics = combine(distributed.all_gather(totals))
+        self.num_tokens += int(metrics["num_tokens"])
+        metrics.update(learning_rate=rate, num_tokens=float(self.num_tokens))
+        self.algorithm.guard(metrics, self.config)
+        return metrics
+
+    def update(self, batch: Batch) -> Metrics:
+        """One optimiser step on this rank's part of a global batch."""
+        policy = self.models.policy
+        counts = self._global_counts(batch)
+        sharded = distributed.is_sharded(policy)
+        # FSDP averages gradients over the ranks; a loss that is a share of a sum must not be
+        scale = distributed.num_ranks() if sharded else 1
+        # the loss is a share of the global one on each rank: shares add up, they do not average
+        totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+        for part, weight in self._micro_batches(batch, sharded):
+            out = forward(
+                policy,
+                part,
+                entropy=self.algorithm.needs_entropy,
+                temperature=self.models.temperature,
+            )
+            loss = self.algorithm.loss(out, part, self.config)
+            value = weight * _total(loss, counts)
+            (scale * value).backward()
+            self._check_finite(value, loss)
+            if weight:
+                add_metrics(totals, {"loss": (float(value.detach()), 0.0)})
+                add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+        parameters = list(self.models.trainable().values())
+        distributed.sum_gradients(parameters, sharded)
+        norm = self._clip(parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        unwrapped: Any = policy
+        unwrapped.version += 1
+        totals["grad_norm"] = (norm, 1.0)
+        return totals
+
+    def _minibatches(self, batch: Batch) -> Iterator[Batch]:
+        """The batch itself, or passes over parts of it where the method asks for them."""
+        epochs, parts = self.algorithm.updates(self.config)
+        if parts == 1:
+            for _ in range(epochs):
+                yield batch
+            return
+        groups = batch.per_seq["group"].unique(sorted=True).tolist()
+        of_group: dict[int, list[int]] = {group: [] for group in groups}
+        for i, group in enumerate(batch.per_seq["group"].tolist()):
+            of_group[group].append(i)
+        per_part = math.ceil(max(distributed.all_gather(len(groups))) / parts)
+        for _ in range(epochs):
+            for k in range(parts):
+                chosen = groups[k * per_part : (k + 1) * per_part]
+                yield batch.select([i for group in chosen for i in of_group[group]])
+
+    def _global_counts(self, batch: Batch) -> dict[Unit, float]:
+        local = {unit: count(batch) for unit, count in UNITS.items()}
+        ranks = distributed.all_gather(local)
+        return {unit: sum(counts[unit] for counts in ranks) for unit in local}
+
+    def _micro_batches(self, batch: Batch, lockstep: bool) -> Iterator[tuple[Batch, float]]:
+        """Micro-batches with weight 1. In lockstep, ranks with fewer of them repeat one with
+        weight 0, since sharded layers wait for every rank."""
+        active = batch
+        if "active" in batch.per_seq:
+            active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
+        parts = active.split(self.config.micro_batch_tokens, self.algorithm.group_size)
+        for part in parts:
+            yield part, 1.0
+        if lockstep:
+            for _ in range(max(distributed.all_gather(len(parts))) - len(parts)):
+                yield parts[0] if parts else batch.select([0]), 0.0
+
+    def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
+        """Scale the gradients down to max_grad_norm; returns the norm before."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if not grads:
+            return 0.0
+        total = torch.nn.utils.get_total_norm(grads)
+        norm = float(distributed.full(total))
+        if not math.isfinite(norm):
+            names = [
+                name
+                for name, p in self.models.trainable().items()
+                if p.grad is not None and not distributed.full(p.grad).isfinite().all()
+            ]
+            raise ValueError(
+                f"step {self.step}: the gradient is not finite, first in {names[0] if names else '?'}"
+                f"{self._last_checkpoint()}"
+            )
+        limit = self.config.max_grad_norm
+        if limit is not None and norm > limit:
+            for grad in grads:
+                grad.mul_(limit / (norm + 1e-6))
+        return norm
+
+    def _check_finite(self, value: Tensor, loss: Loss) -> None:
+        if not torch.isfinite(value):
+            bad = [unit for unit, term in loss.terms.items() if not torch.isfinite(term)]
+            raise ValueError(
+                f"step {self.step}: the loss is not finite ({', '.join(bad) or 'total'} term)"
+                f"{self._last_checkpoint()}; lower trainer.learning_rate or look at the data"
+            )
+
+    def _last_checkpoint(self) -> str:
+        last = self.checkpoints.newest()
+        return f"; the last checkpoint is {last}" if last else "; there is no checkpoint yet"
+
+    def _evaluate(self, last: bool) -> bool:
+        """True when training should stop early."""
+        every = self.config.eval_steps
+        if self.evaluate is None or every is None or not (last or self.step % every == 0):
+            return False
+        metrics = self.evaluate(self.step)
+        self.models.policy.train()
+        self.tracker.evaluation(self.step, metrics)
+        early = self.config.early_stopping
+        if early is None:
+            return False
+        if early.metric not in metrics:
+            known = ", ".join(metrics)
+            raise ValueError(f"trainer.early_stopping.metric: no {early.metric}; there are {known}")
+        value = metrics[early.metric] * (1 if early.mode == "max" else -1)
+        before = None if self.best is None else self.best * (1 if early.mode == "max" else -1)
+        if before is None or value > before:
+            self.best, self.best_step = metrics[early.metric], self.step
+            self.evaluations_without_gain = 0
+            self.checkpoints.save(self)
+            return False
+        self.evaluations_without_gain += 1
+        return self.evaluations_without_gain >= early.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluations_without_gain": self.evaluations_without_gain,
+            "source": self.source.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.num_tokens = state["step"], state["num_tokens"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.evaluations_without_gain = state["evaluations_without_gain"]
+        self.source.load_state_dict(state["source"])
+
+
+def _total(loss: Loss, counts: dict[Unit, float]) -> Tensor:
+    """The micro-batch's share of the loss. A count is 0 only where its sum is 0 as well."""
+    return torch.stack([term / max(counts[unit], 1.0) for unit, term in loss.terms.items()]).sum()
+
+
+def add_metrics(totals: Metrics, more: Metrics) -> None:
+    for name, (value, count) in more.items():
+        before, count_before = totals.get(name, (0.0, 0.0))
+        totals[name] = (before + value, None if count is None else (count_before or 0.0) + count)
+
+
+def combine(ranks: list[Metrics]) -> dict[str, float]:
+    """Means over all ranks from sums and counts; plain sums where the count is None. A last word
+    that begins with `max` or `min` takes the extreme. What was never counted is left out."""
+    combined: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics in ranks for name in metrics):
+        values = [metrics[name] for metrics in ranks if name in metrics]
+        total, counts = sum(value for value, _ in values), [n for _, n in values if n is not None]
+        word = name.rpartition("/")[2].split("_")[0]
+        if word in ("max", "min"):
+            combined[name] = (max if word == "max" else min)(value for value, _ in values)
+        elif not counts:
+            combined[name] = total
+        elif sum(counts) > 0:
+            combined[name] = total / sum(counts)
+    if "reward_square" in combined:
+        variance = combined.pop("reward_square") - combined["reward"] ** 2
+        combined["reward_std"] = math.sqrt(max(0.0, variance))
+    return combined
