@@ -139,6 +139,10 @@ ROWS = [
     ("\\boxed{1.414214}", "\\sqrt{2}", NO),
     ("\\boxed{2\\cdot 10^{-20}}", "10^{-20}", NO),
     ("\\boxed{1 + \\frac{1}{\\mathrm{e}}}", "1 - \\frac{1}{\\mathrm{e}}", NO),
+    ("\\boxed{a+c+b}", "a + b + c", YES),
+    ("\\boxed{3}", "3 t", NO),
+    ("\\boxed{1 + \\frac{}{x}}", "1", NO_PREDICTION),
+    ("\\boxed{\\sqrt{1{,}000}}", "\\sqrt{1,\\!000}", YES),
     ("\\boxed{2^10}", "1024", YES),
     ("\\boxed{101_3}", "101_2", NO),
     ("\\boxed{-i}", "i", NO),
@@ -191,7 +195,7 @@ def test_number_formats_agree(x: Any) -> None:
         assert check(f"Answer: {form}", str(x + 1)) == NO, form
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(-999, 999))
 def test_the_worker_never_calls_a_number_its_successor(x: int) -> None:
     sqrt = f"{x}\\sqrt{{2}}"
@@ -200,7 +204,7 @@ def test_the_worker_never_calls_a_number_its_successor(x: int) -> None:
 
 
 @given(st.text(max_size=300), st.text(max_size=60))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_reading_never_fails(completion: str, answer: str) -> None:
     plain_number(answer)
     assert len(final_answer(f"{completion}\n#### {answer}").text) <= len(completion) + 10 + 60
@@ -269,9 +273,9 @@ def _seconds(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def test_a_hanging_comparison_is_killed_and_reaped() -> None:
     pid = _worker_pid()
-    verdict, seconds = _seconds(lambda: check(*HANGS, timeout=0.5))
+    verdict, seconds = _seconds(lambda: check(*HANGS, timeout=0.3))
     assert verdict == TIMEOUT
-    assert 0.5 <= seconds < 2
+    assert 0.3 <= seconds < 2
     with pytest.raises(ChildProcessError):  # no such child any more, not even a zombie
         os.waitpid(pid, os.WNOHANG)
     assert math_worker._child is None
@@ -337,7 +341,7 @@ def test_a_crashed_worker_is_replaced() -> None:
 )
 def test_hostile_text_ends_within_the_bound(completion: str, gold: str, allowed: list[str]) -> None:
     _worker_pid()  # the start of the worker is not part of the bound
-    verdict, seconds = _seconds(lambda: check(completion, gold, timeout=1.0))
+    verdict, seconds = _seconds(lambda: check(completion, gold, timeout=0.5))
     assert verdict in allowed
     assert seconds < 3
 
@@ -394,12 +398,12 @@ def test_the_worker_ends_with_a_killed_parent() -> None:
         "from posttrain.rewards import math, math_worker\n"
         "math.check('\\\\boxed{x}', 'x')\n"
         "print(math_worker._child.process.pid, flush=True)\n"
-        "math.check('\\\\boxed{9^{9^{9^9}}}', '\\\\sqrt{2}', timeout=1.5)\n"
+        "math.check('\\\\boxed{9^{9^{9^9}}}', '\\\\sqrt{2}', timeout=0.5)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
-    time.sleep(0.3)
+    time.sleep(0.1)
     assert _is_running(pid)
     parent.kill()
     parent.wait()
@@ -474,7 +478,7 @@ def test_math_gold_equals_itself() -> None:
 
 
 def test_math_solutions_match_their_own_answer_only() -> None:
-    rows = _rows("math/math500_test.jsonl")[:150]
+    rows = _rows("math/math500_test.jsonl")[:100]
     solutions, golds = [row["solution"] for row in rows], [row["answer"] for row in rows]
     assert verdicts(solutions, golds).count(YES) >= 0.99 * len(golds)
     others = golds[1:] + golds[:1]

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm, StrictConfig
@@ -93,6 +101,14 @@ class DataConfig(StrictConfig):
         return self
 
 
+# one section or a list of them, told apart by form so that errors speak of the one that was meant
+Mixture = Annotated[
+    Annotated[DataConfig, Tag("DataConfig")]
+    | Annotated[list[DataConfig], Tag("list[DataConfig]")],
+    Discriminator(lambda data: "list[DataConfig]" if isinstance(data, list) else "DataConfig"),
+]
+
+
 class LengthConfig(StrictConfig):
     max_length: int | None = Field(None, ge=2)
     """Longest sequence in tokens; by default what the model can take."""
@@ -112,7 +128,7 @@ class RolloutConfig(StrictConfig):
 class EvalConfig(StrictConfig):
     """Evaluation during training, on rows that are not trained on."""
 
-    data: DataConfig | list[DataConfig] | None = None
+    data: Mixture | None = None
     """By default the training data's own `test` split."""
     max_samples: int | None = Field(200, ge=1)
     generate: bool = False
@@ -137,7 +153,7 @@ AnyRewardConfig = _union([config for config, _ in REWARDS.values()])
 
 class Config(StrictConfig):
     model: ModelConfig
-    data: DataConfig | list[DataConfig]
+    data: Mixture
     length: LengthConfig = LengthConfig()
     trainer: AnyTrainerConfig
     rollout: RolloutConfig | None = None
@@ -262,10 +278,25 @@ def save_config(config: Config, path: Path) -> None:
 
 def dump(config: BaseModel) -> dict[str, Any]:
     """The resolved tree: what was given and every default that applies."""
-    tree = config.model_dump(mode="json", exclude_none=True)
+    tree = config.model_dump(mode="json")
+    _drop_default_nones(config, tree)
     if not tree.get("model", {}).get("use_lora", True):
         tree["model"].pop("lora", None)
     return tree
+
+
+def _drop_default_nones(model: BaseModel, tree: dict[str, Any]) -> None:
+    """None is left out where it is the default; elsewhere it is a choice (max_grad_norm: null)."""
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value is None and info.default is None:
+            tree.pop(name, None)
+        elif isinstance(value, BaseModel):
+            _drop_default_nones(value, tree[name])
+        elif isinstance(value, list):
+            for item, part in zip(value, tree[name]):
+                if isinstance(item, BaseModel):
+                    _drop_default_nones(item, part)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -274,7 +305,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("recipes/**/*.yaml")])
         raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -294,7 +327,10 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             if not isinstance(child, dict):
                 raise ValueError(f"override {override!r}: {section} is not a section with keys")
             node = child
-        node[last] = yaml.safe_load(value)
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"override {override!r}: the value is not valid YAML") from None
     return tree
 
 
@@ -314,13 +350,16 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
         key, section = loc[-1], ".".join(p for p in loc[:-1] if not p.isdigit())
         if key in HINTS:
             return f"unknown key {where}: write {HINTS[key]}"
-        siblings = [p.rpartition(".")[2] for p in known if p.rpartition(".")[0] == section]
+        sections = [section, section.rpartition(".")[0]]  # the last part may be a name of the user's
+        found = [[p.rpartition(".")[2] for p in known if p.rpartition(".")[0] == s] for s in sections]
+        siblings = found[0] or found[1]
         if key in siblings:
             kind = error["loc"][1] if len(error["loc"]) > 2 else ""
             return f"{where} is a key of another {section} type, not of {kind}"
         elsewhere = [p for p in known if p.rpartition(".")[2] == key]
         if elsewhere:
-            return f"{key} is not a key of {section or 'the top level'}: it belongs at {elsewhere[0]}"
+            best = min(elsewhere, key=lambda path: path.count("."))
+            return f"{key} is not a key of {section or 'the top level'}: it belongs at {best}"
         near = difflib.get_close_matches(key, siblings, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(siblings))}"
         return f"unknown key {where}: {hint}"

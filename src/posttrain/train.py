@@ -257,6 +257,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         run_dir = Path(config.trainer.output_dir) / f"{run_name(config)}_{stamp}"
     run_dir = Path(distributed.from_rank_0(str(run_dir)))
     policy: Any = run.models.policy
+    torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
     sampler = None
     if distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp":
         whole = copy.deepcopy(policy) if reward is not None else None

@@ -8,10 +8,13 @@ import inspect
 import io
 import json
 import random
+import zlib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError, validate_call
 
 if TYPE_CHECKING:
     from posttrain.config import DataConfig
@@ -39,6 +42,8 @@ def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:
         whole, part = int(weight), weight % 1
         mixed += rows * whole
         mixed += random.Random(seed).sample(rows, round(part * len(rows)))
+    if not mixed:
+        raise ValueError("data.weight leaves no row of the mixture")
     return mixed
 
 
@@ -95,13 +100,16 @@ def _suffix(path: Path) -> str:
 
 def _text(path: Path) -> str:
     raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file ({error})") from None
     try:
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        return raw.decode("utf-8-sig")  # without the byte order mark that spreadsheets write
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text") from None
-    except gzip.BadGzipFile:
-        raise ValueError(f"{path}: not a gzip file") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -132,6 +140,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses texts above 131,072 characters
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
     for row in reader:
         if None in row or None in row.values():
@@ -182,4 +191,10 @@ def _named(config: DataConfig) -> list[Row]:
             raise ValueError(
                 f"data.options: {config.name} has no option {option!r}; known: {', '.join(accepted)}"
             )
-    return load(config.split, **options)
+    try:
+        return validate_call(load)(config.split, **options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"data.options.{first['loc'][0]}: {first['msg'].lower()} (got {first['input']!r})"
+        ) from None

@@ -70,8 +70,10 @@ def to_sequences(
     for number, row in enumerate(rows, 1):
         sequence = _render(row, number, name, columns, lambda r: make(renderer, r))
         table.lengths.append(len(sequence))
-        if not sequence.loss_mask.any():
-            raise ValueError(f"{name}, row {number}: no token to train on (empty completion?)")
+        trained = sequence.input_ids[sequence.loss_mask].tolist()
+        if set(trained) <= {*renderer.stop_token_ids}:
+            empty = "text" if kind == "text" else "completion"
+            raise ValueError(f"{name}, row {number}: nothing to train on (the {empty} is empty)")
         pieces = [sequence]
         if len(sequence) > max_length:
             pieces = _shorten(sequence, max_length, policy, name, number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import torch
 
 from posttrain.batch import Sequence
@@ -37,7 +38,7 @@ class Renderer:
         return self._ids(self._template(self.prompt_messages(row), generation=True))
 
     def prompt_messages(self, row: Row) -> list[Message]:
-        messages = messages_of(row, "prompt") if "messages" not in row else row["messages"]
+        messages = messages_of(row, "messages" if "messages" in row else "prompt")
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         return self._with_system(messages)
@@ -49,7 +50,7 @@ class Renderer:
             completion = [*self._ids(_text(row, "completion")), self.turn_end]
             return _sequence([(prompt, False), (completion, True)])
         if "messages" in row:
-            messages = self._with_system(row["messages"])
+            messages = self._with_system(messages_of(row, "messages"))
         else:
             prompt_messages = self._with_system(messages_of(row, "prompt"))
             messages = prompt_messages + messages_of(row, "completion", role="assistant")
@@ -75,6 +76,8 @@ class Renderer:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            if i == 0:
+                raise ValueError("the chat begins with the assistant: no prompt leads to that turn")
             start = self._prefix(full, messages[:i], generation=True)
             end = self._prefix(full, messages[: i + 1], generation=False)
             turn = self._ids(full[start:end])
@@ -102,9 +105,14 @@ class Renderer:
         return len(prefix)
 
     def _template(self, messages: list[Message], generation: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation
-        )
+        if not messages:
+            raise ValueError("the chat is empty")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation
+            )
+        except jinja2.TemplateError as error:  # what templates raise for an order of roles
+            raise ValueError(f"the chat template refuses this chat: {error}") from None
         assert isinstance(text, str)
         return text
 
@@ -119,7 +127,7 @@ class Renderer:
         if self.system_prompt is not None:
             prompt = f"{self.system_prompt}\n\n{prompt}"
         ids = self.tokenizer(prompt, verbose=False)["input_ids"]
-        if ids and ids[-1] in self.stop_token_ids:  # tokenizers that close every text
+        if ids and ids[-1] == self.tokenizer.eos_token_id:  # tokenizers that close every text
             ids = ids[:-1]
         if not ids:
             raise ValueError("the prompt is empty")
@@ -173,15 +181,15 @@ def _turn_end(tokenizer: Any) -> int:
 def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
     """A column that holds a string or a list of messages."""
     value = row.get(column)
-    if isinstance(value, str):
+    if isinstance(value, str) and column != "messages":
         return [{"role": role, "content": value}]
     if not isinstance(value, list) or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in value
     ):
         raise ValueError(
-            f"{column} must be a text or a list of {{role, content}} messages; "
-            f"found {str(value)[:60]!r}"
+            f"{column} must be {'' if column == 'messages' else 'a text or '}a list of "
+            f"{{role, content}} messages; found {str(value)[:60]!r}"
         )
     return value
 

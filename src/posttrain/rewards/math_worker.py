@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -144,6 +145,8 @@ _JOIN_WORDS = re.compile(r"\s*(?:,|\\text\s*\{)?\s*\b(?:and|or)\b\s*\}?\s*")
 _TEXT_COMMAND = re.compile(r"\\(?:text\w*|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _LITERAL = re.compile(r"(?=.*\w)[\w\s.,:'/()-]+")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{4})[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
+# A thin negative space, a thousands separator (1{,}000 or 1,\!000), a leading "approximately".
+_NO_MEANING = re.compile(r"(?:,?\\!|\{,\})\s*(?=\d{3})|\\!|^\s*\$?\s*(?:\\approx|≈)")
 _LETTER_FONT = re.compile(r"\\math(?:rm|bf|it|sf)\s*\{\s*([A-Za-z])\s*\}")
 _POWER = re.compile(r"(?:\*\*|\^)\s*(-?\d{2,}|(?<=\*)-?\d)")  # 2**10 and 2^10, not 2^1 times 0
 _ONE_FORMULA = re.compile(r"\s*(?:\$\$?|\\\(|\\\[)((?:(?!\\[)\]])[^$])+)(?:\$\$?|\\\)|\\\])\s*\.?")
@@ -177,7 +180,11 @@ def _parse_or_raise(text: str, whole_text: bool) -> Any:
     text = _POWER.sub(r"^{\1}", text)
     if formula := _ONE_FORMULA.fullmatch(text):
         text, whole_text = formula[1], False
-    readers: list[Any] = [LatexExtractionConfig(), ExprExtractionConfig()]
+    # math-verify's list of units holds c, t, m, ...: without a word in it "a + b + c" has none.
+    units = re.search(r"\\(?:text|mathrm|mbox)|(?<![\\A-Za-z])[A-Za-z]{2}", text) is not None
+    latex = LatexExtractionConfig()
+    latex = replace(latex, normalization_config=replace(latex.normalization_config, units=units))
+    readers: list[Any] = [latex, ExprExtractionConfig()]
     if not whole_text and not re.search(r"\$|\\\(|\\\[", text):
         # As one formula or not at all: read as prose, "1331 and 1728" would be its last number,
         # and a formula that LaTeX cannot read would be the first number in it.
@@ -213,6 +220,7 @@ def _same_number(gold: Any, answer: Any) -> bool:
 def _judge(gold: str, answer: str, whole_text: bool) -> str:
     from math_verify import verify
 
+    gold, answer = (_NO_MEANING.sub("", text) for text in (gold, answer))
     gold_literal, answer_literal = _literal(gold), _literal(answer)
     if _WORDS.fullmatch(gold_literal) and not whole_text:
         # math-verify would read a word as a product of one-letter variables, in any order.

@@ -1,0 +1,53 @@
+"""`posttrain data preview`: rendered rows with the trained tokens coloured."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from posttrain.batch import Sequence
+from posttrain.config import Config
+from posttrain.data.load import load_rows
+from posttrain.data.prepare import Prompt
+from posttrain.data.render import Renderer
+from posttrain.tracking import CONSOLE
+from posttrain.train import build_renderer, build_tokenizer, length_limit, prepare_data, table_lines
+
+
+def show(config: Config, num_rows: int) -> None:
+    """Print the first rows as the model sees them, then what became of all of them."""
+    mixture = [(section, load_rows(section)) for section in config.mixture]
+    tokenizer, name = build_tokenizer(config, mixture)
+    renderer = build_renderer(config, tokenizer, name)
+    data = prepare_data(config, mixture, renderer, length_limit(config, name))
+    CONSOLE.print(
+        Text.assemble(
+            ("trained tokens", "black on green"),
+            "  ",
+            ("context", "dim"),
+            "  stop tokens: ",
+            " ".join(tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))),
+        )
+    )
+    items: list[Sequence] | list[Prompt] = data.sequences or data.prompts
+    for number, item in enumerate(items[:num_rows], 1):
+        CONSOLE.rule(f"row {number}")
+        CONSOLE.print(coloured(item, renderer))
+    CONSOLE.rule()
+    for line in table_lines(data.tables):
+        CONSOLE.print(line, markup=False)
+
+
+def coloured(item: Sequence | Prompt, renderer: Renderer) -> Text:
+    """The tokens of a row, the trained ones marked; a prompt's are all context."""
+    ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
+    mask = [False] * len(ids) if isinstance(item, Prompt) else item.loss_mask.tolist()
+    text = Text()
+    start = 0
+    for end in range(1, len(ids) + 1):
+        # whole runs are decoded together: a character may be spread over several tokens
+        if end == len(ids) or mask[end] != mask[start]:
+            style = "black on green" if mask[start] else "dim"
+            text.append(renderer.tokenizer.decode(ids[start:end]), style=style)
+            start = end
+    tokens = f"\n[{len(ids)} tokens, {sum(mask)} trained]"
+    return text.append(tokens, style="italic")

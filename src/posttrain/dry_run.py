@@ -1,0 +1,55 @@
+"""What a run would need, said before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from posttrain.forward import CHUNK_ELEMENTS
+from posttrain.train import Run
+
+
+def estimate(run: Run) -> str:
+    """Memory by part and the size of a checkpoint, in lines. Activations are a rough count."""
+    policy: Any = run.models.policy
+    trainable = sum(p.numel() for p in run.models.trainable().values())
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    reference = 4 * trainable * run.config.algorithm.needs_reference(run.config.trainer)
+    parts = {
+        "weights": weights,
+        "gradients": 4 * trainable,
+        "optimiser": 8 * trainable,
+        "reference": reference,
+        "activations": activations(run),
+        "output head": 3 * 4 * CHUNK_ELEMENTS,
+    }
+    lines = ["memory, estimated:"]
+    lines += [f"  {name:<12}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
+    lines.append(f"  {'total':<12}{sum(parts.values()) / 2**20:>10,.0f} MiB and the libraries'")
+    lines.append(f"a checkpoint takes {3 * 4 * trainable / 2**20:,.0f} MiB")
+    return "\n".join(lines)
+
+
+def activations(run: Run) -> int:
+    """Bytes kept for the backward pass of one micro-batch.
+
+    A decoder layer of the Llama type keeps about 10 tensors of the hidden size (inputs, norms,
+    residuals, queries, attention output) and 4 of the intermediate size; with gradient
+    checkpointing, its input alone and one layer's worth while that is recomputed.
+    """
+    policy: Any = run.models.policy
+    config = policy.causal_lm().config
+    lengths = [len(s) for s in run.data.sequences] or [
+        len(p.input_ids) + run.config.rollout.max_new_tokens
+        for p in run.data.prompts
+        if run.config.rollout is not None
+    ]
+    longest, batch = max(lengths), sorted(lengths)[-run.config.trainer.batch_size :]
+    tokens = max(longest, min(run.config.trainer.micro_batch_tokens, sum(batch)))
+    size = torch.tensor([], dtype=policy.autocast or torch.float32).element_size()
+    hidden = config.hidden_size
+    per_layer = tokens * size * (10 * hidden + 4 * getattr(config, "intermediate_size", 4 * hidden))
+    if run.config.model.gradient_checkpointing:
+        return config.num_hidden_layers * tokens * size * hidden + per_layer
+    return config.num_hidden_layers * per_layer

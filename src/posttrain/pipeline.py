@@ -1,0 +1,204 @@
+"""Stages one after another, each starting from the model of the one before, then a comparison."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from rich.table import Table
+
+from posttrain.algorithms.base import StrictConfig
+from posttrain.checkpoint import checkpoints_in
+from posttrain.config import (
+    AnyRewardConfig,
+    Config,
+    DataConfig,
+    explain,
+    parse_config,
+    read_yaml,
+    with_overrides,
+)
+from posttrain.data.load import load_rows
+from posttrain.data.prepare import Prompt, to_prompts
+from posttrain.evaluation.command import load_for_sampling
+from posttrain.evaluation.run import evaluate_generation, wilson
+from posttrain.rewards import build_reward
+from posttrain.rollout.sampler import SamplingParams
+from posttrain.tracking import CONSOLE
+from posttrain.tracking.report import write_report
+from posttrain.train import train
+
+
+class StageConfig(StrictConfig):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    recipe: str
+    """A recipe file, relative to the pipeline file or to the working directory."""
+    set: dict[str, Any] = {}
+    """Overrides of the recipe: section.key: value."""
+
+
+class ComparisonConfig(StrictConfig):
+    """The same held-out problems for the model of every stage."""
+
+    splits: dict[str, DataConfig]
+    reward: AnyRewardConfig
+    max_new_tokens: int = Field(512, ge=1)
+    sampled_temperature: float = Field(1.0, gt=0)
+    """Besides greedy: one completion per problem at this temperature."""
+
+
+class PipelineConfig(StrictConfig):
+    output_dir: str
+    stages: list[StageConfig] = Field(min_length=1)
+    evaluate: ComparisonConfig | None = None
+    source: str = Field("", exclude=True)
+
+    @field_validator("stages")
+    @classmethod
+    def _distinct(cls, stages: list[StageConfig]) -> list[StageConfig]:
+        names = [stage.name for stage in stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have one name: {', '.join(names)}")
+        return stages
+
+
+def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConfig:
+    """A pipeline file with `STAGE.section.key=value` overrides."""
+    try:
+        pipeline = PipelineConfig.model_validate(read_yaml(path) | {"source": path})
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error, PipelineConfig)}") from None
+    by_name = {stage.name: stage for stage in pipeline.stages}
+    for override in overrides or []:
+        stage, _, rest = override.partition(".")
+        key, equals, value = rest.partition("=")
+        if stage.partition("=")[0] == "output_dir":
+            pipeline.output_dir = stage.partition("=")[2] + (f".{rest}" if rest else "")
+        elif stage not in by_name or not equals:
+            near = difflib.get_close_matches(stage, by_name, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"stages: {', '.join(by_name)}"
+            raise ValueError(f"override {override!r} is not STAGE.section.key=value; {hint}")
+        else:
+            by_name[stage].set[key] = value
+    return pipeline
+
+
+def stage_config(pipeline: PipelineConfig, stage: StageConfig, start: Path | None) -> Config:
+    """The stage's recipe with its overrides, starting from the run `start`."""
+    beside = Path(pipeline.source).parent / stage.recipe
+    file = beside if beside.is_file() else Path(stage.recipe)
+    overrides = [f"{key}={value}" for key, value in stage.set.items()]
+    tree = with_overrides(read_yaml(file), overrides)
+    if start is not None:
+        model = {k: v for k, v in tree.get("model", {}).items() if k != "scratch"}
+        tree["model"] = model | {"name": str(start)}
+    return parse_config(tree, f"stage {stage.name}: {file}")
+
+
+def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
+    """Run and compare all stages; returns what it writes to <output_dir>/summary.json."""
+    started = time.time()
+    output = Path(pipeline.output_dir)
+    placeholder = output / pipeline.stages[0].name
+    for i, stage in enumerate(pipeline.stages):  # every typo shows before the first stage starts
+        stage_config(pipeline, stage, placeholder if i else None)
+    splits = None if pipeline.evaluate is None else load_splits(pipeline.evaluate)
+    results: list[dict[str, Any]] = []
+    run_dirs: list[Path] = []
+    for stage in pipeline.stages:
+        run_dir = output / stage.name
+        clear(run_dir)
+        CONSOLE.rule(f"stage {stage.name}")
+        config = stage_config(pipeline, stage, run_dirs[-1] if run_dirs else None)
+        train(config, run_dir)
+        run_dirs.append(run_dir)
+        if pipeline.evaluate is not None and splits is not None:
+            result = {"name": stage.name} | compare(run_dir, pipeline.evaluate, splits)
+            results.append(result)
+            (run_dir / "evaluation.json").write_text(json.dumps({"stages": [result]}, indent=1))
+    summary = {"seconds": round(time.time() - started, 1), "stages": results}
+    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    if results:
+        CONSOLE.print(table(results))
+    CONSOLE.print(f"report: {write_report(run_dirs, output / 'report.html')}", markup=False)
+    CONSOLE.print(f"summary: {output / 'summary.json'}  ({summary['seconds']:.0f} s)", markup=False)
+    return summary
+
+
+def clear(run_dir: Path) -> None:
+    """Make room for a stage's run. Only what a run of ours left behind is deleted."""
+    if not run_dir.exists():
+        return
+    if not ((run_dir / "config.yaml").is_file() or checkpoints_in(run_dir)) and any(
+        run_dir.iterdir()
+    ):
+        raise ValueError(f"{run_dir} exists and is no run of a pipeline: move it away")
+    shutil.rmtree(run_dir)
+
+
+def load_splits(config: ComparisonConfig) -> dict[str, list[dict[str, Any]]]:
+    return {name: load_rows(section) for name, section in config.splits.items()}
+
+
+def compare(
+    run_dir: Path, config: ComparisonConfig, splits: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Greedy and sampled accuracy of a run's model, by split and over all problems."""
+    renderer, sampler, limit = load_for_sampling(str(run_dir), "auto", "auto", "auto")
+    reward = build_reward(config.reward)
+    by_split: dict[str, dict[str, Any]] = {}
+    for name, rows in splits.items():
+        prompts: list[Prompt]
+        prompts, _ = to_prompts(rows, renderer, name, limit - config.max_new_tokens, "error")
+        greedy, sampled = (
+            evaluate_generation(
+                sampler,
+                renderer,
+                prompts,
+                reward,
+                SamplingParams(config.max_new_tokens, renderer.stop_token_ids, temperature),
+            )
+            for temperature in (0.0, config.sampled_temperature)
+        )
+        by_split[name] = {
+            "accuracy": greedy["accuracy"],
+            "ci95": greedy["ci95"],
+            "sampled_accuracy": sampled["accuracy"],
+            "num_problems": greedy["num_problems"],
+            "num_correct": greedy["num_correct"],
+            "truncated": greedy["truncated"],
+        }
+    n = sum(split["num_problems"] for split in by_split.values())
+    correct = sum(split["num_correct"] for split in by_split.values())
+    sampled_correct = sum(s["sampled_accuracy"] * s["num_problems"] for s in by_split.values())
+    return {
+        "accuracy": correct / n,
+        "ci95": wilson(correct, n),
+        "sampled_accuracy": sampled_correct / n,
+        "num_problems": n,
+        "splits": by_split,
+    }
+
+
+def table(results: list[dict[str, Any]]) -> Table:
+    shown = Table(title="accuracy on held-out problems", title_justify="left")
+    for column in ("stage", "split", "problems", "greedy", "95 % interval", "at temperature 1"):
+        shown.add_column(column, justify="left" if column in ("stage", "split") else "right")
+    for result in results:
+        for split, r in [("all", result), *result["splits"].items()]:
+            low, high = r["ci95"]
+            shown.add_row(
+                result["name"] if split == "all" else "",
+                split,
+                f"{r['num_problems']:,}",
+                f"{100 * r['accuracy']:.1f} %",
+                f"{100 * low:.1f} to {100 * high:.1f} %",
+                f"{100 * r['sampled_accuracy']:.1f} %",
+                end_section=split == list(result["splits"])[-1],
+            )
+    return shown

@@ -1,0 +1,25 @@
+"""Shared by all tests: tiny models on the CPU, no network."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    torch.manual_seed(0)
+
+
+def shared(path: str) -> Path:
+    """A real data set or model that lies beside the repository; the test skips without it."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs {path} in a folder named shared beside the repository")
+    return found

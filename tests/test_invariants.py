@@ -1,0 +1,197 @@
+"""What holds for every registered method: a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import UNITS
+from posttrain.batch import pack
+from posttrain.forward import Output, forward
+
+METHODS = list(ALGORITHMS)
+# Each method as it is by default, and with every switch that changes its loss.
+VARIANTS = [
+    *((name, {}) for name in METHODS),
+    ("grpo", {"beta": 0.1}),
+    ("grpo", {"reduction": "sequence", "scale_rewards": "none"}),
+    ("grpo", {"reduction": "constant", "beta": 0.05, "epsilon_high": 0.4}),
+    ("grpo", {"num_inner_epochs": 2, "beta": 0.1}),
+]
+variants = pytest.mark.parametrize(("name", "keys"), VARIANTS)
+
+
+def updated_batch(trainer):
+    """A prepared batch and a policy that has moved since: ratios and KL are not trivial."""
+    batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in trainer.models.trainable().values():
+            p.add_(0.02 * torch.randn_like(p))
+    return batch
+
+
+@variants
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_gradient_does_not_depend_on_micro_batch_size_or_packing(name, keys, kind):
+    together = tiny.trainer_of(name, tiny.models(kind), micro_batch_tokens=10**6, **keys)
+    batch = updated_batch(together)
+    expected = tiny.gradients(together, batch)
+    for tokens in (1, 40):  # 1: every sequence is a micro-batch of its own
+        config = together.config.model_copy(update={"micro_batch_tokens": tokens})
+        together.config = config
+        tiny.assert_same(expected, tiny.gradients(together, batch))
+
+
+@variants
+def test_gradient_does_not_depend_on_the_order_of_sequences(name, keys):
+    trainer = tiny.trainer_of(name, tiny.models(), **keys)
+    batch = updated_batch(trainer)
+    size = trainer.algorithm.group_size
+    groups = [list(range(i, i + size)) for i in range(0, batch.num_sequences, size)]
+    backwards = batch.select([i for group in reversed(groups) for i in group])
+    tiny.assert_same(tiny.gradients(trainer, batch), tiny.gradients(trainer, backwards))
+
+
+@variants
+def test_gradient_checkpointing_changes_nothing(name, keys):
+    plain = tiny.trainer_of(name, tiny.models(), **keys)
+    batch = updated_batch(plain)
+    expected = tiny.gradients(plain, batch)
+    checkpointed = tiny.trainer_of(name, tiny.models(gradient_checkpointing=True), **keys)
+    checkpointed.models.policy.load_state_dict(plain.models.policy.state_dict())
+    tiny.assert_same(expected, tiny.gradients(checkpointed, batch), rtol=1e-6)
+
+
+@variants
+def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
+    """The loss of the whole batch from transformers' own padded forward, sequence by sequence."""
+    trainer = tiny.trainer_of(name, tiny.models(), **keys)
+    batch = updated_batch(trainer)
+    reference = copy.deepcopy(trainer.models.policy.model)
+    reference.set_attn_implementation("eager")
+    logprobs = []
+    start = 0
+    for length in batch.lengths:
+        ids = batch.input_ids[start : start + length]
+        logits = reference(ids[None], use_cache=False).logits[0]
+        rows = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
+        logprobs.append(torch.cat([torch.zeros(1), rows]))
+        start += length
+    out = Output(torch.cat(logprobs) * batch.loss_mask)
+    loss = trainer.algorithm.loss(out, batch, trainer.config)
+    total = sum(term / UNITS[unit](batch) for unit, term in loss.terms.items())
+    total.backward()
+    theirs = {f"model.{n}": p.grad for n, p in reference.named_parameters()}
+    tiny.assert_same(theirs, tiny.gradients(trainer, batch), rtol=2e-5)
+
+
+@variants
+def test_loss_gradient_by_finite_differences(name, keys):
+    trainer = tiny.trainer_of(name, tiny.models(), **keys)
+    batch = updated_batch(trainer)
+    batch.per_token = {k: v.double() for k, v in batch.per_token.items()}
+    logprobs = forward(trainer.models.policy, batch).logprobs.detach().double()
+
+    def loss_at(x: torch.Tensor) -> torch.Tensor:
+        return sum(trainer.algorithm.loss(Output(x), batch, trainer.config).terms.values())
+
+    x = logprobs.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_at(x), x)
+    assert gradient.abs().max() > 0
+    step = 1e-6
+    for t in batch.loss_mask.nonzero()[:12, 0].tolist():
+        if name == "grpo" and not keys.get("num_inner_epochs"):
+            # on-policy, the old log-probs are the current ones: hold them still while moving
+            batch.per_token.setdefault("old_logprobs", logprobs)
+        up, down = logprobs.clone(), logprobs.clone()
+        up[t] += step
+        down[t] -= step
+        numeric = float(loss_at(up) - loss_at(down)) / (2 * step)
+        assert numeric == pytest.approx(float(gradient[t]), rel=1e-4, abs=1e-7)
+
+
+@variants
+def test_tokens_outside_the_mask_get_no_gradient(name, keys):
+    trainer = tiny.trainer_of(name, tiny.models(), **keys)
+    batch = updated_batch(trainer)
+    logprobs = torch.randn(batch.num_tokens).sub(2).requires_grad_()
+    loss = trainer.algorithm.loss(Output(logprobs * batch.loss_mask), batch, trainer.config)
+    sum(loss.terms.values()).backward()
+    assert (logprobs.grad[~batch.loss_mask] == 0).all()
+    assert (logprobs.grad[batch.loss_mask] != 0).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trainable_tensor_gets_a_gradient(name):
+    for model_keys in ({}, {"use_lora": True}):
+        trainer = tiny.trainer_of(name, tiny.models("llama", **model_keys))
+        with torch.no_grad():  # a fresh adapter's B is zero, and with it the gradient of A
+            for p in trainer.models.trainable().values():
+                p.add_(0.01 * torch.randn_like(p))
+        batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+        for tensor, gradient in tiny.gradients(trainer, batch).items():
+            assert gradient.abs().max() > 0, tensor
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if not ALGORITHMS[n].online])
+def test_overfits_one_batch(name):
+    trainer = tiny.trainer_of(name, tiny.models(), weight_decay=0.0)
+    batch = tiny.raw_batch(trainer.algorithm, trainer.models)
+    losses = [trainer.update(batch)["loss"] for _ in range(60)]
+    first, last = losses[0][0] / losses[0][1], losses[-1][0] / losses[-1][1]
+    assert last < 0.1 * first
+
+
+def test_sequences_of_a_packed_row_do_not_see_each_other():
+    """Changing one sequence leaves the others' log-probs as they were, bit for bit."""
+    policy = tiny.models().policy
+    rows = tiny.random_sequences(5)
+    before = forward(policy, pack(rows)).logprobs
+    changed = copy.deepcopy(rows)
+    changed[2].input_ids = (changed[2].input_ids + 7) % tiny.VOCAB
+    after = forward(policy, pack(changed)).logprobs
+    start = sum(len(r) for r in rows[:2])
+    own = torch.zeros(len(before), dtype=torch.bool)
+    own[start : start + len(rows[2])] = True
+    assert torch.equal(before[~own], after[~own])
+    assert not torch.equal(before[own], after[own])
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if ALGORITHMS[n].online])
+def test_equal_rewards_give_no_gradient(name):
+    trainer = tiny.trainer_of(name, tiny.models())
+    batch = tiny.raw_batch(trainer.algorithm, trainer.models)
+    batch.per_seq["rewards"] = torch.full_like(batch.per_seq["rewards"], 0.7)
+    found = tiny.gradients(trainer, tiny.prepared(trainer, batch))
+    assert all((g == 0).all() for g in found.values())
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if ALGORITHMS[n].online])
+@pytest.mark.parametrize("model_keys", [{}, {"use_lora": True}])
+def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
+    trainer = tiny.trainer_of(name, tiny.models(**model_keys), beta=0.1)
+    batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+    totals = trainer.update(batch)
+    assert totals["kl"][0] == 0.0
+    # the sampler, the trainer and the reference are one distribution
+    assert totals["sampling/sampling_logp_difference/mean"][0] / totals["entropy"][1] < 1e-5
+    # and after the update the reference is still where it was
+    with trainer.models.reference():
+        again = trainer.models.logprobs(batch, 10**6)
+    assert torch.equal(again, batch.per_token["ref_logprobs"])
+    assert not torch.equal(again, trainer.models.logprobs(batch, 10**6))
+
+
+def test_skipping_rollouts_without_advantage_changes_nothing():
+    """The last group has equal rewards: it is counted in the denominator but not run."""
+    trainer = tiny.trainer_of("grpo", tiny.models())
+    batch = updated_batch(trainer)
+    assert not batch.per_seq["active"].all()
+    skipped = tiny.gradients(trainer, batch)
+    del batch.per_seq["active"]
+    tiny.assert_same(skipped, tiny.gradients(trainer, batch))

@@ -1,0 +1,152 @@
+"""Kill anywhere, resume, and get the bits of the run that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.checkpoint import STATE, checkpoints_in
+from posttrain.config import parse_config
+from posttrain.train import train
+
+TIMES = ("time", "step_time", "tokens_per_second")
+
+
+def run(tree: dict) -> Path:
+    return train(parse_config(tree, "test"))
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
+
+
+def samples(run_dir: Path) -> str:
+    return (run_dir / "samples.jsonl").read_text()
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = checkpoints_in(a)[-1], checkpoints_in(b)[-1]
+    assert first.name == second.name
+    file = "adapter_model.safetensors"
+    file = file if (first / file).exists() else "model.safetensors"
+    left, right = load_file(first / file), load_file(second / file)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[k], right[k]) for k in left)
+    states = [torch.load(p / STATE, weights_only=True)["optimizer"] for p in (first, second)]
+    for name, entry in states[0].items():
+        assert all(torch.equal(v, states[1][name][k]) for k, v in entry.items()), name
+
+
+@pytest.mark.parametrize("method", list(ALGORITHMS))
+@pytest.mark.parametrize("stop_at", [2, 3])
+def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypatch):
+    """stop_at 3 of 6 steps; with 5 steps an epoch that is within an epoch, then across its edge."""
+    tree = tiny.run_config(tmp_path, method, save_steps=1, keep_checkpoints=9)
+    tree["trainer"]["output_dir"] = str(tmp_path / "whole")
+    whole = run(tree)
+    tree["trainer"]["output_dir"] = str(tmp_path / "parts")
+
+    from posttrain.trainer import Trainer
+
+    step = Trainer.train_step
+
+    def dies(self):
+        if self.step == stop_at:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tree)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    tree["trainer"]["resume_from_checkpoint"] = "latest"
+    parts = run(tree)
+    assert metrics(whole) == metrics(parts)
+    assert samples(whole) == samples(parts)
+    assert_same_bits(whole, parts)
+
+
+def test_resume_with_lora_dropout_and_kl(tmp_path, monkeypatch):
+    """Everything that has a state at once: adapter, dropout's random numbers, the reference."""
+    base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=2))
+    model = {"name": str(base), "use_lora": True, "lora": {"r": 4, "dropout": 0.1}}
+    keys = {"save_steps": 2, "beta": 0.05, "num_inner_epochs": 2, "num_minibatches": 2}
+    trees = {}
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        trees[name] = tiny.run_config(tmp_path / name, "grpo", **keys) | {"model": model}
+    trees["parts"]["reward"] = trees["whole"]["reward"]
+    whole = run(trees["whole"])
+
+    from posttrain.trainer import Trainer
+
+    step = Trainer.train_step
+
+    def dies(self):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(trees["parts"])
+    monkeypatch.setattr(Trainer, "train_step", step)
+    trees["parts"]["trainer"]["resume_from_checkpoint"] = "latest"
+    parts = run(trees["parts"])
+    assert metrics(whole) == metrics(parts)
+    assert_same_bits(whole, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_sigkill_at_random_moments(method, tmp_path):
+    """A real process, killed twice at moments nobody chose, then left to finish."""
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    keys = {"save_steps": 2, "max_steps": 30, "keep_checkpoints": 2}
+    tree = tiny.run_config(tmp_path / "whole", method, **keys)
+    whole = run(tree)
+    tree["trainer"]["output_dir"] = str(tmp_path / "parts")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "posttrain", "train", str(recipe)]
+    chance = random.Random(time.time_ns())
+    kills = 0
+    while kills < 2:
+        found = [p for p in (tmp_path / "parts").glob("*") if checkpoints_in(p)]
+        resume = ["trainer.resume_from_checkpoint=latest"] if found else []
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, env=os.environ)
+        before = found and checkpoints_in(found[0])[-1].name
+        while process.poll() is None:
+            found = [p for p in (tmp_path / "parts").glob("*") if checkpoints_in(p)]
+            if found and checkpoints_in(found[0])[-1].name != before:
+                time.sleep(chance.random() * 0.15)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        process.wait()
+        if process.returncode == 0:
+            break  # it finished before the second kill
+    assert kills >= 1
+    subprocess.run(
+        [*command, "trainer.resume_from_checkpoint=latest"], check=True, stdout=subprocess.DEVNULL
+    )
+    (parts,) = (tmp_path / "parts").iterdir()
+    assert metrics(whole) == metrics(parts)
+    assert samples(whole) == samples(parts)
+    assert_same_bits(whole, parts)

@@ -1,0 +1,149 @@
+"""Tiny random models, batches and trainers that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import Algorithm
+from posttrain.batch import Batch, Sequence, pack
+from posttrain.config import ModelConfig
+from posttrain.models import Models, prepare_policy
+from posttrain.rollout.sampler import NativeSampler, SamplingParams
+from posttrain.rollout.source import to_sequence
+from posttrain.trainer import Trainer
+
+VOCAB = 61
+STOP = 3
+CPU = torch.device("cpu")
+
+
+def causal_lm(kind: str = "qwen2", seed: int = 0, **changes: Any) -> Any:
+    """Two layers of width 32 with grouped-query attention, weights large enough to matter."""
+    torch.manual_seed(seed)
+    config_class, model_class = {
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        "llama": (LlamaConfig, LlamaForCausalLM),
+    }[kind]
+    shape = dict(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        initializer_range=0.3, tie_word_embeddings=kind == "qwen2", eos_token_id=STOP,
+        bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return model_class(config_class(**(shape | changes)))
+
+
+def models(kind: str = "qwen2", seed: int = 0, **model_keys: Any) -> Models:
+    config = ModelConfig(name="tiny", **model_keys)
+    policy = prepare_policy(causal_lm(kind, seed), config, CPU, torch.float32, seed)
+    return Models(policy, tokenizer=None, stop_token_ids=[STOP])
+
+
+def random_sequences(n: int = 7, seed: int = 0) -> list[Sequence]:
+    """Ragged lengths, each with a prompt that is not trained on."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        length = int(torch.randint(4, 20, (1,), generator=generator))
+        prompt = int(torch.randint(1, length - 1, (1,), generator=generator))
+        ids = torch.randint(4, VOCAB, (length,), generator=generator)
+        rows.append(Sequence(ids, torch.arange(length) >= prompt))
+    return rows
+
+
+def rollout_sequences(policy_models: Models, groups: int = 3, size: int = 4) -> list[Sequence]:
+    """Completions sampled from the policy, with random rewards; the last group all alike."""
+    sampler = NativeSampler(policy_models.policy, max_num_seqs=64)
+    prompts = [[4 + g, 9, 5 + 2 * g] for g in range(groups) for _ in range(size)]
+    params = SamplingParams(max_new_tokens=12, stop_token_ids=(STOP,))
+    rollouts = sampler.generate(prompts, params, list(range(len(prompts))))
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for i, rollout in enumerate(rollouts):
+        alike = i // size == groups - 1
+        reward = 1.0 if alike else float(torch.rand((), generator=generator))
+        rows.append(to_sequence(rollout, reward, i // size, params.max_new_tokens))
+    return rows
+
+
+def raw_batch(algorithm: Algorithm, policy_models: Models) -> Batch:
+    """What the method's source would hand over."""
+    online = algorithm.online
+    return pack(rollout_sequences(policy_models) if online else random_sequences())
+
+
+def config_of(name: str, **keys: Any) -> Any:
+    return ALGORITHMS[name].config(max_steps=4, learning_rate=1e-2, **keys)
+
+
+def trainer_of(name: str, policy_models: Models, **keys: Any) -> Trainer:
+    """A trainer without files; its source is never asked."""
+    nothing: Any = SimpleNamespace(newest=lambda: None)
+    config = config_of(name, **keys)
+    algorithm = ALGORITHMS[name]
+    if algorithm.needs_reference(config):
+        policy_models.keep_reference()
+    return Trainer(policy_models, nothing, algorithm, config, nothing, nothing, num_steps=4)
+
+
+def prepared(trainer: Trainer, batch: Batch) -> Batch:
+    return trainer.algorithm.prepare(batch, trainer.models, trainer.config)
+
+
+def gradients(trainer: Trainer, batch: Batch) -> dict[str, torch.Tensor]:
+    """The gradients of one update, taken before clipping; the weights stay as they are."""
+    taken: dict[str, torch.Tensor] = {}
+
+    def take(parameters: list[torch.nn.Parameter]) -> float:
+        for name, p in trainer.models.trainable().items():
+            taken[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            p.grad = None
+        return 0.0
+
+    trainer._clip = take  # type: ignore[method-assign]
+    trainer.update(batch)
+    return taken
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], rtol: float = 1e-5) -> None:
+    """Equal up to rounding, relative to the largest entry of each tensor; and not all zero."""
+    assert a.keys() == b.keys()
+    assert any(x.abs().max() > 0 for x in a.values()), "all gradients are zero: nothing is tested"
+    for name in a:
+        scale = max(float(a[name].abs().max()), 1e-6)
+        difference = float((a[name] - b[name]).abs().max())
+        assert difference <= rtol * scale, f"{name}: {difference} of {scale}"
+
+
+def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict[str, Any]:
+    """A whole runnable config tree on word problems, small enough for seconds."""
+    tmp_path.mkdir(exist_ok=True)
+    tree: dict[str, Any] = {
+        "model": {"scratch": {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2,
+                              "num_heads": 2, "num_kv_heads": 1, "vocab_size": 400,
+                              "max_length": 256}},
+        "data": {"name": "word_problems", "options": {"num_rows": 40}},
+        "trainer": {"type": method, "output_dir": str(tmp_path), "run_name": method,
+                    "max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "logger": []},
+    }  # fmt: skip
+    if method == "pretrain":
+        text = tmp_path / "text.jsonl"
+        text.write_text("".join(f'{{"text": "row {i} counts to {i * i}"}}\n' for i in range(20)))
+        tree["data"] = {"path": str(text)}
+    if ALGORITHMS[method].online:
+        tree["rollout"] = {"group_size": 4, "max_new_tokens": 16}
+        # a reward that random weights do get: short completions
+        reward = tmp_path / "reward.py"
+        reward.write_text(
+            "def reward(prompts, completions, completion_ids, **columns):\n"
+            "    return [len(set(ids)) / 16 for ids in completion_ids]\n"
+        )
+        tree["reward"] = {"type": "custom", "path": str(reward)}
+    tree["trainer"] |= trainer_keys
+    return tree
