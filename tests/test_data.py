@@ -29,7 +29,7 @@ GOOD = b'{"prompt": "a", "completion": "b"}\n'
 LONG = b'{"prompt": "a", "completion": "%s"}\n' % (b"7" * 200)  # every digit is a token
 ROWS = [
     {"prompt": "How many, Tom?", "completion": "42", "note": "x,y"},
-    {"prompt": 'He said "no"\nand left\tfast', "completion": " Zażółć 日本 ", "note": ""},
+    {"prompt": 'He said "no"\nand left\tnow\u2028!\x85', "completion": " Zażółć 日本 ", "note": ""},
     {"prompt": "c", "completion": "d", "note": "z"},
 ]
 
@@ -63,7 +63,7 @@ def run(data: Any, method: str = "sft", model: dict[str, Any] | None = None, **r
 
 
 def complaint(data: Any, method: str = "sft", **rest: Any) -> str:
-    with pytest.raises(ValueError, match=".") as caught:  # noqa: PT011: the callers look at it
+    with pytest.raises(ValueError, match=r".+") as caught:
         run(data, method, **rest)
     text = str(caught.value)
     assert "\n" not in text
@@ -88,7 +88,7 @@ MALFORMED = [
     ("short.csv", b"prompt,completion\na,b\nc\n", [", line 3: expected 2 columns"]),
     ("wide.csv", b"prompt,completion\na,b\nc,d,e\n", [", line 3: expected 2 columns"]),
     ("head.csv", b"prompt,completion\n", [": no rows"]),
-    ("commas.tsv", b"prompt,completion\na,b\n", [", row 1: expected the columns prompt+completion"]),
+    ("commas.tsv", b"prompt,completion\na,b\n", [", row 1: expected the columns prompt+"]),
     ("broken.parquet", b"PAR1 no", ["not a Parquet file"]),
     ("rows.xlsx", b"x", ["unknown kind of file; known are .jsonl, .json, .parquet"]),
     (
@@ -190,7 +190,7 @@ def test_gsm8k_row_without_an_answer(tmp_path: Path) -> None:
         assert "gsm8k train, row 1: expected question and answer with '#### x'" in text
 
 
-@pytest.mark.parametrize("split, rows", [("train", 7473), ("test", 1319)])
+@pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])
 def test_gsm8k(split: str, rows: int) -> None:
     place = shared("data/gsm8k")
     loaded = load_rows(DataConfig(name="gsm8k", path=str(place), split=split))
@@ -225,12 +225,12 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("form", ["as it is", "gz", "bom"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [(k, f) for k in FORMATS for f in ("as it is", "gz", "bom") if (k, f) != ("parquet", "bom")],
+)
 def test_formats_give_equal_rows(tmp_path: Path, kind: str, form: str) -> None:
     content = FORMATS[kind]()
-    if kind == "parquet" and form != "as it is":
-        pytest.skip("Parquet is binary and compressed by itself")
     file = tmp_path / f"rows.{kind}{'.gz' if form == 'gz' else ''}"
     content = b"\xef\xbb\xbf" + content if form == "bom" else content
     file.write_bytes(gzip.compress(content) if form == "gz" else content)
@@ -347,7 +347,7 @@ def test_overlong_prompts(renderer: Renderer) -> None:
     prompts, table = to_prompts(rows, renderer, "set", 16, "drop")
     assert [p.row for p in prompts] == rows[:1]
     assert (table.rows, table.kept, table.dropped) == (2, 1, 1)
-    with pytest.raises(ValueError, match="row 2: the prompt has 10. tokens.*on_overlong: drop$"):
+    with pytest.raises(ValueError, match=r"row 2: the prompt has 10. tokens.*on_overlong: drop$"):
         to_prompts(rows, renderer, "set", 16, "error")
 
 
@@ -368,7 +368,7 @@ def test_eval_split_that_is_missing(tmp_path: Path) -> None:
         "trainer": {"type": "sft", "max_steps": 1, "eval_steps": 1},
         "eval": {},
     }
-    with pytest.raises(ValueError, match="no file for split 'test': found train.jsonl"):
+    with pytest.raises(ValueError, match=r"no file for split 'test': found train\.jsonl"):
         build(parse_config(tree, "run.yaml"))
 
 

@@ -39,8 +39,11 @@ def train(
     config = load_config(recipe, overrides)
     if dry_run:
         from posttrain.dry_run import estimate
+        from posttrain.rewards import build_reward
 
         built = build(config)
+        if config.reward is not None:
+            build_reward(config.reward)
         print(describe(built))
         print(estimate(built))
         return
@@ -212,6 +215,8 @@ def main() -> None:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
             raise
+        if not usage():  # a bare `posttrain` has printed its help
+            sys.exit(2)
         fail(usage())
 
 

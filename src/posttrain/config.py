@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+from pydantic.functional_validators import field_validator, model_validator
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm, StrictConfig
@@ -184,7 +177,8 @@ class Config(StrictConfig):
             raise ValueError("give either trainer.num_epochs or trainer.max_steps")
         if self.algorithm.online:
             if self.reward is None:
-                raise ValueError(f"{method} needs a reward section, for example type: {[*REWARDS][0]}")
+                example = next(iter(REWARDS))
+                raise ValueError(f"{method} needs a reward section, for example type: {example}")
             self.rollout = self.rollout or RolloutConfig()
             if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
                 raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")
@@ -302,7 +296,8 @@ def _drop_default_nones(model: BaseModel, tree: dict[str, Any]) -> None:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
-        near = difflib.get_close_matches(str(path), [str(p) for p in Path().glob("recipes/**/*.yaml")])
+        there = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(str(file), [str(p) for p in there])
         raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -350,9 +345,8 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
         key, section = loc[-1], ".".join(p for p in loc[:-1] if not p.isdigit())
         if key in HINTS:
             return f"unknown key {where}: write {HINTS[key]}"
-        sections = [section, section.rpartition(".")[0]]  # the last part may be a name of the user's
-        found = [[p.rpartition(".")[2] for p in known if p.rpartition(".")[0] == s] for s in sections]
-        siblings = found[0] or found[1]
+        siblings = _children(known, section)
+        siblings = siblings or _children(known, section.rpartition(".")[0])  # below a user's name
         if key in siblings:
             kind = error["loc"][1] if len(error["loc"]) > 2 else ""
             return f"{where} is a key of another {section} type, not of {kind}"
@@ -377,6 +371,10 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
     if error["type"] == "value_error":
         return message
     return f"{where}: {message[0].lower() + message[1:]} (got {error['input']!r})"
+
+
+def _children(paths: list[str], section: str) -> list[str]:
+    return [p.rpartition(".")[2] for p in paths if p.rpartition(".")[0] == section]
 
 
 def _key_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -98,15 +98,19 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     raw = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file ({error})") from None
+    if path.suffix != ".gz":
+        return raw
     try:
-        return raw.decode("utf-8-sig")  # without the byte order mark that spreadsheets write
+        return gzip.decompress(raw)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")  # without the mark that spreadsheets write
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text") from None
@@ -152,8 +156,9 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
+    file = pyarrow.BufferReader(_bytes(path)) if path.suffix == ".gz" else path
     try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
+        yield from pyarrow.parquet.read_table(file).to_pylist()
     except pyarrow.lib.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
@@ -163,7 +168,8 @@ def read_hub(name: str, split: str, config: str | None = None) -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{name}: reading from the hub needs pip install 'posttrain[hub]'") from None
+        message = f"{name}: reading from the hub needs pip install 'posttrain[hub]'"
+        raise ValueError(message) from None
     try:
         return list(datasets.load_dataset(name, config, split=split))
     except (OSError, ValueError, RuntimeError) as error:
@@ -189,7 +195,8 @@ def _named(config: DataConfig) -> list[Row]:
     for option in options:
         if option not in accepted:
             raise ValueError(
-                f"data.options: {config.name} has no option {option!r}; known: {', '.join(accepted)}"
+                f"data.options: {config.name} has no option {option!r}; "
+                f"known: {', '.join(accepted)}"
             )
     try:
         return validate_call(load)(config.split, **options)

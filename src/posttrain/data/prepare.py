@@ -46,8 +46,8 @@ class LengthTable:
         self.length_max = lengths[-1]
         if self.kept == 0:
             raise ValueError(
-                f"{self.name}: none of the {self.rows} rows is left (shortest {lengths[0]} tokens); "
-                "raise length.max_length"
+                f"{self.name}: none of the {self.rows} rows is left "
+                f"(shortest {lengths[0]} tokens); raise length.max_length"
             )
         return self
 
@@ -64,6 +64,7 @@ def to_sequences(
     the policy "error", an overlong row.
     """
     make = _text_sequence if kind == "text" else Renderer.training_sequence
+    columns: list[tuple[str, ...]]
     columns = [("text",)] if kind == "text" else [("prompt", "completion"), ("messages",)]
     table = LengthTable(name)
     kept: list[Sequence] = []

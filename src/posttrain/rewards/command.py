@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -24,10 +26,13 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
         raise ValueError(f"no reward {reward!r}; {hint}")
     settings = {}
     for option in options:
-        key, equals, value = option.partition("=")
+        key, equals, setting = option.partition("=")
         if not equals:
             raise ValueError(f"option {option!r} is not of the form key=value")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(setting)
+        except yaml.YAMLError:
+            raise ValueError(f"option {option!r}: the value is not valid YAML") from None
     model = REWARDS[reward][0]
     try:
         function = build_reward(model.model_validate({"type": reward, **settings}))
@@ -36,7 +41,14 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     rows = read_path(str(file), "train")
     if not rows:
         raise ValueError(f"{file}: no rows")
+    needed = columns_of(function)
     for number, row in enumerate(rows, 1):
+        missing = [column for column in needed if column not in row]
+        if missing:
+            raise ValueError(
+                f"{file}, row {number}: {reward} needs the column {missing[0]}; "
+                f"found {', '.join(row)}"
+            )
         if not isinstance(row.get("completion"), str):
             raise ValueError(
                 f"{file}, row {number}: expected a text column completion; found {', '.join(row)}"
@@ -50,10 +62,23 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     known = [value for value in scores if value is not None]
     counts = Counter(verdict_of(v) or ("not applicable" if v is None else "scored") for v in scores)
     mean = f"{sum(known) / len(known):.4f}" if known else "none"
-    yield f"rows {len(rows)}  mean {mean}  " + "  ".join(f"{k} {n}" for k, n in counts.most_common())
+    shares = "  ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+    yield f"rows {len(rows)}  mean {mean}  {shares}"
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("w") as out:
             for row, value in zip(rows, scores):
                 scored = {**row, "score": value, "verdict": verdict_of(value)}
                 out.write(json.dumps(scored, default=str) + "\n")
+
+
+def columns_of(function: Any) -> list[str]:
+    """The columns without which a reward can not be called."""
+    given = ("prompts", "completions", "completion_ids")
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.default is p.empty
+        and p.name not in given
+    ]

@@ -1,0 +1,190 @@
+"""What the benchmarks share: one process per measurement, the machine, medians, the models.
+
+This module imports nothing heavy at the top: on Linux a child's peak memory starts from that of
+the process that forked it, so the driver has to stay small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+MIB = 2**20
+
+# glibc's malloc, for both sides alike. `tuned` is what posttrain sets for itself: freed memory is
+# kept for the next step instead of being given back to the kernel and zeroed again.
+ALLOCATORS: dict[str, dict[str, str]] = {
+    "tuned": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)},
+    "default": {},
+}
+
+SHAPES: dict[str, dict[str, int]] = {
+    "8m": {"hidden_size": 256, "num_hidden_layers": 11, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "intermediate_size": 704},
+    "small": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+              "num_key_value_heads": 1, "intermediate_size": 384},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "intermediate_size": 96},
+}  # fmt: skip
+
+
+def random_qwen2(shape: str, vocab: int, seed: int = 0, initializer_range: float = 0.02) -> Any:
+    """A Qwen2 causal LM of a shape of SHAPES with random fp32 weights and a tied head."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        **SHAPES[shape],
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def posttrain_policy(model: Any) -> Any:
+    """The model as posttrain trains and samples it: fp32, on the CPU, without adapter."""
+    import torch
+    from posttrain.config import ModelConfig
+    from posttrain.models import prepare_policy
+
+    config = ModelConfig(name="benchmark", device="cpu", dtype="float32")
+    return prepare_policy(model, config, torch.device("cpu"), torch.float32, seed=0)
+
+
+def weights_hash(model: Any) -> str:
+    """Equal for two models with the same weights, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
+
+
+def use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def matmul_rate(repeats: int = 30) -> float:
+    """fp32 matrix multiplication as fast as it goes here, FLOP/s: [2048, 1024] @ [1024, 1024]."""
+    import torch
+
+    a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
+    out = torch.empty(2048, 1024)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048 * 1024 * 1024 / best
+
+
+def run_worker(
+    script: str, settings: dict[str, Any], allocator: str, threads: int
+) -> dict[str, Any]:
+    """What the worker measured, in a process of its own that is told `settings` as JSON."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment |= ALLOCATORS[allocator]
+    environment |= {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        message = json.dumps({**settings, "threads": threads, "folder": folder})
+        command = [sys.executable, str(HERE / script), message, str(output)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+        return json.loads(output.read_text())
+
+
+def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """The worker's side of `run_worker`."""
+    settings = json.loads(sys.argv[1])
+    use_threads(settings["threads"])
+    Path(sys.argv[2]).write_text(json.dumps(work(settings)))
+
+
+def machine(threads: int) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(memory, 1),
+        "system": platform.system(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def median_of(rows: list[dict[str, Any]], side: str, key: str) -> float:
+    return statistics.median(row[key] for row in rows if row["side"] == side)
+
+
+def median_ratio(rows: list[dict[str, Any]], side: str, peer: str, key: str) -> float:
+    """Median over the rounds of side / peer, both measured in the same round."""
+    value = {(row["round"], row["side"]): row[key] for row in rows}
+    rounds = sorted({row["round"] for row in rows})
+    return statistics.median(value[r, side] / value[r, peer] for r in rounds)
+
+
+def in_turn(sides: list[str], turn: int) -> list[str]:
+    """The sides, beginning with another one each turn, so that none always runs first."""
+    start = turn % len(sides)
+    return sides[start:] + sides[:start]
+
+
+def write_results(name: str, results: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written: {path.relative_to(HERE.parent)}")
+
+
+def today() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
