@@ -65,6 +65,7 @@ def random_qwen2(shape: str, vocab: int, seed: int = 0, initializer_range: float
 def posttrain_policy(model: Any) -> Any:
     """The model as posttrain trains and samples it: fp32, on the CPU, without adapter."""
     import torch
+
     from posttrain.config import ModelConfig
     from posttrain.models import prepare_policy
 

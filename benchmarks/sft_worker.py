@@ -117,6 +117,7 @@ def run_posttrain(
     from pathlib import Path
 
     import torch
+
     from posttrain.algorithms import ALGORITHMS
     from posttrain.batch import Sequence
     from posttrain.data.source import OfflineSource

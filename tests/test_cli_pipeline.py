@@ -84,7 +84,7 @@ def test_score_refuses_in_one_line(
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([*ANSWERS, {"completion": "x"}], "row 4: math_correctness needs the column answer"),
+        ([*ANSWERS, {"completion": "x"}], "row 4: the reward needs the column answer"),
         ([{"answer": "2"}], "row 1: expected a text column completion; found answer"),
         ([{"answer": "2", "completion": 2}], "row 1: expected a text column completion"),
         ([], "no rows"),
@@ -112,7 +112,7 @@ def test_score_with_a_custom_reward(tmp_path: Path, capsys: Capture) -> None:
     assert "has no function 'rewrd'; found: reward, short" in text
     text = complaint(capsys, "score", "custom", jsonl(tmp_path, [{"completion": "x"}]),
                      f"path={reward}")  # fmt: skip
-    assert "row 1: custom needs the column answer; found completion" in text
+    assert "row 1: the reward needs the column answer; found completion" in text
 
 
 def test_a_reward_that_raises_names_the_row(tmp_path: Path) -> None:

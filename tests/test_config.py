@@ -342,3 +342,10 @@ def test_recipes_parse(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i, stage in enumerate(pipeline.stages):
         config = stage_config(pipeline, stage, Path("results/before") if i else None)
         assert (config.model.name == "results/before") == bool(i)
+
+
+def test_a_key_written_twice_is_an_error(tmp_path):
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text("trainer: {type: sft}\ntrainer: {type: grpo}\n")
+    with pytest.raises(ValueError, match="the key trainer stands there twice"):
+        load_config(recipe)

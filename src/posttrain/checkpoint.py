@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from posttrain import distributed
+from posttrain.algorithms.base import TrainerConfig
 from posttrain.forward import LanguageModel
 from posttrain.models import Models
 
@@ -76,17 +77,8 @@ class Checkpoints:
         return found[-1] if found else None
 
     def load(self, path: Path, trainer: Trainer) -> None:
-        """Restore weights, optimiser, schedule, random states and source from a checkpoint.
-
-        Raises ValueError where the files, the config or the data are not those it was saved with.
-        """
+        """Restore weights, optimiser, schedule, random states and source from a checkpoint."""
         info = read_info(path)
-        verify(path, info)
-        changed = differences(info["config"], self.config)
-        if changed:
-            raise ValueError(f"can not resume from {path}: the config changed: {'; '.join(changed)}")
-        if info["data_hash"] != self.data_hash:
-            raise ValueError(f"can not resume from {path}: the data changed since it was saved")
         if info["num_ranks"] != distributed.num_ranks():
             log.warning(
                 "resuming on %d ranks what %d ranks saved: the same up to rounding",
@@ -248,11 +240,14 @@ def best_or_newest(run_dir: Path) -> Path:
     return next((p for p in found if step_of(p) == best), found[-1])
 
 
-def find_resume(request: str, output_dir: Path, run_name: str) -> Path:
-    """The checkpoint that `resume_from_checkpoint` means.
+def find_resume(config: TrainerConfig, run_name: str) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means; None where it is not set.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is no such checkpoint.
     """
+    request, output_dir = config.resume_from_checkpoint, Path(config.output_dir)
+    if request is None:
+        return None
     if request == "latest":
         runs = [p for p in output_dir.glob(f"{run_name}_*") if checkpoints_in(p)]
         if not runs:
@@ -274,11 +269,18 @@ def read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def verify(path: Path, info: dict[str, Any]) -> None:
+def check_resume(path: Path, config: dict[str, Any], data_hash: str) -> None:
+    """Raises ValueError where the files, the config or the data are not those of the checkpoint."""
+    info = read_info(path)
     for name, expected in info["files"].items():
         file = path / name
         if not file.is_file() or file_hash(file) != expected:
             raise ValueError(f"{path} is damaged: {name} is not the file that was saved")
+    changed = differences(info["config"], config)
+    if changed:
+        raise ValueError(f"can not resume from {path}: the config changed: {'; '.join(changed)}")
+    if info["data_hash"] != data_hash:
+        raise ValueError(f"can not resume from {path}: the data changed since it was saved")
 
 
 # What may change between a run and its resume, since it changes no number that the run produces.

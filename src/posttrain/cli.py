@@ -32,18 +32,18 @@ def train(
 ) -> None:
     """Train as a recipe says."""
     from posttrain import distributed
-    from posttrain.config import load_config
-    from posttrain.train import build, describe
+    from posttrain.checkpoint import check_resume, find_resume
+    from posttrain.config import dump, load_config
+    from posttrain.train import build, describe, run_name
     from posttrain.train import train as run
 
     config = load_config(recipe, overrides)
     if dry_run:
         from posttrain.dry_run import estimate
-        from posttrain.rewards import build_reward
-
+        resume = find_resume(config.trainer, run_name(config))
         built = build(config)
-        if config.reward is not None:
-            build_reward(config.reward)
+        if resume is not None:
+            check_resume(resume, dump(config), built.data.hash())
         print(describe(built))
         print(estimate(built))
         return

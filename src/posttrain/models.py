@@ -168,7 +168,7 @@ def load_causal_lm(name: str, dtype: torch.dtype) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(model_not_found(name)) from error
 
 
@@ -177,7 +177,7 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a folder without any tokenizer file is the latter
         raise ValueError(model_not_found(name)) from error
 
 

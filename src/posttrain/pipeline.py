@@ -20,8 +20,9 @@ from posttrain.config import (
     DataConfig,
     explain,
     parse_config,
+    parse_value,
     read_yaml,
-    with_overrides,
+    set_key,
 )
 from posttrain.data.load import load_rows
 from posttrain.data.prepare import Prompt, to_prompts
@@ -84,7 +85,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
             hint = f"did you mean {near[0]}?" if near else f"stages: {', '.join(by_name)}"
             raise ValueError(f"override {override!r} is not STAGE.section.key=value; {hint}")
         else:
-            by_name[stage].set[key] = value
+            by_name[stage].set[key] = parse_value(override, value)
     return pipeline
 
 
@@ -92,8 +93,9 @@ def stage_config(pipeline: PipelineConfig, stage: StageConfig, start: Path | Non
     """The stage's recipe with its overrides, starting from the run `start`."""
     beside = Path(pipeline.source).parent / stage.recipe
     file = beside if beside.is_file() else Path(stage.recipe)
-    overrides = [f"{key}={value}" for key, value in stage.set.items()]
-    tree = with_overrides(read_yaml(file), overrides)
+    tree = read_yaml(file)
+    for key, value in stage.set.items():
+        set_key(tree, key, value, f"{stage.name}.{key}")
     if start is not None:
         model = {k: v for k, v in tree.get("model", {}).items() if k != "scratch"}
         tree["model"] = model | {"name": str(start)}

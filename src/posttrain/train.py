@@ -19,7 +19,14 @@ import transformers
 
 from posttrain import distributed
 from posttrain.batch import Sequence
-from posttrain.checkpoint import Checkpoints, check_space, find_resume, read_info, versions
+from posttrain.checkpoint import (
+    Checkpoints,
+    check_resume,
+    check_space,
+    find_resume,
+    read_info,
+    versions,
+)
 from posttrain.config import Config, DataConfig, RolloutConfig, dump, save_config
 from posttrain.data.load import Row, load_rows, mix
 from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
@@ -36,7 +43,7 @@ from posttrain.models import (
     prepare_policy,
     resolve_model_path,
 )
-from posttrain.rewards import RewardFn, build_reward
+from posttrain.rewards import RewardFn, build_reward, check_columns
 from posttrain.rollout.gathered import GatheredSampler
 from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.rollout.source import RolloutSource
@@ -78,7 +85,7 @@ class Run:
     num_steps: int
     steps_per_epoch: int
     base_model: str | None
-    tokenizer_name: str
+    reward: RewardFn | None
 
 
 def build(config: Config) -> Run:
@@ -89,12 +96,17 @@ def build(config: Config) -> Run:
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, renderer, limit)
+    reward = None
+    if config.reward is not None:
+        reward = build_reward(config.reward)
+        for where, prompts in (("data", data.prompts), ("eval.data", data.eval_prompts)):
+            check_columns(reward, [prompt.row for prompt in prompts], where)
     models = build_models(config, name, tokenizer, renderer, device)
     items = len(data.prompts) if config.algorithm.online else len(data.sequences)
     steps_per_epoch = -(-items // items_per_step(config))
     trainer = config.trainer
     num_steps = trainer.max_steps or max(1, round(trainer.num_epochs * steps_per_epoch))
-    return Run(config, models, renderer, data, num_steps, steps_per_epoch, name, name or "scratch")
+    return Run(config, models, renderer, data, num_steps, steps_per_epoch, name, reward)
 
 
 def items_per_step(config: Config) -> int:
@@ -114,11 +126,11 @@ def build_tokenizer(
 
 
 def texts_of(row: Row) -> list[str]:
-    texts = [row[c] for c in ("text", "prompt", "completion") if isinstance(row.get(c), str)]
-    for column in ("messages", "prompt", "completion"):
-        if isinstance(row.get(column), list):
-            texts += [m["content"] for m in row[column]]
-    return texts
+    """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
+    values = [row.get(column) for column in ("text", "prompt", "completion", "messages")]
+    messages = [m for value in values if isinstance(value, list) for m in value]
+    contents = [m.get("content") for m in messages if isinstance(m, dict)]
+    return [text for text in [*values, *contents] if isinstance(text, str)]
 
 
 def length_limit(config: Config, name: str | None) -> int:
@@ -245,13 +257,13 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     """
     distributed.start(config.model.device)
     transformers.utils.logging.disable_progress_bar()
-    resume = None
-    if config.trainer.resume_from_checkpoint is not None:
-        output_dir, name = Path(config.trainer.output_dir), run_name(config)
-        resume = find_resume(config.trainer.resume_from_checkpoint, output_dir, name)
+    resume = find_resume(config.trainer, run_name(config))
+    if resume is not None:
         run_dir = resume.parent
     run = build(config)
-    reward = None if config.reward is None else build_reward(config.reward)
+    reward = run.reward
+    if resume is not None:
+        check_resume(resume, dump(config), run.data.hash())
     if run_dir is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         run_dir = Path(config.trainer.output_dir) / f"{run_name(config)}_{stamp}"

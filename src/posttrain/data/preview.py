@@ -46,8 +46,11 @@ def coloured(item: Sequence | Prompt, renderer: Renderer) -> Text:
     for end in range(1, len(ids) + 1):
         # whole runs are decoded together: a character may be spread over several tokens
         if end == len(ids) or mask[end] != mask[start]:
-            style = "black on green" if mask[start] else "dim"
-            text.append(renderer.tokenizer.decode(ids[start:end]), style=style)
+            piece = renderer.tokenizer.decode(ids[start:end])
+            if mask[start]:
+                # brackets as well where colours do not show: a pipe, a file
+                piece = piece if CONSOLE.is_terminal else f"[[{piece}]]"
+            text.append(piece, style="black on green" if mask[start] else "dim")
             start = end
     tokens = f"\n[{len(ids)} tokens, {sum(mask)} trained]"
     return text.append(tokens, style="italic")

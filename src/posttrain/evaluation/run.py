@@ -86,6 +86,9 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> list[float]:
         return [0.0, 1.0]
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    if successes in (0, n):  # exact there; the formula is off by rounding
+        bound = z * z / (n + z * z)
+        return [0.0, bound] if successes == 0 else [1.0 - bound, 1.0]
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return [max(0.0, centre - half), min(1.0, centre + half)]
 

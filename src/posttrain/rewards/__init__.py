@@ -8,6 +8,7 @@ of lists with one entry per completion; `columns` are the data row's other colum
 "not applicable". An entry may be a `Score`, a float that carries a verdict to be counted.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,25 @@ def build_reward(config: Any) -> RewardFn:
     return REWARDS[config.type][1](config)
 
 
+def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
+    """Raises ValueError for the first row without a column that the reward can not do without."""
+    given = ("prompts", "completions", "completion_ids")
+    needed = [
+        p.name
+        for p in inspect.signature(reward).parameters.values()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.default is p.empty
+        and p.name not in given
+    ]
+    for number, row in enumerate(rows, 1):
+        for column in needed:
+            if column not in row:
+                raise ValueError(
+                    f"{source}, row {number}: the reward needs the column {column}; "
+                    f"found {', '.join(row)} (map it with data.columns)"
+                )
+
+
 def score(
     reward: RewardFn,
     prompts: Sequence[Any],
@@ -45,7 +65,7 @@ def score(
                 _call(reward, prompts[one], completions[one], completion_ids[one], rows[one])
             except Exception as cause:
                 raise RuntimeError(
-                    f"the reward failed on row {i} ({type(cause).__name__}: {cause}); "
+                    f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}); "
                     f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
                 ) from cause
         raise RuntimeError(f"the reward failed on the batch, though on no single row: {error}") from error

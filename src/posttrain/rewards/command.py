@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from posttrain.config import explain
 from posttrain.data.load import read_path
-from posttrain.rewards import REWARDS, build_reward, score, verdict_of
+from posttrain.rewards import REWARDS, build_reward, check_columns, score, verdict_of
 
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
@@ -41,14 +39,8 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     rows = read_path(str(file), "train")
     if not rows:
         raise ValueError(f"{file}: no rows")
-    needed = columns_of(function)
+    check_columns(function, rows, str(file))
     for number, row in enumerate(rows, 1):
-        missing = [column for column in needed if column not in row]
-        if missing:
-            raise ValueError(
-                f"{file}, row {number}: {reward} needs the column {missing[0]}; "
-                f"found {', '.join(row)}"
-            )
         if not isinstance(row.get("completion"), str):
             raise ValueError(
                 f"{file}, row {number}: expected a text column completion; found {', '.join(row)}"
@@ -70,15 +62,3 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
             for row, value in zip(rows, scores):
                 scored = {**row, "score": value, "verdict": verdict_of(value)}
                 out.write(json.dumps(scored, default=str) + "\n")
-
-
-def columns_of(function: Any) -> list[str]:
-    """The columns without which a reward can not be called."""
-    given = ("prompts", "completions", "completion_ids")
-    return [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and p.default is p.empty
-        and p.name not in given
-    ]
