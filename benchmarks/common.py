@@ -111,7 +111,7 @@ def matmul_rate(repeats: int = 30) -> float:
 def run_worker(
     script: str, settings: dict[str, Any], allocator: str, threads: int
 ) -> dict[str, Any]:
-    """What the worker measured, in a process of its own that is told `settings` as JSON."""
+    """What the worker measured, in a process of its own that reads `settings` from its input."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     environment |= ALLOCATORS[allocator]
     environment |= {
@@ -123,8 +123,10 @@ def run_worker(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         message = json.dumps({**settings, "threads": threads, "folder": folder})
-        command = [sys.executable, str(HERE / script), message, str(output)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        command = [sys.executable, str(HERE / script), str(output)]
+        done = subprocess.run(
+            command, env=environment, input=message, capture_output=True, text=True
+        )
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
         return json.loads(output.read_text())
@@ -132,9 +134,9 @@ def run_worker(
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The worker's side of `run_worker`."""
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.read())
     use_threads(settings["threads"])
-    Path(sys.argv[2]).write_text(json.dumps(work(settings)))
+    Path(sys.argv[1]).write_text(json.dumps(work(settings)))
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def median_of(rows: list[dict[str, Any]], side: str, key: str) -> float:
 
 def median_ratio(rows: list[dict[str, Any]], side: str, peer: str, key: str) -> float:
     """Median over the rounds of side / peer, both measured in the same round."""
-    value = {(row["round"], row["side"]): row[key] for row in rows}
+    value = {(row["round"], row["side"]): row[key] for row in rows if key in row}
     rounds = sorted({row["round"] for row in rows})
     return statistics.median(value[r, side] / value[r, peer] for r in rounds)
 

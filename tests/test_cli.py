@@ -221,7 +221,7 @@ def test_data_preview(tmp_path: Path, capsys: Capture) -> None:
     rows = [*ROWS, {"prompt": "7" * 600, "completion": "x"}]
     file = recipe(tmp_path, rows, length={"on_overlong": "drop"})
     out = output_of(capsys, "data", "preview", file, "--rows", "2")
-    assert "<|user|>0+0<|end|><|assistant|>#### 0<|end|>" in out
+    assert "<|user|>0+0<|end|><|assistant|>[[#### 0<|end|>]]" in out
     assert "[10 tokens, 4 trained]" in out
     assert "stop tokens: <|end|>" in out
     assert "row 2" in out

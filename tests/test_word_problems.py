@@ -47,6 +47,11 @@ EXPECTED = {
     "groups_give_buy": lambda a, b, c, d: a * b - c + d,
     "give_spend": lambda a, b, c, d: a - b - c * d,
     "half_more": lambda a, b: a + a / 2 + (a / 2 + b),
+    "give_twice": lambda a, b, c: a - b - c,
+    "give_buy": lambda a, b, c: a - b + c,
+    "half_give": lambda a, b: a / 2 - b,
+    "groups_buy_give": lambda a, b, c, d: a * b + c - d,
+    "week_buy": lambda a, b, c: a + 7 * b + c,
     "long_trade": lambda a, b, c, d, e, f: a * b + c - d + e - f,
     "four_people": lambda a, b, c: a + 2 * a + (2 * a + b) + (2 * a + b + c),
 }

@@ -31,13 +31,14 @@ def show(config: Config, num_rows: int) -> None:
     items: list[Sequence] | list[Prompt] = data.sequences or data.prompts
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
-        CONSOLE.print(coloured(item, renderer))
+        # brackets where colours do not show: in a pipe or a file
+        CONSOLE.print(coloured(item, renderer, brackets=not CONSOLE.is_terminal))
     CONSOLE.rule()
     for line in table_lines(data.tables):
         CONSOLE.print(line, markup=False)
 
 
-def coloured(item: Sequence | Prompt, renderer: Renderer) -> Text:
+def coloured(item: Sequence | Prompt, renderer: Renderer, brackets: bool = False) -> Text:
     """The tokens of a row, the trained ones marked; a prompt's are all context."""
     ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
     mask = [False] * len(ids) if isinstance(item, Prompt) else item.loss_mask.tolist()
@@ -48,8 +49,7 @@ def coloured(item: Sequence | Prompt, renderer: Renderer) -> Text:
         if end == len(ids) or mask[end] != mask[start]:
             piece = renderer.tokenizer.decode(ids[start:end])
             if mask[start]:
-                # brackets as well where colours do not show: a pipe, a file
-                piece = piece if CONSOLE.is_terminal else f"[[{piece}]]"
+                piece = f"[[{piece}]]" if brackets else piece
             text.append(piece, style="black on green" if mask[start] else "dim")
             start = end
     tokens = f"\n[{len(ids)} tokens, {sum(mask)} trained]"

@@ -243,6 +243,12 @@ def compare(story: Story, first: int, second: Callable[[int], int], *, others: i
     story.together(*amounts)
 
 
+def give_twice(story: Story, numbers: Numbers) -> None:
+    first, second = story.pick(numbers.amount), story.pick(numbers.amount)
+    held = story.has(first + second + story.pick(numbers.amount))
+    story.gives(story.gives(held, first), second)
+
+
 def buy_share(story: Story, numbers: Numbers) -> None:
     total = story.pick(numbers.few) * story.pick(numbers.each)
     bought = story.pick_below(total)
@@ -263,7 +269,11 @@ SEEN: dict[str, Family] = {
     "share": lambda s, n: s.splits(s.has(s.pick(n.count) * s.pick(n.each))),
     "price": lambda s, n: s.pays(s.pick(n.count), s.pick(n.each)),
     "buy_twice": lambda s, n: s.buys(s.buys(s.has())),
+    "give_twice": give_twice,
+    "buy_give": lambda s, n: s.gives(s.buys(s.has())),
     "groups_give": lambda s, n: s.gives(s.boxes()),
+    "groups_buy": lambda s, n: s.buys(s.boxes()),
+    "groups_share": lambda s, n: s.splits(s.boxes()),
     "double_buy": lambda s, n: s.buys(s.doubles(s.has()), who=1),
     "half_buy": lambda s, n: s.buys(s.halves(s.has(2 * s.pick(n.each))), who=1),
     "three_people": lambda s, n: s.together(*(s.has(who=who) for who in range(3))),
@@ -275,13 +285,14 @@ SEEN: dict[str, Family] = {
     "shopping": lambda s, n: shop(s, n, purchases=2),
 }
 RL_ONLY: dict[str, Family] = {
-    "buy_give": lambda s, n: s.gives(s.buys(s.has())),
+    "give_buy": lambda s, n: s.buys(s.gives(s.has())),
     "buy_share": buy_share,
     "give_share": give_share,
-    "groups_buy": lambda s, n: s.buys(s.boxes()),
-    "groups_share": lambda s, n: s.splits(s.boxes()),
     "double_give": lambda s, n: s.gives(s.doubles(s.has()), who=1),
+    "half_give": lambda s, n: s.gives(s.halves(s.has(4 * s.pick(n.each))), who=1),
+    "groups_buy_give": lambda s, n: s.gives(s.buys(s.boxes())),
     "groups_give_buy": lambda s, n: s.buys(s.gives(s.boxes())),
+    "week_buy": lambda s, n: s.buys(s.gets_for_a_week(s.has())),
     "give_spend": lambda s, n: shop(s, n, purchases=1, given=s.pick(n.amount)),
     "half_more": lambda s, n: compare(s, 2 * s.pick(n.each), s.halves, others=1),
 }
