@@ -35,6 +35,8 @@ class ScratchConfig(StrictConfig):
     max_length: int = Field(1024, ge=8)
     """Longest sequence, in tokens."""
     tie_embeddings: bool = True
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the random weights."""
 
 
 class LoraConfig(StrictConfig):

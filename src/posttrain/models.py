@@ -111,6 +111,7 @@ def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn
         num_key_value_heads=scratch.num_kv_heads,
         max_position_embeddings=scratch.max_length,
         tie_word_embeddings=scratch.tie_embeddings,
+        initializer_range=scratch.initializer_range,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

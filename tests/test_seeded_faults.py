@@ -1,0 +1,210 @@
+"""Faults put in on purpose: each must make a named test fail, or that test proves nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import test_forward
+import test_invariants
+import test_losses
+import test_resume
+import test_sampler
+import tiny
+import torch
+
+from posttrain import attention, trainer
+from posttrain.algorithms import policy_gradient
+from posttrain.data.source import OfflineSource
+from posttrain.forward import LanguageModel
+from posttrain.models import Models
+from posttrain.rollout import sampler, source
+
+
+def drop_the_kl_term(patch):
+    without = policy_gradient.clipped_policy_gradient
+
+    def loss(out, batch, config):
+        return without(out, batch, config.model_copy(update={"beta": 0.0}))
+
+    patch.setitem(
+        test_losses.ALGORITHMS, "grpo", dataclasses.replace(policy_gradient.grpo, loss=loss)
+    )
+
+
+def swap_the_sign_of_k3(patch):
+    exp = torch.exp
+    patch.setattr(policy_gradient.torch, "exp", lambda x: exp(-x))
+
+
+def halve_a_normaliser(patch):
+    count = trainer.UNITS["token"]
+    patch.setitem(trainer.UNITS, "token", lambda batch: count(batch) / 2)
+
+
+def mean_per_micro_batch(patch):
+    def counts(self, batch):
+        return {"token": 1.0, "sequence": 1.0}
+
+    patch.setattr(trainer.Trainer, "_global_counts", counts)
+    total = trainer._total
+
+    def mean(loss, counts):
+        return total(loss, counts) / max(1.0, float(len(loss.terms)) * mean.tokens)
+
+    def micro_batches(self, batch, lockstep):
+        for part in batch.split(self.config.micro_batch_tokens):
+            mean.tokens = float(part.loss_mask.sum())
+            yield part, 1.0
+
+    mean.tokens = 1.0
+    patch.setattr(trainer, "_total", mean)
+    patch.setattr(trainer.Trainer, "_micro_batches", micro_batches)
+
+
+def predict_from_the_token_itself(patch):
+    plain = LanguageModel.hidden_states
+
+    def shifted(self, input_ids, position_ids, layout, cache=None):
+        return plain(self, input_ids, position_ids, layout, cache).roll(-1, dims=1)
+
+    patch.setattr(LanguageModel, "hidden_states", shifted)
+
+
+def rows_see_each_other(patch):
+    per_sequence = attention._per_sequence
+
+    def contaminated(query, key, value, layout, *rest):
+        whole = attention.Packed([query.shape[2]], layout.cu_seqlens[[0, -1]])
+        return per_sequence(query, key, value, whole, *rest)
+
+    patch.setattr(attention, "_per_sequence", contaminated)
+    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+
+
+def sampler_ignores_the_temperature(patch):
+    sample = sampler._sample
+    patch.setattr(
+        sampler, "_sample",
+        lambda logits, params, noise: sample(
+            logits, dataclasses.replace(params, temperature=1.0), noise
+        ),
+    )  # fmt: skip
+
+
+def sampler_keeps_old_weights(patch):
+    import copy
+
+    init = sampler.NativeSampler.__init__
+
+    def stale(self, policy, max_num_seqs):
+        init(self, copy.deepcopy(policy), max_num_seqs)
+
+    patch.setattr(sampler.NativeSampler, "__init__", stale)
+
+
+def noise_by_batch_row(patch):
+    noise = sampler._noise
+    patch.setattr(
+        sampler, "_noise",
+        lambda seeds, params, device: noise(list(range(len(seeds))), params, device),
+    )  # fmt: skip
+
+
+def reference_follows_the_policy(patch):
+    patch.setattr(Models, "_exchange", lambda self: None)
+
+
+def biased_standard_deviation(patch):
+    advantages = policy_gradient.group_advantages
+
+    def biased(rewards, group, scale, eps=1e-4):
+        return advantages(rewards, group, scale, eps) * (4 / 3) ** 0.5
+
+    patch.setattr(test_losses, "group_advantages", biased)
+
+
+def resume_forgets_the_optimiser(patch):
+    patch.setattr("posttrain.checkpoint.restore_optimizer", lambda *args: None)
+
+
+def resume_starts_the_data_over(patch):
+    patch.setattr(OfflineSource, "load_state_dict", lambda self, state: None)
+
+
+def rollouts_repeat_their_seeds(patch):
+    patch.setattr(source, "_seed", lambda seed, step, place: place % 2)
+
+
+FAULTS = [
+    (drop_the_kl_term, lambda tmp, mp: test_losses.test_kl_by_hand()),
+    (swap_the_sign_of_k3, lambda tmp, mp: test_losses.test_kl_by_hand()),
+    (
+        halve_a_normaliser,
+        lambda tmp, mp: test_invariants.test_matches_a_padded_model_with_no_code_of_ours("sft", {}),
+    ),
+    (
+        mean_per_micro_batch,
+        lambda tmp, mp: (
+            test_invariants.test_gradient_does_not_depend_on_micro_batch_size_or_packing(
+                "sft", {}, "llama"
+            )
+        ),
+    ),
+    (
+        predict_from_the_token_itself,
+        lambda tmp, mp: test_forward.test_logprobs_equal_transformers_own("qwen2", 1.0),
+    ),
+    (
+        rows_see_each_other,
+        lambda tmp, mp: (
+            test_invariants.test_sequences_of_a_packed_row_do_not_see_each_other()
+        ),
+    ),
+    (
+        sampler_ignores_the_temperature,
+        lambda tmp, mp: test_sampler.test_logprobs_are_the_trainers(0.5),
+    ),
+    (
+        sampler_keeps_old_weights,
+        lambda tmp, mp: test_sampler.test_output_changes_with_the_weights_and_carries_their_version(),
+    ),
+    (noise_by_batch_row, lambda tmp, mp: test_sampler.test_a_row_does_not_depend_on_its_batch(mp)),
+    (
+        reference_follows_the_policy,
+        lambda tmp, mp: (
+            test_invariants.test_policy_and_reference_agree_exactly_at_step_0("grpo", {})
+        ),
+    ),
+    (biased_standard_deviation, lambda tmp, mp: test_losses.test_advantages_by_hand()),
+    (
+        resume_forgets_the_optimiser,
+        lambda tmp, mp: test_resume.test_train_2n_equals_train_n_and_resume("sft", 3, tmp, mp),
+    ),
+    (
+        resume_starts_the_data_over,
+        lambda tmp, mp: test_resume.test_train_2n_equals_train_n_and_resume("sft", 3, tmp, mp),
+    ),
+    (
+        rollouts_repeat_their_seeds,
+        lambda tmp, mp: rollouts_of_a_group_differ(tmp),
+    ),
+]
+
+
+def rollouts_of_a_group_differ(tmp_path):
+    run = test_resume.run(tiny.run_config(tmp_path, "grpo", max_steps=1))
+    lines = (run / "samples.jsonl").read_text().splitlines()
+    assert len(set(lines[:4])) > 2
+
+
+def test_rollouts_of_a_group_differ(tmp_path):
+    rollouts_of_a_group_differ(tmp_path)
+
+
+@pytest.mark.parametrize(("fault", "test"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])
+def test_a_seeded_fault_is_caught(fault, test, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fault(patch)
+        with pytest.raises((AssertionError, ValueError)):
+            test(tmp_path, patch)
