@@ -23,7 +23,6 @@ ROWS = [
 Capture = pytest.CaptureFixture[str]
 
 
-
 def recipe(folder: Path, rows: Any = None, name: str = "run.yaml", **changes: Any) -> Path:
     """A tiny run whose every path lies in `folder`."""
     text = rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows or ROWS)

@@ -38,9 +38,7 @@ def run_dir(folder: Path) -> Path:
         (["trane"], "No such command 'trane'. Did you mean 'train'?"),
     ],
 )
-def test_bad_input_of_the_real_program(
-    tmp_path: Path, arguments: list[str], expected: str
-) -> None:
+def test_bad_input_of_the_real_program(tmp_path: Path, arguments: list[str], expected: str) -> None:
     recipe(tmp_path)
     before = state(tmp_path)
     done = subprocess.run(

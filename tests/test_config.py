@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.config import (
-    HINTS,
     Config,
-    _key_paths,
     dump,
     load_config,
     parse_config,
     save_config,
     with_overrides,
 )
+from posttrain.config_errors import HINTS, key_paths
 from posttrain.pipeline import load_pipeline, stage_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,9 +79,9 @@ def test_typo_at_every_depth(base: dict[str, Any], override: str, key: str, near
     assert f"unknown key {key}: did you mean {nearest}?" in problem(override, base=base)
 
 
-@given(st.sampled_from([p for p in _key_paths(Config) if "." in p]), st.data())
+@given(st.sampled_from([p for p in key_paths(Config) if "." in p]), st.data())
 def test_no_misspelt_key_is_accepted(path: str, data: st.DataObject) -> None:
-    known = {p.rpartition(".")[2] for p in _key_paths(Config)}
+    known = {p.rpartition(".")[2] for p in key_paths(Config)}
     section, _, key = path.rpartition(".")
     place = data.draw(st.integers(0, len(key) - 1))
     typo = key[:place] + key[place + 1 :] + data.draw(st.sampled_from(["", "x", key[place] * 2]))
@@ -105,7 +104,7 @@ def test_keys_of_other_frameworks_give_the_hint(key: str, section: str) -> None:
 
 @pytest.mark.parametrize(("key", "hint"), HINTS.items())
 def test_hints_name_real_keys(key: str, hint: str) -> None:
-    known = set(_key_paths(Config))
+    known = set(key_paths(Config))
     named = re.findall(r"\b(?:model|data|trainer|length|rollout|reward|eval|distributed)\.[a-z_.]+",
                        hint)  # fmt: skip
     assert [path for path in named if path not in known] == []

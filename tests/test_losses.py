@@ -20,7 +20,9 @@ def value(name: str, out: Output, batch: Batch, **keys) -> float:
     return float(sum(term / UNITS[unit](batch) for unit, term in loss.terms.items()))
 
 
-def two_rollouts(logprobs, advantages, old=None, ref=None, max_new_tokens=4) -> tuple[Output, Batch]:
+def two_rollouts(
+    logprobs, advantages, old=None, ref=None, max_new_tokens=4
+) -> tuple[Output, Batch]:
     """Completions of 1 and of 3 tokens after prompts of 2, from nested lists."""
     rows = []
     for i, row in enumerate(logprobs):
@@ -87,7 +89,9 @@ def test_grpo_equals_a_padded_implementation(reduction, beta, epsilon_high):
     """Loss and gradient against [N, L] tensors with a mask, the way the papers' code is written."""
     generator = torch.Generator().manual_seed(3)
     lengths, width, limit = [1, 4, 6, 3], 6, 9
-    new, old, ref = (torch.randn(4, width, generator=generator).double() * 0.4 - 1 for _ in range(3))
+    new, old, ref = (
+        torch.randn(4, width, generator=generator).double() * 0.4 - 1 for _ in range(3)
+    )
     advantages = torch.tensor([0.7, -1.1, 0.4, 0.0]).double()
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
 

@@ -75,7 +75,10 @@ def test_a_row_does_not_depend_on_its_batch(monkeypatch):
 def test_completions_of_one_prompt_differ_and_repeat_with_the_seed():
     policy = tiny.models().policy
     first, second = (
-        [r.response_ids for r in NativeSampler(policy, 8).generate([[5, 6]] * 8, params(), range(8))]
+        [
+            r.response_ids
+            for r in NativeSampler(policy, 8).generate([[5, 6]] * 8, params(), range(8))
+        ]
         for _ in range(2)
     )
     assert first == second
@@ -108,7 +111,7 @@ def test_first_tokens_follow_the_distribution(keys):
         assert r.logprobs[0] == pytest.approx(float(expected[r.response_ids[0]].log()), abs=1e-4)
 
 
-def test_output_changes_with_the_weights_and_carries_their_version():
+def test_output_changes_with_the_weights():
     models = tiny.models()
     native = NativeSampler(models.policy, 8)
     before = native.generate(prompts(4), params(temperature=0), [0] * 4)

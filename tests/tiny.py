@@ -30,12 +30,12 @@ def causal_lm(kind: str = "qwen2", seed: int = 0, **changes: Any) -> Any:
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "llama": (LlamaConfig, LlamaForCausalLM),
     }[kind]
-    shape = dict(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        initializer_range=0.3, tie_word_embeddings=kind == "qwen2", eos_token_id=STOP,
-        bos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "initializer_range": 0.3, "tie_word_embeddings": kind == "qwen2", "eos_token_id": STOP,
+        "bos_token_id": None, "pad_token_id": 0,
+    }  # fmt: skip
     return model_class(config_class(**(shape | changes)))
 
 

@@ -150,7 +150,8 @@ def save_model(
         peft_config.save_pretrained(folder)
         peft_config.inference_mode = False
         adapter = get_peft_model_state_dict(model, state_dict=inner)
-        save_file({k: v.contiguous() for k, v in adapter.items()}, folder / "adapter_model.safetensors")
+        tensors = {name: value.contiguous() for name, value in adapter.items()}
+        save_file(tensors, folder / "adapter_model.safetensors")
         generation.save_pretrained(folder)
     else:
         # one file, whatever the size, so that the manifest and the resume have one name to know
@@ -160,9 +161,7 @@ def save_model(
 
 def gather_weights(models: Models) -> dict[str, Tensor]:
     """Whole trainable tensors on the CPU, by parameter name; a collective where sharded."""
-    return {
-        name: distributed.full(p.detach()).cpu() for name, p in models.trainable().items()
-    }
+    return {name: distributed.full(p.detach()).cpu() for name, p in models.trainable().items()}
 
 
 def restore_weights(models: Models, path: Path) -> None:

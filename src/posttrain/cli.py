@@ -40,6 +40,7 @@ def train(
     config = load_config(recipe, overrides)
     if dry_run:
         from posttrain.dry_run import estimate
+
         resume = find_resume(config.trainer, run_name(config))
         built = build(config)
         if resume is not None:

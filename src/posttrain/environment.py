@@ -6,7 +6,6 @@ import ctypes
 import os
 import sys
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 

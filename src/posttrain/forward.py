@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from posttrain.attention import Decode, Packed
 from posttrain.batch import Batch
@@ -127,8 +126,8 @@ class _HeadLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx | Any,
+    def forward(
+        ctx: Any,
         hidden: Tensor,  # [M, width]
         weight: Tensor,  # [vocab, width]
         bias: Tensor | None,

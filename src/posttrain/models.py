@@ -186,10 +186,14 @@ def model_not_found(name: str) -> str:
     path = Path(name)
     if path.is_dir():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        return f"model.name: {name} is no model folder (config.json + safetensors); it holds {found}"
+        return (
+            f"model.name: {name} is no model folder (config.json + safetensors); it holds {found}"
+        )
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         return f"model.name: the folder {name} does not exist"
-    return f"model.name: no folder {name}, and the model hub has no such model or can not be reached"
+    return (
+        f"model.name: no folder {name}, and the model hub has no such model or can not be reached"
+    )
 
 
 def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
@@ -197,7 +201,7 @@ def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
 
     lora = LoraConfig(
         r=config.lora.r,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
         task_type="CAUSAL_LM",

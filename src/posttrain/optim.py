@@ -37,6 +37,7 @@ def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:
     if config.scheduler == "constant":
         return config.learning_rate
     progress = (step - warmup) / max(1, num_steps - warmup)
-    shape = 1 - progress if config.scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    linear = config.scheduler == "linear"
+    shape = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
     floor = config.min_learning_rate
     return floor + (config.learning_rate - floor) * shape

@@ -18,12 +18,12 @@ from posttrain.config import (
     AnyRewardConfig,
     Config,
     DataConfig,
-    explain,
     parse_config,
     parse_value,
     read_yaml,
     set_key,
 )
+from posttrain.config_errors import explain
 from posttrain.data.load import load_rows
 from posttrain.data.prepare import Prompt, to_prompts
 from posttrain.evaluation.command import load_for_sampling
@@ -39,7 +39,7 @@ class StageConfig(StrictConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     recipe: str
     """A recipe file, relative to the pipeline file or to the working directory."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the recipe: section.key: value."""
 
 

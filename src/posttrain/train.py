@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import platform
 import sys
@@ -18,7 +17,6 @@ import torch
 import transformers
 
 from posttrain import distributed
-from posttrain.batch import Sequence
 from posttrain.checkpoint import (
     Checkpoints,
     check_resume,
@@ -27,10 +25,17 @@ from posttrain.checkpoint import (
     read_info,
     versions,
 )
-from posttrain.config import Config, DataConfig, RolloutConfig, dump, save_config
-from posttrain.data.load import Row, load_rows, mix
-from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
-from posttrain.data.render import Renderer, make_renderer
+from posttrain.config import Config, RolloutConfig, dump, save_config
+from posttrain.data.build import (
+    Data,
+    build_renderer,
+    build_tokenizer,
+    length_limit,
+    prepare_data,
+    table_lines,
+)
+from posttrain.data.load import load_rows
+from posttrain.data.render import Renderer
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.run import evaluate_generation, evaluate_loss
 from posttrain.models import (
@@ -39,39 +44,15 @@ from posttrain.models import (
     choose_dtype,
     create_from_scratch,
     load_policy,
-    load_tokenizer,
     prepare_policy,
-    resolve_model_path,
 )
 from posttrain.rewards import RewardFn, build_reward, check_columns
 from posttrain.rollout.gathered import GatheredSampler
 from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.rollout.source import RolloutSource
-from posttrain.tokenizer import train_tokenizer
 from posttrain.tracking import Tracker
 from posttrain.tracking.report import write_report
 from posttrain.trainer import Trainer
-
-
-@dataclass
-class Data:
-    """What a run trains on and is evaluated on."""
-
-    sequences: list[Sequence]  # offline methods
-    prompts: list[Prompt]  # online methods
-    eval_sequences: list[Sequence]
-    eval_prompts: list[Prompt]
-    tables: list[LengthTable]
-
-    def hash(self) -> str:
-        digest = hashlib.sha256()
-        for sequence in self.sequences:
-            digest.update(sequence.input_ids.numpy().tobytes())
-            digest.update(sequence.loss_mask.numpy().tobytes())
-        for prompt in self.prompts:
-            row = json.dumps(prompt.row, sort_keys=True, default=str)
-            digest.update(f"{prompt.input_ids}{row}".encode())
-        return digest.hexdigest()
 
 
 @dataclass
@@ -113,127 +94,6 @@ def items_per_step(config: Config) -> int:
     return config.trainer.batch_size * config.algorithm.updates(config.trainer)[1]
 
 
-def build_tokenizer(
-    config: Config, mixture: list[tuple[DataConfig, list[Row]]]
-) -> tuple[Any, str | None]:
-    """The tokenizer, and the resolved model name (None from random weights)."""
-    if config.model.scratch is not None:
-        scratch = config.model.scratch
-        texts = [text for _, rows in mixture for row in rows for text in texts_of(row)]
-        return train_tokenizer(texts, scratch.vocab_size, scratch.max_length), None
-    name = resolve_model_path(str(config.model.name))
-    return load_tokenizer(name), name
-
-
-def texts_of(row: Row) -> list[str]:
-    """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
-    values = [row.get(column) for column in ("text", "prompt", "completion", "messages")]
-    messages = [m for value in values if isinstance(value, list) for m in value]
-    contents = [m.get("content") for m in messages if isinstance(m, dict)]
-    return [text for text in [*values, *contents] if isinstance(text, str)]
-
-
-def length_limit(config: Config, name: str | None) -> int:
-    """length.max_length, or what the model can take; never more than that."""
-    if name is None:
-        assert config.model.scratch is not None
-        most = config.model.scratch.max_length
-    else:
-        most = max_positions(name)
-    wanted = config.length.max_length or most
-    if wanted > most:
-        raise ValueError(f"length.max_length is {wanted}, but the model takes {most} tokens at most")
-    if config.rollout is not None:
-        wanted = min(wanted, most - config.rollout.max_new_tokens)
-        if wanted < 1:
-            raise ValueError(
-                f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a "
-                f"prompt: the model takes {most} tokens at most"
-            )
-    return wanted
-
-
-def max_positions(name: str) -> int:
-    from transformers import AutoConfig
-
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file():
-        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        from posttrain.models import model_not_found
-
-        raise ValueError(model_not_found(name)) from error
-    return int(getattr(config, "max_position_embeddings", 2**31))
-
-
-def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer:
-    sections = {(s.template, s.system_prompt) for s in config.mixture}
-    if len(sections) > 1:
-        raise ValueError("all parts of a mixture need the same template and system_prompt")
-    template, system_prompt = sections.pop()
-    return make_renderer(tokenizer, template, system_prompt, generation_stops(name))
-
-
-def generation_stops(name: str | None) -> list[int]:
-    """Stop tokens that a pre-trained model's generation config names."""
-    file = Path(name or "") / "generation_config.json"
-    if name is None or not file.is_file():
-        return []
-    stops = json.loads(file.read_text()).get("eos_token_id")
-    return stops if isinstance(stops, list) else [] if stops is None else [stops]
-
-
-def prepare_data(
-    config: Config, mixture: list[tuple[DataConfig, list[Row]]], renderer: Renderer, limit: int
-) -> Data:
-    policy = config.length.on_overlong
-    kind = config.algorithm.rows
-    tables: list[LengthTable] = []
-
-    def convert(rows: list[Row], kind: str, name: str) -> list[Any]:
-        if kind == "prompt":
-            prompts, table = to_prompts(rows, renderer, name, limit, policy)
-            tables.append(table)
-            return prompts
-        sequences, table = to_sequences(rows, kind, renderer, name, limit, policy)
-        tables.append(table)
-        return sequences
-
-    parts = [
-        (convert(rows, kind, label(section)), section.weight) for section, rows in mixture
-    ]
-    items = mix(parts, config.trainer.seed)
-    data = Data([], [], [], [], tables)
-    if kind == "prompt":
-        data.prompts = items
-    else:
-        data.sequences = items
-    if config.eval is not None:
-        rows = eval_rows(config)
-        if kind != "prompt":
-            data.eval_sequences = convert(rows, kind, "evaluation")
-        if config.eval.generate or kind == "prompt":
-            data.eval_prompts = convert(rows, "prompt", "evaluation prompts")
-    return data
-
-
-def eval_rows(config: Config) -> list[Row]:
-    assert config.eval is not None
-    sections = config.eval.data
-    if sections is None:
-        sections = [s.model_copy(update={"split": "test"}) for s in config.mixture]
-    elif isinstance(sections, DataConfig):
-        sections = [sections]
-    rows = [row for section in sections for row in load_rows(section)]
-    return rows[: config.eval.max_samples]
-
-
-def label(section: DataConfig) -> str:
-    return f"{section.name or section.path} ({section.split})"
-
-
 def build_models(
     config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
 ) -> Models:
@@ -270,7 +130,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     run_dir = Path(distributed.from_rank_0(str(run_dir)))
     policy: Any = run.models.policy
     torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
-    sampler = None
+    sampler: Sampler | None = None
     if distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp":
         whole = copy.deepcopy(policy) if reward is not None else None
         distributed.shard(policy)
@@ -335,7 +195,7 @@ def _train(
     if resume is not None:
         trainer.checkpoints.load(resume, trainer)
         left = run.num_steps - trainer.step
-        tracker.say(f"resumed from {resume}: {left} steps left" + ("" if left else ", nothing to do"))
+        tracker.say(f"resumed from {resume}: {left or 'no'} steps left")
     trainer.fit()
 
 
@@ -355,7 +215,9 @@ def build_source(
             distributed.rank(),
             distributed.num_ranks(),
         )
-    assert sampler is not None and reward is not None and config.rollout is not None
+    assert sampler is not None
+    assert reward is not None
+    assert config.rollout is not None
     return RolloutSource(
         run.data.prompts,
         run.renderer,
@@ -387,7 +249,8 @@ def build_evaluation(
                 run.models, run.data.eval_sequences, run.config.trainer.micro_batch_tokens
             )
         if run.data.eval_prompts:
-            assert sampler is not None and reward is not None
+            assert sampler is not None
+            assert reward is not None
             params = SamplingParams(
                 settings.max_new_tokens, run.renderer.stop_token_ids, temperature=0
             )
@@ -429,19 +292,6 @@ def describe(run: Run) -> str:
     return "\n".join([*lines, *table_lines(run.data.tables)])
 
 
-def table_lines(tables: list[LengthTable]) -> list[str]:
-    lines = [
-        f"{'data':<32}{'rows':>9}{'kept':>9}{'dropped':>9}{'cut':>7}{'p50':>7}{'p95':>7}{'max':>8}"
-        f"{'trained tokens':>16}"
-    ]
-    for t in tables:
-        lines.append(
-            f"{t.name[-31:]:<32}{t.rows:>9,}{t.kept:>9,}{t.dropped:>9,}{t.truncated:>7,}"
-            f"{t.length_p50:>7,}{t.length_p95:>7,}{t.length_max:>8,}{t.trained_tokens:>16,}"
-        )
-    return lines
-
-
 def write_run_info(run: Run, run_dir: Path, started: float) -> None:
     info = {
         "command": " ".join(sys.argv),
@@ -454,4 +304,3 @@ def write_run_info(run: Run, run_dir: Path, started: float) -> None:
         "num_trainable": sum(p.numel() for p in run.models.trainable().values()),
     }
     (run_dir / "run.json").write_text(json.dumps(info, indent=1))
-

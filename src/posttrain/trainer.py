@@ -164,7 +164,7 @@ class Trainer:
                 if p.grad is not None and not distributed.full(p.grad).isfinite().all()
             ]
             raise ValueError(
-                f"step {self.step}: the gradient is not finite, first in {names[0] if names else '?'}"
+                f"step {self.step}: the gradient is not finite, first in {[*names, '?'][0]}"
                 f"{self._last_checkpoint()}"
             )
         limit = self.config.max_grad_norm

@@ -19,7 +19,7 @@ from torch import Tensor
 from posttrain.algorithms.advantages import group_advantages
 from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, masked_sum
 from posttrain.batch import Batch
-from posttrain.forward import Output, forward
+from posttrain.forward import Output
 from posttrain.models import Models
 
 
@@ -49,7 +49,7 @@ class GRPOConfig(TrainerConfig):
 def clipped_policy_gradient(out: Output, batch: Batch, config: GRPOConfig) -> Loss:
     mask = batch.loss_mask
     logprobs = out.logprobs
-    # one update per batch of rollouts is on-policy by construction: the ratio is 1, its gradient not
+    # with one update per batch of rollouts the ratio is 1 by construction, its gradient is not 0
     old = batch.per_token.get("old_logprobs", logprobs.detach())
     ratio = torch.exp(logprobs - old)
     advantages = batch.expand(batch.per_seq["advantages"])

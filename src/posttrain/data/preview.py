@@ -6,11 +6,17 @@ from rich.text import Text
 
 from posttrain.batch import Sequence
 from posttrain.config import Config
+from posttrain.data.build import (
+    build_renderer,
+    build_tokenizer,
+    length_limit,
+    prepare_data,
+    table_lines,
+)
 from posttrain.data.load import load_rows
 from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer
 from posttrain.tracking import CONSOLE
-from posttrain.train import build_renderer, build_tokenizer, length_limit, prepare_data, table_lines
 
 
 def show(config: Config, num_rows: int) -> None:
@@ -28,7 +34,7 @@ def show(config: Config, num_rows: int) -> None:
             " ".join(tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))),
         )
     )
-    items: list[Sequence] | list[Prompt] = data.sequences or data.prompts
+    items: list[Sequence | Prompt] = [*data.sequences, *data.prompts]
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
         # brackets where colours do not show: in a pipe or a file

@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain.config import DataConfig, ModelConfig, explain
+from posttrain.config import DataConfig, ModelConfig
+from posttrain.config_errors import explain
+from posttrain.data.build import generation_stops, max_positions
 from posttrain.data.load import load_rows
 from posttrain.data.prepare import to_prompts
 from posttrain.data.render import Renderer, make_renderer
@@ -18,7 +20,6 @@ from posttrain.evaluation.run import evaluate_generation
 from posttrain.models import choose_device, load_policy, load_tokenizer, resolve_model_path
 from posttrain.rewards import REWARDS, build_reward
 from posttrain.rollout.sampler import NativeSampler, SamplingParams
-from posttrain.train import generation_stops, max_positions
 
 
 def load_for_sampling(
@@ -76,10 +77,9 @@ def evaluate_tasks(
     for name, task in chosen.items():
         prompts, table = to_prompts(data[name], renderer, name, limit - max_new_tokens, "drop")
         reward = build_reward(REWARDS[task.reward["type"]][0].model_validate(task.reward))
-        result = evaluate_generation(
-            sampler, renderer, prompts, reward, params, seed,
-            lambda row, name=name: records.append({"task": name, **row}),
-        )  # fmt: skip
+        found: list[dict[str, Any]] = []
+        result = evaluate_generation(sampler, renderer, prompts, reward, params, seed, found.append)
+        records += [{"task": name, **row} for row in found]
         results[name] = result | {
             "model": model,
             "temperature": temperature,

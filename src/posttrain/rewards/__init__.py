@@ -68,7 +68,7 @@ def score(
                     f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}); "
                     f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
                 ) from cause
-        raise RuntimeError(f"the reward failed on the batch, though on no single row: {error}") from error
+        raise RuntimeError(f"the reward failed, though on no single row: {error}") from error
     if len(scores) != len(completions):
         raise RuntimeError(f"the reward returned {len(scores)} scores for {len(completions)} rows")
     return scores

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from posttrain.config import explain
+from posttrain.config_errors import explain
 from posttrain.data.load import read_path
 from posttrain.rewards import REWARDS, build_reward, check_columns, score, verdict_of
 

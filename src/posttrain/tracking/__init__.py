@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl is the source of truth, everything else is a view of it."""
+"""Where a run's numbers go: metrics.jsonl is the source of truth, all else a view of it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ class Tracker:
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         assert self.metrics is not None
         known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.metrics.write(json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n")
+        self.metrics.write(
+            json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n"
+        )
         self.metrics.flush()
         self.samples.flush()
         if self.writer is not None:
