@@ -15,15 +15,21 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
     """Byte-level BPE in which every digit is a token of its own, with a chat template whose turns
-    end in `<|end|>`, the EOS token. A Hugging Face tokenizer, saved and loaded as any other."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    end in `<|end|>`, the EOS token. A Hugging Face tokenizer, saved and loaded as any other.
 
-    special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    It normalises and splits as Qwen2's does and has its `<|endoftext|>`, because AutoTokenizer
+    loads the tokenizer of a qwen2 folder as Qwen2's own class, whatever the folder says.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    special = ["<|endoftext|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z']+|[^\s\dA-Za-z]+|\s"), "isolated"),
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -37,9 +43,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> A
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
         eos_token="<|end|>",
-        additional_special_tokens=special[2:],
+        extra_special_tokens=special[2:],
         chat_template=CHAT_TEMPLATE,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,

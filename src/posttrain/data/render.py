@@ -32,10 +32,20 @@ class Renderer:
     system_prompt: str | None = None
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """Ids up to where the model is to speak."""
+        """Ids up to where the model is to speak, cut like those that it is trained on."""
         if not self.chat:
             return self._plain_prompt(row)
-        return self._ids(self._template(self.prompt_messages(row), generation=True))
+        messages = self.prompt_messages(row)
+        whole = self._template(messages, generation=True)
+        if not any(m["role"] == "assistant" for m in messages):
+            return self._ids(whole)
+        try:
+            segments = self._chat_segments(messages, generation=True)
+        except ValueError:
+            # a template that drops reasoning from earlier turns: such a chat is never trained on
+            # as one sequence, so there is no other cut to agree with
+            return self._ids(whole)
+        return [token for ids, _ in segments for token in ids]
 
     def prompt_messages(self, row: Row) -> list[Message]:
         messages = messages_of(row, "messages" if "messages" in row else "prompt")
@@ -67,10 +77,13 @@ class Renderer:
             ids = ids[:-1]
         return self.tokenizer.decode(ids)
 
-    def _chat_segments(self, messages: list[Message]) -> list[tuple[list[int], bool]]:
+    def _chat_segments(
+        self, messages: list[Message], generation: bool = False
+    ) -> list[tuple[list[int], bool]]:
+        """Ids in pieces, cut at the edges of the assistant turns, and whether they are trained."""
         if not any(m["role"] == "assistant" for m in messages):
             raise ValueError("no assistant message to train on")
-        full = self._template(messages)
+        full = self._template(messages, generation)
         segments: list[tuple[list[int], bool]] = []
         done = 0
         for i, message in enumerate(messages):
@@ -92,6 +105,8 @@ class Renderer:
             segments += [(self._ids(full[done:start]), False), (turn[:cut], True)]
             segments.append((turn[cut:], False))
             done = end
+        if generation:
+            segments.append((self._ids(full[done:]), False))
         return segments
 
     def _prefix(self, full: str, messages: list[Message], generation: bool) -> int:
