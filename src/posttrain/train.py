@@ -120,6 +120,11 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     resume = find_resume(config.trainer, run_name(config))
     if resume is not None:
         run_dir = resume.parent
+    if config.trainer.batch_size < distributed.num_ranks():
+        raise ValueError(
+            f"trainer.batch_size={config.trainer.batch_size} is less than the "
+            f"{distributed.num_ranks()} ranks: each needs an example in every step"
+        )
     run = build(config)
     reward = run.reward
     if resume is not None:

@@ -43,6 +43,7 @@ class Trainer:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     optimizer: torch.optim.AdamW = field(init=False)
+    filler: Batch = field(init=False)  # what a rank runs while the others still have work
 
     def __post_init__(self) -> None:
         self.optimizer = build_optimizer(self.models.policy.parameters(), self.config)
@@ -116,21 +117,16 @@ class Trainer:
         return totals
 
     def _minibatches(self, batch: Batch) -> Iterator[Batch]:
-        """The batch itself, or passes over parts of it where the method asks for them."""
+        """The batch itself, or passes over parts of it where the method asks for them. A part is
+        `batch_size` neighbouring prompts of the step, whichever ranks they lie on."""
         epochs, parts = self.algorithm.updates(self.config)
-        if parts == 1:
-            for _ in range(epochs):
-                yield batch
-            return
-        groups = batch.per_seq["group"].unique(sorted=True).tolist()
-        of_group: dict[int, list[int]] = {group: [] for group in groups}
-        for i, group in enumerate(batch.per_seq["group"].tolist()):
-            of_group[group].append(i)
-        per_part = math.ceil(max(distributed.all_gather(len(groups))) / parts)
         for _ in range(epochs):
             for k in range(parts):
-                chosen = groups[k * per_part : (k + 1) * per_part]
-                yield batch.select([i for group in chosen for i in of_group[group]])
+                if parts == 1:
+                    yield batch
+                    continue
+                chosen = batch.per_seq["group"] // self.config.batch_size == k
+                yield batch.select(chosen.nonzero()[:, 0].tolist())
 
     def _global_counts(self, batch: Batch) -> dict[Unit, float]:
         local = {unit: count(batch) for unit, count in UNITS.items()}
@@ -144,11 +140,14 @@ class Trainer:
         if "active" in batch.per_seq:
             active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
         parts = active.split(self.config.micro_batch_tokens, self.algorithm.group_size)
+        if batch.num_sequences:
+            self.filler = batch.select([0])
+        # asked before the first forward pass: ranks must not meet in two different collectives
+        missing = max(distributed.all_gather(len(parts))) - len(parts) if lockstep else 0
         for part in parts:
             yield part, 1.0
-        if lockstep:
-            for _ in range(max(distributed.all_gather(len(parts))) - len(parts)):
-                yield parts[0] if parts else batch.select([0]), 0.0
+        for _ in range(missing):
+            yield self.filler, 0.0
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
         """Scale the gradients down to max_grad_norm; returns the norm before."""
