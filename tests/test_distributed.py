@@ -44,7 +44,7 @@ def steps(run_dir: Path) -> list[dict]:
 @pytest.mark.parametrize("method", list(ALGORITHMS))
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
-    keys = {"max_steps": 4, "batch_size": 5, "micro_batch_tokens": 60, "learning_rate": 1e-3,
+    keys = {"max_steps": 4, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-3,
             "max_grad_norm": 0.5}  # fmt: skip
     if method == "grpo":
         keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3}

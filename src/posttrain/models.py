@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import posttrain.attention as attention
+from posttrain import distributed
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import LanguageModel, forward
 
@@ -69,12 +70,15 @@ class Models:
         """Log-probs [T] of the policy as it is now, without grad and without dropout."""
         was_training = self.policy.training
         self.policy.eval()
-        parts = [
-            forward(self.policy, part, temperature=self.temperature).logprobs
-            for part in batch.split(max_tokens)
+        parts = batch.split(max_tokens)
+        found = [
+            forward(self.policy, part, temperature=self.temperature).logprobs for part in parts
         ]
+        if distributed.is_sharded(self.policy):  # every rank waits for the one with most parts
+            for _ in range(max(distributed.all_gather(len(parts))) - len(parts)):
+                forward(self.policy, parts[0])
         self.policy.train(was_training)
-        return torch.cat(parts)
+        return torch.cat(found)
 
 
 def choose_device(name: str) -> torch.device:
