@@ -20,6 +20,14 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def output(monkeypatch, capsys, command: list) -> str:
+    """What the program prints; it ends without an error code."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, command)])
+    main()
+    return capsys.readouterr().out
+
+
 def test_continued_pretraining_on_a_text_lowers_its_loss(tmp_path):
     overrides = [
         f"model.name={shared('models/stories260k')}",
@@ -59,24 +67,13 @@ def test_sft_on_gsm8k_and_sampling(lora, tmp_path, capsys, monkeypatch):
         ["eval", run_dir, "--tasks", f"gsm8k={shared('data/gsm8k')}", "--max-samples", "3",
          "--max-new-tokens", "20"],
     ):  # fmt: skip
-        monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, command)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as done:
-            assert done.code in (0, None)
-        assert capsys.readouterr().out.strip()
+        assert output(monkeypatch, capsys, command).strip()
 
 
 def test_the_pretrained_model_writes_english(capsys, monkeypatch):
     """Greedy words of the story model as it is: the tokenizer, BOS and weights fit together."""
     command = ["generate", shared("models/stories260k"), "Once upon a time", "--temperature", "0",
                "--max-new-tokens", "30"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["posttrain", *map(str, command)])
-    try:
-        main()
-    except SystemExit as done:
-        assert done.code in (0, None)
-    words = capsys.readouterr().out.split()
+    words = output(monkeypatch, capsys, command).split()
     assert {"was", "a", "little"} & set(words)
     assert len(words) > 10
