@@ -56,7 +56,7 @@ def attend(
             raise ValueError(f"attention option `{name}` of this architecture is not supported")
     if isinstance(layout, Decode):
         return _decode(query, key, value, layout.mask, scaling, sliding_window), None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+    if query.is_cuda and query.dtype == torch.bfloat16 and dropout == 0.0:
         return _varlen(query, key, value, layout, scaling, sliding_window), None
     return _per_sequence(query, key, value, layout, scaling, dropout, sliding_window), None
 

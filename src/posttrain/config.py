@@ -53,7 +53,7 @@ class ModelConfig(StrictConfig):
     scratch: ScratchConfig | None = None
     """Random weights instead of `name`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; trainable parameters and their optimiser state are fp32 whatever it is."""
     use_lora: bool = False
     lora: LoraConfig = LoraConfig()

@@ -24,7 +24,7 @@ HINTS = {
     "lora_target": "model.lora.target_modules",
     "torch_dtype": "model.dtype",
     "bf16": "model.dtype: bfloat16",
-    "fp16": "model.dtype: float16",
+    "fp16": "model.dtype: bfloat16 (fp16 would need loss scaling)",
     "dataset_name": "data.name or data.path",
     "dataset": "data.name or data.path",
     "datasets": "data (a list makes a mixture)",
