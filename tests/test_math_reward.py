@@ -275,7 +275,7 @@ def test_a_hanging_comparison_is_killed_and_reaped() -> None:
     pid = _worker_pid()
     verdict, seconds = _seconds(lambda: check(*HANGS, timeout=0.3))
     assert verdict == TIMEOUT
-    assert 0.3 <= seconds < 2
+    assert 0.3 <= seconds < 6
     with pytest.raises(ChildProcessError):  # no such child any more, not even a zombie
         os.waitpid(pid, os.WNOHANG)
     assert math_worker._child is None
@@ -288,7 +288,7 @@ def test_a_worker_that_waits_is_killed_by_the_wall_clock() -> None:
     os.kill(pid, signal.SIGSTOP)
     verdict, seconds = _seconds(lambda: check("\\boxed{x}", "x", timeout=0.5))
     assert verdict == TIMEOUT
-    assert 0.5 <= seconds < 2
+    assert 0.5 <= seconds < 6
     assert check("\\boxed{x}", "x") == YES
 
 
@@ -343,7 +343,7 @@ def test_hostile_text_ends_within_the_bound(completion: str, gold: str, allowed:
     _worker_pid()  # the start of the worker is not part of the bound
     verdict, seconds = _seconds(lambda: check(completion, gold, timeout=0.5))
     assert verdict in allowed
-    assert seconds < 3
+    assert seconds < 6
 
 
 def test_threads_get_their_own_answers() -> None:
@@ -355,14 +355,14 @@ def test_threads_get_their_own_answers() -> None:
     def work(first: int) -> None:
         for index in range(first, len(jobs), 4):
             completion, gold, _ = jobs[index]
-            found[index] = check(completion, gold, timeout=2.0 if index < 40 else 0.3)
+            found[index] = check(completion, gold, timeout=10.0 if index < 40 else 0.3)
 
     handler = signal.getsignal(signal.SIGALRM)
     threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=60)
     assert [found[index] for index in range(len(jobs))] == [verdict for *_, verdict in jobs]
     assert signal.getsignal(signal.SIGALRM) == handler
 
