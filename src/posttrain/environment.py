@@ -13,7 +13,7 @@ def tune_allocator() -> None:
     """Have glibc reuse freed memory instead of giving it back to the kernel.
 
     By default every tensor above 32 MiB is mapped and unmapped anew, and its pages zeroed, on each
-    step: on a CPU that costs up to a third of the time. Settings in the environment win.
+    step: 1,127 against 1,363 tokens/s in benchmarks/sft.py. Settings in the environment win.
     """
     if not sys.platform.startswith("linux"):
         return
