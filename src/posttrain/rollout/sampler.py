@@ -7,7 +7,7 @@ into the same column. Finished rows leave the batch; waiting ones never pad it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -68,7 +68,6 @@ class NativeSampler:
         prompts: Sequence[list[int]],
         params: SamplingParams,
         seeds: Sequence[int],
-        on_progress: Callable[[int], None] | None = None,
     ) -> list[Rollout]:
         if not all(prompts):
             raise ValueError("a prompt is empty")
@@ -85,8 +84,6 @@ class NativeSampler:
                         self.policy, [prompts[i] for i in chunk], params, [seeds[i] for i in chunk]
                     )
                     rollouts.update(zip(chunk, done))
-                    if on_progress is not None:
-                        on_progress(len(rollouts))
         finally:
             self.policy.train(was_training)
         return [rollouts[i] for i in range(len(prompts))]
@@ -95,7 +92,7 @@ class NativeSampler:
 class KVCache:
     """Keys and values of every layer, [B, H_kv, columns, D], with room for the whole completion.
 
-    Has the one method that transformers' attention layers call, `update`.
+    Has the methods that transformers' models call on a cache: `update` and `get_seq_length`.
     """
 
     def __init__(self) -> None:
