@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from posttrain import checkpoint
 from posttrain.checkpoint import INFO, STATE, best_or_newest, checkpoints_in
-from posttrain.config import parse_config
+from posttrain.config import ModelConfig, parse_config
+from posttrain.models import load_policy
 from posttrain.train import build, train
 from posttrain.trainer import Trainer
 
@@ -84,6 +85,15 @@ def test_continuing_an_adapter_keeps_it_and_its_reference(tmp_path):
     assert a.keys() == b.keys()
     assert any(not torch.equal(a[k], b[k]) for k in a)
     assert max((a[k] - b[k]).abs().max() for k in a) < 0.05, "not continued but started anew"
+    # what was saved names the base model, not the adapter that it continued, and loads as it is
+    saved = checkpoints_in(second)[-1]
+    config = json.loads((saved / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(best_or_newest(base))
+    loaded = load_policy(ModelConfig(name=str(saved)), str(saved), tiny.CPU, seed=0)
+    lora = {n: p for n, p in loaded.named_parameters() if "lora_" in n}
+    assert len(lora) == len(b)
+    for name, value in b.items():
+        assert torch.equal(lora[checkpoint._peft_name(name)], value)
 
 
 def test_what_is_saved_stops_where_training_stopped(tmp_path):

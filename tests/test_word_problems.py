@@ -227,10 +227,10 @@ def test_rows_do_not_change_from_one_process_or_release_to_the_next():
     assert numbers == [(20, 7), (20, 7), (13, 5), (5, 17), (4, 17), (18, 19)]
 
 
-def test_ten_thousand_rows_take_seconds_at_most():
+def test_ten_thousand_rows_take_about_a_second():
     start = time.perf_counter()
     rows = load("train", num_rows=10_000)
-    assert time.perf_counter() - start < 8
+    assert time.perf_counter() - start < 3
     assert len({row["prompt"] for row in rows}) == 10_000
 
 

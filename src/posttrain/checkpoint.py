@@ -45,7 +45,6 @@ class Checkpoints:
     config: dict[str, Any]
     """The resolved config; a resumed run must have the same."""
     data_hash: str
-    base_model: str | None
 
     def save(self, trainer: Trainer) -> None:
         """Write checkpoint-<step>, then delete those that are neither best nor among the newest."""
@@ -98,7 +97,7 @@ class Checkpoints:
         self, folder: Path, trainer: Trainer, weights: dict[str, Tensor], optimizer: dict[str, Any]
     ) -> None:
         folder.mkdir(parents=True)
-        save_model(folder, trainer.models, weights, self.base_model)
+        save_model(folder, trainer.models, weights)
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
@@ -126,9 +125,7 @@ class Checkpoints:
                 shutil.rmtree(path)
 
 
-def save_model(
-    folder: Path, models: Models, weights: dict[str, Tensor], base_model: str | None
-) -> None:
+def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None:
     """The folder that transformers or PEFT load: weights, config, tokenizer, one stop set."""
     policy: Any = models.policy
     model = policy.model
@@ -144,8 +141,6 @@ def save_model(
         from safetensors.torch import save_file
 
         peft_config = model.peft_config["default"]
-        if base_model is not None:
-            peft_config.base_model_name_or_path = base_model
         peft_config.inference_mode = True
         peft_config.save_pretrained(folder)
         peft_config.inference_mode = False

@@ -173,16 +173,20 @@ def load_causal_lm(name: str, dtype: torch.dtype) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(model_not_found(name)) from error
 
 
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    folder = Path(name)
+    configs = ("config.json", "adapter_config.json")
+    if folder.is_dir() and not any((folder / config).is_file() for config in configs):
+        raise ValueError(model_not_found(name))
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:  # a folder without any tokenizer file is the latter
+    except OSError as error:
         raise ValueError(model_not_found(name)) from error
 
 

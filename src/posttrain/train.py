@@ -191,7 +191,7 @@ def _train(
         config=config.trainer,
         tracker=tracker,
         checkpoints=Checkpoints(
-            run_dir, config.trainer.keep_checkpoints, dump(config), run.data.hash(), run.base_model
+            run_dir, config.trainer.keep_checkpoints, dump(config), run.data.hash()
         ),
         num_steps=run.num_steps,
         evaluate=build_evaluation(run, sampler, reward, tracker),

@@ -116,13 +116,9 @@ class Tracker:
 def _reopen(path: Path, last_step: int) -> TextIO:
     """Append to a file of lines, after dropping those of steps that will be run again."""
     if path.exists():
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] <= last_step:
-                    kept.append(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
+        # a last line without its end was being written when the run was killed
+        lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)
