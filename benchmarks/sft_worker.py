@@ -20,8 +20,8 @@ from common import (
     weights_hash,
 )
 
-# posttrain: tokens in one forward pass (its only memory knob; 8192 is its default)
-POSTTRAIN = {"posttrain": 8192, "posttrain_1024": 1024}
+# posttrain: tokens in one forward pass (its only memory knob; 768 is its default on a CPU)
+POSTTRAIN = {"posttrain": 768, "posttrain_8192": 8192}
 
 # TRL: rows in one forward pass, and keys of its config. `sorted`: the rows of an optimiser step
 # are handed over by length, so that little is padded (better than its group_by_length can do

@@ -1,7 +1,7 @@
 """The only call into the network: a packed batch in, log-probs per token out.
 
-`LanguageModel` wraps a transformers causal LM. Its head is chunked and recomputed in the backward
-pass, so the [T, vocab] logits never exist as a whole, and runs on trained positions only.
+`LanguageModel` wraps a transformers causal LM. Its head runs on trained positions only, in chunks
+that the backward pass recomputes, so no more than one chunk of the [T, vocab] logits ever exists.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from posttrain.attention import Decode, Packed
 from posttrain.batch import Batch
 
-CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MiB in fp32
+CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32
 
 
 @dataclass
@@ -119,7 +119,8 @@ def _cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 class _HeadLogprobs(torch.autograd.Function):
-    """Output head, log-softmax and gather in chunks; the backward pass recomputes the logits.
+    """Output head, log-softmax and gather in chunks; the backward pass recomputes the logits of
+    all chunks but the last, which it begins with and which is kept.
 
     logits = cap(scale * (hidden @ weight.T + bias)). With z the logits, p = softmax(z) and H the
     entropy: d logp_y / dz = onehot(y) - p and dH / dz = -p * (log p + H).
@@ -140,13 +141,18 @@ class _HeadLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logprobs)
         entropy = torch.zeros_like(logprobs)
+        kept = None
         for rows in _chunks(len(hidden), len(weight)):
-            logits, _ = _logits(hidden[rows], compute_weight, bias, scale, softcap)
+            kept = None  # freed before the next chunk is made
+            logits, slope = _logits(hidden[rows], compute_weight, bias, scale, softcap)
             lse[rows] = logits.logsumexp(-1)
-            logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - lse[rows]
+            logp = logits.sub_(lse[rows, None])
+            logprobs[rows] = logp.gather(1, targets[rows, None])[:, 0]
             if want_entropy:
-                logp = logits.sub_(lse[rows, None])
                 entropy[rows] = -(logp.exp() * logp).sum(-1)
+            kept = logp, slope
+            del logits, logp, slope
+        ctx.kept = kept
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.scale, ctx.softcap, ctx.want_entropy = scale, softcap, want_entropy
         return logprobs, entropy
@@ -159,9 +165,12 @@ class _HeadLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(hidden), len(weight)):
-            logits, slope = _logits(hidden[rows], compute_weight, bias, ctx.scale, ctx.softcap)
-            logp = logits.sub_(lse[rows, None])
+        for rows in reversed(_chunks(len(hidden), len(weight))):
+            if ctx.kept is None:
+                logits, slope = _logits(hidden[rows], compute_weight, bias, ctx.scale, ctx.softcap)
+                logp = logits.sub_(lse[rows, None])
+            else:
+                (logp, slope), ctx.kept = ctx.kept, None
             if ctx.want_entropy:
                 p = logp.exp()
                 by_entropy = (logp + entropy[rows, None]).mul_(grad_entropy[rows, None])
@@ -180,12 +189,15 @@ class _HeadLogprobs(torch.autograd.Function):
                     grad_weight.add_(grad.T @ hidden[rows])
             if grad_bias is not None:
                 grad_bias.add_(grad.sum(0))
+            del logp, grad  # before the next chunk is made
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _chunks(num_rows: int, vocab: int) -> list[slice]:
+    """The first chunk is the short one, so that the last, which is kept, is as large as can be."""
     size = max(1, CHUNK_ELEMENTS // vocab)
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    ends = range(num_rows, 0, -size)
+    return [slice(max(0, end - size), end) for end in reversed(ends)]
 
 
 def _logits(
