@@ -1,25 +1,32 @@
 """The native sampler: batched, KV-cached, token ids in and out.
 
-Prompts are prefilled as one packed row, each distinct prompt once, and their keys and values are
-shared out to the completions. The cache is right-aligned, so that every row writes its new token
-into the same column. Finished rows leave the batch; waiting ones never pad it.
+Continuous: completions that have ended leave the batch and waiting ones enter in their place.
+Prompts are prefilled packed, each distinct prompt of those that enter once, and its keys and values
+are shared out to its completions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from posttrain.attention import Decode, Packed
+from posttrain.attention import Packed
 from posttrain.batch import Sequence as TokenSequence
 from posttrain.batch import pack
 from posttrain.forward import LanguageModel
+from posttrain.rollout.cache import KVCache, Prefill
+from posttrain.rollout.decode import decode_step
 
-COMPACT_BELOW = 0.8  # share of rows still running at which the cache is copied without the others
+COMPACT_BELOW = 0.8  # share of rows still running at which the ended ones leave the cache
+GROW_BY = 128  # columns that the cache gains when it is full
+PREFILL_TOKENS = 16384  # tokens of prompts in one forward pass
+CHECK_EVERY = (
+    16  # steps between two looks at what has ended, on a GPU, where a look stops the queue
+)
 
 
 @dataclass(frozen=True)
@@ -71,128 +78,151 @@ class NativeSampler:
     ) -> list[Rollout]:
         if not all(prompts):
             raise ValueError("a prompt is empty")
-        # neighbours of like length waste few columns of the cache; equal prompts stay together
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-        rollouts: dict[int, Rollout] = {}
         was_training = self.policy.training
         self.policy.eval()
         try:
             with torch.no_grad(), self.policy.precision():
-                for start in range(0, len(order), self.max_num_seqs):
-                    chunk = order[start : start + self.max_num_seqs]
-                    done = _generate(
-                        self.policy, [prompts[i] for i in chunk], params, [seeds[i] for i in chunk]
-                    )
-                    rollouts.update(zip(chunk, done))
+                return _generate(self.policy, prompts, params, seeds, self.max_num_seqs)
         finally:
             self.policy.train(was_training)
-        return [rollouts[i] for i in range(len(prompts))]
 
 
-class KVCache:
-    """Keys and values of every layer, [B, H_kv, columns, D], with room for the whole completion.
+@dataclass
+class Running:
+    """The completions in the cache, one per row. One that has ended may stay there for a while:
+    what it goes on to say does not count."""
 
-    Has the methods that transformers' models call on a cache: `update` and `get_seq_length`.
-    """
+    index: Tensor  # [B] which completion
+    tokens: Tensor  # [B] its newest, not in the cache yet
+    ages: Tensor  # [B] tokens sampled so far
+    spans: Tensor  # [B] columns of the cache that are the row's own
+    alive: Tensor  # [B] bool
+    noise: Tensor  # [B, max_new_tokens]
 
-    def __init__(self) -> None:
-        self.prefilled: dict[int, tuple[Tensor, Tensor]] = {}  # [1, H_kv, T, D], packed
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.columns = 0  # columns in use, that of the current token included; 0 during prefill
+    def only(self, rows: Tensor) -> Running:
+        return Running(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def update(
-        self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.columns == 0:
-            self.prefilled[layer] = key, value
-            return key, value
-        keys, values = self.layers[layer]
-        keys[:, :, self.columns - 1 : self.columns] = key
-        values[:, :, self.columns - 1 : self.columns] = value
-        return keys[:, :, : self.columns], values[:, :, : self.columns]
+    def joined_by(self, new: Running) -> Running:
+        pairs = ((getattr(self, f.name), getattr(new, f.name)) for f in fields(self))
+        return Running(*(torch.cat(pair) for pair in pairs))
 
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.columns
 
-    def share_out(self, source: Tensor, room: int) -> None:
-        """Lay prefilled columns out by row. source [B, P]: the packed position of each column."""
-        rows, width = source.shape
-        for layer, (key, value) in self.prefilled.items():
-            spread = []
-            for packed in (key[0], value[0]):  # [H_kv, T, D]
-                laid_out = packed.new_zeros(rows, packed.shape[0], width + room, packed.shape[2])
-                laid_out[:, :, :width] = packed[:, source].transpose(0, 1)
-                spread.append(laid_out)
-            self.layers[layer] = spread[0], spread[1]
-        self.prefilled.clear()
-        self.columns = width
+@dataclass
+class Stretch:
+    """Steps between which no row entered or left."""
 
-    def keep(self, rows: Tensor, first_column: int) -> None:
-        """Drop the other rows and the columns before `first_column`, which nobody reads."""
-        for layer, (key, value) in self.layers.items():
-            self.layers[layer] = (
-                key[rows, :, first_column:].contiguous(),
-                value[rows, :, first_column:].contiguous(),
-            )
-        self.columns -= first_column
+    index: Tensor  # [B]
+    tokens: list[Tensor]  # of [B], one per step
+    logprobs: list[Tensor]
 
 
 def _generate(
-    policy: LanguageModel, prompts: list[list[int]], params: SamplingParams, seeds: list[int]
+    policy: LanguageModel,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    max_num_seqs: int,
 ) -> list[Rollout]:
     device = next(policy.parameters()).device
-    rollouts = [Rollout(prompt, [], [], "length", policy.version) for prompt in prompts]
-    noise = _noise(seeds, params, device)  # [B, max_new_tokens]
-    stops = torch.tensor(params.stop_token_ids, device=device)
-
-    hidden, cache, starts = _prefill(policy, prompts, params.max_new_tokens, device)
-    running = torch.arange(len(prompts), device=device)  # rollout of each row of the cache
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    tokens, logprobs = _sample(policy.logits(hidden), params, noise[:, 0])
-    history = [(running, tokens, logprobs)]
-    alive = ~torch.isin(tokens, stops)
-    for step in range(1, params.max_new_tokens):
-        num_alive = int(alive.sum())
-        if num_alive == 0:
+    limit, stops = params.max_new_tokens, torch.tensor(params.stop_token_ids, device=device)
+    longest = max(map(len, prompts), default=0) + limit
+    step = decode_step(policy, longest)
+    waiting = _groups(prompts, max_num_seqs)
+    running, cache, mask = _nobody(limit, device), KVCache(), torch.empty(0)
+    history: list[Stretch] = []
+    while True:
+        rows = running.alive.nonzero()[:, 0]
+        entering = _next(waiting, len(rows), max_num_seqs)
+        if len(rows) == 0 and not entering:
             break
-        if num_alive < COMPACT_BELOW * len(running):
-            rows = alive.nonzero()[:, 0]
-            first = int(starts[rows].min())
-            cache.keep(rows, first)
-            running, tokens, alive = running[rows], tokens[rows], alive[rows]
-            lengths, starts = lengths[rows], starts[rows] - first
-        cache.columns += 1
-        columns = torch.arange(cache.columns, device=device)
-        mask = torch.where(columns >= starts[:, None], 0.0, -torch.inf)[:, None, None]
-        positions = (lengths + step - 1)[:, None]
-        layout = Decode(mask.to(hidden.dtype))
-        hidden = policy.hidden_states(tokens[:, None], positions, layout, cache)[:, 0]
-        tokens, logprobs = _sample(policy.logits(hidden), params, noise[running, step])
-        history.append((running, tokens, logprobs))
-        alive = alive & ~torch.isin(tokens, stops)
-    _collect(rollouts, history, set(params.stop_token_ids))
-    return rollouts
+        num_ended = len(running.index) - len(rows)
+        many_ended = num_ended > 0 and len(rows) < COMPACT_BELOW * len(running.index)
+        if entering or many_ended or cache.columns == cache.capacity:
+            running = running.only(rows)
+            span = int(running.spans.max()) if len(rows) else 0
+            prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
+            cache.lay_out(rows, span, prefill, source, room=min(GROW_BY, limit))
+            if entering:
+                noise = _noise([seeds[i] for i in entering], params, device)
+                tokens, logprobs = _sample(policy.logits(hidden), params, noise[:, 0])
+                index = torch.tensor(entering, device=device)
+                spans = torch.tensor([len(prompts[i]) for i in entering], device=device)
+                alive = ~torch.isin(tokens, stops) & (limit > 1)
+                new = Running(index, tokens, torch.ones_like(index), spans, alive, noise)
+                running = running.joined_by(new)
+                history.append(Stretch(index, [tokens], [logprobs]))
+            mask = cache.mask(running.spans)
+            history.append(Stretch(running.index, [], []))
+            continue  # a completion may have ended with its first token
+        looks_after = 1 if device.type == "cpu" else CHECK_EVERY
+        for _ in range(min(looks_after, cache.capacity - cache.columns)):
+            cache.columns += 1
+            hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
+            noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
+            tokens, logprobs = _sample(policy.logits(hidden), params, noise)
+            history[-1].tokens.append(tokens)
+            history[-1].logprobs.append(logprobs)
+            running.tokens = tokens
+            running.ages, running.spans = running.ages + 1, running.spans + 1
+            running.alive &= ~torch.isin(tokens, stops) & (running.ages < limit)
+    return _collect(prompts, history, params, policy.version)
+
+
+def _nobody(limit: int, device: torch.device) -> Running:
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    return Running(none, none, none, none, none.bool(), torch.empty(0, limit, device=device))
+
+
+def _groups(prompts: Sequence[list[int]], max_num_seqs: int) -> list[list[int]]:
+    """Indices of equal prompts together, since they are prefilled once, the last to enter first.
+
+    Neighbours are of like length, which wastes few columns of the cache; long ones enter first.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and prompts[groups[-1][0]] == prompts[i] and len(groups[-1]) < max_num_seqs:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _next(waiting: list[list[int]], num_running: int, max_num_seqs: int) -> list[int]:
+    """Take the groups that enter now: none before a good share of the places is free."""
+    if num_running > COMPACT_BELOW * max_num_seqs:
+        return []
+    entering: list[int] = []
+    while waiting and num_running + len(entering) + len(waiting[-1]) <= max_num_seqs:
+        entering += waiting.pop()
+    return entering
 
 
 def _prefill(
-    policy: LanguageModel, prompts: list[list[int]], room: int, device: torch.device
-) -> tuple[Tensor, KVCache, Tensor]:
-    """Last hidden state [B, width] of each prompt, the cache, and each row's first column [B]."""
-    distinct = list(dict.fromkeys(tuple(p) for p in prompts))
-    index = {p: i for i, p in enumerate(distinct)}
-    batch = pack([_no_mask(list(p)) for p in distinct]).to(device)
-    cache = KVCache()
-    layout = Packed(batch.lengths, batch.cu_seqlens)
-    states = policy.hidden_states(batch.input_ids[None], batch.position_ids[None], layout, cache)[0]
-    rows = torch.tensor([index[tuple(p)] for p in prompts], device=device)
-    ends = batch.cu_seqlens[1:].long()[rows]  # [B], one past the prompt's last packed position
+    policy: LanguageModel, prompts: list[list[int]], device: torch.device
+) -> tuple[Prefill, Tensor, Tensor]:
+    """The prompts' keys and values, the packed position of each of their columns [B, P], and
+    their last hidden states [B, width]."""
+    prefill, states = Prefill(), []
+    if not prompts:
+        return prefill, torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0)
+    distinct = [list(p) for p in dict.fromkeys(tuple(p) for p in prompts)]
+    packed = pack([_no_mask(p) for p in distinct])
+    for batch in packed.split(PREFILL_TOKENS):
+        batch = batch.to(device)
+        layout = Packed(batch.lengths, batch.cu_seqlens)
+        ids, positions = batch.input_ids[None], batch.position_ids[None]
+        hidden = policy.hidden_states(ids, positions, layout, prefill)[0]
+        states.append(hidden[batch.cu_seqlens[1:].long() - 1])
+    place = {tuple(p): i for i, p in enumerate(distinct)}
+    which = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    ends = packed.cu_seqlens[1:].to(device).long()[which]  # one past the prompt's last position
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = int(lengths.max())
     # columns before a short prompt repeat its first token; the mask hides them
     columns = ends[:, None] - width + torch.arange(width, device=device)
     source = torch.maximum(columns, (ends - lengths)[:, None])
-    cache.share_out(source, room)
-    return states[ends - 1], cache, width - lengths
+    return prefill, source, torch.cat(states)[which]
 
 
 def _no_mask(ids: list[int]) -> TokenSequence:
@@ -240,16 +270,22 @@ def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _collect(
-    rollouts: list[Rollout], history: list[tuple[Tensor, Tensor, Tensor]], stops: set[int]
-) -> None:
-    """History holds, per step, the rollout of each row, its token and its log-prob. Rows that
-    have stopped may stay in the batch for some steps: what they say then does not count."""
-    for running, tokens, logprobs in history:
-        for i, token, logprob in zip(running.tolist(), tokens.tolist(), logprobs.tolist()):
+    prompts: Sequence[list[int]], history: list[Stretch], params: SamplingParams, version: int
+) -> list[Rollout]:
+    rollouts = [Rollout(list(prompt), [], [], "length", version) for prompt in prompts]
+    stops = set(params.stop_token_ids)
+    for stretch in history:
+        if not stretch.tokens:
+            continue
+        tokens = torch.stack(stretch.tokens, dim=1).tolist()
+        logprobs = torch.stack(stretch.logprobs, dim=1).tolist()
+        for i, ids, values in zip(stretch.index.tolist(), tokens, logprobs):
             rollout = rollouts[i]
-            if rollout.finish_reason == "stop":
+            left = params.max_new_tokens - len(rollout.response_ids)
+            if rollout.finish_reason == "stop" or left == 0:
                 continue
-            rollout.response_ids.append(token)
-            rollout.logprobs.append(logprob)
-            if token in stops:
-                rollout.finish_reason = "stop"
+            end = next((n for n, token in enumerate(ids[:left], 1) if token in stops), None)
+            rollout.finish_reason = "length" if end is None else "stop"
+            rollout.response_ids += ids[: end or left]
+            rollout.logprobs += values[: end or left]
+    return rollouts

@@ -1,0 +1,93 @@
+"""Keys and values of the running completions.
+
+The cache is right-aligned: every row writes its new token into the same column, and a row's own
+columns, its span, end there. A mask hides what lies before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Prefill:
+    """Collects the keys and values of packed prompts, [1, H_kv, T, D] by layer.
+
+    Has the methods that transformers' models call on a cache: `update` and `get_seq_length`.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.layers.setdefault(layer, []).append((key, value))
+        return key, value
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+    def take(self, layer: int) -> tuple[Tensor, Tensor]:
+        """[H_kv, T, D] each, the packs one after the other."""
+        keys, values = zip(*self.layers.pop(layer))
+        return torch.cat(keys, dim=2)[0], torch.cat(values, dim=2)[0]
+
+
+class KVCache:
+    """Keys and values by layer, [B, H_kv, capacity, D]."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.columns = 0  # in use, that of the current token included
+        self.capacity = 0
+
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the current column, [B, H_kv, 1, D]; returns all columns in use."""
+        keys, values = self.layers[layer]
+        keys[:, :, self.columns - 1 : self.columns] = key
+        values[:, :, self.columns - 1 : self.columns] = value
+        return keys[:, :, : self.columns], values[:, :, : self.columns]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return self.columns
+
+    def lay_out(self, rows: Tensor, span: int, prefill: Prefill, source: Tensor, room: int) -> None:
+        """Start over with the last `span` columns of the rows that stay [B] and, below them, the
+        prompts that enter: source [N, P] is the packed position of each of their columns."""
+        width = max(span, source.shape[1])
+        for layer in list(prefill.layers or self.layers):
+            keys, values = [], []
+            if len(rows):
+                old = slice(self.columns - span, self.columns)
+                keys, values = ([x[rows, :, old]] for x in self.layers[layer])
+            if len(source):
+                for into, packed in zip((keys, values), prefill.take(layer)):
+                    into.append(packed[:, source].transpose(0, 1))
+            self.layers[layer] = _stacked(keys, width, room), _stacked(values, width, room)
+        self.columns, self.capacity = width, width + room
+
+    def mask(self, spans: Tensor) -> Tensor:
+        """[B, capacity]: -inf where a column lies before the row's own, else 0."""
+        columns = torch.arange(self.capacity, device=spans.device)
+        return torch.where(columns < self.columns - spans[:, None], -torch.inf, 0.0)
+
+
+def _stacked(parts: Sequence[Tensor], width: int, room: int) -> Tensor:
+    """Parts [B_i, H_kv, C_i, D] one below the other, right-aligned at column `width`.
+
+    Columns before a part are hidden, but still multiplied by a weight of 0, which a nan would
+    survive, so they are set to 0. The room after is written before it is read.
+    """
+    _, heads, _, size = parts[0].shape
+    stacked = parts[0].new_empty(sum(map(len, parts)), heads, width + room, size)
+    for part, into in zip(parts, stacked.split([len(part) for part in parts])):
+        columns = part.shape[2]
+        into[:, :, : width - columns] = 0
+        into[:, :, width - columns : width] = part
+    return stacked
