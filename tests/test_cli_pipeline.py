@@ -133,10 +133,10 @@ def test_a_reward_that_raises_counts_rows_as_score_prints_them(tmp_path: Path) -
         command("score", "custom", jsonl(tmp_path, rows), f"path={reward_file(tmp_path)}")
 
 
-def test_a_reward_of_the_wrong_length(tmp_path: Path) -> None:
+def test_a_reward_of_the_wrong_length(tmp_path: Path, capsys: Capture) -> None:
     file, reward = jsonl(tmp_path, ANSWERS), reward_file(tmp_path)
-    with pytest.raises(RuntimeError, match="returned 1 scores for 3 rows"):
-        command("score", "custom", file, f"path={reward}", "function=short")
+    text = complaint(capsys, "score", "custom", file, f"path={reward}", "function=short")
+    assert "the reward returned 1 scores for 3 rows: it must return one float or None" in text
 
 
 def grpo(folder: Path, reward: dict[str, Any], **changes: Any) -> Path:

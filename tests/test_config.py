@@ -32,6 +32,17 @@ SFT: dict[str, Any] = {
 }
 GRPO = SFT | {"trainer": {"type": "grpo", "max_steps": 1}, "reward": MATH}
 PRETRAIN = SFT | {"trainer": {"type": "pretrain", "max_steps": 1}}
+MATH_WITH = "{type: math_correctness, %s: 1}"
+LENGTH_WITH = f"{{type: length, kind: cosine, max_length: 8, reward: {MATH_WITH}}}"
+# a place inside another reward -> as it is shown, and the override that puts a key there
+INSIDE = {
+    "reward.reward": ("reward.reward", f"reward={LENGTH_WITH}"),
+    "reward.rewards": ("reward.rewards.0", f"reward={{type: weighted, rewards: [{MATH_WITH}]}}"),
+    "reward.rewards.reward": (
+        "reward.rewards.0.reward",
+        f"reward={{type: weighted, rewards: [{LENGTH_WITH}]}}",
+    ),
+}
 
 
 def parse(*overrides: str, base: dict[str, Any] = SFT) -> Config:
@@ -73,6 +84,10 @@ def problem(*overrides: str, base: dict[str, Any] = SFT) -> str:
         (GRPO, "reward.positiv=1", "reward.positiv", "positive"),
         (SFT, "data=[{path: x}, {path: y, wieght: 2}]", "data.1.wieght", "weight"),
         (SFT, "eval.data=[{path: x, templat: chat}]", "eval.data.0.templat", "template"),
+        (GRPO, "reward={type: weighted, rewardz: []}", "reward.rewardz", "rewards"),
+        (GRPO, INSIDE["reward.rewards"][1] % "weigt", "reward.rewards.0.weigt", "weight"),
+        (GRPO, INSIDE["reward.reward"][1] % "positiv", "reward.reward.positiv", "positive"),
+        (GRPO, "reward={type: http, api_key: sk-1}", "reward.api_key", "api_key_env"),
     ],
 )
 def test_typo_at_every_depth(base: dict[str, Any], override: str, key: str, nearest: str) -> None:
@@ -88,7 +103,8 @@ def test_no_misspelt_key_is_accepted(path: str, data: st.DataObject) -> None:
     if typo in known or not typo:
         return
     base = GRPO if path.startswith(("rollout", "reward", "trainer")) else SFT
-    assert f"{section}.{typo}" in problem(f"{section}.{typo}=1", base=base)
+    where, override = INSIDE.get(section, (section, f"{section}.%s=1"))
+    assert f"{where}.{typo}" in problem(override % typo, base=base)
 
 
 def test_unknown_key_without_neighbour_lists_what_is_known() -> None:
@@ -144,6 +160,17 @@ def test_every_key_of_another_method_is_rejected_by_name(base: dict[str, Any]) -
 def test_key_of_another_reward_is_rejected_by_name() -> None:
     text = problem("reward.path=x.py", base=GRPO)
     assert "reward.path is a key of another reward type, not of math_correctness" in text
+    text = problem(INSIDE["reward.rewards"][1] % "path", base=GRPO)
+    assert "reward.rewards.0.path is a key of another reward.rewards type, not of math_corr" in text
+    text = problem("reward.weight=2", base=GRPO)
+    assert "weight is not a key of reward: it belongs at reward.rewards.weight" in text
+
+
+@pytest.mark.parametrize("section", ["trainer", "reward", "model"])
+def test_unknown_key_with_the_name_of_a_type(section: str) -> None:
+    text = problem(f"{section}.format=x", f"{section}.sft=x", base=GRPO)
+    assert f"unknown key {section}.format: " in text
+    assert f"unknown key {section}.sft: " in text
 
 
 @pytest.mark.parametrize(
@@ -178,6 +205,18 @@ def test_type_error_names_key_and_value(override: str, key: str, value: str) -> 
         (SFT | {"trainer": {"type": "zzz"}}, "trainer.type 'zzz' is not known; one of pretrain"),
         (GRPO | {"reward": {"type": "zzz"}}, "reward.type 'zzz' is not known; one of math_correct"),
         (GRPO | {"reward": {"type": "custom"}}, "reward.path is missing"),
+        (
+            GRPO | {"reward": {"type": "weighted", "rewards": [MATH, {"type": "formt"}]}},
+            "reward.rewards.1.type 'formt' is not known; did you mean format?",
+        ),
+        (
+            GRPO | {"reward": {"type": "weighted", "rewards": [{"weight": 1}]}},
+            "reward.rewards.0.type is missing; one of math_correctness",
+        ),
+        (
+            GRPO | {"reward": {"type": "weighted", "rewards": [{"type": "weighted"}]}},
+            "reward.rewards.0.type 'weighted' is not known; one of math_correctness",
+        ),
         (SFT | {"data": {"split": "train"}}, "give data.name or data.path"),
         (SFT | {"data": []}, "the mixture is empty"),
         (SFT | {"model": {}}, "give either model.name or model.scratch"),
@@ -291,6 +330,9 @@ def test_unreadable_recipe_is_one_line_with_its_name(
         (SFT, ["model={scratch: {hidden_size: 64}}", "trainer.run_name='007'"]),
         (GRPO, ["rollout.group_size=4", "trainer.learning_rate=5e-7", "trainer.seed=3"]),
         (GRPO, ["reward={type: custom, path: r.py}", "eval={}", "trainer.eval_steps=5"]),
+        (GRPO, ["reward={type: length, kind: penalty, max_length: 8, cache_length: 2}"]),
+        (GRPO, [INSIDE["reward.rewards.reward"][1] % "negative"]),
+        (GRPO, ["reward={type: weighted, rewards: [{type: format, pattern: x, weight: -0.5}]}"]),
     ],
 )
 def test_saved_config_is_runnable_and_equal(

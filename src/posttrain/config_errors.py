@@ -73,35 +73,37 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
     known = key_paths(root)
     tags = {*ALGORITHMS, *REWARDS, "list[DataConfig]", "DataConfig"}
     parts = [str(part) for part in error["loc"]]
+    unknown = error["type"] == "extra_forbidden"
     # pydantic puts the union's tag into the location; users did not write it
-    loc = [p for i, p in enumerate(parts) if not (i > 0 and p in tags)]
+    tagged = [0 < i < len(parts) - unknown and p in tags for i, p in enumerate(parts)]
+    loc = [part for part, is_tag in zip(parts, tagged) if not is_tag]
     where = ".".join(loc)
-    if error["type"] == "extra_forbidden":
+    if unknown:
         key, section = loc[-1], ".".join(p for p in loc[:-1] if not p.isdigit())
         if key in HINTS:
             return f"unknown key {where}: write {HINTS[key]}"
         siblings = _children(known, section)
         siblings = siblings or _children(known, section.rpartition(".")[0])  # below a user's name
         if key in siblings:
-            kind = error["loc"][1] if len(error["loc"]) > 2 else ""
+            kind = ["", *(part for part, is_tag in zip(parts, tagged) if is_tag)][-1]
             return f"{where} is a key of another {section} type, not of {kind}"
         elsewhere = [p for p in known if p.rpartition(".")[2] == key]
         if elsewhere:
-            best = min(elsewhere, key=lambda path: path.count("."))
+            best = min(elsewhere, key=lambda p: (not p.startswith(f"{section}."), p.count(".")))
             return f"{key} is not a key of {section or 'the top level'}: it belongs at {best}"
-        near = difflib.get_close_matches(key, siblings, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(siblings))}"
+        own = {name for model in _models_at(root, parts[:-1]) for name in model.model_fields}
+        near = difflib.get_close_matches(key, own, n=1) or difflib.get_close_matches(key, siblings)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(own))}"
         return f"unknown key {where}: {hint}"
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        choices = str(error["ctx"].get("expected_tags", "")).replace("'", "")
+        choices = [model.model_fields["type"].default for model in _models_at(root, parts)]
         given = error["ctx"].get("tag")
-        near = difflib.get_close_matches(str(given), [*ALGORITHMS, *REWARDS], n=1)
-        if not choices:
-            choices = ", ".join(ALGORITHMS if where == "trainer" else REWARDS)
+        near = difflib.get_close_matches(str(given), choices, n=1)
         problem = f"{where}.type {given!r} is not known" if given else f"{where}.type is missing"
-        return f"{problem}" + (f"; did you mean {near[0]}?" if near else f"; one of {choices}")
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
+        return f"{problem}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
@@ -110,6 +112,17 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
 
 def _children(paths: list[str], section: str) -> list[str]:
     return [p.rpartition(".")[2] for p in paths if p.rpartition(".")[0] == section]
+
+
+def _models_at(root: type[BaseModel], parts: list[str]) -> list[type[BaseModel]]:
+    """The models that may stand at a location, which names keys, list places and union tags."""
+    models = [root]
+    for part in parts:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        below = [model for field in fields for model in _models_in(field.annotation)]
+        chosen = [m for m in models if getattr(m.model_fields.get("type"), "default", "") == part]
+        models = below or chosen or models
+    return models
 
 
 def key_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

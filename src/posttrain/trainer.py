@@ -238,7 +238,8 @@ def add_metrics(totals: Metrics, more: Metrics) -> None:
 
 def combine(ranks: list[Metrics]) -> dict[str, float]:
     """Means over all ranks from sums and counts; plain sums where the count is None. A last word
-    that begins with `max` or `min` takes the extreme. What was never counted is left out."""
+    that begins with `max` or `min` takes the extreme. What was never counted is left out. A mean
+    of squares, `X_square`, becomes the standard deviation of X."""
     combined: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics in ranks for name in metrics):
         values = [metrics[name] for metrics in ranks if name in metrics]
@@ -250,7 +251,9 @@ def combine(ranks: list[Metrics]) -> dict[str, float]:
             combined[name] = total
         elif sum(counts) > 0:
             combined[name] = total / sum(counts)
-    if "reward_square" in combined:
-        variance = combined.pop("reward_square") - combined["reward"] ** 2
-        combined["reward_std"] = math.sqrt(max(0.0, variance))
+    for name in [name for name in combined if name.endswith("_square")]:
+        mean = name.removesuffix("_square")
+        variance = combined.pop(name) - combined[mean] ** 2
+        std = mean.removesuffix("mean") + "std" if mean.endswith("/mean") else f"{mean}_std"
+        combined[std] = math.sqrt(max(0.0, variance))
     return combined

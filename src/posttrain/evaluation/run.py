@@ -16,7 +16,7 @@ from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer
 from posttrain.forward import forward
 from posttrain.models import Models
-from posttrain.rewards import RewardFn, score, verdict_of
+from posttrain.rewards import RewardFn, parts_of, score, verdict_of
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
 Record = Callable[[dict[str, Any]], None]
@@ -48,6 +48,7 @@ def evaluate_generation(
                 "completion": text,
                 "reward": value,
                 "verdict": verdict_of(value),
+                "rewards": parts_of(value),
                 "finish_reason": rollout.finish_reason,
                 "answer": row.get("answer"),
             }
@@ -63,8 +64,9 @@ def evaluate_generation(
 
 def summarise(entries: list[tuple[float | None, str | None, str, int]]) -> dict[str, Any]:
     """Entries: score, verdict, finish reason, length in tokens. A gold answer that can not be read
-    counts in no share."""
-    known = [entry for entry in entries if entry[0] is not None]
+    counts in no share; a weighted reward still scores its row, but without a verdict."""
+    judged = any(verdict is not None for _, verdict, _, _ in entries)
+    known = [e for e in entries if e[0] is not None and (e[1] is not None or not judged)]
     n = len(known)
     # a reward with verdicts says itself what is correct; of any other, a positive score is
     correct = sum((v == "correct") if v is not None else (s or 0) > 0 for s, v, _, _ in known)

@@ -5,24 +5,70 @@ A reward is a plain function
     reward(prompts, completions, completion_ids, **columns) -> list[float | None]
 
 of lists with one entry per completion; `columns` are the data row's other columns. None means
-"not applicable". An entry may be a `Score`, a float that carries a verdict to be counted.
+"not applicable". An entry may be a `Score`, a float that carries a verdict to be counted. The
+function may be `async`.
 """
 
-import inspect
+import functools
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
-from posttrain.rewards import custom, math
-from posttrain.rewards.score import Score
+from posttrain.rewards import (
+    classification,
+    custom,
+    exact_match,
+    format,
+    http,
+    length,
+    math,
+    repetition,
+    reward_model,
+    weighted,
+)
+from posttrain.rewards.call import RESERVED, RewardFailure, RewardFn, call, columns_of
+from posttrain.rewards.score import parts_of, verdict_of
 
-RewardFn = Callable[..., list[float | None]]
+__all__ = [
+    "REWARDS",
+    "RewardFn",
+    "build_reward",
+    "check_columns",
+    "parts_of",
+    "score",
+    "verdict_of",
+]
 
 REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any], RewardFn]]] = {
     "math_correctness": (math.MathCorrectness, math.build),
+    "exact_match": (exact_match.ExactMatch, exact_match.build),
+    "classification": (classification.Classification, classification.build),
+    "format": (format.Format, format.build),
+    "length": (length.Length, length.build),
+    "repetition": (repetition.Repetition, repetition.build),
+    "reward_model": (reward_model.RewardModel, reward_model.build),
+    "http": (http.Http, http.build),
+    "weighted": (weighted.Weighted, weighted.build),
     "custom": (custom.Custom, custom.build),
 }
+
+
+def _union(*without: str, **more_keys: Any) -> Any:
+    """The configs of all rewards but those, told apart by `type`, with more keys in each."""
+    configs = [config for name, (config, _) in REWARDS.items() if name not in without]
+    if more_keys:
+        configs = [create_model(c.__name__, __base__=c, **more_keys) for c in configs]
+    return Annotated[functools.reduce(operator.or_, configs), Field(discriminator="type")]
+
+
+length.Length.model_rebuild(_types_namespace={"InnerReward": _union("length", "weighted")})
+_WEIGHT = (float, Field(1.0, allow_inf_nan=False))
+_NAME = (str | None, Field(None, pattern=r"^[\w.-]+$"))
+weighted.Weighted.model_rebuild(
+    _types_namespace={"Part": _union("weighted", weight=_WEIGHT, name=_NAME)}
+)
 
 
 def build_reward(config: Any) -> RewardFn:
@@ -31,14 +77,7 @@ def build_reward(config: Any) -> RewardFn:
 
 def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
     """Raises ValueError for the first row without a column that the reward can not do without."""
-    given = ("prompts", "completions", "completion_ids")
-    needed = [
-        p.name
-        for p in inspect.signature(reward).parameters.values()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        and p.default is p.empty
-        and p.name not in given
-    ]
+    needed = columns_of(reward)
     for number, row in enumerate(rows, 1):
         for column in needed:
             if column not in row:
@@ -56,22 +95,24 @@ def score(
     rows: Sequence[dict[str, Any]],
 ) -> list[float | None]:
     """Call a reward on rows; a failure names the row that broke it, or the form that was wrong."""
+    if not rows:  # a rank without a share; without rows there are no columns to pass either
+        return []
     try:
-        scores = _call(reward, prompts, completions, completion_ids, rows)
+        return _call(reward, prompts, completions, completion_ids, rows)
+    except RewardFailure:
+        raise
     except Exception as error:
         for i in range(len(rows)):
             one = slice(i, i + 1)
             try:
                 _call(reward, prompts[one], completions[one], completion_ids[one], rows[one])
             except Exception as cause:
+                notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
                 raise RuntimeError(
-                    f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}); "
+                    f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
                     f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
                 ) from cause
         raise RuntimeError(f"the reward failed, though on no single row: {error}") from error
-    if len(scores) != len(completions):
-        raise RuntimeError(f"the reward returned {len(scores)} scores for {len(completions)} rows")
-    return scores
 
 
 def _call(
@@ -81,18 +122,7 @@ def _call(
     completion_ids: Sequence[list[int]],
     rows: Sequence[dict[str, Any]],
 ) -> list[float | None]:
-    reserved = ("prompt", "completion", "messages")
-    shared = set.intersection(*(set(row) for row in rows)) if rows else set()
-    columns = {name: [row[name] for row in rows] for name in shared if name not in reserved}
-    return list(
-        reward(
-            prompts=list(prompts),
-            completions=list(completions),
-            completion_ids=list(completion_ids),
-            **columns,
-        )
-    )
-
-
-def verdict_of(value: float | None) -> str | None:
-    return value.verdict if isinstance(value, Score) else None
+    shared = set.intersection(*(set(row) for row in rows))
+    columns = {name: [row[name] for row in rows] for name in shared if name not in RESERVED}
+    found = call({"the reward": reward}, prompts, completions, completion_ids, columns)
+    return found["the reward"]

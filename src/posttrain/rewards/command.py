@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from posttrain.config_errors import explain
 from posttrain.data.load import read_path
-from posttrain.rewards import REWARDS, build_reward, check_columns, score, verdict_of
+from posttrain.rewards import REWARDS, build_reward, check_columns, parts_of, score, verdict_of
 
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
@@ -56,9 +56,15 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     mean = f"{sum(known) / len(known):.4f}" if known else "none"
     shares = "  ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
     yield f"rows {len(rows)}  mean {mean}  {shares}"
+    parts = [p for value in scores if (p := parts_of(value)) is not None]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [value for part in parts if (value := part[name]) is not None]
+        yield f"{name}: rows {len(values)}  mean {sum(values) / max(len(values), 1):.4f}"
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("w") as out:
             for row, value in zip(rows, scores):
                 scored = {**row, "score": value, "verdict": verdict_of(value)}
+                if (known_parts := parts_of(value)) is not None:
+                    scored["rewards"] = known_parts
                 out.write(json.dumps(scored, default=str) + "\n")

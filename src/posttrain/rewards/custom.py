@@ -1,4 +1,4 @@
-"""A reward from the user's own file: any function of the registry's form."""
+"""A reward from the user's own file: any function of the registry's form, sync or async."""
 
 from __future__ import annotations
 

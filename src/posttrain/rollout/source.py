@@ -15,7 +15,7 @@ from posttrain.batch import Batch, Sequence, pack
 from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer
 from posttrain.data.source import EpochOrder
-from posttrain.rewards import RewardFn, score, verdict_of
+from posttrain.rewards import RewardFn, parts_of, score, verdict_of
 from posttrain.rollout.sampler import Rollout, Sampler, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class RolloutSource:
                     "completion": text,
                     "reward": value,
                     "verdict": verdict_of(value),
+                    "rewards": parts_of(value),
                     "finish_reason": rollout.finish_reason,
                     "answer": row.get("answer"),
                 }
@@ -155,6 +156,14 @@ def rollout_metrics(
         "completions/mean_terminated_length": (float(sum(ended)), float(len(ended))),
         "completions/clipped_ratio": (n - len(ended), n),
     }
+    parts = [p for s in scores if (p := parts_of(s)) is not None]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [value for part in parts if (value := part[name]) is not None]
+        metrics[f"rewards/{name}/mean"] = (sum(values), float(len(values)))
+        metrics[f"rewards/{name}/mean_square"] = (
+            sum(value * value for value in values),
+            float(len(values)),
+        )
     for verdict, count in Counter(verdict_of(s) for s in scores).items():
         if verdict is not None:
             metrics[f"verdicts/{verdict}"] = (float(count), None)

@@ -1,0 +1,138 @@
+"""Calling rewards: sync or async, with their results checked and their columns known beforehand."""
+
+import asyncio
+import inspect
+import keyword
+import math
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+RewardFn = Callable[..., Any]
+"""reward(prompts, completions, completion_ids, **columns) -> list[float | None], sync or async."""
+
+GIVEN = ("prompts", "completions", "completion_ids")
+RESERVED = ("prompt", "completion", "messages")  # columns that a reward gets as GIVEN
+
+
+class RewardFailure(ValueError):
+    """A failure whose message says all there is to say; rows are not tried again one by one."""
+
+
+def call(
+    rewards: Mapping[str, RewardFn],
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    columns: Mapping[str, list[Any]],
+) -> dict[str, list[float | None]]:
+    """The checked scores of several rewards, by name: sync ones in turn, async ones together.
+
+    Raises RewardFailure for a result of the wrong form; whatever a reward raises goes through,
+    with a note of the reward's name.
+    """
+    results: dict[str, Any] = {}
+    # async ones last: they wait together, and none is left unawaited when a sync one raises
+    for name in sorted(rewards, key=lambda name: inspect.iscoroutinefunction(rewards[name])):
+        try:
+            results[name] = rewards[name](
+                prompts=list(prompts),
+                completions=list(completions),
+                completion_ids=list(completion_ids),
+                **columns,
+            )
+        except Exception as error:
+            if len(rewards) > 1:
+                error.add_note(f"raised by {name}")
+            raise
+    waiting = {name: result for name, result in results.items() if inspect.isawaitable(result)}
+    if waiting:
+        results |= _run(_all(waiting, named=len(rewards) > 1))
+    return {name: _checked(results[name], completions, name) for name in rewards}
+
+
+async def _all(waiting: Mapping[str, Any], named: bool) -> dict[str, Any]:
+    async def one(name: str) -> Any:
+        try:
+            return await waiting[name]
+        except Exception as error:
+            if named:
+                error.add_note(f"raised by {name}")
+            raise
+
+    return dict(zip(waiting, await asyncio.gather(*map(one, waiting))))
+
+
+def _run(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def _checked(scores: Any, completions: Sequence[str], name: str) -> list[float | None]:
+    if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
+        raise RewardFailure(
+            f"{name} returned {type(scores).__name__}: it must return a list with one float or "
+            "None for each completion"
+        )
+    scores = list(scores)
+    if len(scores) != len(completions):
+        raise RewardFailure(
+            f"{name} returned {len(scores)} scores for {len(completions)} rows: it must return one "
+            "float or None for each completion, in their order"
+        )
+    for i, value in enumerate(scores):
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            raise RewardFailure(
+                f"{name} returned {str(value)[:80]} ({type(value).__name__}) for row {i + 1}: a "
+                "score is a finite number, or None where it does not apply; "
+                f"completion {completions[i][:200]!r}"
+            )
+    return [v if v is None or isinstance(v, float) else float(v) for v in scores]
+
+
+def _column(name: str) -> str:
+    if name in RESERVED or name in GIVEN:
+        raise ValueError(f"column {name!r} is not passed to a reward: name the reference's column")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(
+            f"column {name!r} can not be the name of an argument: rename it with data.columns"
+        )
+    return name
+
+
+Column = Annotated[str, AfterValidator(_column)]
+
+
+def needs_columns(reward: RewardFn, columns: Iterable[str]) -> RewardFn:
+    """`reward`, with a signature that names the columns it can not do without.
+
+    For a reward that learns its columns' names from its settings and takes them as **columns.
+    """
+    kinds = inspect.Parameter
+    named: Any = reward
+    named.__signature__ = inspect.Signature(
+        [
+            *(kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in GIVEN),
+            *(kinds(name, kinds.KEYWORD_ONLY) for name in dict.fromkeys(columns)),
+            kinds("columns", kinds.VAR_KEYWORD),
+        ]
+    )
+    return reward
+
+
+def columns_of(reward: RewardFn) -> list[str]:
+    """The columns that a reward can not do without."""
+    return [
+        p.name
+        for p in inspect.signature(reward).parameters.values()
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.default is p.empty
+        and p.name not in GIVEN
+    ]

@@ -1,0 +1,171 @@
+"""Scores from a trained reward model: a sequence classifier with one output, in a local folder.
+
+Prompt and completion are rendered by the reward model's own tokenizer and chat template, the way
+that a reward model is trained on them here (`data/render.py`). A sequence that is longer than the
+model takes is an error, for a score of its beginning would not be a score of it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, Field
+
+from posttrain.rewards.call import RewardFailure
+
+
+class RewardModel(BaseModel, extra="forbid"):
+    """Settings of the reward-model reward."""
+
+    type: Literal["reward_model"] = "reward_model"
+    path: str
+    """A folder with config.json, *.safetensors and a tokenizer, or a run directory."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """As data.template, for the reward model's tokenizer: auto is chat where it has a template."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_length: int | None = Field(None, ge=1)
+    """Longest sequence in tokens; by default what the model can take."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Tokens in one forward pass, padding included: bounds the memory."""
+
+
+def build(config: RewardModel) -> Callable[..., list[float | None]]:
+    """The reward function for `config`: the model's one logit, in fp32; no verdict.
+
+    The folder is checked here, the weights are loaded when the first scores are asked for.
+    """
+    from posttrain.data.render import make_renderer  # these import the config, and it this
+    from posttrain.models import choose_device, choose_dtype, load_tokenizer, resolve_model_path
+
+    path = resolve_model_path(config.path)
+    model_config = check_folder(path)
+    try:
+        renderer = make_renderer(load_tokenizer(path), config.template)
+    except ValueError as error:
+        raise ValueError(f"reward.path {path}: {error}") from None
+    longest = config.max_length or int(getattr(model_config, "max_position_embeddings", 2**31))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    loaded: list[Any] = []
+    lock = threading.Lock()
+
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
+    ) -> list[float | None]:
+        sequences = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            row = {"prompt": prompt, "completion": completion}
+            ids = renderer.training_sequence(row).input_ids.tolist()
+            if len(ids) > longest:
+                raise RewardFailure(
+                    f"row {i + 1} has {len(ids)} tokens, but the reward model {path} takes "
+                    f"{longest}: lower rollout.max_new_tokens or length.max_length"
+                )
+            sequences.append(ids)
+        with lock:
+            if not loaded:
+                loaded.append(load(path, device, dtype))
+            return score_ids(loaded[0], sequences, config.micro_batch_tokens)
+
+    return reward
+
+
+def check_folder(path: str) -> Any:
+    """The model's config; ValueError for anything but a reward model in safetensors."""
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        what = "holds no config.json" if folder.is_dir() else "is no folder"
+        if (folder / "adapter_config.json").is_file():
+            what = "holds an adapter: merge it into its base model first"
+        raise ValueError(f"reward.path: {path} {what}; a local reward-model folder is needed")
+    kinds = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+    if not kinds[0].endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"reward.path: {path} is a {kinds[0]}, not a reward model "
+            "(...ForSequenceClassification)"
+        )
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"reward.path: {path} holds a kind of model that transformers does not know; code in a "
+            "model folder is never run"
+        ) from error
+    if config.num_labels != 1:
+        raise ValueError(
+            f"reward.path: the model in {path} has {config.num_labels} outputs; a reward model "
+            "has one (num_labels: 1)"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"reward.path: {path} holds no *.safetensors; pickled weights (.bin) can run code and "
+            "are never loaded: save the model with save_pretrained"
+        )
+    return config
+
+
+def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model in eval mode; ValueError where the folder lacks some of its weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise RewardFailure(
+            f"reward.path: {path} lacks weights ({missing}): they would be random, and so the score"
+        )
+    model.requires_grad_(False)
+    return model.eval().to(device)
+
+
+@torch.inference_mode()
+def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[float | None]:
+    """The logit of every sequence. Rounding aside, it does not depend on the others."""
+    scores: list[float | None] = [None] * len(sequences)
+    for chosen in token_batches([len(ids) for ids in sequences], max_tokens):
+        rows = [sequences[i] for i in chosen]
+        # transformers reads the score at the last token that is not the pad token: padding with
+        # none of the last tokens makes that each row's own last one, also where pad equals eos
+        last = {ids[-1] for ids in rows}
+        text_config = model.config.get_text_config()
+        candidates = (text_config.pad_token_id, *range(text_config.vocab_size))
+        pad = next(i for i in candidates if i is not None and i not in last)
+        before, text_config.pad_token_id = text_config.pad_token_id, pad
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+        device = next(model.parameters()).device
+        try:
+            logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
+        finally:
+            text_config.pad_token_id = before
+        for i, value in zip(chosen, logits[:, 0].float().tolist()):
+            scores[i] = value
+    return scores
+
+
+def token_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `max_tokens` with padding, or of one; the shortest first."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[i] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
