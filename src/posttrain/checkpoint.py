@@ -135,23 +135,29 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
-    inner = {name.removeprefix("model."): value for name, value in weights.items()}
     if hasattr(model, "peft_config"):
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        peft_config = model.peft_config["default"]
-        peft_config.inference_mode = True
-        peft_config.save_pretrained(folder)
-        peft_config.inference_mode = False
-        adapter = get_peft_model_state_dict(model, state_dict=inner)
-        tensors = {name: value.contiguous() for name, value in adapter.items()}
-        save_file(tensors, folder / "adapter_model.safetensors")
+        save_adapter(folder, model, weights)
         generation.save_pretrained(folder)
     else:
+        inner = {name.removeprefix("model."): value for name, value in weights.items()}
         # one file, whatever the size, so that the manifest and the resume have one name to know
         model.save_pretrained(folder, state_dict=inner, max_shard_size="10000GB")
     models.tokenizer.save_pretrained(folder)
+
+
+def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor]) -> None:
+    """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    peft_config = model.peft_config["default"]
+    peft_config.inference_mode = True
+    peft_config.save_pretrained(folder)
+    peft_config.inference_mode = False
+    inner = {name.removeprefix("model."): value for name, value in weights.items()}
+    adapter = get_peft_model_state_dict(model, state_dict=inner)
+    tensors = {name: value.contiguous() for name, value in adapter.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def gather_weights(models: Models) -> dict[str, Tensor]:
@@ -280,7 +286,9 @@ def check_resume(path: Path, config: dict[str, Any], data_hash: str) -> None:
 # What may change between a run and its resume, since it changes no number that the run produces.
 FREE = ("trainer.resume_from_checkpoint", "trainer.output_dir", "trainer.run_name",
         "trainer.logging_steps", "trainer.save_steps", "trainer.keep_checkpoints",
-        "trainer.logger", "model.device")  # fmt: skip
+        "trainer.logger", "model.device", "rollout.servers", "rollout.timeout", "rollout.retries",
+        "rollout.max_concurrent_requests", "rollout.api_key_env", "rollout.adapter_dir",
+        "rollout.gpu_memory_utilization")  # fmt: skip
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -111,13 +112,68 @@ class LengthConfig(StrictConfig):
     """truncate keeps the first max_length tokens; split cuts a text into several rows."""
 
 
+# what one engine alone reads
+ENGINE_KEYS = {
+    "max_num_seqs": ("native", "vllm"),
+    "gpu_memory_utilization": ("vllm",),
+    **dict.fromkeys(
+        ("servers", "server_type", "timeout", "retries", "max_concurrent_requests", "api_key_env",
+         "adapter_dir"), ("server",),
+    ),
+}  # fmt: skip
+
+
 class RolloutConfig(StrictConfig):
     group_size: int = Field(8, ge=1)
     """Completions per prompt."""
     max_new_tokens: int = Field(512, ge=1)
     temperature: float = Field(1.0, gt=0)
+    engine: Literal["native", "server", "vllm"] = "native"
+    """native: in this process; server: over HTTP; vllm: vLLM in this process."""
     max_num_seqs: int = Field(256, ge=1)
     """Completions generated at the same time on one rank: bounds the memory of the cache."""
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
+    """Share of the GPU's memory that vLLM takes, next to the trainer."""
+    servers: list[str] = Field(default_factory=list)
+    """Base URLs, such as http://127.0.0.1:8000; requests go to each in turn."""
+    server_type: Literal["vllm", "sglang"] = "vllm"
+    """vllm: any server with vLLM's OpenAI API."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds that a server may take over one completion."""
+    retries: int = Field(3, ge=0)
+    """Further attempts after a connection error, a timeout or a server's own error."""
+    max_concurrent_requests: int = Field(64, ge=1)
+    """Of one rank, over all servers."""
+    api_key_env: str | None = None
+    """The environment variable that holds the servers' API key."""
+    adapter_dir: str | None = None
+    """Where LoRA weights are handed over: a folder that the servers see under the same path. By
+    default in the run directory."""
+
+    @field_validator("servers")
+    @classmethod
+    def _base_urls(cls, servers: list[str]) -> list[str]:
+        for url in servers:
+            if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
+                raise ValueError(
+                    "rollout.servers: write each as http://host:port, without user or key (a key "
+                    "goes into the environment variable that rollout.api_key_env names)"
+                )
+        return [url.rstrip("/").removesuffix("/v1") for url in servers]
+
+    @model_validator(mode="after")
+    def _engine_keys(self) -> RolloutConfig:
+        for key in sorted(self.model_fields_set):
+            engines = ENGINE_KEYS.get(key, (self.engine,))
+            if self.engine not in engines:
+                raise ValueError(
+                    f"rollout.{key} is for rollout.engine: {' or '.join(engines)}, not for "
+                    f"{self.engine}"
+                )
+        if self.engine == "server" and not self.servers:
+            raise ValueError("rollout.engine: server needs rollout.servers, for example "
+                             "[http://127.0.0.1:8000]")  # fmt: skip
+        return self
 
 
 class EvalConfig(StrictConfig):
@@ -228,6 +284,11 @@ def dump(config: BaseModel) -> dict[str, Any]:
     _drop_default_nones(config, tree)
     if not tree.get("model", {}).get("use_lora", True):
         tree["model"].pop("lora", None)
+    if tree.get("rollout"):
+        engine = tree["rollout"]["engine"]
+        for key, engines in ENGINE_KEYS.items():
+            if engine not in engines:
+                tree["rollout"].pop(key, None)
     return tree
 
 

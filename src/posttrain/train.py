@@ -47,7 +47,9 @@ from posttrain.models import (
     prepare_policy,
 )
 from posttrain.rewards import RewardFn, build_reward, check_columns
+from posttrain.rollout.engines import build_engine, check_engine, close_engine
 from posttrain.rollout.gathered import GatheredSampler
+from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.rollout.source import RolloutSource
 from posttrain.tracking import Tracker
@@ -82,6 +84,7 @@ def build(config: Config) -> Run:
         reward = build_reward(config.reward)
         for where, prompts in (("data", data.prompts), ("eval.data", data.eval_prompts)):
             check_columns(reward, [prompt.row for prompt in prompts], where)
+    check_engine(config, name, data.prompts + data.eval_prompts, renderer.stop_token_ids)
     models = build_models(config, name, tokenizer, renderer, device)
     items = len(data.prompts) if config.algorithm.online else len(data.sequences)
     steps_per_epoch = -(-items // items_per_step(config))
@@ -136,13 +139,18 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     policy: Any = run.models.policy
     torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
     sampler: Sampler | None = None
+    native = config.rollout is None or config.rollout.engine == "native"
     if distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp":
-        whole = copy.deepcopy(policy) if reward is not None else None
+        whole = copy.deepcopy(policy) if reward is not None and native else None
         distributed.shard(policy)
         if whole is not None:
             sampler = GatheredSampler(policy, whole, max_num_seqs(config))
-    elif reward is not None:
+    elif reward is not None and native:
         sampler = NativeSampler(policy, max_num_seqs(config))
+    if not native:
+        assert run.base_model is not None
+        prompts = run.data.prompts + run.data.eval_prompts
+        sampler = build_engine(config, policy, run.base_model, prompts, run_dir)
     if config.algorithm.needs_reference(config.trainer):
         run.models.keep_reference()  # after sharding, as shards
     if distributed.rank() == 0:
@@ -167,6 +175,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     try:
         _train(run, sampler, reward, run_dir, resume, tracker)
     finally:
+        close_engine(sampler)
         tracker.close()
         if distributed.rank() == 0:
             write_run_info(run, run_dir, started)
@@ -201,7 +210,16 @@ def _train(
         trainer.checkpoints.load(resume, trainer)
         left = run.num_steps - trainer.step
         tracker.say(f"resumed from {resume}: {left or 'no'} steps left")
-    trainer.fit()
+    try:
+        trainer.fit()
+    except EngineError as error:  # met by all ranks, between two steps
+        if trainer.step == 0:
+            raise
+        trainer.checkpoints.save(trainer)
+        raise EngineError(
+            f"{error}; the {trainer.step} finished steps are saved: continue with "
+            f"trainer.resume_from_checkpoint={run_dir}"
+        ) from error
 
 
 def max_num_seqs(config: Config) -> int:

@@ -53,15 +53,16 @@ class RolloutSource:
     def next_batch(self) -> tuple[Batch, Metrics]:
         places = list(enumerate(self.order.indices(self.step)))
         places = places[distributed.rank() :: distributed.num_ranks()]
-        self.step += 1
+        step = self.step + 1
         rows, prompt_ids, seeds, groups = [], [], [], []
         for place, index in places:
             for member in range(self.group_size):
                 rows.append(self.prompts[index].row)
                 prompt_ids.append(self.prompts[index].input_ids)
-                seeds.append(_seed(self.seed, self.step, place * self.group_size + member))
+                seeds.append(_seed(self.seed, step, place * self.group_size + member))
                 groups.append(place)
         rollouts = self.sampler.generate(prompt_ids, self.params, seeds)
+        self.step = step  # not before: after a failed generation the step is still to be done
         texts = [self.renderer.decode(r.response_ids) for r in rollouts]
         prompts = [row.get("prompt", row.get("messages")) for row in rows]
         scores = score(self.reward, prompts, texts, [r.response_ids for r in rollouts], rows)

@@ -1,0 +1,115 @@
+"""Which engine generates: `native`, `server` or `vllm`; checked before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from posttrain import distributed
+from posttrain.config import Config, RolloutConfig
+from posttrain.data.prepare import Prompt
+from posttrain.rollout.dialects import DIALECTS, max_lora_rank
+from posttrain.rollout.http_client import Server
+from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.rollout.server import ServerSampler, check_server
+from posttrain.rollout.vllm_engine import VllmSampler, check_installed
+
+
+def check_engine(
+    config: Config, model: str | None, prompts: list[Prompt], stop_token_ids: tuple[int, ...]
+) -> None:
+    """Raises ValueError where the engine can not run this model, or its servers are not ready.
+
+    `model` is the resolved model name; None for random weights.
+    """
+    rollout = config.rollout
+    if rollout is None or rollout.engine == "native":
+        return
+    if model is None:
+        raise ValueError(
+            f"rollout.engine: {rollout.engine} loads a model by name, model.scratch has none: "
+            "use rollout.engine: native"
+        )
+    if rollout.engine == "vllm":
+        check_installed()
+        if distributed.num_ranks() > 1:
+            raise ValueError(
+                "rollout.engine: vllm runs in one process: with several ranks use rollout.engine: "
+                "server and `vllm serve`"
+            )
+        return
+    if not config.model.use_lora and not _is_adapter(model):
+        raise ValueError(
+            "rollout.engine: server gets the policy's weights as a LoRA adapter, and this run "
+            "trains all weights: set model.use_lora: true, or use rollout.engine: native"
+        )
+    params = SamplingParams(rollout.max_new_tokens, stop_token_ids, rollout.temperature)
+    for server in build_servers(config, model):
+        check_server(
+            server, DIALECTS[rollout.server_type], base_model(model), _room(config, prompts),
+            prompts[0].input_ids, params,
+        )  # fmt: skip
+
+
+def build_servers(config: Config, model: str) -> list[Server]:
+    rollout = config.rollout or RolloutConfig()
+    rank = _adapter_config(model)["r"] if _is_adapter(model) else config.model.lora.r
+    start = DIALECTS[rollout.server_type].start
+    start = start.format(model=base_model(model), rank=max_lora_rank(rank))
+    key = None
+    if rollout.api_key_env is not None:
+        key = os.environ.get(rollout.api_key_env)
+        if not key:
+            raise ValueError(
+                f"rollout.api_key_env: the environment variable {rollout.api_key_env} is not set"
+            )
+    return [Server(url, rollout.timeout, rollout.retries, start, key) for url in rollout.servers]
+
+
+def build_engine(
+    config: Config, policy: Any, model: str, prompts: list[Prompt], run_dir: Path
+) -> Sampler:
+    """The sampler of an engine other than `native`, after check_engine."""
+    rollout = config.rollout or RolloutConfig()
+    folder = run_dir / "adapters"
+    if rollout.engine == "vllm":
+        return VllmSampler(
+            policy, base_model(model), folder, rollout.max_num_seqs, _room(config, prompts),
+            rollout.gpu_memory_utilization, config.trainer.seed,
+        )  # fmt: skip
+    if rollout.adapter_dir is not None:
+        folder = Path(rollout.adapter_dir) / run_dir.name
+    return ServerSampler(
+        policy, build_servers(config, model), DIALECTS[rollout.server_type], folder,
+        rollout.max_concurrent_requests,
+    )  # fmt: skip
+
+
+def close_engine(sampler: Sampler | None) -> None:
+    if isinstance(sampler, ServerSampler | VllmSampler):
+        sampler.close()
+
+
+def base_model(model: str) -> str:
+    """The model that an adapter folder was trained on; any other model is its own."""
+    return str(_adapter_config(model)["base_model_name_or_path"]) if _is_adapter(model) else model
+
+
+def _is_adapter(model: str) -> bool:
+    return (Path(model) / "adapter_config.json").is_file()
+
+
+def _adapter_config(model: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((Path(model) / "adapter_config.json").read_text())
+    return config
+
+
+def _room(config: Config, prompts: list[Prompt]) -> int:
+    """Tokens of the longest prompt with its completion, in training or in evaluation."""
+    assert config.rollout is not None
+    new_tokens = config.rollout.max_new_tokens
+    if config.eval is not None:
+        new_tokens = max(new_tokens, config.eval.max_new_tokens)
+    return max(len(prompt.input_ids) for prompt in prompts) + new_tokens
