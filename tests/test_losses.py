@@ -9,10 +9,14 @@ import tiny
 import torch
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.advantages import group_advantages
+from posttrain.algorithms.advantages import advantages_of
 from posttrain.algorithms.base import UNITS
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import Output
+
+
+def group_advantages(rewards: torch.Tensor, group: torch.Tensor, scale: str) -> torch.Tensor:
+    return advantages_of(rewards, group, "group_mean", scale, ddof=1, eps=1e-4)
 
 
 def value(name: str, out: Output, batch: Batch, **keys) -> float:
@@ -29,10 +33,11 @@ def two_rollouts(
         n = len(row)
         mask = torch.arange(2 + n) >= 2
         per_token = {"sampler_logprobs": torch.zeros(2 + n)}
+        per_token["advantages"] = torch.tensor([0.0, 0.0, *[advantages[i]] * n])
         for key, values in (("old_logprobs", old), ("ref_logprobs", ref)):
             if values is not None:
                 per_token[key] = torch.tensor([0.0, 0.0, *values[i]])
-        per_seq = {"advantages": advantages[i], "max_new_tokens": max_new_tokens}
+        per_seq = {"max_new_tokens": max_new_tokens}
         rows.append(Sequence(torch.ones(2 + n, dtype=torch.int64), mask, per_token, per_seq))
     flat = torch.cat([torch.tensor([0.0, 0.0, *row]) for row in logprobs])
     return Output(flat), pack(rows)

@@ -11,10 +11,9 @@ import test_losses
 import test_resume
 import test_sampler
 import tiny
-import torch
 
 from posttrain import attention, trainer
-from posttrain.algorithms import policy_gradient
+from posttrain.algorithms import kl, policy_gradient
 from posttrain.data.source import OfflineSource
 from posttrain.forward import LanguageModel
 from posttrain.models import Models
@@ -22,7 +21,7 @@ from posttrain.rollout import sampler, source
 
 
 def drop_the_kl_term(patch):
-    without = policy_gradient.clipped_policy_gradient
+    without = policy_gradient.policy_gradient
 
     def loss(out, batch, config):
         return without(out, batch, config.model_copy(update={"beta": 0.0}))
@@ -33,8 +32,8 @@ def drop_the_kl_term(patch):
 
 
 def swap_the_sign_of_k3(patch):
-    exp = torch.exp
-    patch.setattr(policy_gradient.torch, "exp", lambda x: exp(-x))
+    k3 = kl.k3
+    patch.setitem(kl.ESTIMATORS, "k3", lambda logprobs, reference: k3(reference, logprobs))
 
 
 def halve_a_normaliser(patch):
@@ -116,12 +115,12 @@ def reference_follows_the_policy(patch):
 
 
 def biased_standard_deviation(patch):
-    advantages = policy_gradient.group_advantages
+    advantages = test_losses.advantages_of
 
-    def biased(rewards, group, scale, eps=1e-4):
-        return advantages(rewards, group, scale, eps) * (4 / 3) ** 0.5
+    def biased(*args, **keys):
+        return advantages(*args, **keys) * (4 / 3) ** 0.5
 
-    patch.setattr(test_losses, "group_advantages", biased)
+    patch.setattr(test_losses, "advantages_of", biased)
 
 
 def resume_forgets_the_optimiser(patch):

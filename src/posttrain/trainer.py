@@ -233,7 +233,16 @@ def _total(loss: Loss, counts: dict[Unit, float]) -> Tensor:
 def add_metrics(totals: Metrics, more: Metrics) -> None:
     for name, (value, count) in more.items():
         before, count_before = totals.get(name, (0.0, 0.0))
+        if name in totals and (choose := extreme(name)):
+            totals[name] = choose(before, value), count
+            continue
         totals[name] = (before + value, None if count is None else (count_before or 0.0) + count)
+
+
+def extreme(name: str) -> Callable[..., float] | None:
+    """max or min for a metric whose last word begins so."""
+    word = name.rpartition("/")[2].split("_")[0]
+    return {"max": max, "min": min}.get(word)
 
 
 def combine(ranks: list[Metrics]) -> dict[str, float]:
@@ -244,9 +253,8 @@ def combine(ranks: list[Metrics]) -> dict[str, float]:
     for name in dict.fromkeys(name for metrics in ranks for name in metrics):
         values = [metrics[name] for metrics in ranks if name in metrics]
         total, counts = sum(value for value, _ in values), [n for _, n in values if n is not None]
-        word = name.rpartition("/")[2].split("_")[0]
-        if word in ("max", "min"):
-            combined[name] = (max if word == "max" else min)(value for value, _ in values)
+        if choose := extreme(name):
+            combined[name] = choose(value for value, _ in values)
         elif not counts:
             combined[name] = total
         elif sum(counts) > 0:

@@ -2,10 +2,12 @@
 
 from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.language_modeling import pretrain, sft
-from posttrain.algorithms.policy_gradient import grpo
+from posttrain.algorithms.policy_gradient import grpo, reinforce, rloo
 
 ALGORITHMS: dict[str, Algorithm] = {
     "pretrain": pretrain,
     "sft": sft,
     "grpo": grpo,
+    "rloo": rloo,
+    "reinforce": reinforce,
 }

@@ -1,6 +1,5 @@
-"""Advantages from rewards: pure functions on CPU tensors.
-
-A reward of nan means "not applicable": it takes no part in any mean and gets advantage 0.
+"""Advantages from rewards. A reward of nan means "not applicable": it takes no part in any mean
+and gets advantage 0.
 """
 
 from __future__ import annotations
@@ -10,17 +9,28 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from posttrain import distributed
+from posttrain.batch import Batch
 
-def group_advantages(
+Baseline = Literal["group_mean", "leave_one_out", "none"]
+Scale = Literal["group", "leave_one_out", "batch", "none"]
+
+
+def advantages_of(
     rewards: Tensor,  # [N]
     group: Tensor,  # [N] int64, equal for the completions of one prompt
-    scale: Literal["group", "none"],
-    eps: float = 1e-4,
+    baseline: Baseline,
+    scale: Scale,
+    ddof: int,
+    eps: float,
 ) -> Tensor:
-    """GRPO (Shao et al. 2024, arXiv 2402.03300, sec. 4.1.2): (R - mean_G) / (std_G + eps), [N].
+    """(R - baseline) / (std + eps), [N].
 
-    std is the unbiased one (ddof 1), as in TRL and verl. `scale="none"` leaves the division out
-    (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). A group of one gets advantage 0.
+    Baseline: the mean of the group (GRPO, Shao et al. 2024, arXiv 2402.03300, sec. 4.1.2), the
+    mean of its other members (RLOO, Ahmadian et al. 2024, arXiv 2402.14740, eq. 7), or 0. A group
+    with one scored member has no baseline: advantage 0.
+    Scale: the standard deviation of the rewards of the group, of its other members (NeMo RL; with
+    ddof 1, and no division where it is 0), or of all completions of the step, over every rank.
     """
     _, index = group.unique(return_inverse=True)
     valid = ~rewards.isnan()
@@ -31,7 +41,81 @@ def group_advantages(
 
     count = sum_of_group(torch.ones_like(rewards))
     centred = rewards - sum_of_group(rewards) / count
+    square = sum_of_group(centred.square())
+    if baseline == "group_mean":
+        advantages = centred
+    elif baseline == "leave_one_out":
+        advantages = centred * count / (count - 1)
+    else:
+        advantages = rewards
     if scale == "group":
-        variance = sum_of_group(centred.square()) / (count - 1).clamp(min=1)
-        centred = centred / (variance.sqrt() + eps)
-    return torch.where(valid, centred, 0.0)
+        variance = square / (count - ddof).clamp(min=1)
+        advantages = advantages / (variance.sqrt() + eps)
+    elif scale == "leave_one_out":
+        # of the others: their mean is -centred / (count - 1), their squares sum to square - own
+        others = square - centred.square() * count / (count - 1)
+        std = (others.clamp(min=0) / (count - 2)).sqrt()
+        advantages = torch.where((count > 2) & (std > 0), advantages / (std + eps), advantages)
+    elif scale == "batch":
+        everyone = torch.cat(distributed.all_gather(rewards[valid].cpu()))
+        std = everyone.std(correction=ddof) if len(everyone) > ddof else everyone.new_zeros(())
+        advantages = advantages / (std.to(rewards.device) + eps)
+    applicable = valid if baseline == "none" else valid & (count > 1)
+    return torch.where(applicable, advantages, 0.0)
+
+
+def to_go(per_token: Tensor, batch: Batch) -> Tensor:
+    """Sum of x [T] from each token to the end of its sequence, [T], under the loss mask."""
+    x = torch.where(batch.loss_mask, per_token, 0.0).double()
+    through = x.cumsum(0)
+    last = batch.cu_seqlens[1:].long() - 1
+    return (batch.expand(through[last]) - through + x).to(per_token.dtype)
+
+
+def whiten(per_token: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over all tokens under the mask, of every rank; var with ddof 1
+    (TRL's and verl's masked_whiten). Fewer than two tokens: 0."""
+    own = per_token[mask].double()
+    sums = distributed.all_gather((len(own), float(own.sum())))
+    count, total = (sum(x) for x in zip(*sums))
+    mean = total / max(count, 1)
+    square = sum(distributed.all_gather(float((own - mean).square().sum())))
+    if count < 2:
+        return torch.zeros_like(per_token)
+    scaled = (per_token - mean) * (square / (count - 1) + eps) ** -0.5
+    return torch.where(mask, scaled, 0.0)
+
+
+def gae(
+    rewards: Tensor,  # [T]
+    values: Tensor,  # [T] of the state before each token
+    bootstrap: Tensor,  # [N] value of the state after the last token; 0 where that is terminal
+    batch: Batch,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [T], over the tokens under the loss mask alone.
+
+    Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), from the
+    last token back: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}. Tokens
+    between two actions (a tool's answer) are skipped: the next action's value follows.
+    """
+    mask = batch.loss_mask
+    sequence, lengths = batch.sequence_ids()[mask], batch.tokens_per_seq().long()
+    width = int(lengths.max()) if len(lengths) else 0
+    # place of each action among the actions of its sequence
+    before = lengths.cumsum(0) - lengths
+    place = torch.arange(len(sequence), device=mask.device) - before[sequence]
+    padded = rewards.new_zeros(2, len(lengths), width + 1, dtype=torch.float64)
+    padded[0, sequence, place] = rewards[mask].double()
+    padded[1, sequence, place] = values[mask].double()
+    rows = torch.arange(len(lengths), device=mask.device)
+    padded[1, rows, lengths] = bootstrap.double()
+    found = padded.new_zeros(len(lengths), width + 1)
+    for t in range(width - 1, -1, -1):
+        delta = padded[0, :, t] + gamma * padded[1, :, t + 1] - padded[1, :, t]
+        inside = t < lengths
+        found[:, t] = torch.where(inside, delta + gamma * lam * found[:, t + 1], 0.0)
+    advantages = torch.zeros_like(rewards)
+    advantages[mask] = found[sequence, place].to(rewards.dtype)
+    return advantages, torch.where(mask, advantages + values, 0.0)

@@ -1,103 +1,252 @@
-"""Policy gradient on sampled completions: `grpo`. The variants are choices, not losses.
+"""Policy gradient on sampled completions: `grpo`, `rloo`, `reinforce`. One loss; a method is a set
+of defaults for its choices, and every choice is a key.
 
-r_t  = exp(log pi(y_t) - log pi_old(y_t))
-l_t  = - min(r_t A, clip(r_t, 1 - epsilon, 1 + epsilon_high) A) + beta k3_t
-k3_t = exp(log pi_ref - log pi) - 1 - (log pi_ref - log pi)
+    l_t = - w_t surrogate(r_t, A_t) + beta kl_t - entropy_coef H_t
 
-PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7) with the group-relative
-advantage and the k3 penalty of GRPO (Shao et al. 2024, arXiv 2402.03300, eq. 3 and 4).
+r_t the probability ratio to the policy that sampled, A_t the advantage, w_t the correction for a
+sampler that differs from the trainer. docs/methods.md has the formula and source of each choice.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from posttrain.algorithms.advantages import group_advantages
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, masked_sum
+from posttrain.algorithms.advantages import Baseline, Scale, advantages_of, to_go, whiten
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, Unit, masked_sum
+from posttrain.algorithms.kl import ESTIMATORS, Estimator
+from posttrain.algorithms.presets import expand
+from posttrain.algorithms.surrogates import SURROGATES, Surrogate
 from posttrain.batch import Batch
 from posttrain.forward import Output
 from posttrain.models import Models
 
 
-class GRPOConfig(TrainerConfig):
-    type: Literal["grpo"] = "grpo"
+class PolicyGradientConfig(TrainerConfig):
     learning_rate: float = Field(1e-6, ge=0)
-    beta: float = Field(0.0, ge=0)
-    """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
-    epsilon: float = Field(0.2, gt=0, lt=1)
+    preset: str | None = None
+    """A named set of the choices below (docs/methods.md); keys given beside it win."""
+    baseline: Baseline = "group_mean"
+    """What is subtracted from a reward: the mean of its group, of the group's other members, 0."""
+    scale_rewards: Scale = "group"
+    """The standard deviation that the advantage is divided by: of the group, of the group's other
+    members, of the whole step, or none (Dr. GRPO)."""
+    scale_ddof: Literal[0, 1] = 1
+    scale_eps: float = Field(1e-4, ge=0)
+    """Added to that standard deviation."""
+    whiten_advantages: bool = False
+    """Mean 0 and variance 1 over all tokens of the step, after everything else."""
+    ratio_level: Literal["token", "sequence", "sequence_sum"] = "token"
+    """exp of the token's log-ratio, of its mean over the completion (GSPO), or of its sum."""
+    surrogate: Surrogate = "clip"
+    epsilon: float = Field(0.2, gt=0, le=1)
     """Lower clip of the probability ratio: 1 - epsilon."""
     epsilon_high: float | None = Field(None, gt=0)
     """Upper clip: 1 + epsilon_high; by default epsilon (DAPO's clip-higher: 0.28)."""
-    scale_rewards: Literal["group", "none"] = "group"
-    """Divide the advantage by the standard deviation of its group, or not (Dr. GRPO)."""
-    reduction: Literal["token", "sequence", "constant"] = "token"
+    dual_clip: float | None = Field(None, gt=1)
+    """Bounds the loss of a token with negative advantage A at dual_clip x |A|."""
+    reduction: Literal["token", "sequence", "sequence_sum", "constant"] = "token"
     """token: over all tokens of the step (DAPO); sequence: mean per completion, then over
-    completions (the GRPO paper); constant: sum per completion over max_new_tokens (Dr. GRPO)."""
+    completions (the GRPO paper); sequence_sum: sum per completion, then the mean over completions;
+    constant: the same over max_new_tokens (Dr. GRPO)."""
+    beta: float = Field(0.0, ge=0)
+    """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
+    kl_in: Literal["loss", "reward", "token_reward"] = "loss"
+    """loss: a term with its own gradient; reward: its sum is subtracted from the completion's
+    reward, before the baseline; token_reward: subtracted token by token, each token's advantage
+    bearing what follows it."""
+    kl_estimator: Estimator = "k3"
+    entropy_coef: float = Field(0.0, ge=0)
+    """Bonus for entropy, a mean over tokens whatever the reduction."""
+    sampler_correction: Literal["none", "token", "sequence", "sequence_sum"] = "none"
+    """Weight w = exp(log pi_old - log pi_sampler) on each token: of the token, or of the
+    completion (geometric mean or product)."""
+    sampler_correction_mode: Literal["truncate", "mask"] = "truncate"
+    """Outside its bounds, w is set to the bound, or to 0."""
+    sampler_correction_min: float = Field(0.0, ge=0)
+    sampler_correction_max: float = Field(2.0, gt=0)
+    mask_truncated_completions: bool = False
+    """Completions cut off at max_new_tokens count in the baseline and then leave the batch."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Subtracted from the reward of a completion that was cut off."""
     num_inner_epochs: int = Field(1, ge=1)
-    """Passes over each batch of rollouts (mu in the paper)."""
+    """Passes over each batch of rollouts (mu in the GRPO paper)."""
     num_minibatches: int = Field(1, ge=1)
     """Optimiser steps that share one batch of rollouts, which has num_minibatches x batch_size
     prompts."""
     max_logprob_difference: float = Field(0.05, gt=0)
     """Stop when sampler and trainer disagree by more than this, in nats, on average."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        return expand(given, cls.model_fields) if isinstance(given, dict) else given
 
-def clipped_policy_gradient(out: Output, batch: Batch, config: GRPOConfig) -> Loss:
-    mask = batch.loss_mask
-    logprobs = out.logprobs
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicyGradientConfig:
+        if self.kl_in != "loss" and self.beta == 0 and "kl_in" in self.model_fields_set:
+            raise ValueError(f"trainer.kl_in: {self.kl_in} needs trainer.beta above 0")
+        if self.sampler_correction_min > self.sampler_correction_max:
+            raise ValueError("trainer.sampler_correction_min is above sampler_correction_max")
+        return self
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps on one batch of rollouts."""
+        return self.num_inner_epochs * self.num_minibatches
+
+
+class GRPOConfig(PolicyGradientConfig):
+    type: Literal["grpo"] = "grpo"
+
+
+class RLOOConfig(PolicyGradientConfig):
+    """Ahmadian et al. 2024, arXiv 2402.14740: the completion is one action."""
+
+    type: Literal["rloo"] = "rloo"
+    baseline: Baseline = "leave_one_out"
+    scale_rewards: Scale = "none"
+    ratio_level: Literal["token", "sequence", "sequence_sum"] = "sequence_sum"
+    reduction: Literal["token", "sequence", "sequence_sum", "constant"] = "sequence"
+    kl_in: Literal["loss", "reward", "token_reward"] = "reward"
+    kl_estimator: Estimator = "k1"
+
+
+class ReinforceConfig(PolicyGradientConfig):
+    """REINFORCE++ (Hu 2025, arXiv 2501.03262); with `baseline: group_mean` its baseline form."""
+
+    type: Literal["reinforce"] = "reinforce"
+    baseline: Baseline = "none"
+    scale_rewards: Scale = "none"
+    whiten_advantages: bool = True
+    kl_in: Literal["loss", "reward", "token_reward"] = "token_reward"
+    kl_estimator: Estimator = "k1"
+
+
+def policy_gradient(out: Output, batch: Batch, config: PolicyGradientConfig) -> Loss:
+    mask, logprobs = batch.loss_mask, out.logprobs
     # with one update per batch of rollouts the ratio is 1 by construction, its gradient is not 0
     old = batch.per_token.get("old_logprobs", logprobs.detach())
-    ratio = torch.exp(logprobs - old)
-    advantages = batch.expand(batch.per_seq["advantages"])
-    low, high = 1 - config.epsilon, 1 + (config.epsilon_high or config.epsilon)
-    per_token = -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
+    advantages = batch.per_token["advantages"]
+    ratio = torch.exp(at_level(logprobs - old, batch, config.ratio_level))
+    objective, cut = SURROGATES[config.surrogate](ratio, logprobs, advantages, config)
+    mismatch = torch.where(mask, old - batch.per_token["sampler_logprobs"], 0.0).detach()
+    if config.sampler_correction != "none":
+        objective = objective * correction(mismatch, batch, config)
+    per_token = -objective
     count = mask.sum()
     metrics: dict[str, tuple[Tensor, Tensor | float]] = {
-        "clip_ratio/low_mean": (((ratio < low) & (advantages < 0) & mask).sum(), count),
-        "clip_ratio/high_mean": (((ratio > high) & (advantages > 0) & mask).sum(), count),
+        "clip_ratio/low_mean": ((cut & (advantages < 0) & mask).sum(), count),
+        "clip_ratio/high_mean": ((cut & (advantages > 0) & mask).sum(), count),
+        **sampler_metrics(mismatch, mask),
     }
     if config.beta > 0:
-        difference = batch.per_token["ref_logprobs"] - logprobs
-        k3 = torch.exp(difference) - 1 - difference
-        per_token = per_token + config.beta * k3
-        metrics["kl"] = (masked_sum(k3.detach(), mask), count)
+        reference = batch.per_token["ref_logprobs"]
+        kl = ESTIMATORS[config.kl_estimator](logprobs, reference)
+        if config.kl_in == "loss":
+            per_token = per_token + config.beta * kl
+        metrics["kl"] = (masked_sum(kl.detach(), mask), count)
+    terms = reduce(per_token, batch, config.reduction)
     if out.entropy is not None:
         metrics["entropy"] = (masked_sum(out.entropy.detach(), mask), count)
-    mismatch = masked_sum((old - batch.per_token["sampler_logprobs"]).abs().detach(), mask)
-    metrics["sampling/sampling_logp_difference/mean"] = (mismatch, count)
-    return Loss(reduce(per_token, batch, config.reduction), metrics)
+        if config.entropy_coef > 0:
+            bonus = config.entropy_coef * masked_sum(out.entropy, mask)
+            terms["token"] = terms.get("token", 0.0) - bonus
+    return Loss(terms, metrics)
 
 
-def reduce(per_token: Tensor, batch: Batch, reduction: str) -> dict:
+def at_level(log_ratio: Tensor, batch: Batch, level: str) -> Tensor:
+    """The token's own log-ratio, or its mean or sum over the completion, at every token [T]."""
+    if level == "token":
+        return log_ratio
+    total = batch.sum_per_seq(torch.where(batch.loss_mask, log_ratio, 0.0))
+    if level == "sequence":
+        total = total / batch.tokens_per_seq()
+    return batch.expand(total)
+
+
+def correction(mismatch: Tensor, batch: Batch, config: PolicyGradientConfig) -> Tensor:
+    """Truncated importance sampling (Yao et al. 2025): pi_old / pi_sampler within bounds, [T]."""
+    weight = torch.exp(at_level(mismatch, batch, config.sampler_correction))
+    low, high = config.sampler_correction_min, config.sampler_correction_max
+    if config.sampler_correction_mode == "truncate":
+        return weight.clamp(low, high)
+    return torch.where((weight < low) | (weight > high), 0.0, weight)
+
+
+def sampler_metrics(mismatch: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor | float]]:
+    count, ratio = mask.sum(), torch.exp(mismatch)[mask]
+    if len(ratio) == 0:
+        return {}
+    return {
+        "sampling/sampling_logp_difference/mean": (masked_sum(mismatch.abs(), mask), count),
+        "sampling/sampling_logp_difference/max": (mismatch.abs().max(), 1.0),
+        "sampling/importance_sampling_ratio/mean": (ratio.sum(), count),
+        "sampling/importance_sampling_ratio/min": (ratio.min(), 1.0),
+        "sampling/importance_sampling_ratio/max": (ratio.max(), 1.0),
+    }
+
+
+def reduce(per_token: Tensor, batch: Batch, reduction: str) -> dict[Unit, Tensor]:
     """The sums, by unit, whose quotients by the global counts make up the loss."""
     if reduction == "token":
         return {"token": masked_sum(per_token, batch.loss_mask)}
     per_sequence = batch.sum_per_seq(per_token)
     if reduction == "sequence":
-        return {"sequence": (per_sequence / batch.tokens_per_seq()).sum()}
-    return {"sequence": (per_sequence / batch.per_seq["max_new_tokens"]).sum()}
+        per_sequence = per_sequence / batch.tokens_per_seq()
+    elif reduction == "constant":
+        per_sequence = per_sequence / batch.per_seq["max_new_tokens"]
+    return {"sequence": per_sequence.sum()}
 
 
-def add_advantages(batch: Batch, models: Models, config: GRPOConfig) -> Batch:
-    rewards, group = batch.per_seq["rewards"], batch.per_seq["group"]
-    batch.per_seq["advantages"] = group_advantages(rewards, group, config.scale_rewards)
-    if config.beta == 0:
-        # without a KL term a completion of advantage 0 has gradient exactly 0: count it, skip it
-        batch.per_seq["active"] = batch.per_seq["advantages"] != 0
-    if config.num_inner_epochs * config.num_minibatches > 1:
+def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch:
+    """Old and reference log-probs, and the advantage of every token."""
+    in_reward = config.beta > 0 and config.kl_in != "loss"
+    if config.num_updates > 1 or in_reward:
         batch.per_token["old_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
     if config.beta > 0:
         with models.reference():
             reference = models.logprobs(batch, config.micro_batch_tokens)
         batch.per_token["ref_logprobs"] = reference
+    rewards = batch.per_seq["rewards"]
+    rewards = rewards - config.missing_eos_penalty * batch.per_seq["truncated"]
+    penalty = kl_penalty(batch, config) if in_reward else None
+    if penalty is not None and config.kl_in == "reward":
+        rewards = rewards - batch.sum_per_seq(penalty)
+    advantages = batch.expand(
+        advantages_of(
+            rewards, batch.per_seq["group"], config.baseline, config.scale_rewards,
+            config.scale_ddof, config.scale_eps,
+        )
+    )  # fmt: skip
+    if penalty is not None and config.kl_in == "token_reward":
+        # a completion that could not be scored is not to be learned from either
+        scored = batch.expand(~rewards.isnan())
+        advantages = torch.where(scored, advantages - to_go(penalty, batch), 0.0)
+    if config.whiten_advantages:
+        scored = batch.expand(~rewards.isnan())
+        advantages = whiten(advantages, batch.loss_mask & scored)
+    batch.per_token["advantages"] = torch.where(batch.loss_mask, advantages, 0.0)
+    if config.mask_truncated_completions:
+        batch = batch.select((batch.per_seq["truncated"] == 0).nonzero()[:, 0].tolist())
+    if (config.beta == 0 or in_reward) and config.entropy_coef == 0:
+        # a completion of advantage 0 then has gradient exactly 0: count it, skip it
+        nonzero = (batch.per_token["advantages"] != 0).float()
+        batch.per_seq["active"] = batch.sum_per_seq(nonzero) > 0
     return batch
 
 
-def check_sampler(metrics: dict[str, float], config: GRPOConfig) -> None:
+def kl_penalty(batch: Batch, config: PolicyGradientConfig) -> Tensor:
+    """beta times the KL estimate of each token at sampling, [T]."""
+    old, reference = batch.per_token["old_logprobs"], batch.per_token["ref_logprobs"]
+    kl = ESTIMATORS[config.kl_estimator](old, reference)
+    return config.beta * torch.where(batch.loss_mask, kl, 0.0)
+
+
+def check_sampler(metrics: dict[str, float], config: PolicyGradientConfig) -> None:
     mismatch = metrics.get("sampling/sampling_logp_difference/mean", 0.0)
     if mismatch > config.max_logprob_difference:
         raise ValueError(
@@ -107,14 +256,18 @@ def check_sampler(metrics: dict[str, float], config: GRPOConfig) -> None:
         )
 
 
-grpo = Algorithm(
-    GRPOConfig,
-    clipped_policy_gradient,
-    rows="prompt",
-    online=True,
-    prepare=add_advantages,
-    needs_reference=lambda config: config.beta > 0,
-    needs_entropy=True,
-    updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
-    guard=check_sampler,
-)
+def method(config: type[PolicyGradientConfig]) -> Algorithm:
+    return Algorithm(
+        config,
+        policy_gradient,
+        rows="prompt",
+        online=True,
+        prepare=prepare,
+        needs_reference=lambda config: config.beta > 0,
+        needs_entropy=True,
+        updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
+        guard=check_sampler,
+    )
+
+
+grpo, rloo, reinforce = method(GRPOConfig), method(RLOOConfig), method(ReinforceConfig)

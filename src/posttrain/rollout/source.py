@@ -130,6 +130,7 @@ def to_sequence(rollout: Rollout, value: float | None, group: int, max_new_token
             "rewards": float("nan") if value is None else float(value),
             "group": group,
             "max_new_tokens": max_new_tokens,
+            "truncated": rollout.finish_reason == "length",
         },
     )
 
