@@ -10,19 +10,31 @@ of lists with one entry per completion; `columns` are the data row's other colum
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from posttrain.rewards import custom, math
+from posttrain.rewards import code, custom, math
 from posttrain.rewards.score import Score
 
 RewardFn = Callable[..., list[float | None]]
 
 REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any], RewardFn]]] = {
     "math_correctness": (math.MathCorrectness, math.build),
+    "code_execution": (code.CodeExecution, code.build),
     "custom": (custom.Custom, custom.build),
 }
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What a reward may offer besides being called."""
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """Raises ValueError for a row that it can not judge, before any training."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the run's record."""
 
 
 def build_reward(config: Any) -> RewardFn:
@@ -30,7 +42,8 @@ def build_reward(config: Any) -> RewardFn:
 
 
 def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
-    """Raises ValueError for the first row without a column that the reward can not do without."""
+    """Raises ValueError for the first row without a column that the reward can not do without, or
+    with content that it can not judge."""
     given = ("prompts", "completions", "completion_ids")
     needed = [
         p.name
@@ -46,6 +59,11 @@ def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str)
                     f"{source}, row {number}: the reward needs the column {column}; "
                     f"found {', '.join(row)} (map it with data.columns)"
                 )
+        if isinstance(reward, Checked):
+            try:
+                reward.check_row(row)
+            except ValueError as error:
+                raise ValueError(f"{source}, row {number}: {error}") from None
 
 
 def score(
@@ -83,7 +101,11 @@ def _call(
 ) -> list[float | None]:
     reserved = ("prompt", "completion", "messages")
     shared = set.intersection(*(set(row) for row in rows)) if rows else set()
-    columns = {name: [row[name] for row in rows] for name in shared if name not in reserved}
+    parameters = inspect.signature(reward).parameters.values()
+    # a column that the reward names with a default of None may be missing in some of the rows
+    optional = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is None}
+    wanted = {name for name in optional if any(name in row for row in rows)} | shared
+    columns = {name: [row.get(name) for row in rows] for name in wanted if name not in reserved}
     return list(
         reward(
             prompts=list(prompts),
