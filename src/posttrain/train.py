@@ -46,7 +46,7 @@ from posttrain.models import (
     load_policy,
     prepare_policy,
 )
-from posttrain.rewards import RewardFn, build_reward, check_columns
+from posttrain.rewards import Checked, RewardFn, build_reward, check_columns
 from posttrain.rollout.engines import build_engine, check_engine, close_engine
 from posttrain.rollout.gathered import GatheredSampler
 from posttrain.rollout.http_client import EngineError
@@ -312,6 +312,9 @@ def describe(run: Run) -> str:
         f"{run.num_steps:,} steps of {items_per_step(run.config)} examples, "
         f"{run.steps_per_epoch:,} steps an epoch",
     ]
+    if isinstance(run.reward, Checked):
+        facts = ", ".join(f"{name} {fact}" for name, fact in run.reward.about().items())
+        lines.append(f"reward {run.config.reward.type}: {facts}")
     return "\n".join([*lines, *table_lines(run.data.tables)])
 
 
@@ -326,4 +329,6 @@ def write_run_info(run: Run, run_dir: Path, started: float) -> None:
         "num_parameters": sum(p.numel() for p in run.models.policy.parameters()),
         "num_trainable": sum(p.numel() for p in run.models.trainable().values()),
     }
+    if isinstance(run.reward, Checked):
+        info["reward"] = run.reward.about()
     (run_dir / "run.json").write_text(json.dumps(info, indent=1))

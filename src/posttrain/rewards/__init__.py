@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, create_model
 
 from posttrain.rewards import (
     classification,
+    code,
     custom,
     exact_match,
     format,
@@ -28,7 +29,15 @@ from posttrain.rewards import (
     reward_model,
     weighted,
 )
-from posttrain.rewards.call import RESERVED, RewardFailure, RewardFn, call, columns_of
+from posttrain.rewards.call import (
+    RESERVED,
+    Checked,
+    RewardFailure,
+    RewardFn,
+    call,
+    columns_of,
+    optional_columns,
+)
 from posttrain.rewards.score import parts_of, verdict_of
 
 __all__ = [
@@ -43,6 +52,7 @@ __all__ = [
 
 REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any], RewardFn]]] = {
     "math_correctness": (math.MathCorrectness, math.build),
+    "code_execution": (code.CodeExecution, code.build),
     "exact_match": (exact_match.ExactMatch, exact_match.build),
     "classification": (classification.Classification, classification.build),
     "format": (format.Format, format.build),
@@ -76,7 +86,8 @@ def build_reward(config: Any) -> RewardFn:
 
 
 def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
-    """Raises ValueError for the first row without a column that the reward can not do without."""
+    """Raises ValueError for the first row without a column that the reward can not do without, or
+    with content that it can not judge."""
     needed = columns_of(reward)
     for number, row in enumerate(rows, 1):
         for column in needed:
@@ -85,6 +96,11 @@ def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str)
                     f"{source}, row {number}: the reward needs the column {column}; "
                     f"found {', '.join(row)} (map it with data.columns)"
                 )
+        if isinstance(reward, Checked):
+            try:
+                reward.check_row(row)
+            except ValueError as error:
+                raise ValueError(f"{source}, row {number}: {error}") from None
 
 
 def score(
@@ -122,7 +138,9 @@ def _call(
     completion_ids: Sequence[list[int]],
     rows: Sequence[dict[str, Any]],
 ) -> list[float | None]:
-    shared = set.intersection(*(set(row) for row in rows))
-    columns = {name: [row[name] for row in rows] for name in shared if name not in RESERVED}
+    wanted = set.intersection(*(set(row) for row in rows))
+    # a column that the reward can do without may be missing in some of the rows
+    wanted |= {name for name in optional_columns(reward) if any(name in row for row in rows)}
+    columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
     found = call({"the reward": reward}, prompts, completions, completion_ids, columns)
     return found["the reward"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import AfterValidator
 
@@ -110,8 +110,10 @@ def _column(name: str) -> str:
 Column = Annotated[str, AfterValidator(_column)]
 
 
-def needs_columns(reward: RewardFn, columns: Iterable[str]) -> RewardFn:
-    """`reward`, with a signature that names the columns it can not do without.
+def needs_columns(
+    reward: RewardFn, columns: Iterable[str], optional: Iterable[str] = ()
+) -> RewardFn:
+    """`reward`, with a signature that names the columns it can not do without and those it can.
 
     For a reward that learns its columns' names from its settings and takes them as **columns.
     """
@@ -121,10 +123,42 @@ def needs_columns(reward: RewardFn, columns: Iterable[str]) -> RewardFn:
         [
             *(kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in GIVEN),
             *(kinds(name, kinds.KEYWORD_ONLY) for name in dict.fromkeys(columns)),
+            *(kinds(n, kinds.KEYWORD_ONLY, default=None) for n in set(optional) - set(columns)),
             kinds("columns", kinds.VAR_KEYWORD),
         ]
     )
     return reward
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What a reward may offer besides being called."""
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """Raises ValueError for a row that it can not judge, before any training."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts for the run's record."""
+
+
+def made_of(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
+    """`reward`, which calls `parts`, with the columns, the check and the record of them all."""
+    parts = list(parts)
+    checked = [part for part in parts if isinstance(part, Checked)]
+    whole: Any = reward
+
+    def check_row(row: dict[str, Any]) -> None:
+        for part in checked:
+            part.check_row(row)
+
+    if checked:
+        whole.check_row = check_row
+        whole.about = lambda: {k: v for part in checked for k, v in part.about().items()}
+    return needs_columns(
+        reward,
+        [column for part in parts for column in columns_of(part)],
+        [column for part in parts for column in optional_columns(part)],
+    )
 
 
 def columns_of(reward: RewardFn) -> list[str]:
@@ -136,3 +170,9 @@ def columns_of(reward: RewardFn) -> list[str]:
         and p.default is p.empty
         and p.name not in GIVEN
     ]
+
+
+def optional_columns(reward: RewardFn) -> list[str]:
+    """The columns that a reward names with a default of None."""
+    parameters = inspect.signature(reward).parameters.values()
+    return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is None]

@@ -13,7 +13,15 @@ from pydantic import ValidationError
 
 from posttrain.config_errors import explain
 from posttrain.data.load import read_path
-from posttrain.rewards import REWARDS, build_reward, check_columns, parts_of, score, verdict_of
+from posttrain.rewards import (
+    REWARDS,
+    Checked,
+    build_reward,
+    check_columns,
+    parts_of,
+    score,
+    verdict_of,
+)
 
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
@@ -45,6 +53,8 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
             raise ValueError(
                 f"{file}, row {number}: expected a text column completion; found {', '.join(row)}"
             )
+    if isinstance(function, Checked):
+        yield "  ".join(f"{name} {fact}" for name, fact in function.about().items())
     completions = [row["completion"] for row in rows]
     prompts = [row.get("prompt") for row in rows]
     scores = score(function, prompts, completions, [[] for _ in rows], rows)

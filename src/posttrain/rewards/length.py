@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import RewardFailure, call, columns_of, needs_columns
+from posttrain.rewards.call import RewardFailure, call, made_of
 from posttrain.rewards.score import Score, is_correct, verdict_of
 
 if TYPE_CHECKING:
@@ -139,4 +139,4 @@ def _cosine(config: Length) -> Callable[..., list[float | None]]:
             scaled.append(Score(value, verdict_of(score)))
         return scaled
 
-    return needs_columns(reward, columns_of(inner))
+    return made_of(reward, [inner])

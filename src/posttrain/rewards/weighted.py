@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import call, columns_of, needs_columns
+from posttrain.rewards.call import call, made_of
 from posttrain.rewards.score import Score, verdict_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(config: Weighted) -> Callable[..., list[float | None]]:
             for i in range(len(completions))
         ]
 
-    return needs_columns(reward, [c for part in rewards.values() for c in columns_of(part)])
+    return made_of(reward, rewards.values())
 
 
 def _sum(scores: dict[str, float | None], weights: dict[str, float]) -> Score | None:

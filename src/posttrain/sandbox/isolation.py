@@ -1,0 +1,291 @@
+"""The levels of isolation: how a Python process is started at each.
+
+    bubblewrap   own user, pid, network, mount, ipc, host-name and cgroup namespaces, made by bwrap;
+                 of the file system only the interpreter and libraries, read-only; seccomp
+    namespace    the same namespaces, view and seccomp, made by system calls; landlock on top
+    process      limits and a session of its own; landlock and seccomp where the kernel has them.
+                 No isolation is promised: it shares the user's processes, and sees what the
+                 kernel does not let it hide
+
+At the first two the candidate has uid 65534, no capability, no writable file, no /proc, no network
+and no new process (threads only). Runs in a lane (`lane.py`), which has one thread.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+
+from posttrain.sandbox import confine
+from posttrain.sandbox.view import NOBODY, Unavailable, View, make_place
+
+LEVELS = ("bubblewrap", "namespace", "process")
+EMPTY = "/home"  # a folder without anything in it
+ENVIRONMENT = {"HOME": EMPTY, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+STDIN, STDOUT, NULL, CHANNEL, INFO, SECCOMP = range(6)
+
+# Runs the two files that come over the channel; what follows is in child.py.
+_BOOT = f"""
+import marshal, os, sys
+def read(n):
+    data = b""
+    while len(data) < n: data += os.read({CHANNEL}, n - len(data)) or os._exit(0)
+    return data
+for name, code in marshal.loads(read(int(read(8)))):
+    module = sys.modules[name] = type(sys)(name)
+    exec(code, vars(module))
+module.main({CHANNEL})
+"""
+
+
+@dataclass
+class Sandbox:
+    """A started process that waits for its program."""
+
+    pid: int
+    """Our child: bwrap, the process that made the namespaces, or the candidate itself."""
+    group: bool
+    """Level "process": the whole process group is killed."""
+    channel: int
+    stdin: int
+    stdout: int
+    info: int
+    pidfd: int
+
+
+@dataclass
+class Ending:
+    """How a sandbox ended; `status` is the candidate's exit status, 128 + n for signal n."""
+
+    status: int
+    cpu_seconds: float
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
+    """Start a process at `level`; `error` is a file descriptor for what goes wrong in starting."""
+    channel, theirs = _socket_pair()
+    their_stdin, stdin = os.pipe()
+    stdout, their_stdout = os.pipe()
+    info, their_info = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    filter_, filter_in = os.pipe()
+    if level == "bubblewrap":
+        os.write(filter_in, confine.seccomp_program())
+    os.close(filter_in)
+    given = (their_stdin, their_stdout, null if error is None else error, theirs, their_info)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _place((*given, filter_))
+            os.setsid()
+            if view.nobody:
+                os.setgroups([])
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+                confine.stay_dumpable()
+            if level != "bubblewrap":  # which does so itself; killed sooner, it leaves a child
+                confine.die_with_parent()
+            _START[level](view)
+        except BaseException as problem:
+            os.write(2, f"{problem}\n".encode())
+        finally:
+            os._exit(127)
+    for fd in (their_stdin, their_stdout, theirs, their_info, null, filter_):
+        os.close(fd)
+    sandbox = Sandbox(pid, level == "process", channel, stdin, stdout, info, os.pidfd_open(pid))
+    os.set_blocking(stdin, False)
+    os.set_blocking(stdout, False)
+    os.write(channel, _program())
+    return sandbox
+
+
+def _socket_pair() -> tuple[int, int]:
+    import socket
+
+    a, b = socket.socketpair()
+    return a.detach(), b.detach()
+
+
+def _place(given: tuple[int, ...]) -> None:
+    """Have the descriptors 0, 1, 2, ... stand for `given`, and no other be passed on."""
+    import fcntl
+
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in given]
+    for number, fd in enumerate(high):
+        os.dup2(fd, number)
+    os.closerange(len(given), 1024)
+
+
+@cache
+def _program() -> bytes:
+    """wire.py and child.py as the boot code reads them."""
+    import marshal
+
+    codes = []
+    for name in ("wire", "child"):
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+        with open(path) as file:
+            codes.append((f"posttrain.sandbox.{name}", compile(file.read(), name, "exec")))
+    data = marshal.dumps(codes)
+    return b"%8d" % len(data) + data
+
+
+def _command(view: View) -> list[str]:
+    return [view.python, "-P", "-s", "-S", "-B", "-X", "utf8", "-c", _BOOT]
+
+
+def bubblewrap_path() -> str:
+    found = shutil.which("bwrap")
+    if found is None:
+        raise Unavailable("bwrap is not installed (apt-get install bubblewrap)")
+    return found
+
+
+def _start_bubblewrap(view: View) -> None:
+    arguments = [bubblewrap_path(), "--unshare-all", "--die-with-parent", "--new-session"]
+    arguments += ["--cap-drop", "ALL", "--uid", str(NOBODY), "--gid", str(NOBODY), "--clearenv"]
+    for name, value in ENVIRONMENT.items():
+        arguments += ["--setenv", name, value]
+    for source, path in view.binds:
+        arguments += ["--ro-bind", source, path]
+    for target, path in view.links:
+        arguments += ["--symlink", target, path]
+    arguments += ["--dev-bind", "/dev/null", "/dev/null", "--dir", EMPTY, "--dir", "/tmp"]
+    for path in view.hidden:
+        arguments += ["--tmpfs", path, "--remount-ro", path]
+    arguments += ["--remount-ro", "/", "--chdir", EMPTY]
+    arguments += ["--info-fd", str(INFO), "--seccomp", str(SECCOMP), "--", *_command(view)]
+    os.execve(arguments[0], arguments, {})
+
+
+def _start_namespace(view: View) -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    confine.unshare(confine.NEW_NAMESPACES)
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{NOBODY} {uid} 1"),
+        ("gid_map", f"{NOBODY} {gid} 1"),
+    ):
+        with open(f"/proc/self/{file}", "w") as out:
+            out.write(text)
+    _build_root(view)
+    pid = os.fork()
+    if pid:
+        os.write(INFO, json.dumps({"child-pid": pid}).encode())
+        os.closerange(0, 64)
+        _, status = os.waitpid(pid, 0)
+        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+    confine.die_with_parent()
+    os.setsid()
+    os.closerange(INFO, 64)
+    confine.no_new_privileges()
+    confine.apply_landlock([path for _, path in view.binds] + ["/dev/null"])
+    confine.apply_seccomp()
+    os.execve(view.python, _command(view), ENVIRONMENT)
+
+
+def _build_root(view: View) -> None:
+    """A file system with the view's files, read-only, as the only one that this process sees."""
+    root = "/tmp"
+    shown = [*view.binds, ("/dev/null", "/dev/null")]
+    handles = [os.open(source, os.O_PATH) for source, _ in shown]
+    confine.private_mounts()
+    confine.mount("tmpfs", root, "tmpfs", 0, "size=64k,mode=755")
+    os.makedirs(root + EMPTY)
+    os.makedirs(root + "/tmp")
+    for handle, (_, path) in zip(handles, shown):
+        source = f"/proc/self/fd/{handle}"
+        make_place(source, root + path)
+        confine.bind(source, root + path)
+        confine.read_only(root + path, devices=path == "/dev/null")
+        os.close(handle)
+    for path in view.hidden:
+        confine.bind(root + EMPTY, root + path)
+    for target, path in view.links:
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        os.symlink(target, root + path)
+    confine.change_root(root)
+    confine.read_only("/", devices=True)
+    os.chdir(EMPTY)
+
+
+def _start_process(view: View) -> None:
+    os.chdir("/")
+    os.closerange(INFO, 64)
+    confine.no_new_privileges()
+    if confine.landlock_version():
+        confine.apply_landlock([path for _, path in view.binds])
+    if confine.has_seccomp():
+        confine.apply_seccomp()
+    os.execve(view.python, _command(view), ENVIRONMENT)
+
+
+_START = {
+    "bubblewrap": _start_bubblewrap,
+    "namespace": _start_namespace,
+    "process": _start_process,
+}
+
+
+# --- ending ---------------------------------------------------------------------------------------
+
+
+def finish(sandbox: Sandbox, patience: float = 0.0) -> Ending:
+    """End a sandbox and everything in it, reap it, and close its descriptors.
+
+    Args:
+        patience: seconds to wait for it to end by itself, so that its status is its own.
+    """
+    import select
+
+    select.select([sandbox.pidfd], [], [], patience)
+    inner = _inner_pid(sandbox)
+    with suppress(ProcessLookupError):
+        os.kill(sandbox.pid, signal.SIGKILL)
+    if sandbox.group:
+        with suppress(ProcessLookupError):
+            os.killpg(sandbox.pid, signal.SIGKILL)
+    _, status, usage = os.wait4(sandbox.pid, 0)
+    # bwrap may end before the first process in its pid namespace, which then becomes our child
+    used = usage.ru_utime + usage.ru_stime + (_reap(inner) if inner is not None else 0.0)
+    for fd in (sandbox.channel, sandbox.stdin, sandbox.stdout, sandbox.info, sandbox.pidfd):
+        if fd >= 0:
+            os.close(fd)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return Ending(code, used)
+
+
+def _inner_pid(sandbox: Sandbox) -> int | None:
+    """The first process in the sandbox's pid namespace; when it ends, so do all others there."""
+    if sandbox.group:
+        return None
+    text = b""
+    while b"}" not in text:
+        part = os.read(sandbox.info, 4096)
+        if not part:
+            return None
+        text += part
+    pid: int = json.loads(text)["child-pid"]
+    return pid
+
+
+def _reap(pid: int) -> float:
+    """End and reap a process whose parent, our child, has ended; returns its processor seconds."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            found, _, usage = os.wait4(pid, os.WNOHANG)
+        except ChildProcessError:  # its parent had reaped it, and counts its time
+            return 0.0
+        if found:
+            return usage.ru_utime + usage.ru_stime
+        os.kill(pid, signal.SIGKILL)  # killed early, bwrap had not yet tied it to its own life
+        time.sleep(0.0005)
+    return 0.0

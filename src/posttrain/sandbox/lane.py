@@ -1,0 +1,339 @@
+"""One lane: a small trusted process that judges one completion after another.
+
+It starts the next sandbox while the current one works, so a fresh process for every verdict costs
+no waiting. It has no torch and no data but the row at hand, keeps the clock, and does not run a
+test itself: each row's tests get a process of their own, forked from here.
+
+    python -m posttrain.sandbox.lane SETTINGS    a JSON job per line in, a JSON verdict per line out
+"""
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from posttrain.sandbox import confine, isolation
+from posttrain.sandbox.extract import code_of
+from posttrain.sandbox.isolation import Ending, Sandbox
+from posttrain.sandbox.remote import Session
+from posttrain.sandbox.tester import Verdict, run_tests
+from posttrain.sandbox.view import Unavailable, View, system_view
+from posttrain.sandbox.wire import encode, write_frame
+
+GRACE = 2.0  # seconds that the tests may go on after the candidate was stopped
+TESTER_MEMORY = 2 << 30
+MEMORY_STATUS = 99  # see child.py
+
+# What the candidate finds where it must find nothing; run as a candidate before the first job.
+_PROBE = """
+def probe():
+    import os
+    def works(action, *arguments):
+        try:
+            action(*arguments)
+        except OSError:
+            return False
+        return True
+    def fork():
+        if os.fork() == 0:
+            os._exit(0)
+    found = []
+    if works(fork):
+        found.append("can start processes")
+    try:
+        import _socket
+        if works(_socket.socket):
+            found.append("can open sockets")
+    except ImportError:
+        pass
+    places = ("", "/tmp", "/home", "/dev", ".")
+    if any(works(os.open, place + "/probe", os.O_CREAT | os.O_RDWR) for place in places):
+        found.append("can write files")
+    if works(os.stat, "/proc/1") or works(os.stat, "/etc/passwd"):
+        found.append("sees the system's files")
+    if os.getuid() != 65534:
+        found.append("is user %d" % os.getuid())
+    return found
+"""
+
+
+@dataclass
+class Lane:
+    level: str
+    limits: dict[str, Any]
+    view: View
+    ready: Sandbox | None = None
+    current: Sandbox | None = None
+    tester: int | None = None
+
+    def take(self) -> Sandbox:
+        self.current = self.ready or isolation.start(self.level, self.view)
+        self.ready = None
+        return self.current
+
+    def end(self, patience: float = 0.0) -> Ending:
+        """End the current sandbox, see `isolation.finish`."""
+        assert self.current is not None
+        ending = isolation.finish(self.current, patience)
+        self.current = None
+        return ending
+
+    def end_tester(self) -> None:
+        if self.tester is not None:
+            os.kill(self.tester, signal.SIGKILL)
+            os.waitpid(self.tester, 0)
+            self.tester = None
+
+    def end_all(self) -> None:
+        self.end_tester()
+        for sandbox in (self.current, self.ready):
+            if sandbox is not None:
+                isolation.finish(sandbox)
+
+    def prepare(self) -> None:
+        if self.ready is None:
+            self.ready = isolation.start(self.level, self.view)
+
+    @property
+    def kernel_limits(self) -> dict[str, int]:
+        """For setrlimit, in the candidate's process."""
+        mebi = 1 << 20
+        limits = {
+            "RLIMIT_CPU": self.limits["cpu_seconds"],
+            "RLIMIT_AS": self.limits["memory_mib"] * mebi,
+            "RLIMIT_STACK": 64 * mebi,
+            "RLIMIT_FSIZE": self.limits["file_mib"] * mebi,
+            "RLIMIT_NOFILE": 64,
+            "RLIMIT_CORE": 0,
+        }
+        # Since 5.14 they are counted per user namespace; before, with all others of the user.
+        release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
+        if self.level != "process" and release >= (5, 14):
+            limits["RLIMIT_NPROC"] = self.limits["processes"] + 1  # the namespace's first process
+        return limits
+
+
+def check_level(lane: Lane) -> str:
+    """Start a sandbox, and look from inside whether it is one.
+
+    Returns:
+        What level "process" does not hold back; "" at the other levels.
+
+    Raises:
+        Unavailable: it does not start, or something is open that should be closed.
+    """
+    if lane.level == "bubblewrap":
+        isolation.bubblewrap_path()
+    errors, theirs = os.pipe()
+    sandbox = isolation.start(lane.level, lane.view, error=theirs)
+    os.close(theirs)
+    # A level that does not work ends at once; one that hangs is ended by the trainer's side.
+    session = Session(sandbox.channel, 1 << 20)
+    try:
+        found = session.load(_PROBE, ["probe"], lane.kernel_limits)["probe"]()
+    except Exception as error:
+        isolation.finish(sandbox, 1.0)
+        said = os.read(errors, 4096).decode(errors="replace").strip().splitlines()
+        raise Unavailable(said[-1] if said else f"{type(error).__name__}: {error}") from None
+    finally:
+        os.close(errors)
+    isolation.finish(sandbox)
+    if found and lane.level != "process":
+        raise Unavailable("the candidate " + ", ".join(found))
+    return ", ".join(found)
+
+
+def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
+    if job["form"] == "program":
+        return asdict(_judge_program(lane, job))
+    sandbox = lane.take()
+    report, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            _be_tester(lane, job, sandbox, theirs)
+            status = 0
+        finally:
+            os._exit(status)
+    lane.tester = pid
+    os.close(theirs)
+    lane.prepare()
+    deadline = time.monotonic() + lane.limits["wall_seconds"]
+    late = not _wait(report, deadline)
+    if late:
+        ending = lane.end()
+        _wait(report, time.monotonic() + GRACE)
+    text = _drain(report)
+    lane.end_tester()
+    os.close(report)
+    verdict = Verdict("timeout" if late else "memory", detail="the tests did not end")
+    if text.endswith(b"\n"):
+        verdict = Verdict(**json.loads(text))
+    if not late:
+        ending = lane.end(0.5 if verdict.verdict == "died" else 0.0)
+    if late and verdict.verdict == "correct":  # in the last moment
+        late = False
+    if late or verdict.verdict == "died":
+        verdict.verdict = _cause(lane, ending, late)
+    return asdict(verdict)
+
+
+def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox, report: int) -> None:
+    """In the forked process: run the tests, confined as well as can be had."""
+    confine.die_with_parent()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    cpu = lane.limits["cpu_seconds"] + 5
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+    resource.setrlimit(resource.RLIMIT_AS, (TESTER_MEMORY, TESTER_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    confine.no_new_privileges()
+    if confine.landlock_version():
+        confine.apply_landlock(["/"])
+    if confine.has_seccomp():
+        confine.apply_seccomp()
+    session = Session(sandbox.channel, lane.limits["output_bytes"])
+    try:
+        verdict = run_tests(job, session, lane.kernel_limits)
+    except Exception as error:  # whatever a strange value can break here, it earns nothing
+        kind = "memory" if isinstance(error, MemoryError) else "error"
+        verdict = asdict(Verdict(kind, detail=type(error).__name__))
+    os.write(report, json.dumps(verdict).encode() + b"\n")
+
+
+def _wait(report: int, deadline: float) -> bool:
+    """Until the tests have ended (True) or the deadline. Ends this process with the trainer's."""
+    while (left := deadline - time.monotonic()) > 0:
+        readable = select.select([report, 0], [], [], left)[0]
+        if report in readable:
+            return True
+        if 0 in readable:  # no job comes before the last one's verdict: the trainer is gone
+            sys.exit()
+    return False
+
+
+def _drain(report: int) -> bytes:
+    os.set_blocking(report, False)
+    try:
+        return os.read(report, 1 << 16)
+    except BlockingIOError:
+        return b""
+
+
+def _cause(lane: Lane, ending: Ending, late: bool) -> str:
+    if late or ending.cpu_seconds >= lane.limits["cpu_seconds"] - 0.05:
+        return "timeout"
+    return "memory" if ending.status == MEMORY_STATUS else "died"
+
+
+# --- programs that read stdin and write stdout ----------------------------------------------------
+
+
+def _judge_program(lane: Lane, job: dict[str, Any]) -> Verdict:
+    program = code_of(job["completion"])
+    cases = list(zip(job["inputs"], job["outputs"]))
+    if not program.strip():
+        return Verdict("no_code", 0, len(cases), "an empty program")
+    problem: Verdict | None = None
+    passed = 0
+    for number, (given, expected) in enumerate(cases, 1):
+        verdict, written = _run_program(lane, program, given)
+        if verdict == "correct" and normalised(written) != normalised(expected):
+            verdict = "wrong"
+        passed += verdict == "correct"
+        if verdict != "correct":
+            problem = problem or Verdict(verdict, detail=f"input {number}")
+            if not job["partial"]:
+                break
+    if problem is None:
+        return Verdict("correct", len(cases), len(cases))
+    return Verdict(problem.verdict, passed, len(cases), problem.detail)
+
+
+def normalised(text: str) -> list[str]:
+    """Lines without white space at their ends, and without empty lines at the end of the text."""
+    return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def _run_program(lane: Lane, program: str, given: str) -> tuple[str, str]:
+    """Run a program in a fresh sandbox: a verdict ("correct" when it ended well), its output."""
+    sandbox = lane.take()
+    job = {"mode": "program", "program": program, "limits": lane.kernel_limits}
+    try:
+        write_frame(sandbox.channel, encode(job, lambda _: 0))
+    except OSError:
+        lane.end()
+        return "died", ""
+    lane.prepare()
+    limit = lane.limits["output_bytes"]
+    written, ended = _exchange(sandbox, given.encode(), limit, lane.limits["wall_seconds"])
+    ending = lane.end()
+    if len(written) > limit:
+        return "output", ""
+    if not ended:
+        return "timeout", ""
+    if ending.status:
+        return ("error" if ending.status == 1 else _cause(lane, ending, False)), ""
+    return "correct", written.decode(errors="replace")
+
+
+def _exchange(sandbox: Sandbox, given: bytes, limit: int, seconds: float) -> tuple[bytes, bool]:
+    """Feed stdin and collect stdout until the process ends; (output, did it end in time)."""
+    deadline = time.monotonic() + seconds
+    written = bytearray()
+    view = memoryview(given)
+    while (left := deadline - time.monotonic()) > 0:
+        if not view and sandbox.stdin >= 0:
+            os.close(sandbox.stdin)
+            sandbox.stdin = -1
+        feeding = [sandbox.stdin] if sandbox.stdin >= 0 else []
+        readable, writable, _ = select.select([sandbox.stdout, sandbox.pidfd, 0], feeding, [], left)
+        if 0 in readable:
+            sys.exit()
+        if writable:
+            try:
+                view = view[os.write(sandbox.stdin, view[:65536]) :]
+            except BrokenPipeError:
+                view = view[:0]
+        if sandbox.stdout in readable:
+            part = os.read(sandbox.stdout, 65536)
+            written += part
+            if len(written) > limit:
+                return bytes(written), False
+            if not part:  # stdout is closed; the process may go on
+                left = max(0.0, deadline - time.monotonic())
+                return bytes(written), bool(select.select([sandbox.pidfd], [], [], left)[0])
+        elif sandbox.pidfd in readable:
+            return bytes(written), True
+    return bytes(written), False
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    confine.adopt_orphans()
+    lane: Lane | None = None
+    try:
+        level = settings["level"]
+        lane = Lane(level, settings["limits"], system_view(level))
+        open_ = check_level(lane)
+        lane.prepare()
+        print(json.dumps({"ready": True, "open": open_}), flush=True)
+    except (Unavailable, OSError) as error:
+        print(json.dumps({"ready": False, "cause": str(error)}), flush=True)
+        return
+    try:
+        for line in iter(sys.stdin.readline, ""):
+            print(json.dumps(judge(lane, json.loads(line))), flush=True)
+    finally:
+        lane.end_all()
+
+
+if __name__ == "__main__":
+    main()

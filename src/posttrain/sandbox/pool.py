@@ -1,0 +1,228 @@
+"""The trainer's side: lanes that judge completions side by side.
+
+Nothing untrusted comes near this process: it sends rows to lanes (`lane.py`) and reads verdicts.
+Lanes are started with subprocess, never by forking, and end with the process that started them.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.sandbox.tester import Verdict
+
+STRONG = ("bubblewrap", "namespace")  # strongest first; never less unless the user names it
+STARTUP_SECONDS = 60.0
+SLACK_SECONDS = 30.0  # a lane keeps its own clock; only a lane that is stuck gets this far
+
+Lane = subprocess.Popen[str]
+
+
+@dataclass
+class Pool:
+    """Lanes of one level with the same limits."""
+
+    level: str
+    open: str
+    """What a candidate could do at this level that a stronger one prevents; "" for the strong."""
+    limits: dict[str, Any]
+    workers: int
+    lanes: list[Lane] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_pools: list[Pool] = []
+
+
+def open_pool(isolation: str | None, limits: dict[str, Any], workers: int) -> Pool:
+    """Find out what isolation works here, and start the first lane.
+
+    Args:
+        isolation: a level by name, or None for the strongest of `STRONG` that works.
+        limits: wall_seconds, cpu_seconds, memory_mib, processes, file_mib, output_bytes.
+
+    Raises:
+        ValueError: the level (or each of `STRONG`) does not work on this machine, and why.
+    """
+    causes = []
+    for level in (isolation,) if isolation else STRONG:
+        lane, greeting = _start_lane(level, limits)
+        if greeting["ready"]:
+            pool = Pool(level, greeting["open"], limits, workers, [lane])
+            _pools.append(pool)
+            return pool
+        _end(lane)
+        causes.append(f"{level}: {greeting['cause']}")
+    raise ValueError(
+        f"code_execution can not isolate programs on this machine ({'; '.join(causes)}). Install "
+        "bubblewrap (apt-get install bubblewrap) and allow unprivileged user namespaces (sysctl "
+        "user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or, where "
+        "nothing can be harmed, accept limits without isolation by name: isolation: process"
+    )
+
+
+def judge(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """The verdicts of `jobs`, in their order.
+
+    Raises:
+        RuntimeError: a lane died twice over the same job.
+    """
+    with pool.lock:
+        missing = min(pool.workers, len(jobs)) - len(pool.lanes)
+        pool.lanes += [_ready_lane(pool) for _ in range(missing)]
+        batch = _Batch(jobs, iter(range(len(jobs))), {})
+        # daemons: a program that ends in the middle does not wait for them
+        threads = [
+            threading.Thread(target=_work, args=(pool, number, batch), daemon=True)
+            for number in range(min(len(pool.lanes), len(jobs)))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C: no lane may answer the next batch with this one's verdict
+            batch.stopped = True
+            close(pool)
+            raise
+    if batch.failure is not None:
+        raise batch.failure
+    return [batch.verdicts[i] for i in range(len(jobs))]
+
+
+@dataclass
+class _Batch:
+    jobs: Sequence[dict[str, Any]]
+    places: Iterator[int]
+    """Of the jobs that nobody has begun; shared by the threads."""
+    verdicts: dict[int, Verdict]
+    failure: Exception | None = None
+    stopped: bool = False
+
+
+def _work(pool: Pool, number: int, batch: _Batch) -> None:
+    """Judge on one lane for as long as there are jobs."""
+    try:
+        for place in batch.places:
+            job = batch.jobs[place]
+            reply = ""
+            for _attempt in (1, 2):
+                reply = _ask(pool.lanes[number], json.dumps(job), _patience(pool, job))
+                if reply or batch.stopped:
+                    break
+                _end(pool.lanes[number])
+                pool.lanes[number] = _ready_lane(pool)
+            if batch.stopped or batch.failure is not None:
+                return
+            if not reply:
+                raise RuntimeError("a lane of the sandbox died twice over the same row")
+            batch.verdicts[place] = Verdict(**json.loads(reply))
+    except Exception as error:
+        batch.failure = error
+
+
+def _patience(pool: Pool, job: dict[str, Any]) -> float:
+    num_runs = len(job["inputs"]) if job["form"] == "program" else 1
+    seconds: float = num_runs * (pool.limits["wall_seconds"] + 1) + SLACK_SECONDS
+    return seconds
+
+
+def _ready_lane(pool: Pool) -> Lane:
+    lane, greeting = _start_lane(pool.level, pool.limits)
+    if not greeting["ready"]:
+        _end(lane)
+        raise RuntimeError(f"{pool.level} worked before, and now: {greeting['cause']}")
+    return lane
+
+
+def _start_lane(level: str, limits: dict[str, Any]) -> tuple[Lane, dict[str, Any]]:
+    package = str(Path(__file__).resolve().parents[2])
+    # -P: the folder of this file has no business on the path. The data's tests may need numpy.
+    lane = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "posttrain.sandbox.lane"),
+            json.dumps({"level": level, "limits": limits}),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": package,
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+        start_new_session=True,  # Ctrl-C is for the trainer to handle
+    )
+    greeting = _ask(lane, None, STARTUP_SECONDS)
+    return lane, json.loads(greeting or '{"ready": false, "cause": "it does not answer"}')
+
+
+def _ask(lane: Lane, line: str | None, seconds: float) -> str:
+    """The lane's reply, or "" when it died or was killed for taking too long."""
+    assert lane.stdin is not None
+    assert lane.stdout is not None
+    clock = threading.Timer(seconds, lane.kill)  # which ends a blocked read and a blocked write
+    clock.start()
+    try:
+        if line is not None:
+            lane.stdin.write(line + "\n")
+            lane.stdin.flush()
+        return lane.stdout.readline()
+    except (OSError, ValueError):  # died, or was closed by another thread
+        return ""
+    finally:
+        clock.cancel()
+
+
+def _end(lane: Lane) -> None:
+    """A lane ends by itself, and takes its sandboxes along, when its stdin is closed."""
+    assert lane.stdin is not None
+    assert lane.stdout is not None
+    with suppress(OSError):
+        lane.stdin.close()
+    try:
+        lane.wait(10)
+    except subprocess.TimeoutExpired:
+        lane.kill()
+        lane.wait()
+    lane.stdout.close()  # only now: a thread that still reads from it holds its lock
+
+
+def close(pool: Pool) -> None:
+    """End the pool's lanes. Judging starts new ones."""
+    lanes, pool.lanes = pool.lanes, []
+    for lane in lanes:
+        _end(lane)
+
+
+def _close_all() -> None:
+    for pool in _pools:
+        close(pool)
+
+
+def _forget_after_fork() -> None:
+    """A forked process must neither talk to its parent's lanes nor keep them alive."""
+    for pool in _pools:
+        pool.lock = threading.Lock()
+        for lane in pool.lanes:
+            for pipe in (lane.stdin, lane.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+        pool.lanes = []
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

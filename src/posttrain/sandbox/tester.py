@@ -1,0 +1,253 @@
+"""Runs the tests of one row, in a trusted process of its own, against a candidate elsewhere.
+
+The test's own code, its expected values and every comparison are here. The names that the tests use
+and do not define stand for the candidate's functions (`remote.Remote`).
+"""
+
+import ast
+import builtins
+import importlib
+import random
+import symtable
+import sys
+from dataclasses import asdict, dataclass
+from types import CodeType
+from typing import Any
+
+from posttrain.sandbox.extract import code_of, parsed, program_of, prompt_code
+from posttrain.sandbox.remote import CandidateGone, NotPlain, Session, Unsendable
+
+DETAIL = 300  # characters
+_WELL_KNOWN = ("math", "collections", "itertools", "functools", "statistics", "copy", "operator")
+_ALIASES = {"np": "numpy"}
+
+
+@dataclass
+class Verdict:
+    """What was found out about one completion."""
+
+    verdict: str
+    """correct, wrong, error, timeout, memory, output, died, protocol, no_code; or bad_test."""
+    passed: int = 0
+    total: int = 0
+    """Tests run, or as many as there are where the candidate ended before."""
+    detail: str = ""
+
+
+@dataclass
+class Tally:
+    """Tests passed so far, and what was wrong with the first that did not."""
+
+    session: Session
+    passed: int = 0
+    total: int = 0
+    problem: Verdict | None = None
+
+    def run(self, test: CodeType, space: dict[str, Any]) -> bool:
+        """Run one test; was it passed?"""
+        try:
+            exec(test, space)
+        except Exception as error:
+            return self.record(error)
+        return self.record(None)
+
+    def record(self, error: Exception | None) -> bool:
+        self.total += 1
+        if error is not None:
+            self.fail(error)
+        passed = error is None and self.session.gone is None
+        self.passed += passed
+        return passed
+
+    def fail(self, error: Exception) -> None:
+        # Before the first call nothing that goes wrong can be the candidate's doing.
+        own = isinstance(error, (Unsendable, ImportError)) and self.session.num_asked < 2
+        self.problem = self.problem or (bad_test(error) if own else explain(error))
+
+    def verdict(self, num_tests: int) -> Verdict:
+        problem = self.problem
+        if problem is not None and problem.verdict == "bad_test":
+            return problem
+        if self.session.gone is not None:  # whatever the test made of it
+            problem = Verdict(self.session.gone, detail=problem.detail if problem else "")
+        total = max(self.total, num_tests)
+        if problem is None:
+            return Verdict("correct", total, total)
+        return Verdict(problem.verdict, min(self.passed, total - 1), total, problem.detail)
+
+
+def explain(error: BaseException) -> Verdict:
+    """The verdict of an exception that ended a test."""
+    kind = "error"
+    if isinstance(error, (AssertionError, CandidateGone, NotPlain)):
+        kind = "wrong"
+    elif isinstance(error, MemoryError):
+        kind = "memory"
+    return Verdict(kind, detail=f"{type(error).__name__}: {error}"[:DETAIL])
+
+
+def bad_test(error: Exception) -> Verdict:
+    return Verdict("bad_test", detail=f"{type(error).__name__}: {error}"[:DETAIL])
+
+
+def run_tests(job: dict[str, Any], session: Session, limits: dict[str, int]) -> dict[str, Any]:
+    """The verdict of a job of the forms "check" (HumanEval) and "asserts" (MBPP), as a dict."""
+    random.seed(0)  # some tests draw their inputs
+    run = run_check if job["form"] == "check" else run_asserts
+    return asdict(run(job, session, limits))
+
+
+def run_check(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
+    """HumanEval: `test` defines check(candidate)."""
+    name = job["entry_point"]
+    before = prompt_code(job["prompt"], name)
+    tree = ast.parse(job["test"])
+    num_tests = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    program = program_of(job["completion"], job["prompt"], name)
+    if program is None:
+        return Verdict("no_code", 0, num_tests, f"nothing that defines {name}")
+    tally = Tally(session)
+    space: dict[str, Any] = {"__name__": "test", "__tally__": tally}
+    try:
+        exec(compile(without(before, name), "prompt", "exec"), space)
+        if job["partial"]:
+            tree.body = record_asserts(tree.body)
+            ast.fix_missing_locations(tree)
+        exec(compile(tree, "test", "exec"), space)
+        names = {name, *free_names(job["test"])} - space.keys()
+        space |= trusted_names(job["test"], names - {name})
+        check = space["check"]
+    except Exception as error:
+        return bad_test(error)
+    found = _load(tally, session, program, sorted(names - space.keys()), limits)
+    space |= found
+    if tally.problem is None and session.gone is None and name not in found:
+        tally.fail(NameError(f"the program does not define {name}"))
+    if tally.problem is None and session.gone is None:
+        try:
+            check(found[name])
+        except Exception as error:
+            tally.fail(error)
+    return tally.verdict(num_tests)
+
+
+def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
+    """MBPP: statements that call functions of the program by name."""
+    tests: list[str] = job["tests"]
+    text = "\n".join([job["setup"], *tests])
+    names = free_names(text) or called_builtins(text)
+    program = code_of(job["completion"])
+    if not program.strip() or parsed(program) is None:
+        return Verdict("no_code", 0, len(tests), "no Python in the completion")
+    tally = Tally(session)
+    try:
+        space = {"__name__": "test", **trusted_names(text, names)}
+    except ImportError as error:
+        return bad_test(error)
+    found = _load(tally, session, program, sorted(names - space.keys()), limits)
+    space |= found
+    if tally.problem is not None or session.gone is not None:
+        return tally.verdict(len(tests))
+    try:
+        exec(compile(job["setup"], "setup", "exec"), space)
+    except Exception as error:  # the setup may use the candidate's classes
+        tally.fail(error)
+        return tally.verdict(len(tests))
+    for test in tests:
+        if not tally.run(compile(test, "test", "exec"), space) and not job["partial"]:
+            break
+    return tally.verdict(len(tests))
+
+
+def _load(
+    tally: Tally, session: Session, program: str, names: list[str], limits: dict[str, int]
+) -> dict[str, Any]:
+    try:
+        return session.load(program, names, limits)
+    except Exception as error:
+        tally.fail(error)
+        return {}
+
+
+def without(prompt: str, name: str) -> ast.Module:
+    """The prompt's code without the function `name`, which is the candidate's to write."""
+    tree = ast.parse(prompt)
+    kept = [n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == name)]
+    return ast.Module(kept, [])
+
+
+def free_names(text: str) -> set[str]:
+    """Global names that `text` reads and neither it nor Python defines."""
+    top = symtable.symtable(text, "test", "exec")
+    defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
+    read: set[str] = set()
+    tables = [top]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (table is top or symbol.is_global()):
+                read.add(symbol.get_name())
+    return read - defined - vars(builtins).keys()
+
+
+def called_builtins(text: str) -> set[str]:
+    """For tests that use no other name: the builtin that each assert calls first (a task may ask
+    for a function named `sum`)."""
+    names = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assert):
+            call = node.test.left if isinstance(node.test, ast.Compare) else node.test
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                names.add(call.func.id)
+    return names
+
+
+def trusted_names(text: str, names: set[str]) -> dict[str, Any]:
+    """What the tests use of libraries without importing it, among their free `names`.
+
+    It must come from here: the candidate's `isclose` or `sys` would say whatever the candidate
+    wants. A module is what the tests read attributes of (`sys.x`). A function of a well-known
+    module is trusted where some other name is left for the candidate to define.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
+    bases = {
+        node.value.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    space: dict[str, Any] = {}
+    for name in names & bases:
+        if name in sys.stdlib_module_names or name in _ALIASES:
+            space[name] = importlib.import_module(_ALIASES.get(name, name))
+    known: dict[str, Any] = {}
+    for module in map(importlib.import_module, _WELL_KNOWN):
+        known |= {name: vars(module)[name] for name in names & vars(module).keys()}
+    return space | (known if names - space.keys() - known.keys() else {})
+
+
+def record_asserts(block: list[ast.stmt]) -> list[ast.stmt]:
+    """Statements whose asserts are recorded in `__tally__`, and go on after one that fails."""
+    done: list[ast.stmt] = []
+    for statement in block:
+        if isinstance(statement, ast.Assert):
+            (shell,) = ast.parse(_RECORDED).body
+            assert isinstance(shell, ast.Try)
+            shell.body = [statement]
+            done.append(shell)
+            continue
+        if not isinstance(statement, ast.Try):  # an assert in there may be meant to be caught
+            parts = vars(statement)
+            for name in {"body", "orelse"} & parts.keys():
+                parts[name] = record_asserts(parts[name])
+        done.append(statement)
+    return done
+
+
+_RECORDED = """
+try: pass
+except Exception as __error__: __tally__.record(__error__)
+else: __tally__.record(None)
+"""

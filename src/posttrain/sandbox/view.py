@@ -1,0 +1,107 @@
+"""What a sandbox shows of the file system: the interpreter, its library, the system's libraries."""
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+
+from posttrain.sandbox import confine
+
+NOBODY = 65534
+
+
+class Unavailable(Exception):
+    """The level does not work on this machine; the text says why."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a sandbox shows of the file system, all of it read-only."""
+
+    python: str
+    binds: tuple[tuple[str, str], ...]
+    """(where it is, where it is shown)"""
+    links: tuple[tuple[str, str], ...]
+    """(target, path) of symbolic links"""
+    hidden: tuple[str, ...]
+    """Folders shown empty: third-party packages."""
+    nobody: bool
+    """Started by root: take the user id 65534 before anything else."""
+
+
+def system_view(level: str) -> View:
+    """The interpreter and the system's libraries.
+
+    Raises:
+        Unavailable: root's interpreter lies where user 65534 can not be given it.
+    """
+    python, prefix = os.path.realpath(sys.executable), os.path.realpath(sys.base_prefix)
+    system = prefix in ("/usr", "/usr/local")
+    wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
+    wanted += [python, f"{prefix}/lib"] if system else [prefix]
+    found = [path for path in wanted if os.path.exists(path)]
+    links = tuple((os.readlink(path), path) for path in found if os.path.islink(path))
+    shown = [path for path in found if not os.path.islink(path)]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = {
+        sysconfig.get_path("purelib", vars={"base": prefix, "platbase": prefix}),
+        f"{prefix}/lib/{version}/site-packages",
+        f"{prefix}/lib/{version}/dist-packages",
+        "/usr/lib/python3/dist-packages",
+    }
+    hidden = [
+        p for p in sorted(packages) if os.path.isdir(p) and any(p.startswith(s) for s in shown)
+    ]
+    nobody = os.geteuid() == 0 and _nobody_exists()
+    sources = dict(zip(shown, shown))
+    if nobody and not all(map(_open_to_all, shown)):
+        if level == "process":  # it has no mounts of its own to show them elsewhere
+            nobody = False
+        else:
+            sources = _show_to_nobody(shown)
+    binds = tuple((sources[path], path) for path in shown)
+    return View(python, binds, links, tuple(hidden), nobody)
+
+
+def _nobody_exists() -> bool:
+    with open("/proc/self/uid_map") as lines:
+        ranges = [line.split() for line in lines]
+    return any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in ranges)
+
+
+def _open_to_all(path: str) -> bool:
+    if not os.stat(path).st_mode & 4:
+        return False
+    parts = path.split("/")[1:-1]
+    folders = ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
+    return all(os.stat(folder).st_mode & 1 for folder in folders)
+
+
+def _show_to_nobody(paths: list[str]) -> dict[str, str]:
+    """Bind `paths` in a mount namespace of this process's own, where every user may look."""
+    place = next(p for p in ("/mnt", "/media", "/srv", "/tmp") if os.path.isdir(p))
+    shown = {}
+    try:
+        confine.unshare(confine.NEW_MOUNTS)
+        confine.private_mounts()
+        handles = [os.open(path, os.O_PATH) for path in paths]
+        confine.mount("tmpfs", place, "tmpfs", 0, "size=64k,mode=755")
+        for i, (path, handle) in enumerate(zip(paths, handles)):
+            shown[path] = f"{place}/{i}"
+            make_place(path, shown[path])
+            confine.bind(f"/proc/self/fd/{handle}", shown[path])
+            os.close(handle)
+    except OSError as error:
+        raise Unavailable(
+            f"only root can read the interpreter in {sys.base_prefix}, and it can not be shown to "
+            f"the sandbox's user ({error}): run as an ordinary user, or with another interpreter"
+        ) from None
+    return shown
+
+
+def make_place(like: str, path: str) -> None:
+    """An empty folder or file to bind `like` to."""
+    os.makedirs(path if os.path.isdir(like) else os.path.dirname(path), exist_ok=True)
+    if not os.path.isdir(like):
+        with open(path, "a"):
+            pass

@@ -1,0 +1,8 @@
+"""Never returns."""
+
+# task: total
+
+
+def total(numbers):
+    while True:
+        pass

@@ -1,0 +1,6 @@
+"""Never finishes loading."""
+
+# task: total
+
+while True:
+    pass

@@ -1,0 +1,5 @@
+"""Allocates 10 GB."""
+
+# task: program
+
+print(len(bytearray(10 << 30)))

@@ -1,0 +1,7 @@
+"""Stops itself."""
+
+# task: program
+
+import os
+
+os.kill(os.getpid(), 19)

@@ -1,0 +1,328 @@
+"""The parts of the sandbox: what passes between the two sides, the levels, and the end of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from contextlib import suppress
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posttrain.sandbox import confine, extract, pool, tester, wire
+
+LIMITS = {
+    "wall_seconds": 10.0, "cpu_seconds": 2, "memory_mib": 256, "processes": 8, "file_mib": 1,
+    "output_bytes": 1 << 20,
+}  # fmt: skip
+LEVELS = ["bubblewrap", "namespace", "process"]
+
+
+def refuse(thing: Any) -> int:
+    raise wire.WireError(f"not plain: {thing!r}")
+
+
+def through(value: Any) -> Any:
+    return wire.decode(wire.encode(value, refuse), lambda number: None)
+
+
+# --- the wire -------------------------------------------------------------------------------------
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+)
+KEYS = SCALARS | st.text(st.characters(codec=None)) | st.binary()
+VALUES = st.recursive(
+    KEYS,
+    lambda v: (
+        st.lists(v)
+        | st.lists(v).map(tuple)
+        | st.dictionaries(KEYS, v)
+        | st.sets(KEYS)
+        | st.frozensets(KEYS)
+    ),
+)
+
+
+@given(VALUES)
+@settings(max_examples=200, deadline=None)
+def test_plain_values_pass_unchanged(value: Any):
+    found = through(value)
+    assert repr(found) == repr(value) or found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**5000, -(2**63), 0.1, float("inf"), True, 1, "\ud800", b"\0", bytearray(b"x"),
+     range(2, 10, 3), Counter("aab"), OrderedDict([(2, 1), (1, 2)]), deque([1], 3), Fraction(1, 3),
+     Decimal("1.10"), date(2024, 2, 29), [str, int]],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_the_kind_of_a_value_is_kept(value: Any):
+    found = through(value)
+    assert (type(found), found) == (type(value), value)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500, deadline=None)
+def test_any_bytes_are_a_plain_value_or_an_error(data: bytes):
+    with_first_tag = [bytes([tag]) + data for tag in b"ifsbkxltSZdrcNTF"]
+    for attempt in [data, *with_first_tag]:
+        with suppress(wire.WireError):
+            wire.decode(attempt, lambda number: None)
+
+
+def test_depth_and_size_are_bounded():
+    nested: list[Any] = []
+    for _ in range(wire.DEEPEST + 5):
+        nested = [nested]
+    with pytest.raises(wire.WireError, match="nested more than 100 deep"):
+        wire.encode(nested, refuse)
+    with pytest.raises(wire.WireError):
+        wire.decode(b"l\0\0\0\1" * 10**5, lambda number: None)
+    read, write = os.pipe()
+    os.write(write, b"\xff\xff\xff\xff")
+    with pytest.raises(wire.TooLarge):
+        wire.read_frame(read, 1 << 20)
+    os.close(read)
+    os.close(write)
+
+
+def test_an_object_of_another_class_is_never_rebuilt():
+    class Equal:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    assert wire.encode(Equal(), lambda thing: 7) == b"r\0\0\0\7"
+    Equal.__name__ = "Counter"
+    assert wire.encode(Equal(), lambda thing: 7) == b"r\0\0\0\7"
+
+
+# --- programs and tests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("x = 1", "x = 1"),
+        ("a\n```python\nx = 1\n```\nb", "x = 1\n"),
+        ("```python\nx = 1\n```\n```python\nx = 2\n```", "x = 2\n"),
+        ("```python\nx = 1\n```\n```\nout\n```", "x = 1\n"),
+        ("```\nx = 1\n```", "x = 1\n"),
+        ("```json\n{}\n```", "```json\n{}\n```"),
+        ("```python\n    return 1\n```", "    return 1\n"),
+        ("```python\nx = 1\ny =", "x = 1\ny ="),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
+        ("  ```py\n  x = 1\n  ```", "  x = 1\n"),
+    ],
+)
+def test_the_code_of_a_completion(text: str, code: str):
+    assert extract.code_of(text).rstrip(" ") == code
+
+
+def test_names_that_tests_leave_to_the_candidate():
+    assert tester.free_names("assert f(1) == len([2])") == {"f"}
+    assert tester.free_names("import math\na = f(math.pi)\nassert [g(x) for x in a]") == {"f", "g"}
+    assert tester.free_names("def check(c):\n    y = h(c)\n    assert y == z") == {"h", "z"}
+
+
+def test_a_filter_of_system_calls_is_made_of_whole_steps():
+    assert len(confine.seccomp_program()) % 8 == 0
+
+
+# --- the levels -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=LEVELS)
+def lanes(request: pytest.FixtureRequest) -> Any:
+    try:
+        opened = pool.open_pool(request.param, LIMITS, workers=2)
+    except ValueError as error:
+        pytest.skip(f"{request.param} does not work here: {error}")
+    yield opened
+    pool.close(opened)
+
+
+def job(program: str, *tests: str) -> dict[str, Any]:
+    return {
+        "form": "asserts", "completion": program, "tests": list(tests), "setup": "",
+        "partial": False,
+    }  # fmt: skip
+
+
+def facts(opened: pool.Pool, expression: str, expected: str) -> tuple[str, str]:
+    """Is an expression's value in the candidate's process the expected one?"""
+    program = f"import os, sys\ndef f():\n    return {expression}"
+    (verdict,) = pool.judge(opened, [job(program, f"assert f() == {expected}, f()")])
+    return verdict.verdict, verdict.detail
+
+
+def test_what_a_candidate_finds_around_it(lanes: pool.Pool):
+    if lanes.level not in pool.STRONG:
+        pytest.skip("process promises none of this")
+    assert facts(lanes, "os.getuid(), os.getgid()", "(65534, 65534)")[0] == "correct"
+    files = "[f for d in ('/home', '/tmp') for *_, files in os.walk(d) for f in files]"
+    assert facts(lanes, files, "[]")[0] == "correct"
+    assert facts(lanes, "os.path.exists('/proc') or os.path.exists('/etc/passwd')", "False")[0] == (
+        "correct"
+    )
+    assert facts(lanes, "os.getcwd()", "'/home'")[0] == "correct"
+    assert facts(lanes, "'PATH' in os.environ or len(os.environ) > 5", "False")[0] == "correct"
+    assert facts(lanes, "[d for d in sys.path if 'packages' in d]", "[]")[0] == "correct"
+    assert facts(lanes, "os.path.exists('/work') or os.path.exists('/root/.ssh')", "False")[0] == (
+        "correct"
+    )
+    writable = "[p for p, *_ in os.walk('/') if os.access(p, os.W_OK)]"
+    assert facts(lanes, writable, "[]") == ("correct", "")
+
+
+@pytest.mark.parametrize("call", ["os.fork()", "__import__('_socket').socket()"])
+def test_new_processes_and_sockets_are_refused(lanes: pool.Pool, call: str):
+    program = f"import os\ndef f():\n    {call}"
+    tests = "try: f()\nexcept PermissionError: pass\nelse: assert False"
+    (verdict,) = pool.judge(lanes, [job(program, tests)])
+    assert verdict.verdict == "correct"
+
+
+def test_threads_work_up_to_their_limit(lanes: pool.Pool):
+    if lanes.level not in pool.STRONG:
+        pytest.skip("process can not count the threads of one candidate")
+    program = """
+import threading, time
+threading.stack_size(65536)
+def f(n):
+    for _ in range(n):
+        threading.Thread(target=time.sleep, args=(5,)).start()
+"""
+    few, many = pool.judge(lanes, [job(program, "f(5)"), job(program, "f(500)")])
+    assert (few.verdict, many.verdict) == ("correct", "error")
+    assert "can't start new thread" in many.detail
+
+
+def test_nothing_passes_from_one_candidate_to_the_next(lanes: pool.Pool):
+    first = "import builtins, math\nbuiltins.abs = math.pi = None\ndef f(): return 1"
+    second = "import math\ndef f(): return abs(-1) if math.pi else 0"
+    verdicts = pool.judge(lanes, [job(c, "assert f() == 1") for c in [first, second] * 4])
+    assert {v.verdict for v in verdicts} == {"correct"}
+
+
+def test_a_test_that_loops_is_stopped():
+    opened = pool.open_pool("process", LIMITS | {"wall_seconds": 1.0}, workers=1)
+    start = time.monotonic()
+    (verdict,) = pool.judge(opened, [job("def f(): return 1", "while f(): pass")])
+    assert verdict.verdict == "timeout"
+    assert time.monotonic() - start < 15
+    pool.close(opened)
+
+
+def test_a_lane_that_dies_is_replaced(lanes: pool.Pool):
+    timer = threading.Timer(0.5, lanes.lanes[0].kill)
+    timer.start()
+    program = "import time\ndef f(): time.sleep(1)"
+    assert [v.verdict for v in pool.judge(lanes, [job(program, "f()")] * 2)] == ["correct"] * 2
+    timer.join()
+
+
+def test_an_unavailable_level_is_never_replaced_by_a_weaker_one(monkeypatch: pytest.MonkeyPatch):
+    """Neither where the user names it, nor below the two strong ones."""
+    monkeypatch.setattr(pool, "STRONG", ("bubblewrap",))
+    monkeypatch.setenv("PATH", "/nowhere")
+    for isolation in ("bubblewrap", None):
+        with pytest.raises(ValueError, match="can not isolate programs on this machine"):
+            pool.open_pool(isolation, LIMITS, workers=1)
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+TRAINER = """
+import os, signal, sys, threading, time
+from posttrain.sandbox import pool
+opened = pool.open_pool(sys.argv[1], {limits}, workers=2)
+job = {{"form": "asserts", "completion": "import time\\ndef f(): time.sleep(100)", "tests": ["f()"],
+       "setup": "", "partial": False}}
+threading.Thread(target=pool.judge, args=(opened, [job] * 2), daemon=True).start()
+time.sleep(1)
+print(*[lane.pid for lane in opened.lanes], flush=True)
+{end}
+"""
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of `pids`, and all of their sessions' processes, that are neither gone nor zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if state != "Z" and (int(session) in pids or int(stat.parent.name) in pids):
+            found.append(int(stat.parent.name))
+    return found
+
+
+def children(pids: list[int]) -> list[int]:
+    """Processes below `pids`, at any depth."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = list(pids)
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("end", ["time.sleep(1000)", "sys.exit()", "raise KeyboardInterrupt"])
+def test_no_process_survives_the_trainer(level: str, end: str):
+    program = TRAINER.format(limits=LIMITS | {"wall_seconds": 100}, end=end)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", program, level],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(pool.__file__).parents[2])},
+    )  # fmt: skip
+    assert trainer.stdout is not None
+    line = trainer.stdout.readline()
+    if not line:
+        pytest.skip(f"{level} does not work here")
+    family = children([int(pid) for pid in line.split()])
+    if "sleep" in end:
+        assert len(family) >= 6  # two lanes, each with a candidate and its tests
+        trainer.send_signal(signal.SIGKILL)
+    trainer.wait(60)
+    trainer.stdout.close()
+    deadline = time.monotonic() + 20
+    while alive(family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(family) == []
+
+
+def test_a_forked_process_does_not_use_its_parents_lanes():
+    opened = pool.open_pool("process", LIMITS, workers=1)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, b"none" if not opened.lanes else b"some")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 4) == b"none"
+    assert pool.judge(opened, [job("def f(): return 1", "assert f() == 1")])[0].verdict == "correct"
+    pool.close(opened)
