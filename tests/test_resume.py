@@ -22,7 +22,9 @@ from posttrain.checkpoint import STATE, checkpoints_in
 from posttrain.config import parse_config
 from posttrain.train import train
 
-TIMES = ("time", "step_time", "tokens_per_second")
+TIMES = (
+    "time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train"
+)  # fmt: skip
 
 
 def run(tree: dict) -> Path:

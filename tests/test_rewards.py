@@ -24,8 +24,8 @@ from posttrain.rewards import REWARDS, build_reward, check_columns, parts_of, sc
 from posttrain.rewards.call import RewardFailure, columns_of
 from posttrain.rewards.command import score_file
 from posttrain.rewards.score import Score
+from posttrain.rollout.metrics import rollout_metrics
 from posttrain.rollout.sampler import Rollout
-from posttrain.rollout.source import rollout_metrics
 from posttrain.trainer import add_metrics, combine
 
 MATH = {"type": "math_correctness"}

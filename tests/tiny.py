@@ -13,7 +13,7 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.config import ModelConfig
-from posttrain.models import Models, prepare_policy
+from posttrain.models import Models, add_value_model, prepare_policy
 from posttrain.rollout.sampler import NativeSampler, SamplingParams
 from posttrain.rollout.source import to_sequence
 from posttrain.trainer import Trainer
@@ -87,6 +87,11 @@ def trainer_of(name: str, policy_models: Models, **keys: Any) -> Trainer:
     nothing: Any = SimpleNamespace(newest=lambda: None)
     config = config_of(name, **keys)
     algorithm = ALGORITHMS[name]
+    value_model = algorithm.value_model(config)
+    if value_model is not None and policy_models.policy.value_head is None:
+        add_value_model(policy_models.policy, own_network=value_model == "own")
+        torch.manual_seed(11)  # a value model that has learned something
+        torch.nn.init.normal_(policy_models.policy.value_head.weight, std=0.1)
     if algorithm.needs_reference(config):
         policy_models.keep_reference()
     return Trainer(policy_models, nothing, algorithm, config, nothing, nothing, num_steps=4)

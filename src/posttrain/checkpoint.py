@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain import distributed
 from posttrain.algorithms.base import TrainerConfig
-from posttrain.forward import LanguageModel
+from posttrain.forward import VALUE, LanguageModel
 from posttrain.models import Models
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INFO, STATE = "checkpoint_info.json", "trainer_state.pt"
+VALUE_FILE = "value_model.safetensors"  # the value model of `ppo`, by its parameters' names
 
 
 @dataclass
@@ -135,6 +136,10 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
+    of_value = {name: x for name, x in weights.items() if name.startswith(VALUE)}
+    if of_value:
+        save_file(of_value, folder / VALUE_FILE)
+    weights = {name: x for name, x in weights.items() if name not in of_value}
     if hasattr(model, "peft_config"):
         save_adapter(folder, model, weights)
         generation.save_pretrained(folder)
@@ -148,7 +153,6 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
 def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor]) -> None:
     """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     peft_config = model.peft_config["default"]
     peft_config.inference_mode = True
@@ -173,6 +177,8 @@ def restore_weights(models: Models, path: Path) -> None:
         named = {_peft_name(name): value for name, value in saved.items()}
     else:
         named = {f"model.{k}": v for k, v in load_file(path / "model.safetensors").items()}
+    if (path / VALUE_FILE).is_file():
+        named |= load_file(path / VALUE_FILE)
     trainable = models.trainable()
     missing = [name for name in trainable if name not in named]
     if missing:

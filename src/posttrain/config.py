@@ -128,6 +128,9 @@ class RolloutConfig(StrictConfig):
     """Completions per prompt."""
     max_new_tokens: int = Field(512, ge=1)
     temperature: float = Field(1.0, gt=0)
+    max_resamples: int = Field(0, ge=0)
+    """How often a group without signal (all rewards equal) is replaced by that of another prompt
+    before the step goes on (DAPO's dynamic sampling); 0: never."""
     engine: Literal["native", "server", "vllm"] = "native"
     """native: in this process; server: over HTTP; vllm: vLLM in this process."""
     max_num_seqs: int = Field(256, ge=1)
@@ -242,6 +245,11 @@ class Config(StrictConfig):
                 example = next(iter(REWARDS))
                 raise ValueError(f"{method} needs a reward section, for example type: {example}")
             self.rollout = self.rollout or RolloutConfig()
+            if self.rollout.group_size == 1 and self.algorithm.needs_groups(trainer):
+                raise ValueError(
+                    f"{method} compares the completions of a prompt: rollout.group_size must be 2 "
+                    "or more, or the trainer's baseline and scale_rewards none"
+                )
             if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
                 raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")
         elif self.rollout is not None:

@@ -76,14 +76,15 @@ def shard(policy: LanguageModel) -> None:
     mesh = init_device_mesh(device, (num_ranks(),))
     precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": True}
-    for layer in decoder_layers(policy):
-        fully_shard(layer, **options)
+    for network in (policy.model, policy.value_model):
+        for layer in decoder_layers(network) if network is not None else ():
+            fully_shard(layer, **options)
     fully_shard(policy, **options)
 
 
-def decoder_layers(policy: LanguageModel) -> nn.ModuleList:
-    """The longest list of modules in the backbone."""
-    lists = [m for m in policy.backbone().modules() if isinstance(m, nn.ModuleList)]
+def decoder_layers(network: nn.Module) -> nn.ModuleList:
+    """The longest list of modules in a network."""
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len)
 
 

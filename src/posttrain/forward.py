@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from posttrain.attention import Decode, Packed
 from posttrain.batch import Batch
 
+VALUE = "value_"  # what the names of the value model's tensors begin with
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32
 
 
@@ -25,6 +26,8 @@ class Output:
 
     logprobs: Tensor  # [T] log p(token t | earlier tokens of its sequence)
     entropy: Tensor | None = None  # [T] of the distribution that token t was drawn from, nats
+    values: Tensor | None = None  # [T] of the state before token t, from the value model
+    last_values: Tensor | None = None  # [N] of the state after the last token of each sequence
 
 
 class LanguageModel(nn.Module):
@@ -35,14 +38,19 @@ class LanguageModel(nn.Module):
         self.model = model
         self.autocast = autocast
         self.version = 0  # number of optimiser steps taken; stamped on every rollout
+        self.value_head: nn.Linear | None = None
+        self.value_model: nn.Module | None = None
+        """The value model's own network; without one its head is on the policy's."""
 
     def forward(
-        self, batch: Batch, *, entropy: bool = False, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [M] (and entropy [M]) of the M tokens under the loss mask."""
+        self, batch: Batch, *, entropy: bool = False, values: bool = False, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probs [M] (and entropy [M]) of the M tokens under the loss mask, and the value [T]
+        of the state after each token."""
         with self.precision():
             layout = Packed(batch.lengths, batch.cu_seqlens)
             hidden = self.hidden_states(batch.input_ids[None], batch.position_ids[None], layout)
+            state_values = self._state_values(hidden, batch, layout) if values else None
             positions = batch.loss_mask.nonzero()[:, 0]
             # token t is predicted from the state of token t - 1 of the same sequence
             states = hidden[0].index_select(0, positions - 1)
@@ -51,20 +59,22 @@ class LanguageModel(nn.Module):
                 states, weight, bias, batch.input_ids[positions], scale / temperature, softcap,
                 entropy,
             )  # fmt: skip
-        return logprobs, ent if entropy else None
+        return logprobs, ent if entropy else None, state_values
+
+    def _state_values(self, hidden: Tensor, batch: Batch, layout: Packed) -> Tensor:
+        assert self.value_head is not None, "models.add_value_model() was not called"
+        if self.value_model is not None:
+            backbone = _backbone(self.value_model)
+            ids, positions = batch.input_ids[None], batch.position_ids[None]
+            hidden = _last_hidden(backbone, ids, positions, layout)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden[0].float())[:, 0]
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None
     ) -> Tensor:
         """Last hidden states [B, S, width]. Input [B, S]; B is 1 for packed rows."""
-        return self.backbone()(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            past_key_values=cache,
-            # the default would keep a cache and with it let packed rows see each other
-            use_cache=cache is not None,
-            layout=layout,
-        ).last_hidden_state
+        return _last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[M, width] -> [M, vocab] in fp32, for sampling."""
@@ -78,13 +88,10 @@ class LanguageModel(nn.Module):
         return torch.autocast(next(self.parameters()).device.type, self.autocast)
 
     def causal_lm(self) -> Any:
-        """The transformers model, inside its adapter wrapper or not."""
-        model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return unwrapped(self.model)
 
     def backbone(self) -> nn.Module:
-        causal_lm = self.causal_lm()
-        return getattr(causal_lm, causal_lm.base_model_prefix)
+        return _backbone(self.model)
 
     def head(self) -> tuple[Tensor, Tensor | None, float | None, float]:
         """Weight [vocab, width], bias, soft cap and scale of the output head."""
@@ -101,17 +108,58 @@ class LanguageModel(nn.Module):
         return head.weight, head.bias, softcap, scale
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model, inside its adapter wrapper or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _backbone(model: Any) -> nn.Module:
+    causal_lm = unwrapped(model)
+    backbone: nn.Module = getattr(causal_lm, causal_lm.base_model_prefix)
+    return backbone
+
+
+def _last_hidden(
+    backbone: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    layout: Packed | Decode,
+    cache: Any = None,
+) -> Tensor:
+    states: Tensor = backbone(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        past_key_values=cache,
+        # the default would keep a cache and with it let packed rows see each other
+        use_cache=cache is not None,
+        layout=layout,
+    ).last_hidden_state
+    return states
+
+
 def forward(
-    policy: nn.Module, batch: Batch, *, entropy: bool = False, temperature: float = 1.0
+    policy: nn.Module,
+    batch: Batch,
+    *,
+    entropy: bool = False,
+    values: bool = False,
+    temperature: float = 1.0,
 ) -> Output:
-    """Log-probs (and entropy) of the trained tokens of a packed batch, laid out as [T]."""
-    logprobs, ent = policy(batch, entropy=entropy, temperature=temperature)
+    """Log-probs (entropy, values) of the trained tokens of a packed batch, laid out as [T]."""
+    logprobs, ent, state_values = policy(
+        batch, entropy=entropy, values=values, temperature=temperature
+    )
     zeros = logprobs.new_zeros(batch.num_tokens)
     positions = batch.loss_mask.nonzero()[:, 0]
-    return Output(
+    out = Output(
         logprobs=zeros.index_copy(0, positions, logprobs),
         entropy=None if ent is None else zeros.index_copy(0, positions, ent),
     )
+    if state_values is not None:
+        # what token t acts in is the state after token t - 1 of the same sequence
+        out.values = zeros.index_copy(0, positions, state_values[positions - 1])
+        out.last_values = state_values[batch.cu_seqlens[1:].long() - 1]
+    return out
 
 
 def _cap(logits: Tensor, softcap: float | None) -> Tensor:

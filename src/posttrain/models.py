@@ -7,6 +7,7 @@ the base model), or an adapter that was trained before.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import posttrain.attention as attention
 from posttrain import distributed
 from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import LanguageModel, forward
+from posttrain.forward import VALUE, LanguageModel, Output, forward, unwrapped
 
 if TYPE_CHECKING:
     from posttrain.config import ModelConfig, ScratchConfig
@@ -45,7 +46,8 @@ class Models:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def keep_reference(self) -> None:
-        self.start = {name: p.detach().clone() for name, p in self.trainable().items()}
+        own = {n: p for n, p in self.trainable().items() if not n.startswith(VALUE)}
+        self.start = {name: p.detach().clone() for name, p in own.items()}
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -60,25 +62,38 @@ class Models:
     @torch.no_grad()
     def _exchange(self) -> None:
         # contents are exchanged in place, so optimiser, FSDP shards and hooks keep their tensors
-        for name, parameter in self.trainable().items():
+        trainable = self.trainable()
+        for name in self.start:
+            parameter = trainable[name]
             current = parameter.detach().clone()
             parameter.copy_(self.start[name])
             self.start[name].copy_(current)
 
-    @torch.no_grad()
     def logprobs(self, batch: Batch, max_tokens: int) -> Tensor:
         """Log-probs [T] of the policy as it is now, without grad and without dropout."""
+        return self.outputs(batch, max_tokens).logprobs
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch, max_tokens: int, values: bool = False) -> Output:
+        """Log-probs [T], and values [T] and [N], without grad and without dropout."""
         was_training = self.policy.training
         self.policy.eval()
         parts = batch.split(max_tokens)
-        found = [
-            forward(self.policy, part, temperature=self.temperature).logprobs for part in parts
-        ]
-        if distributed.is_sharded(self.policy):  # every rank waits for the one with most parts
-            for _ in range(max(distributed.all_gather(len(parts))) - len(parts)):
-                forward(self.policy, parts[0])
+        keys: dict[str, Any] = {"temperature": self.temperature, "values": values}
+        # every rank of a sharded policy waits for the one with most parts; asked before the first
+        # forward pass, since ranks must not meet in two different collectives
+        sharded = distributed.is_sharded(self.policy)
+        missing = max(distributed.all_gather(len(parts))) - len(parts) if sharded else 0
+        found = [forward(self.policy, part, **keys) for part in parts]
+        for _ in range(missing):
+            forward(self.policy, parts[0], **keys)
         self.policy.train(was_training)
-        return torch.cat(found)
+
+        def joined(name: str) -> Any:
+            return torch.cat([getattr(out, name) for out in found]) if values else None
+
+        logprobs = torch.cat([out.logprobs for out in found])
+        return Output(logprobs, values=joined("values"), last_values=joined("last_values"))
 
 
 def choose_device(name: str) -> torch.device:
@@ -166,6 +181,22 @@ def prepare_policy(
     if not any(p.requires_grad for p in policy.parameters()):
         raise ValueError("the model has no trainable parameter")
     return policy
+
+
+def add_value_model(policy: LanguageModel, own_network: bool) -> None:
+    """A value model for `ppo`: a head on the policy's own states, or on those of a network that
+    starts as a copy of the policy's. The head starts at 0, and so does every value."""
+    width = policy.causal_lm().get_input_embeddings().weight.shape[1]
+    device = next(policy.parameters()).device
+    policy.value_head = nn.Linear(width, 1, device=device)
+    nn.init.zeros_(policy.value_head.weight)
+    nn.init.zeros_(policy.value_head.bias)
+    if own_network:
+        policy.value_model = copy.deepcopy(policy.model)
+        network: Any = unwrapped(policy.value_model)
+        head = network.get_output_embeddings().weight
+        if head is not network.get_input_embeddings().weight:
+            head.requires_grad_(False)  # nobody asks it for a token
 
 
 def load_causal_lm(name: str, dtype: torch.dtype) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -11,17 +11,25 @@ from torch import nn
 from posttrain.algorithms.base import TrainerConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay acts on matrices only."""
-    trainable = [p for p in parameters if p.requires_grad]
-    matrices = [p for p in trainable if p.dim() >= 2]
-    vectors = [p for p in trainable if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    trainable: Mapping[str, nn.Parameter], config: TrainerConfig, rates: Mapping[str, float]
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019). Weight decay acts on matrices only.
+
+    `rates`: learning rates of the parameters whose names begin so, where they differ from the
+    config's. A group's share of that is its `lr_scale`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+        rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), None)
+        scale = 1.0 if rate is None else rate / config.learning_rate
+        groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
         lr=config.learning_rate,
         betas=config.adam_betas,
         eps=config.adam_eps,

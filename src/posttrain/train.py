@@ -40,6 +40,7 @@ from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.run import evaluate_generation, evaluate_loss
 from posttrain.models import (
     Models,
+    add_value_model,
     choose_device,
     choose_dtype,
     create_from_scratch,
@@ -108,6 +109,9 @@ def build_models(
         policy = prepare_policy(model, config.model, device, compute, seed)
     else:
         policy = load_policy(config.model, name, device, seed)
+    value_model = config.algorithm.value_model(config.trainer)
+    if value_model is not None:
+        add_value_model(policy, own_network=value_model == "own")
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
     return Models(policy, tokenizer, list(renderer.stop_token_ids), temperature)
 
@@ -255,6 +259,7 @@ def build_source(
         items_per_step(config),
         trainer.seed,
         tracker.sample,
+        config.rollout.max_resamples,
     )
 
 

@@ -46,7 +46,8 @@ class Trainer:
     filler: Batch = field(init=False)  # what a rank runs while the others still have work
 
     def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.models.policy.parameters(), self.config)
+        rates = self.algorithm.learning_rates(self.config)
+        self.optimizer = build_optimizer(self.models.trainable(), self.config, rates)
 
     def fit(self) -> None:
         """Train to the last step, or until the evaluation metric stops getting better."""
@@ -68,10 +69,11 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
+        started = time.perf_counter()
         batch = self.algorithm.prepare(batch.to(device), self.models, self.config)
         rate = learning_rate(self.config, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_scale"]
         self.step += 1
         totals: Metrics = dict(source_metrics)
         for minibatch in self._minibatches(batch):
@@ -80,7 +82,8 @@ class Trainer:
         metrics = combine(distributed.all_gather(totals))
         self.num_tokens += int(metrics["num_tokens"])
         metrics.update(learning_rate=rate, num_tokens=float(self.num_tokens))
-        self.algorithm.guard(metrics, self.config)
+        metrics["time/train"] = time.perf_counter() - started
+        self.algorithm.after_step(metrics, self.config)
         return metrics
 
     def update(self, batch: Batch) -> Metrics:
@@ -97,6 +100,7 @@ class Trainer:
                 policy,
                 part,
                 entropy=self.algorithm.needs_entropy,
+                values=self.algorithm.value_model(self.config) is not None,
                 temperature=self.models.temperature,
             )
             loss = self.algorithm.loss(out, part, self.config)

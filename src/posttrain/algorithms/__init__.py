@@ -3,6 +3,7 @@
 from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.language_modeling import pretrain, sft
 from posttrain.algorithms.policy_gradient import grpo, reinforce, rloo
+from posttrain.algorithms.ppo import ppo
 
 ALGORITHMS: dict[str, Algorithm] = {
     "pretrain": pretrain,
@@ -10,4 +11,5 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": grpo,
     "rloo": rloo,
     "reinforce": reinforce,
+    "ppo": ppo,
 }

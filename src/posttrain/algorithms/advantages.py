@@ -54,7 +54,9 @@ def advantages_of(
     elif scale == "leave_one_out":
         # of the others: their mean is -centred / (count - 1), their squares sum to square - own
         others = square - centred.square() * count / (count - 1)
-        std = (others.clamp(min=0) / (count - 2)).sqrt()
+        # a difference of sums: what rounding leaves of equal rewards is no deviation
+        others = torch.where(others > 1e-6 * square, others, 0.0)
+        std = (others / (count - 2)).sqrt()
         advantages = torch.where((count > 2) & (std > 0), advantages / (std + eps), advantages)
     elif scale == "batch":
         everyone = torch.cat(distributed.all_gather(rewards[valid].cpu()))

@@ -99,12 +99,19 @@ class Algorithm:
     """Without grad, once per batch: reference and old log-probs, advantages."""
     needs_reference: Callable[[Any], bool] = lambda config: False
     needs_entropy: bool = False
+    value_model: Callable[[Any], Literal["own", "shared"] | None] = lambda config: None
+    """A value model with a network of its own, or as a head on the policy's."""
+    learning_rates: Callable[[Any], dict[str, float]] = lambda config: {}
+    """Beginnings of parameter names -> their learning rate, where it is not the config's."""
+    needs_groups: Callable[[Any], bool] = lambda config: False
+    """True where a completion is compared with others of the same prompt."""
     group_size: int = 1
     """Neighbouring sequences that one micro-batch must hold together (a pair: 2)."""
     updates: Callable[[Any], tuple[int, int]] = lambda config: (1, 1)
     """Passes over one batch, and optimiser steps in each."""
-    guard: Callable[[dict[str, float], Any], None] = lambda metrics, config: None
-    """Raises ValueError where the step's metrics show that the run is broken."""
+    after_step: Callable[[dict[str, float], Any], None] = lambda metrics, config: None
+    """Adds metrics that follow from the step's; raises ValueError where they show that the run is
+    broken."""
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

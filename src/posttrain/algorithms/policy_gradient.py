@@ -265,8 +265,11 @@ def method(config: type[PolicyGradientConfig]) -> Algorithm:
         prepare=prepare,
         needs_reference=lambda config: config.beta > 0,
         needs_entropy=True,
+        needs_groups=lambda config: (
+            config.baseline != "none" or config.scale_rewards in ("group", "leave_one_out")
+        ),
         updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
-        guard=check_sampler,
+        after_step=check_sampler,
     )
 
 

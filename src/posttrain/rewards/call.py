@@ -144,7 +144,7 @@ class Checked(Protocol):
 def made_of(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
     """`reward`, which calls `parts`, with the columns, the check and the record of them all."""
     parts = list(parts)
-    checked = [part for part in parts if isinstance(part, Checked)]
+    checked: list[Any] = [part for part in parts if isinstance(part, Checked)]
     whole: Any = reward
 
     def check_row(row: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from posttrain.tracking.diagnosis import Diagnosis
+
 CONSOLE = Console(highlight=False, soft_wrap=True)
 
 # What a line on the console shows, in this order, where the step has it.
@@ -64,6 +66,7 @@ class Tracker:
         self.bar = self.progress.add_task(description, total=num_steps, completed=first_step)
         self.progress.start()
         self.tokens_before: float | None = None
+        self.diagnosis = Diagnosis()
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         if self.rank != 0:
@@ -77,6 +80,8 @@ class Tracker:
         if step % self.logging_steps == 0 or step in (1, self.num_steps):
             shown = "  ".join(f"{n.split('/')[-1]} {metrics[n]:.4g}" for n in SHOWN if n in metrics)
             self.say(f"step {step:>5}/{self.num_steps}  {shown}")
+        for text in self.diagnosis.step(metrics):
+            self.say(f"note, step {step}: {text}")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         if self.rank != 0:
@@ -84,6 +89,8 @@ class Tracker:
         self._write(step, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.say(f"step {step:>5}/{self.num_steps}  {shown}")
+        for text in self.diagnosis.evaluation(metrics):
+            self.say(f"note, step {step}: {text}")
 
     def sample(self, record: dict[str, Any]) -> None:
         self.samples.write(json.dumps(record, default=str) + "\n")

@@ -1,0 +1,74 @@
+"""Each sign is said once when it appears, in the words of its cause, and not in a healthy run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from posttrain.tracking.diagnosis import WINDOW, Diagnosis
+
+HEALTHY = {
+    "loss": 0.01, "grad_norm": 0.5, "reward": 0.4, "reward_std": 0.5, "frac_reward_zero_std": 0.5,
+    "completions/clipped_ratio": 0.1, "completions/mean_length": 50.0, "entropy": 0.4, "kl": 0.01,
+    "clip_ratio/low_mean": 0.01, "clip_ratio/high_mean": 0.02,
+    "verdicts/correct": 40.0, "verdicts/wrong": 60.0,
+}  # fmt: skip
+FLAT = {"frac_reward_zero_std": 1.0, "reward_std": 0.0}
+
+
+def said(*changes: dict[str, Any]) -> list[str]:
+    diagnosis = Diagnosis()
+    return [text for change in changes for text in diagnosis.step({**HEALTHY, **change})]
+
+
+def test_a_healthy_run_is_left_in_peace():
+    assert said(*[{}] * (2 * WINDOW)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({**FLAT, "verdicts/wrong": 0.0}, "all completions are right"),
+        ({**FLAT, "verdicts/correct": 0.0}, "all completions are wrong"),
+        ({**FLAT, "completions/clipped_ratio": 1.0}, "cut off: raise rollout.max_new_tokens"),
+        ({"frac_reward_zero_std": 1.0}, "some prompts are always solved and the others never"),
+        ({"loss": 0.0}, "the loss is 0 while the gradient is not"),
+        ({"kl": 3.0}, "left its reference by 3.0 nats"),
+        ({"clip_ratio/low_mean": 0.4}, "42% of the tokens lie outside the clip range"),
+    ],
+)
+def test_a_lasting_sign_is_said_once(change, words):
+    found = said(*[{}] * 5, *[change] * 2)
+    assert found == [], "two steps are not lasting"
+    found = said(*[{}] * 5, *[change] * 20)
+    assert len(found) == 1
+    assert words in found[0]
+    found = said(*[change] * 5, *[{}] * 5, *[change] * 5)
+    assert len(found) == 2, "gone and come again"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("entropy", (0.5, 0.01), "entropy fell from 0.500 to 0.010"),
+        ("completions/mean_length", (50.0, 180.0), "completions grew from 50 to 180"),
+        ("completions/mean_length", (50.0, 10.0), "completions shrank from 50 to 10"),
+    ],
+)
+def test_a_drift_is_said_once(name, values, words):
+    before, after = values
+    found = said(*[{name: before}] * 40, *[{name: after}] * 20)
+    assert len(found) == 1
+    assert words in found[0]
+
+
+def test_reward_up_and_accuracy_down():
+    diagnosis = Diagnosis()
+    found = []
+    for reward, accuracy in ((0.3, 0.5), (0.5, 0.45), (0.7, 0.4)):
+        for _ in range(10):
+            diagnosis.step({**HEALTHY, "reward": reward})
+        found += diagnosis.evaluation({"eval_accuracy": accuracy})
+    assert len(found) == 1
+    assert "held-out accuracy falls" in found[0]
