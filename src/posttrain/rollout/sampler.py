@@ -24,9 +24,6 @@ from posttrain.rollout.decode import decode_step
 COMPACT_BELOW = 0.8  # share of rows still running at which the ended ones leave the cache
 GROW_BY = 128  # columns that the cache gains when it is full
 PREFILL_TOKENS = 16384  # tokens of prompts in one forward pass
-CHECK_EVERY = (
-    16  # steps between two looks at what has ended, on a GPU, where a look stops the queue
-)
 
 
 @dataclass(frozen=True)
@@ -154,8 +151,7 @@ def _generate(
             mask = cache.mask(running.spans)
             history.append(Stretch(running.index, [], []))
             continue  # a completion may have ended with its first token
-        looks_after = 1 if device.type == "cpu" else CHECK_EVERY
-        for _ in range(min(looks_after, cache.capacity - cache.columns)):
+        for _ in range(min(steps_between_looks(device), cache.capacity - cache.columns)):
             cache.columns += 1
             hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
             noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
@@ -166,6 +162,11 @@ def _generate(
             running.ages, running.spans = running.ages + 1, running.spans + 1
             running.alive &= ~torch.isin(tokens, stops) & (running.ages < limit)
     return _collect(prompts, history, params, policy.version)
+
+
+def steps_between_looks(device: torch.device) -> int:
+    """A look at what has ended makes the host wait for a GPU."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _nobody(limit: int, device: torch.device) -> Running:
