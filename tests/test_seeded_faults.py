@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import test_against_trl
 import test_forward
 import test_invariants
 import test_losses
+import test_policy_gradient
 import test_resume
 import test_sampler
 import tiny
+import torch
 
 from posttrain import attention, trainer
-from posttrain.algorithms import kl, policy_gradient
+from posttrain.algorithms import actor_critic, kl, policy_gradient
 from posttrain.data.source import OfflineSource
 from posttrain.forward import LanguageModel
 from posttrain.models import Models
@@ -135,7 +138,82 @@ def rollouts_repeat_their_seeds(patch):
     patch.setattr(source, "_seed", lambda seed, step, place, attempt: place % 2)
 
 
+def cutting_off_is_an_end(patch):
+    gae = actor_critic.gae
+
+    def terminal(rewards, values, bootstrap, *rest):
+        return gae(rewards, values, torch.zeros_like(bootstrap), *rest)
+
+    patch.setattr(actor_critic, "gae", terminal)
+
+
+def values_are_not_clipped(patch):
+    loss = actor_critic.ppo_loss
+
+    def without(out, batch, config):
+        return loss(out, batch, config.model_copy(update={"value_clip": None}))
+
+    patch.setitem(
+        test_losses.ALGORITHMS, "ppo", dataclasses.replace(actor_critic.ppo, loss=without)
+    )
+
+
+def values_read_the_next_state(patch):
+    plain = LanguageModel._state_values
+
+    def shifted(self, *args):
+        return plain(self, *args).roll(-1)
+
+    patch.setattr(LanguageModel, "_state_values", shifted)
+
+
+def the_own_reward_is_in_its_baseline(patch):
+    advantages = policy_gradient.advantages_of
+
+    def biased(rewards, group, baseline, *rest):
+        return advantages(rewards, group, "group_mean", *rest)
+
+    patch.setattr(policy_gradient, "advantages_of", biased)
+
+
+def the_penalty_looks_back(patch):
+    patch.setattr(policy_gradient, "to_go", lambda x, batch: x.cumsum(0))
+
+
+def the_correction_is_upside_down(patch):
+    correction = policy_gradient.correction
+    patch.setattr(policy_gradient, "correction", lambda m, *rest: correction(-m, *rest))
+
+
+def the_value_model_is_not_saved(patch):
+    patch.setattr("posttrain.checkpoint.VALUE", "nothing begins so")
+
+
 FAULTS = [
+    (
+        cutting_off_is_an_end,
+        lambda tmp, mp: test_policy_gradient.test_ppo_advantages_and_returns(),
+    ),
+    (values_are_not_clipped, lambda tmp, mp: test_policy_gradient.test_ppo_loss_written_out()),
+    (
+        values_read_the_next_state,
+        lambda tmp, mp: test_invariants.test_matches_a_padded_model_with_no_code_of_ours("ppo", {}),
+    ),
+    (
+        the_own_reward_is_in_its_baseline,
+        lambda tmp, mp: (
+            test_policy_gradient.test_rloo_takes_the_penalty_off_the_reward_before_its_baseline()
+        ),
+    ),
+    (the_penalty_looks_back, lambda tmp, mp: test_policy_gradient.test_reinforce_plus_plus()),
+    (
+        the_correction_is_upside_down,
+        lambda tmp, mp: test_against_trl.test_sampler_correction_equals_trl("token", "truncate"),
+    ),
+    (
+        the_value_model_is_not_saved,
+        lambda tmp, mp: test_resume.test_train_2n_equals_train_n_and_resume("ppo", 3, tmp, mp),
+    ),
     (drop_the_kl_term, lambda tmp, mp: test_losses.test_kl_by_hand()),
     (swap_the_sign_of_k3, lambda tmp, mp: test_losses.test_kl_by_hand()),
     (
