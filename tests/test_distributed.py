@@ -50,11 +50,19 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
         keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3}
     tree = tiny.run_config(tmp_path, method, **keys)
     tree["distributed"] = {"strategy": strategy}
+    if method == "rloo":  # groups without signal, replaced across ranks
+        tree["rollout"]["max_resamples"] = 2
+        (tmp_path / "reward.py").write_text(
+            "def reward(prompts, completions, completion_ids, **columns):\n"
+            "    return [float(len(set(ids)) > 14) for ids in completion_ids]\n"
+        )
     one, two = (launch(tree, tmp_path / strategy, ranks) for ranks in (1, 2))
     for a, b in zip(steps(one), steps(two), strict=True):
-        for name in ("loss", "grad_norm", "num_tokens", "reward", "kl", "entropy"):
+        for name in ("loss", "grad_norm", "num_tokens", "reward", "kl", "entropy", "num_resampled"):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=2e-4, abs=1e-7), name
+    if method == "rloo":
+        assert steps(one)[-1]["num_resampled"] > 0, "nothing was replaced: nothing is tested"
     left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, two))
     assert left.keys() == right.keys()
     for name in left:
