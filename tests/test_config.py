@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,14 @@ INSIDE = {
         f"reward={{type: weighted, rewards: [{LENGTH_WITH}]}}",
     ),
 }
+
+
+@pytest.mark.parametrize("method", list(ALGORITHMS))
+def test_the_saved_config_can_be_run(method: str, tmp_path: Path) -> None:
+    """What `train` writes as config.yaml reads back as the same config, method by method."""
+    config = Config.model_validate(tiny.run_config(tmp_path, method))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", []) == config
 
 
 def parse(*overrides: str, base: dict[str, Any] = SFT) -> Config:

@@ -17,8 +17,12 @@ def build_optimizer(
     """AdamW (Loshchilov and Hutter 2019). Weight decay acts on matrices only.
 
     `rates`: learning rates of the parameters whose names begin so, where they differ from the
-    config's. A group's share of that is its `lr_scale`.
+    config's. A group's share of that is its `lr_scale`. ValueError where that has none.
     """
+    if rates and config.learning_rate == 0:
+        raise ValueError(
+            "trainer.learning_rate is 0: other rates are shares of it; give a tiny one"
+        )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0

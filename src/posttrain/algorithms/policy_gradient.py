@@ -87,8 +87,6 @@ class PolicyGradientConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyGradientConfig:
-        if self.kl_in != "loss" and self.beta == 0 and "kl_in" in self.model_fields_set:
-            raise ValueError(f"trainer.kl_in: {self.kl_in} needs trainer.beta above 0")
         if self.sampler_correction_min > self.sampler_correction_max:
             raise ValueError("trainer.sampler_correction_min is above sampler_correction_max")
         return self
