@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from posttrain import checkpoint
 from posttrain.checkpoint import INFO, STATE, best_or_newest, checkpoints_in
 from posttrain.config import ModelConfig, parse_config
-from posttrain.models import load_policy
+from posttrain.models import add_value_model, load_policy
 from posttrain.train import build, train
 from posttrain.trainer import Trainer
 
@@ -94,6 +94,20 @@ def test_continuing_an_adapter_keeps_it_and_its_reference(tmp_path):
     assert len(lora) == len(b)
     for name, value in b.items():
         assert torch.equal(lora[checkpoint._peft_name(name)], value)
+
+
+def test_the_value_models_adapter_is_not_in_the_policys(tmp_path):
+    """Neither in a checkpoint nor in what is handed to a server: it would not load there."""
+    models = tiny.models(use_lora=True)
+    names = []
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+        weights = checkpoint.gather_weights(models)
+        checkpoint.save_adapter(tmp_path / folder, models.policy.model, weights)
+        names.append(set(load_file(tmp_path / folder / "adapter_model.safetensors")))
+        add_value_model(models.policy, own_network=True)
+    assert names[0] == names[1]
+    assert any(name.startswith("value_model") for name in weights), "there was nothing to leave out"
 
 
 def test_what_is_saved_stops_where_training_stopped(tmp_path):

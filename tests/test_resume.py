@@ -82,15 +82,17 @@ def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypat
     assert_same_bits(whole, parts)
 
 
-def test_resume_with_lora_dropout_and_kl(tmp_path, monkeypatch):
-    """Everything that has a state at once: adapter, dropout's random numbers, the reference."""
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_resume_with_lora_dropout_and_kl(method, tmp_path, monkeypatch):
+    """Everything that has a state at once: adapter, dropout's random numbers, the reference, and
+    for ppo the value model's own adapter."""
     base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=2))
     model = {"name": str(base), "use_lora": True, "lora": {"r": 4, "dropout": 0.1}}
     keys = {"save_steps": 2, "beta": 0.05, "num_inner_epochs": 2, "num_minibatches": 2}
     trees = {}
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-        trees[name] = tiny.run_config(tmp_path / name, "grpo", **keys) | {"model": model}
+        trees[name] = tiny.run_config(tmp_path / name, method, **keys) | {"model": model}
     trees["parts"]["reward"] = trees["whole"]["reward"]
     whole = run(trees["whole"])
 
