@@ -195,7 +195,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     from posttrain.data.prepare import Prompt
     from posttrain.data.render import make_renderer
     from posttrain.models import Models
-    from posttrain.rollout.sampler import NativeSampler, SamplingParams
+    from posttrain.rollout.sampler import NativeSampler
     from posttrain.rollout.source import RolloutSource
     from posttrain.tracking import Tracker
     from posttrain.trainer import Trainer
@@ -245,9 +245,9 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
         renderer,
         NativeSampler(policy, RolloutConfig().max_num_seqs),
         make_reward(task, log),
-        SamplingParams(task.new_tokens, tuple(task.stops), temperature=1.0),
-        task.group,
+        RolloutConfig(group_size=task.group, max_new_tokens=task.new_tokens),
         task.prompts_per_step,
+        task.num_steps,
         task.seed,
         tracker.sample,
     )

@@ -72,3 +72,33 @@ def test_reward_up_and_accuracy_down():
         found += diagnosis.evaluation({"eval_accuracy": accuracy})
     assert len(found) == 1
     assert "held-out accuracy falls" in found[0]
+
+
+MISMATCH = "sampling/sampling_logp_difference/mean"
+
+
+def test_weights_that_no_longer_arrive_are_said_at_once():
+    usual = [{MISMATCH: 2e-4}] * 5
+    assert said(*usual, {MISMATCH: 9e-4}) == []
+    (found,) = said(*usual, {MISMATCH: 6e-3})
+    assert "disagree by 0.006 nats" in found
+    assert "do the weights still arrive?" in found
+    assert said(*usual, {MISMATCH: 6e-3, "sampling/staleness": 1.0}) == [], "older by right"
+
+
+def test_completions_that_are_too_old():
+    old = {MISMATCH: 0.08, "sampling/staleness": 1.0}
+    assert said(*[old] * 2) == []
+    (found,) = said(*[old] * 9)
+    assert "rollout.one_step_off costs more than it saves" in found
+
+
+def test_a_resumed_run_remembers_what_it_saw_and_said():
+    diagnosis = Diagnosis()
+    lines = [{**HEALTHY, "kl": 3.0}] * 4 + [{"eval_accuracy": 0.4}]
+    diagnosis.replay(lines[:2])
+    assert len(diagnosis.step(lines[2])) == 1, "two of the three steps were before the resume"
+    diagnosis = Diagnosis()
+    diagnosis.replay(lines)
+    assert diagnosis.step(lines[3]) == [], "said before the resume"
+    assert len(diagnosis.evaluations) == 1

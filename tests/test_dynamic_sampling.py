@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.config import RolloutConfig
 from posttrain.data.prepare import Prompt
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import Rollout
 from posttrain.rollout.source import RolloutSource
 
 NUM_PROMPTS, PER_STEP, GROUP_SIZE = 40, 8, 4
@@ -18,10 +19,15 @@ HARD = set(range(0, NUM_PROMPTS, 2))  # every completion of these prompts is wro
 class Answers:
     """A sampler whose completions are the seed that each was asked with."""
 
+    policy = SimpleNamespace(version=0)
+
     def __init__(self) -> None:
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Any, params: Any, seeds: Any) -> list[Rollout]:
+    def update_weights(self) -> None:
+        pass
+
+    def generate(self, prompts: Any, params: Any, seeds: Any, finished: Any) -> list[Rollout]:
         self.seeds += seeds
         return [
             Rollout(list(p), [seed % 97, 3], [-1.0, -1.0], "stop", 0)
@@ -36,12 +42,12 @@ def reward(prompts: Any, completions: Any, completion_ids: Any, number: list[int
 def source(max_resamples: int) -> tuple[RolloutSource, Answers]:
     prompts = [Prompt([10 + i, 5], {"prompt": "?", "number": i}) for i in range(NUM_PROMPTS)]
     tokenizer = SimpleNamespace(decode=lambda ids: str(ids))
-    renderer: Any = SimpleNamespace(decode=str, tokenizer=tokenizer)
-    sampler, params = Answers(), SamplingParams(8, (3,))
+    renderer: Any = SimpleNamespace(decode=str, tokenizer=tokenizer, stop_token_ids=(3,))
+    sampler = Answers()
+    config = RolloutConfig(group_size=GROUP_SIZE, max_new_tokens=8, max_resamples=max_resamples)
     made = RolloutSource(
-        prompts, renderer, sampler, reward, params, GROUP_SIZE, PER_STEP, 7, lambda row: None,
-        max_resamples,
-    )  # fmt: skip
+        prompts, renderer, sampler, reward, config, PER_STEP, 99, 7, lambda row: None
+    )
     return made, sampler
 
 
@@ -79,7 +85,7 @@ def test_groups_with_signal_stay_where_they_are():
     kept = {}
     for made in (plain, other):
         batch, _ = made.next_batch()
-        kept[made.max_resamples] = batch.input_ids.view(-1, 4)[::GROUP_SIZE, 0].tolist()
+        kept[made.config.max_resamples] = batch.input_ids.view(-1, 4)[::GROUP_SIZE, 0].tolist()
     same = [a == b for a, b in zip(kept[0], kept[20])]
     assert any(same)
     assert [b - 10 in HARD for b in kept[20]] == [False] * PER_STEP

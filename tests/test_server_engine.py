@@ -20,7 +20,7 @@ from posttrain.rollout import server as server_module
 from posttrain.rollout.dialects import DIALECTS
 from posttrain.rollout.engines import check_engine
 from posttrain.rollout.http_client import EngineError, Server
-from posttrain.rollout.sampler import NativeSampler, SamplingParams
+from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
 from posttrain.rollout.server import ServerSampler, check_server
 from posttrain.train import train
 
@@ -52,6 +52,11 @@ def adapter_policy() -> Any:
     return policy
 
 
+def generate(sampler: ServerSampler, *arguments: Any) -> list[Rollout]:
+    sampler.update_weights()
+    return sampler.generate(*arguments)
+
+
 def sampler_of(
     policy: Any, servers: list[CompletionServer], folder: Path, kind: str = "vllm", **keys: Any
 ) -> ServerSampler:
@@ -67,7 +72,7 @@ def test_rollouts_equal_the_native_samplers(kind, keys, model, tmp_path):
     params = SamplingParams(**(vars(PARAMS) | keys))
     expected = NativeSampler(policy, 16).generate(PROMPTS, params, SEEDS)
     with CompletionServer(model) as server:
-        found = sampler_of(policy, [server], tmp_path, kind).generate(PROMPTS, params, SEEDS)
+        found = generate(sampler_of(policy, [server], tmp_path, kind), PROMPTS, params, SEEDS)
     for a, b in zip(found, expected, strict=True):
         assert (a.prompt_ids, a.response_ids, a.finish_reason) == (
             b.prompt_ids, b.response_ids, b.finish_reason,
@@ -80,7 +85,7 @@ def test_rollouts_equal_the_native_samplers(kind, keys, model, tmp_path):
 
 def test_ids_alone_are_sent_and_every_sampling_parameter_is_set(model, tmp_path):
     with CompletionServer(model) as server:
-        sampler_of(adapter_policy(), [server], tmp_path).generate(PROMPTS, PARAMS, SEEDS)
+        generate(sampler_of(adapter_policy(), [server], tmp_path), PROMPTS, PARAMS, SEEDS)
     body = next(b for b in server.completions if b["seed"] == SEEDS[0])
     assert body["prompt"] == PROMPTS[0]
     assert body["stop_token_ids"] == [tiny.STOP, 7]
@@ -93,7 +98,7 @@ def test_ids_are_read_from_servers_without_return_token_ids(model, tmp_path):
     policy = adapter_policy()
     with CompletionServer(model) as server:
         server.faults = {"old": 99}
-        found = sampler_of(policy, [server], tmp_path).generate(PROMPTS, PARAMS, SEEDS)
+        found = generate(sampler_of(policy, [server], tmp_path), PROMPTS, PARAMS, SEEDS)
     expected = NativeSampler(policy, 16).generate(PROMPTS, PARAMS, SEEDS)
     assert [r.response_ids for r in found] == [r.response_ids for r in expected]
 
@@ -102,7 +107,7 @@ def test_two_servers_share_the_work_and_connections_are_kept(model, tmp_path):
     policy = adapter_policy()
     expected = NativeSampler(policy, 16).generate(PROMPTS, PARAMS, SEEDS)
     with CompletionServer(model) as one, CompletionServer(model) as two:
-        found = sampler_of(policy, [one, two], tmp_path).generate(PROMPTS, PARAMS, SEEDS)
+        found = generate(sampler_of(policy, [one, two], tmp_path), PROMPTS, PARAMS, SEEDS)
         assert sorted(len(s.completions) for s in (one, two)) == [4, 5]
         assert sorted(b["seed"] for b in one.completions) == SEEDS[0::2]
         assert max(one.most_in_flight, two.most_in_flight) <= 3
@@ -120,7 +125,7 @@ def test_every_version_is_delivered_once_and_the_one_before_taken_back(kind, mod
             for parameter in policy.parameters():
                 if parameter.requires_grad:
                     parameter.data += 0.01 * version
-            rollouts = sampler.generate(PROMPTS, PARAMS, SEEDS)
+            rollouts = generate(sampler, PROMPTS, PARAMS, SEEDS)
             assert {r.weight_version for r in rollouts} == {version}
             assert [p.name for p in tmp_path.iterdir()] == [sampler.adapter(version)]
             assert list(one.policies) == [one.name, sampler.adapter(version)]
@@ -134,9 +139,9 @@ def test_adapters_of_a_killed_process_are_taken_back(model, tmp_path):
     policy = adapter_policy()
     with CompletionServer(model) as server:
         killed = sampler_of(policy, [server], tmp_path)
-        killed.generate(PROMPTS[:1], PARAMS, SEEDS[:1])
+        generate(killed, PROMPTS[:1], PARAMS, SEEDS[:1])
         again = sampler_of(policy, [server], tmp_path)
-        again.generate(PROMPTS[:1], PARAMS, SEEDS[:1])
+        generate(again, PROMPTS[:1], PARAMS, SEEDS[:1])
         assert list(server.policies) == [server.name, again.adapter(0)]
         assert [p.name for p in tmp_path.iterdir()] == [again.adapter(0)]
 
@@ -149,7 +154,7 @@ def test_a_passing_fault_changes_nothing(kind, model, tmp_path):
         server.faults = {kind: 1}
         # a few hundred milliseconds are more than a completion takes, and less than a hang does
         sampler = sampler_of(policy, [server], tmp_path, timeout=1.0)
-        found = sampler.generate(PROMPTS, PARAMS, SEEDS)
+        found = generate(sampler, PROMPTS, PARAMS, SEEDS)
         assert server.faults[kind] < 1, "the fault did not happen"
     assert [r.response_ids for r in found] == [r.response_ids for r in expected]
 
@@ -180,11 +185,11 @@ def test_every_fault_is_named_with_its_server(kind, expected, model, tmp_path):
             adapter_policy(), [server], tmp_path, timeout=0.5 if kind == "hang" else 20.0
         )
         with pytest.raises(EngineError, match=expected) as caught:
-            sampler.generate(PROMPTS, PARAMS, SEEDS)
+            generate(sampler, PROMPTS, PARAMS, SEEDS)
         assert f"server {server.url} " in str(caught.value)
         server.faults.clear()
         policy = sampler.policy
-        assert sampler.generate(PROMPTS[:1], PARAMS, SEEDS[:1])[0].weight_version == policy.version
+        assert generate(sampler, PROMPTS[:1], PARAMS, SEEDS[:1])[0].weight_version == policy.version
 
 
 def test_a_server_that_is_down(model, tmp_path):
@@ -197,15 +202,15 @@ def test_a_server_that_is_down(model, tmp_path):
         check_server(server, DIALECTS["vllm"], "tiny", 20, [5], PARAMS)
 
 
-def test_a_delivery_that_is_skipped_is_caught_at_once(model, tmp_path, monkeypatch):
+def test_a_server_that_stays_with_the_old_adapter_is_caught_at_once(model, tmp_path, monkeypatch):
     """However little the weights changed: by the adapter's name, not by the log-probs."""
     policy = adapter_policy()
     with CompletionServer(model) as server:
         sampler = sampler_of(policy, [server], tmp_path)
-        sampler.generate(PROMPTS, PARAMS, SEEDS)
+        generate(sampler, PROMPTS, PARAMS, SEEDS)
         stale = sampler.adapter(0)
         policy.version = 1
-        monkeypatch.setattr(ServerSampler, "update_weights", lambda self, policy: None)
+        monkeypatch.setattr(sampler, "_take_back", lambda keep: None)
         asked = server_module.ask
 
         def stale_ask(*arguments: Any) -> Any:
@@ -213,7 +218,7 @@ def test_a_delivery_that_is_skipped_is_caught_at_once(model, tmp_path, monkeypat
 
         monkeypatch.setattr(server_module, "ask", stale_ask)
         with pytest.raises(EngineError, match=r"generated with .*-v0', but .* are .*-v1'"):
-            sampler.generate(PROMPTS, PARAMS, SEEDS)
+            generate(sampler, PROMPTS, PARAMS, SEEDS)
 
 
 @pytest.mark.parametrize(

@@ -173,9 +173,10 @@ def test_an_adapter_of_another_version_is_an_error(trained, tmp_path, fake):
         torch.float32, 0,
     )  # fmt: skip
     sampler = VllmSampler(policy, str(trained), tmp_path / "adapters", 8, 99, 0.3, 0)
+    sampler.update_weights()
     sampler.generate([[5, 6]], SamplingParams(4, (3,)), [0])
     FakeLLM.latest.answers_with = 5
-    with pytest.raises(EngineError, match="weights of version 4, but the policy's are version 0"):
+    with pytest.raises(EngineError, match="weights of version 4, but was given version 0"):
         sampler.generate([[5, 6]], SamplingParams(4, (3,)), [0])
 
 

@@ -54,13 +54,14 @@ class Checkpoints:
             return
         weights = gather_weights(trainer.models)
         optimizer = gather_optimizer(trainer)
+        state = trainer.state_dict()
         # every rank gathers, rank 0 writes
         if distributed.rank() == 0:
             check_space(self.run_dir, estimate_bytes(trainer))
             temporary = self.run_dir / f".writing-{final.name}"
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                self._write(temporary, trainer, weights, optimizer)
+                self._write(temporary, trainer, weights, optimizer, state)
                 os.replace(temporary, final)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +96,12 @@ class Checkpoints:
         policy.version = info["weight_version"]
 
     def _write(
-        self, folder: Path, trainer: Trainer, weights: dict[str, Tensor], optimizer: dict[str, Any]
+        self,
+        folder: Path,
+        trainer: Trainer,
+        weights: dict[str, Tensor],
+        optimizer: dict[str, Any],
+        state: dict[str, Any],
     ) -> None:
         folder.mkdir(parents=True)
         save_model(folder, trainer.models, weights)
@@ -106,7 +112,7 @@ class Checkpoints:
         policy: Any = trainer.models.policy
         info = {
             "step": trainer.step,
-            "trainer": trainer.state_dict(),
+            "trainer": state,
             "weight_version": policy.version,
             "num_ranks": distributed.num_ranks(),
             "config": self.config,

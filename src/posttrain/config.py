@@ -131,6 +131,10 @@ class RolloutConfig(StrictConfig):
     max_resamples: int = Field(0, ge=0)
     """How often a group without signal (all rewards equal) is replaced by that of another prompt
     before the step goes on (DAPO's dynamic sampling); 0: never."""
+    one_step_off: bool = False
+    """Sample the completions of the next step while this one trains. They are one step old then:
+    needs trainer.sampler_correction. Worth it with the engine server; native needs a copy of the
+    policy."""
     engine: Literal["native", "server", "vllm"] = "native"
     """native: in this process; server: over HTTP; vllm: vLLM in this process."""
     max_num_seqs: int = Field(256, ge=1)
@@ -173,6 +177,11 @@ class RolloutConfig(StrictConfig):
                     f"rollout.{key} is for rollout.engine: {' or '.join(engines)}, not for "
                     f"{self.engine}"
                 )
+        if self.one_step_off and self.engine == "vllm":
+            raise ValueError(
+                "rollout.one_step_off: vLLM in this process can not take new weights while it "
+                "generates, nor train beside it: use rollout.engine: server"
+            )
         if self.engine == "server" and not self.servers:
             raise ValueError("rollout.engine: server needs rollout.servers, for example "
                              "[http://127.0.0.1:8000]")  # fmt: skip
@@ -249,6 +258,11 @@ class Config(StrictConfig):
                 raise ValueError(
                     f"{method} compares the completions of a prompt: rollout.group_size must be 2 "
                     "or more, or the trainer's baseline and scale_rewards none"
+                )
+            if self.rollout.one_step_off and trainer.sampler_correction == "none":
+                raise ValueError(
+                    "rollout.one_step_off trains on completions of older weights: set "
+                    "trainer.sampler_correction, for example token"
                 )
             if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
                 raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")

@@ -48,8 +48,8 @@ from posttrain.models import (
     prepare_policy,
 )
 from posttrain.rewards import Checked, RewardFn, build_reward, check_columns
+from posttrain.rollout.copied import CopySampler
 from posttrain.rollout.engines import build_engine, check_engine, close_engine
-from posttrain.rollout.gathered import GatheredSampler
 from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.rollout.source import RolloutSource
@@ -143,14 +143,12 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     policy: Any = run.models.policy
     torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
     sampler: Sampler | None = None
+    sharded = distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp"
     native = config.rollout is None or config.rollout.engine == "native"
-    if distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp":
-        whole = copy.deepcopy(policy) if reward is not None and native else None
+    if reward is not None and native:
+        sampler = native_sampler(config, policy, sharded)
+    if sharded:
         distributed.shard(policy)
-        if whole is not None:
-            sampler = GatheredSampler(policy, whole, max_num_seqs(config))
-    elif reward is not None and native:
-        sampler = NativeSampler(policy, max_num_seqs(config))
     if not native:
         assert run.base_model is not None
         prompts = run.data.prompts + run.data.eval_prompts
@@ -197,9 +195,10 @@ def _train(
     tracker: Tracker,
 ) -> None:
     config = run.config
+    source = build_source(run, sampler, reward, tracker)
     trainer = Trainer(
         models=run.models,
-        source=build_source(run, sampler, reward, tracker),
+        source=source,
         algorithm=config.algorithm,
         config=config.trainer,
         tracker=tracker,
@@ -207,7 +206,7 @@ def _train(
             run_dir, config.trainer.keep_checkpoints, dump(config), run.data.hash()
         ),
         num_steps=run.num_steps,
-        evaluate=build_evaluation(run, sampler, reward, tracker),
+        evaluate=build_evaluation(run, sampler, source, reward, tracker),
     )
     tracker.say(describe(run))
     if resume is not None:
@@ -224,10 +223,19 @@ def _train(
             f"{error}; the {trainer.step} finished steps are saved: continue with "
             f"trainer.resume_from_checkpoint={run_dir}"
         ) from error
+    finally:
+        source.close()
 
 
-def max_num_seqs(config: Config) -> int:
-    return (config.rollout or RolloutConfig()).max_num_seqs
+def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
+    """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
+    rollout = config.rollout or RolloutConfig()
+    if not (sharded or rollout.one_step_off):
+        return NativeSampler(policy, rollout.max_num_seqs)
+    value_model, policy.value_model = policy.value_model, None  # it samples nothing
+    whole = copy.deepcopy(policy)
+    policy.value_model = value_model
+    return CopySampler(policy, whole, rollout.max_num_seqs)
 
 
 def build_source(
@@ -250,21 +258,16 @@ def build_source(
         run.renderer,
         sampler,
         reward,
-        SamplingParams(
-            config.rollout.max_new_tokens,
-            run.renderer.stop_token_ids,
-            config.rollout.temperature,
-        ),
-        config.rollout.group_size,
+        config.rollout,
         items_per_step(config),
+        run.num_steps,
         trainer.seed,
         tracker.sample,
-        config.rollout.max_resamples,
     )
 
 
 def build_evaluation(
-    run: Run, sampler: Sampler | None, reward: RewardFn | None, tracker: Tracker
+    run: Run, sampler: Sampler | None, source: Source, reward: RewardFn | None, tracker: Tracker
 ) -> Callable[[int], dict[str, float]] | None:
     settings = run.config.eval
     if settings is None:
@@ -279,6 +282,7 @@ def build_evaluation(
         if run.data.eval_prompts:
             assert sampler is not None
             assert reward is not None
+            source.settle()
             params = SamplingParams(
                 settings.max_new_tokens, run.renderer.stop_token_ids, temperature=0
             )

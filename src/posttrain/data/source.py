@@ -20,9 +20,19 @@ class Source(Protocol):
         """This rank's share of the next global batch, and what there is to log about it."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """A collective: the state of all ranks."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def settle(self) -> None:
+        """Finish whatever goes on beside the training."""
+        ...
+
+    def close(self) -> None:
+        """Give up whatever goes on beside the training."""
+        ...
 
 
 class EpochOrder:
@@ -63,3 +73,9 @@ class OfflineSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -17,6 +17,7 @@ from posttrain.data.render import Renderer
 from posttrain.forward import forward
 from posttrain.models import Models
 from posttrain.rewards import RewardFn, parts_of, score, verdict_of
+from posttrain.rollout.generation import generate
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
 Record = Callable[[dict[str, Any]], None]
@@ -35,7 +36,7 @@ def evaluate_generation(
     answers, over one completion per prompt. Prompts are shared out over the ranks."""
     mine = list(range(len(prompts)))[distributed.rank() :: distributed.num_ranks()]
     seeds = [seed * 1_000_003 + i for i in mine]
-    rollouts = sampler.generate([prompts[i].input_ids for i in mine], params, seeds)
+    rollouts = generate(sampler, [prompts[i].input_ids for i in mine], params, seeds)
     texts = [renderer.decode(r.response_ids) for r in rollouts]
     rows = [prompts[i].row for i in mine]
     asked = [row.get("prompt", row.get("messages")) for row in rows]

@@ -10,6 +10,7 @@ function may be `async`.
 """
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -34,9 +35,14 @@ from posttrain.rewards.call import (
     Checked,
     RewardFailure,
     RewardFn,
-    call,
+    Scores,
+    arrived,
+    begin,
+    checked,
     columns_of,
     optional_columns,
+    run,
+    settled,
 )
 from posttrain.rewards.score import parts_of, verdict_of
 
@@ -47,6 +53,7 @@ __all__ = [
     "check_columns",
     "parts_of",
     "score",
+    "score_each",
     "verdict_of",
 ]
 
@@ -103,44 +110,71 @@ def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str)
                 raise ValueError(f"{source}, row {number}: {error}") from None
 
 
+THIS = "the reward"
+Call = tuple[Sequence[Any], Sequence[str], Sequence[list[int]], Sequence[dict[str, Any]]]
+"""Prompts, completions, completion ids and rows, of one length."""
+
+
 def score(
     reward: RewardFn,
     prompts: Sequence[Any],
     completions: Sequence[str],
     completion_ids: Sequence[list[int]],
     rows: Sequence[dict[str, Any]],
-) -> list[float | None]:
+) -> Scores:
     """Call a reward on rows; a failure names the row that broke it, or the form that was wrong."""
     if not rows:  # a rank without a share; without rows there are no columns to pass either
         return []
-    try:
-        return _call(reward, prompts, completions, completion_ids, rows)
-    except RewardFailure:
-        raise
-    except Exception as error:
-        for i in range(len(rows)):
-            one = slice(i, i + 1)
-            try:
-                _call(reward, prompts[one], completions[one], completion_ids[one], rows[one])
-            except Exception as cause:
-                notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
-                raise RuntimeError(
-                    f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
-                    f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
-                ) from cause
-        raise RuntimeError(f"the reward failed, though on no single row: {error}") from error
+    return score_each(reward, [(prompts, completions, completion_ids, rows)])[0]
 
 
-def _call(
-    reward: RewardFn,
-    prompts: Sequence[Any],
-    completions: Sequence[str],
-    completion_ids: Sequence[list[int]],
-    rows: Sequence[dict[str, Any]],
-) -> list[float | None]:
+def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
+    """score() of several calls, which see nothing of one another; those of an async reward wait
+    together."""
+    results: list[Any] = []
+    for one in calls:
+        try:
+            results.append(_ask(reward, one))
+        except Exception as error:
+            results.append(error)
+    waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
+    if waiting:
+        for i, result in zip(waiting, run(settled([results[i] for i in waiting]))):
+            results[i] = result
+    return [_scores(reward, one, result) for one, result in zip(calls, results)]
+
+
+def _ask(reward: RewardFn, call: Call) -> Any:
+    prompts, completions, completion_ids, rows = call
     wanted = set.intersection(*(set(row) for row in rows))
     # a column that the reward can do without may be missing in some of the rows
     wanted |= {name for name in optional_columns(reward) if any(name in row for row in rows)}
     columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
-    found = call({"the reward": reward}, prompts, completions, completion_ids, columns)
-    return found["the reward"]
+    return begin({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
+
+
+def _scores(reward: RewardFn, call: Call, result: Any) -> Scores:
+    if isinstance(result, RewardFailure):
+        raise result
+    if isinstance(result, Exception):
+        raise _named(reward, call, result) from result
+    return checked({THIS: result}, call[1])[THIS]
+
+
+def _named(reward: RewardFn, call: Call, error: Exception) -> RuntimeError:
+    """The error again, with the first row that causes it alone."""
+    _, completions, _, rows = call
+    for i in range(len(rows)):
+        part = slice(i, i + 1)
+        try:
+            result = _ask(reward, (call[0][part], completions[part], call[2][part], rows[part]))
+            if inspect.isawaitable(result):
+                result = run(arrived({THIS: result}))[THIS]
+            checked({THIS: result}, completions[part])
+        except Exception as cause:
+            notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
+            return RuntimeError(
+                f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
+                f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
+            )
+    return RuntimeError(f"the reward failed, though on no single row: {error}")

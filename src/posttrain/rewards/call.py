@@ -4,15 +4,18 @@ import asyncio
 import inspect
 import keyword
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import AfterValidator
 
 RewardFn = Callable[..., Any]
 """reward(prompts, completions, completion_ids, **columns) -> list[float | None], sync or async."""
+
+Scores = list[float | None]
+Result = TypeVar("Result")
 
 GIVEN = ("prompts", "completions", "completion_ids")
 RESERVED = ("prompt", "completion", "messages")  # columns that a reward gets as GIVEN
@@ -22,17 +25,16 @@ class RewardFailure(ValueError):
     """A failure whose message says all there is to say; rows are not tried again one by one."""
 
 
-def call(
+def begin(
     rewards: Mapping[str, RewardFn],
     prompts: Sequence[Any],
     completions: Sequence[str],
     completion_ids: Sequence[list[int]],
     columns: Mapping[str, list[Any]],
-) -> dict[str, list[float | None]]:
-    """The checked scores of several rewards, by name: sync ones in turn, async ones together.
+) -> dict[str, Any]:
+    """What each reward returns: sync ones in turn, of an async one something to wait for.
 
-    Raises RewardFailure for a result of the wrong form; whatever a reward raises goes through,
-    with a note of the reward's name.
+    Whatever a reward raises goes through, with a note of the reward's name.
     """
     results: dict[str, Any] = {}
     # async ones last: they wait together, and none is left unawaited when a sync one raises
@@ -48,25 +50,55 @@ def call(
             if len(rewards) > 1:
                 error.add_note(f"raised by {name}")
             raise
-    waiting = {name: result for name, result in results.items() if inspect.isawaitable(result)}
-    if waiting:
-        results |= _run(_all(waiting, named=len(rewards) > 1))
-    return {name: _checked(results[name], completions, name) for name in rewards}
+    return {name: results[name] for name in rewards}
 
 
-async def _all(waiting: Mapping[str, Any], named: bool) -> dict[str, Any]:
+async def arrived(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results, once those that had to be waited for are there."""
+
     async def one(name: str) -> Any:
         try:
-            return await waiting[name]
+            return await results[name]
         except Exception as error:
-            if named:
+            if len(results) > 1:
                 error.add_note(f"raised by {name}")
             raise
 
-    return dict(zip(waiting, await asyncio.gather(*map(one, waiting))))
+    waiting = [name for name, result in results.items() if inspect.isawaitable(result)]
+    return {**results, **dict(zip(waiting, await asyncio.gather(*map(one, waiting))))}
 
 
-def _run(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+def checked(results: Mapping[str, Any], completions: Sequence[str]) -> dict[str, Scores]:
+    """The scores, by name; RewardFailure for a result of the wrong form."""
+    return {name: _checked(result, completions, name) for name, result in results.items()}
+
+
+def made_from(
+    rewards: Mapping[str, RewardFn],
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    columns: Mapping[str, list[Any]],
+    combine: Callable[[dict[str, Scores]], Scores],
+) -> Any:
+    """combine(the scores of several rewards, by name): something to wait for where one of them is
+    async."""
+    results = begin(rewards, prompts, completions, completion_ids, columns)
+    if not any(inspect.isawaitable(result) for result in results.values()):
+        return combine(checked(results, completions))
+
+    async def later() -> Scores:
+        return combine(checked(await arrived(results), completions))
+
+    return later()
+
+
+async def settled(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
+    """The result, or the exception, of each."""
+    return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -75,7 +107,7 @@ def _run(coroutine: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-def _checked(scores: Any, completions: Sequence[str], name: str) -> list[float | None]:
+def _checked(scores: Any, completions: Sequence[str], name: str) -> Scores:
     if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
         raise RewardFailure(
             f"{name} returned {type(scores).__name__}: it must return a list with one float or "

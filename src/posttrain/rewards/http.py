@@ -135,6 +135,7 @@ def build(config: Http) -> Callable[..., Any]:
     """The reward function for `config`: async, in batches of which a few are on the way at once."""
     key = read_key(config.api_key_env)
     url = urlsplit(config.url)
+    pool = ThreadPoolExecutor(config.max_concurrency)  # of all calls that wait together
 
     async def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
@@ -145,18 +146,17 @@ def build(config: Http) -> Callable[..., Any]:
             _body(prompts, completions, columns, slice(i, i + config.batch_size)) for i in starts
         ]
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(config.max_concurrency) as pool:
-            try:
-                parts = await asyncio.gather(
-                    *(
-                        loop.run_in_executor(
-                            pool, _score, server, body, i, len(completions[i:][: config.batch_size])
-                        )
-                        for i, body in zip(starts, bodies)
-                    )
-                )
-            finally:
-                server.stop.set()  # after a failure the others neither wait nor try again
+        requests = [
+            loop.run_in_executor(
+                pool, _score, server, body, i, len(completions[i:][: config.batch_size])
+            )
+            for i, body in zip(starts, bodies)
+        ]
+        try:
+            parts = await asyncio.gather(*requests)
+        finally:
+            server.stop.set()  # after a failure the others neither wait nor try again
+            await asyncio.gather(*requests, return_exceptions=True)
         return [score for part in parts for score in part]
 
     return reward

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import RewardFailure, call, made_of
+from posttrain.rewards.call import RewardFailure, Scores, made_from, made_of
 from posttrain.rewards.score import Score, is_correct, verdict_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _penalty(config: Length) -> Callable[..., list[float | None]]:
     return reward
 
 
-def _cosine(config: Length) -> Callable[..., list[float | None]]:
+def _cosine(config: Length) -> Callable[..., Any]:
     from posttrain.rewards import build_reward  # the registry imports this file
 
     assert config.reward is not None
@@ -125,18 +125,20 @@ def _cosine(config: Length) -> Callable[..., list[float | None]]:
         completions: Sequence[str],
         completion_ids: Sequence[list[int]],
         **columns: Any,
-    ) -> list[float | None]:
+    ) -> Any:
         lengths = lengths_of(completions, completion_ids)
-        scores = call({name: inner}, prompts, completions, completion_ids, columns)[name]
-        scaled: list[float | None] = []
-        for score, length in zip(scores, lengths):
-            if score is None:
-                scaled.append(None)
-                continue
-            value = cosine(length, config.max_length, *bounds[is_correct(score)])
-            if config.overlong is not None and length >= config.max_length:
-                value = config.overlong
-            scaled.append(Score(value, verdict_of(score)))
-        return scaled
+
+        def scale(found: dict[str, Scores]) -> Scores:
+            return [scaled(score, length) for score, length in zip(found[name], lengths)]
+
+        return made_from({name: inner}, prompts, completions, completion_ids, columns, scale)
+
+    def scaled(score: float | None, length: int) -> Score | None:
+        if score is None:
+            return None
+        value = cosine(length, config.max_length, *bounds[is_correct(score)])
+        if config.overlong is not None and length >= config.max_length:
+            value = config.overlong
+        return Score(value, verdict_of(score))
 
     return made_of(reward, [inner])

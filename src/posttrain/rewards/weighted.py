@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import call, made_of
+from posttrain.rewards.call import Scores, made_from, made_of
 from posttrain.rewards.score import Score, verdict_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def name_of(part: Any) -> str:
     return str(part.name or part.type)
 
 
-def build(config: Weighted) -> Callable[..., list[float | None]]:
+def build(config: Weighted) -> Callable[..., Any]:
     """The reward function for `config`: the sum, with the parts and the first verdict among them.
 
     Sync parts run one after another, async ones at the same time.
@@ -56,12 +56,14 @@ def build(config: Weighted) -> Callable[..., list[float | None]]:
         completions: Sequence[str],
         completion_ids: Sequence[list[int]],
         **columns: Any,
-    ) -> list[float | None]:
-        found = call(rewards, prompts, completions, completion_ids, columns)
-        return [
-            _sum({name: scores[i] for name, scores in found.items()}, weights)
-            for i in range(len(completions))
-        ]
+    ) -> Any:
+        def total(found: dict[str, Scores]) -> Scores:
+            return [
+                _sum({name: scores[i] for name, scores in found.items()}, weights)
+                for i in range(len(completions))
+            ]
+
+        return made_from(rewards, prompts, completions, completion_ids, columns, total)
 
     return made_of(reward, rewards.values())
 

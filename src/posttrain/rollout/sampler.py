@@ -7,12 +7,12 @@ are shared out to its completions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.attention import Packed
 from posttrain.batch import Sequence as TokenSequence
@@ -46,15 +46,29 @@ class Rollout:
     weight_version: int
 
 
+Finished = Callable[[int, Rollout], None]
+"""Told of each completion once, with its place, as soon as it has ended."""
+
+
 class Sampler(Protocol):
-    def generate(
-        self, prompts: Sequence[list[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Rollout]:
-        """One completion per prompt. Row i draws its noise from seeds[i] alone, so it does not
-        depend on the other rows, the batch or the rank."""
+    policy: Any
+    """Whose weights it samples from, as they were at the last update_weights."""
+
+    def update_weights(self) -> None:
+        """Take over the policy's weights as they are. Where ranks or servers must agree, a
+        collective: all ranks call it at the same point."""
         ...
 
-    def update_weights(self, policy: nn.Module) -> None: ...
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished = lambda place, rollout: None,
+    ) -> list[Rollout]:
+        """One completion per prompt. Row i draws its noise from seeds[i] alone, so it does not
+        depend on the other rows, the batch or the rank. Takes part in no collective."""
+        ...
 
 
 class NativeSampler:
@@ -64,14 +78,15 @@ class NativeSampler:
         self.policy = policy
         self.max_num_seqs = max_num_seqs
 
-    def update_weights(self, policy: nn.Module) -> None:
-        assert policy is self.policy, "a sharded policy needs a GatheredSampler"
+    def update_weights(self) -> None:
+        pass
 
     def generate(
         self,
         prompts: Sequence[list[int]],
         params: SamplingParams,
         seeds: Sequence[int],
+        finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
         if not all(prompts):
             raise ValueError("a prompt is empty")
@@ -79,7 +94,7 @@ class NativeSampler:
         self.policy.eval()
         try:
             with torch.no_grad(), self.policy.precision():
-                return _generate(self.policy, prompts, params, seeds, self.max_num_seqs)
+                return _generate(self.policy, prompts, params, seeds, self.max_num_seqs, finished)
         finally:
             self.policy.train(was_training)
 
@@ -119,6 +134,7 @@ def _generate(
     params: SamplingParams,
     seeds: Sequence[int],
     max_num_seqs: int,
+    finished: Finished,
 ) -> list[Rollout]:
     device = next(policy.parameters()).device
     limit, stops = params.max_new_tokens, torch.tensor(params.stop_token_ids, device=device)
@@ -126,7 +142,8 @@ def _generate(
     step = decode_step(policy, longest)
     waiting = _groups(prompts, max_num_seqs)
     running, cache, mask = _nobody(limit, device), KVCache(), torch.empty(0)
-    history: list[Stretch] = []
+    rollouts = [Rollout(list(prompt), [], [], "length", policy.version) for prompt in prompts]
+    stretch = Stretch(running.index, [], [])
     while True:
         rows = running.alive.nonzero()[:, 0]
         entering = _next(waiting, len(rows), max_num_seqs)
@@ -135,6 +152,7 @@ def _generate(
         num_ended = len(running.index) - len(rows)
         many_ended = num_ended > 0 and len(rows) < COMPACT_BELOW * len(running.index)
         if entering or many_ended or cache.columns == cache.capacity:
+            _keep(stretch, rollouts, params, finished)
             running = running.only(rows)
             span = int(running.spans.max()) if len(rows) else 0
             prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
@@ -147,21 +165,22 @@ def _generate(
                 alive = ~torch.isin(tokens, stops) & (limit > 1)
                 new = Running(index, tokens, torch.ones_like(index), spans, alive, noise)
                 running = running.joined_by(new)
-                history.append(Stretch(index, [tokens], [logprobs]))
+                _keep(Stretch(index, [tokens], [logprobs]), rollouts, params, finished)
             mask = cache.mask(running.spans)
-            history.append(Stretch(running.index, [], []))
+            stretch = Stretch(running.index, [], [])
             continue  # a completion may have ended with its first token
         for _ in range(min(steps_between_looks(device), cache.capacity - cache.columns)):
             cache.columns += 1
             hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
             noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
             tokens, logprobs = _sample(policy.logits(hidden), params, noise)
-            history[-1].tokens.append(tokens)
-            history[-1].logprobs.append(logprobs)
+            stretch.tokens.append(tokens)
+            stretch.logprobs.append(logprobs)
             running.tokens = tokens
             running.ages, running.spans = running.ages + 1, running.spans + 1
             running.alive &= ~torch.isin(tokens, stops) & (running.ages < limit)
-    return _collect(prompts, history, params, policy.version)
+    _keep(stretch, rollouts, params, finished)
+    return rollouts
 
 
 def steps_between_looks(device: torch.device) -> int:
@@ -270,23 +289,23 @@ def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
     return torch.empty_like(logprobs).scatter_(1, index, ordered)
 
 
-def _collect(
-    prompts: Sequence[list[int]], history: list[Stretch], params: SamplingParams, version: int
-) -> list[Rollout]:
-    rollouts = [Rollout(list(prompt), [], [], "length", version) for prompt in prompts]
+def _keep(
+    stretch: Stretch, rollouts: list[Rollout], params: SamplingParams, finished: Finished
+) -> None:
+    """Add to the completions what they said in this stretch."""
+    if not stretch.tokens:
+        return
     stops = set(params.stop_token_ids)
-    for stretch in history:
-        if not stretch.tokens:
+    tokens = torch.stack(stretch.tokens, dim=1).tolist()
+    logprobs = torch.stack(stretch.logprobs, dim=1).tolist()
+    for i, ids, values in zip(stretch.index.tolist(), tokens, logprobs):
+        rollout = rollouts[i]
+        left = params.max_new_tokens - len(rollout.response_ids)
+        if rollout.finish_reason == "stop" or left == 0:
             continue
-        tokens = torch.stack(stretch.tokens, dim=1).tolist()
-        logprobs = torch.stack(stretch.logprobs, dim=1).tolist()
-        for i, ids, values in zip(stretch.index.tolist(), tokens, logprobs):
-            rollout = rollouts[i]
-            left = params.max_new_tokens - len(rollout.response_ids)
-            if rollout.finish_reason == "stop" or left == 0:
-                continue
-            end = next((n for n, token in enumerate(ids[:left], 1) if token in stops), None)
-            rollout.finish_reason = "length" if end is None else "stop"
-            rollout.response_ids += ids[: end or left]
-            rollout.logprobs += values[: end or left]
-    return rollouts
+        end = next((n for n, token in enumerate(ids[:left], 1) if token in stops), None)
+        rollout.finish_reason = "length" if end is None else "stop"
+        rollout.response_ids += ids[: end or left]
+        rollout.logprobs += values[: end or left]
+        if end is not None or len(ids) >= left:
+            finished(i, rollout)

@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from posttrain import distributed
 from posttrain.rollout.delivery import write_adapter
 from posttrain.rollout.dialects import Answer, Dialect
+from posttrain.rollout.generation import raise_together
 from posttrain.rollout.http_client import EngineError, Server, concurrently
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 PREFIX = "posttrain"
 PROBE_TOKENS = 8
@@ -30,7 +29,7 @@ PROBE_TOKENS = 8
 class ServerSampler:
     """Asks several servers, a row's server by its place, with bounded concurrency.
 
-    Every method is a collective: all ranks call it at the same point, and where one fails, all
+    update_weights is a collective: all ranks call it at the same point, and where one fails, all
     raise EngineError.
     """
 
@@ -54,43 +53,49 @@ class ServerSampler:
     def adapter(self, version: int) -> str:
         return f"{PREFIX}-{self.run_id}-v{version}"
 
-    def update_weights(self, policy: nn.Module) -> None:
+    def update_weights(self) -> None:
         """Deliver the policy's adapter to every server, and take back the one before."""
         version = self.policy.version
+        if all(distributed.all_gather(self.delivered == version)):
+            return
         distributed.barrier()  # no rank still asks for the adapter that is about to go
         problem = None
         try:
-            write_adapter(self.folder / self.adapter(version), policy)
+            write_adapter(self.folder / self.adapter(version), self.policy)
             if distributed.rank() == 0:
                 self._take_back(keep=self.adapter(version))
                 concurrently(lambda server: self._load(server, version), self.servers, 8)
         except (EngineError, OSError) as error:
             problem = str(error)
-        _raise_together(problem)
+        raise_together(problem)
         self.delivered = version
 
     def generate(
-        self, prompts: Sequence[list[int]], params: SamplingParams, seeds: Sequence[int]
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
         """Raises EngineError where a server is down, slow, or answers what was not asked for."""
         if not all(prompts):
             raise ValueError("a prompt is empty")
-        if self.delivered != self.policy.version:
-            self.update_weights(self.policy)
-        problem, rollouts = None, []
+        assert self.delivered is not None, "update_weights comes first"
+        version = self.delivered
+
+        def complete(place: int) -> Rollout:
+            rollout = self._complete(place, prompts[place], params, seeds[place], version)
+            finished(place, rollout)
+            return rollout
+
         try:
-            rollouts = concurrently(
-                lambda place: self._complete(place, prompts[place], params, seeds[place]),
-                range(len(prompts)),
-                self.max_concurrent_requests,
-            )
-        except EngineError as error:
-            problem = str(error)
+            return concurrently(complete, range(len(prompts)), self.max_concurrent_requests)
+        except EngineError:
             self.delivered = None  # should anybody ask again
-        for server in self.servers:
-            server.close()
-        _raise_together(problem)
-        return rollouts
+            raise
+        finally:
+            for server in self.servers:
+                server.close()
 
     def close(self) -> None:
         """Unload the adapter and delete its folder; a server that is gone does not matter."""
@@ -100,10 +105,9 @@ class ServerSampler:
                 self.folder.rmdir()
 
     def _complete(
-        self, place: int, prompt: list[int], params: SamplingParams, seed: int
+        self, place: int, prompt: list[int], params: SamplingParams, seed: int, version: int
     ) -> Rollout:
         server = self.servers[(place + distributed.rank()) % len(self.servers)]
-        version = self.policy.version
         adapter = self.adapter(version)
         try:
             answer = ask(server, self.dialect, prompt, params, seed, adapter, adapter)
@@ -262,10 +266,3 @@ def check_server(
             f"samples from: {dialect.logprobs}"
         )
     server.close()
-
-
-def _raise_together(problem: str | None) -> None:
-    """Raise on every rank what one of them met, so that none waits for it for ever."""
-    problems = [p for p in distributed.all_gather(problem) if p is not None]
-    if problems:
-        raise EngineError(problems[0])

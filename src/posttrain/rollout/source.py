@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ import torch
 from posttrain import distributed
 from posttrain.algorithms.base import Metrics
 from posttrain.batch import Batch, Sequence, pack
+from posttrain.config import RolloutConfig
 from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer
 from posttrain.data.source import EpochOrder
-from posttrain.rewards import RewardFn, parts_of, score, verdict_of
+from posttrain.rewards import RewardFn, parts_of, score_each, verdict_of
+from posttrain.rollout.generation import Generation, raise_together
+from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.metrics import rollout_metrics
 from posttrain.rollout.sampler import Rollout, Sampler, SamplingParams
 
@@ -35,8 +38,17 @@ class Group:
         return len({float(score) for score in self.scores if score is not None}) < 2
 
 
+@dataclass
+class Pending:
+    """Groups whose completions are being sampled."""
+
+    groups: list[Group]
+    generation: Generation
+
+
 class RolloutSource:
-    """Samples a group of completions for each prompt of a step and scores them.
+    """Samples a group of completions for each prompt of a step and scores those that are done
+    while the rest is sampled; with `one_step_off` the next step's are sampled as well meanwhile.
 
     Every completion draws its noise from (seed, step, place in the step, attempt) alone, so the
     same completions come out for any number of ranks and after any resume.
@@ -48,30 +60,32 @@ class RolloutSource:
         renderer: Renderer,
         sampler: Sampler,
         reward: RewardFn,
-        params: SamplingParams,
-        group_size: int,
+        config: RolloutConfig,
         prompts_per_step: int,
+        num_steps: int,
         seed: int,
         record: Callable[[dict[str, Any]], None],
-        max_resamples: int = 0,
     ) -> None:
         self.prompts, self.renderer, self.sampler = prompts, renderer, sampler
-        self.reward, self.params, self.group_size = reward, params, group_size
+        self.reward, self.config, self.num_steps = reward, config, num_steps
+        self.params = SamplingParams(
+            config.max_new_tokens, renderer.stop_token_ids, config.temperature
+        )
         self.order = EpochOrder(len(prompts), prompts_per_step, seed)
         self.substitutes = EpochOrder(len(prompts), 1, seed + 1)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.seed, self.record, self.max_resamples = seed, record, max_resamples
+        self.seed, self.record = seed, record
         self.step = 0
         self.num_substitutes = 0
+        self.ahead: Pending | None = None  # the completions of the next step
 
     def next_batch(self) -> tuple[Batch, Metrics]:
-        places = list(enumerate(self.order.indices(self.step)))
-        own = places[distributed.rank() :: distributed.num_ranks()]
-        groups = {place: Group(place, self.prompts[index]) for place, index in own}
         step, used = self.step + 1, self.num_substitutes
         times = {"time/generate": 0.0, "time/score": 0.0}
-        self._fill(list(groups.values()), step, 0, times)
-        for attempt in range(1, self.max_resamples + 1):
+        pending, self.ahead = self.ahead or self._start(self._groups(step), step, 0), None
+        groups = {group.place: group for group in pending.groups}
+        self._finish(pending, times)
+        for attempt in range(1, self.config.max_resamples + 1):
             flat = [group.place for group in groups.values() if group.is_flat()]
             # all ranks agree on who gets which prompt, whatever their number
             everywhere = sorted(place for rank in distributed.all_gather(flat) for place in rank)
@@ -82,18 +96,25 @@ class RolloutSource:
                     index = self.substitutes.indices(used)[0]
                     groups[place] = Group(place, self.prompts[index])
                 used += 1
-            self._fill([groups[place] for place in flat], step, attempt, times)
+            self._finish(self._start([groups[place] for place in flat], step, attempt), times)
+        if self.config.one_step_off and step < self.num_steps:
+            self.ahead = self._start(self._groups(step + 1), step + 1, 0)
         # not before: after a failed generation the step is still to be done
         self.step, self.num_substitutes = step, used
         done = list(groups.values())
         self._record(done)
+        rollouts = [rollout for group in done for rollout in group.rollouts]
         metrics = rollout_metrics(
-            [rollout for group in done for rollout in group.rollouts],
+            rollouts,
             [score for group in done for score in group.scores],
             [group.place for group in done for _ in group.rollouts],
         )
         metrics |= {name: (seconds, 1.0) for name, seconds in times.items()}
-        if self.max_resamples and distributed.rank() == 0:
+        if self.config.one_step_off:
+            version = self.sampler.policy.version
+            age = sum(version - rollout.weight_version for rollout in rollouts)
+            metrics["sampling/staleness"] = (float(age), float(len(rollouts)))
+        if self.config.max_resamples and distributed.rank() == 0:
             metrics["num_resampled"] = (float(used), None)
         limit = self.params.max_new_tokens
         sequences = [
@@ -103,28 +124,77 @@ class RolloutSource:
         ]
         return pack(sequences), metrics
 
-    def _fill(self, groups: list[Group], step: int, attempt: int, times: dict[str, float]) -> None:
-        """Sample and score the completions of these groups."""
-        members = [(group, k) for group in groups for k in range(self.group_size)]
-        seeds = [
-            _seed(self.seed, step, group.place * self.group_size + k, attempt)
-            for group, k in members
-        ]
+    def settle(self) -> None:
+        """Wait for what is being sampled: the sampler is free afterwards."""
+        if self.ahead is not None:
+            self.ahead.generation.wait()
+
+    def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.generation.cancel()
+
+    def _groups(self, step: int) -> list[Group]:
+        """This rank's share of a step's prompts."""
+        places = list(enumerate(self.order.indices(step - 1)))
+        own = places[distributed.rank() :: distributed.num_ranks()]
+        return [Group(place, self.prompts[index]) for place, index in own]
+
+    def _start(self, groups: list[Group], step: int, attempt: int) -> Pending:
+        """A collective: the sampler takes over the policy's weights."""
+        self.sampler.update_weights()
+        size = self.config.group_size
+        members = [(group, k) for group in groups for k in range(size)]
+        seeds = [_seed(self.seed, step, g.place * size + k, attempt) for g, k in members]
+        prompts = [group.prompt.input_ids for group, _ in members]
+        return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds))
+
+    def _finish(self, pending: Pending, times: dict[str, float]) -> None:
+        """Score the groups as they become whole. A collective."""
+        groups, generation, size = pending.groups, pending.generation, self.config.group_size
+        missing = [size] * len(groups)
+        problem = None
         started = time.perf_counter()
-        rollouts = self.sampler.generate(
-            [group.prompt.input_ids for group, _ in members], self.params, seeds
-        )
-        sampled = time.perf_counter()
-        texts = [self.renderer.decode(r.response_ids) for r in rollouts]
-        rows = [group.prompt.row for group, _ in members]
-        prompts = [row.get("prompt", row.get("messages")) for row in rows]
-        scores = score(self.reward, prompts, texts, [r.response_ids for r in rollouts], rows)
-        for (group, _), rollout, text, value in zip(members, rollouts, texts, scores):
-            group.rollouts.append(rollout)
-            group.texts.append(text)
-            group.scores.append(value)
-        times["time/generate"] += sampled - started
-        times["time/score"] += time.perf_counter() - sampled
+        try:
+            for places in generation.arrivals():
+                for place in places:
+                    missing[place // size] -= 1
+                whole = sorted({place // size for place in places if missing[place // size] == 0})
+                for i in whole:
+                    members = range(i * size, (i + 1) * size)
+                    groups[i].rollouts = [generation.rollouts[place] for place in members]
+                self._score([groups[i] for i in whole])
+            self._check_versions(generation)
+        except EngineError as error:
+            problem = str(error)
+        except BaseException:
+            generation.cancel()
+            raise
+        raise_together(problem)
+        now = time.perf_counter()
+        assert generation.ended_at is not None
+        # of a score that was made beside the sampling nothing shows
+        generated = max(0.0, generation.ended_at - started)
+        times["time/generate"] += generated
+        times["time/score"] += now - started - generated
+
+    def _score(self, groups: list[Group]) -> None:
+        calls = []
+        for group in groups:
+            row = group.prompt.row
+            ids = [rollout.response_ids for rollout in group.rollouts]
+            group.texts = [self.renderer.decode(x) for x in ids]
+            prompt = row.get("prompt", row.get("messages"))
+            calls.append(([prompt] * len(ids), group.texts, ids, [row] * len(ids)))
+        for group, scores in zip(groups, score_each(self.reward, calls)):
+            group.scores = scores
+
+    def _check_versions(self, generation: Generation) -> None:
+        for rollout in generation.rollouts.values():
+            if rollout.weight_version != generation.version:
+                raise EngineError(
+                    f"the completions come from the weights of version {rollout.weight_version}, "
+                    f"the policy had version {generation.version}: they were not delivered"
+                )
 
     def _record(self, groups: list[Group]) -> None:
         for group in groups:
@@ -144,12 +214,38 @@ class RolloutSource:
                 )
 
     def state_dict(self) -> dict[str, Any]:
+        """A collective: what has been sampled ahead on every rank is part of the state, since the
+        weights that it comes from are gone."""
         names = ("step", "num_substitutes")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"ahead": self._sampled_ahead()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.state_dict():
-            setattr(self, name, state[name])
+        self.step, self.num_substitutes = state["step"], state["num_substitutes"]
+        if state["ahead"] is not None:
+            groups = self._groups(self.step + 1)
+            entries = [entry for group in groups for entry in state["ahead"][str(group.place)]]
+            prompts = [g.prompt.input_ids for g in groups for _ in range(self.config.group_size)]
+            rollouts = [Rollout(list(p), **entry) for p, entry in zip(prompts, entries)]
+            self.ahead = Pending(groups, Generation.ended(rollouts))
+
+    def _sampled_ahead(self) -> dict[str, list[dict[str, Any]]] | None:
+        """Place of each prompt -> its rollouts; None where there are none, or sampling failed."""
+        self.settle()
+        mine: dict[str, list[dict[str, Any]]] | None = None
+        if self.ahead is not None and self.ahead.generation.error is None:
+            size, rollouts = self.config.group_size, self.ahead.generation.rollouts
+            mine = {}
+            for i, group in enumerate(self.ahead.groups):
+                entries = [asdict(rollouts[i * size + k]) for k in range(size)]
+                mine[str(group.place)] = [_without_prompt(entry) for entry in entries]
+        ranks = distributed.all_gather(mine)
+        if any(rank is None for rank in ranks):
+            return None
+        return {place: entries for rank in ranks for place, entries in rank.items()}
+
+
+def _without_prompt(rollout: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rollout.items() if name != "prompt_ids"}
 
 
 def _seed(seed: int, step: int, place: int, attempt: int) -> int:

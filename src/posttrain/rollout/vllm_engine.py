@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.rollout.delivery import has_adapter, write_adapter
 from posttrain.rollout.dialects import Answer, max_lora_rank
 from posttrain.rollout.http_client import EngineError
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 from posttrain.rollout.server import to_rollout
 
 
@@ -69,13 +69,16 @@ class VllmSampler:
         self.lora: Any = None
         self.delivered: int | None = None
 
-    def update_weights(self, policy: nn.Module) -> None:
+    def update_weights(self) -> None:
         version = self.policy.version
+        if self.delivered == version:
+            return
         if has_adapter(self.policy):
             self._deliver_adapter(version)
         else:
             weights = [
-                (name.removeprefix("model."), p.detach()) for name, p in policy.named_parameters()
+                (name.removeprefix("model."), p.detach())
+                for name, p in self.policy.named_parameters()
             ]
             self.llm.collective_rpc(_load_weights, args=(weights,))
             self.llm.reset_prefix_cache()  # keys and values of the weights before
@@ -93,14 +96,16 @@ class VllmSampler:
         self.lora = LoRARequest(path.name, version + 1, str(path))
 
     def generate(
-        self, prompts: Sequence[list[int]], params: SamplingParams, seeds: Sequence[int]
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
         from vllm import SamplingParams as VllmParams
 
         if not all(prompts):
             raise ValueError("a prompt is empty")
-        if self.delivered != self.policy.version:
-            self.update_weights(self.policy)
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
             [
@@ -126,17 +131,17 @@ class VllmSampler:
         return [self._check(prompt, output, params) for prompt, output in zip(prompts, outputs)]
 
     def _check(self, prompt: list[int], output: Any, params: SamplingParams) -> Rollout:
-        version: int = self.policy.version
-        used = self.delivered
+        assert self.delivered is not None, "update_weights comes first"
+        used: int | None = self.delivered
         if has_adapter(self.policy):  # the engine's word
             used = output.lora_request.lora_int_id - 1 if output.lora_request else None
-        if used != version:
+        if used != self.delivered:
             raise EngineError(
-                f"vLLM generated with the weights of version {used}, but the policy's are "
-                f"version {version}"
+                f"vLLM generated with the weights of version {used}, but was given version "
+                f"{self.delivered}"
             )
         try:
-            return to_rollout(_read(output), prompt, params, self.vocab_size, version)
+            return to_rollout(_read(output), prompt, params, self.vocab_size, self.delivered)
         except EngineError as error:
             raise EngineError(f"vLLM {error}") from None
 

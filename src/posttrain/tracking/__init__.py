@@ -67,6 +67,8 @@ class Tracker:
         self.progress.start()
         self.tokens_before: float | None = None
         self.diagnosis = Diagnosis()
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        self.diagnosis.replay([json.loads(line) for line in lines])
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         if self.rank != 0:

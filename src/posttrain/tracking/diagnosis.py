@@ -15,6 +15,7 @@ Sign = Callable[[Sequence[Metrics]], str | None]
 
 LASTING = 3  # steps that a sign must last
 WINDOW = 60  # steps that are looked back on
+MISMATCH = "sampling/sampling_logp_difference/mean"
 
 
 class Diagnosis:
@@ -22,6 +23,14 @@ class Diagnosis:
         self.steps: deque[Metrics] = deque(maxlen=WINDOW)
         self.evaluations: deque[Metrics] = deque(maxlen=WINDOW)
         self.said: set[str] = set()
+
+    def replay(self, lines: Sequence[Metrics]) -> None:
+        """What a resumed run had seen before, and said."""
+        for metrics in lines:
+            if "loss" in metrics:
+                self.step(metrics)
+            else:
+                self.evaluation(metrics)
 
     def step(self, metrics: Metrics) -> list[str]:
         """What is to be said after this training step."""
@@ -146,6 +155,30 @@ def length_drift(steps: Sequence[Metrics]) -> str | None:
     )
 
 
+def sampler_left_behind(steps: Sequence[Metrics]) -> str | None:
+    values = [m[MISMATCH] for m in steps if MISMATCH in m]
+    if len(values) < 2 or steps[-1].get("sampling/staleness"):
+        return None
+    before = mean(values[:-1])
+    if values[-1] < max(1e-3, 10 * before):
+        return None
+    return (
+        f"sampler and trainer disagree by {values[-1]:.2g} nats per token on the log-probs of the "
+        f"same completions, after {before:.2g} in the steps before: do the weights still arrive?"
+    )
+
+
+def old_completions(steps: Sequence[Metrics]) -> str | None:
+    values = lasting(steps, MISMATCH)
+    if values is None or not steps[-1].get("sampling/staleness") or min(values) < 0.05:
+        return None
+    return (
+        f"the completions' weights are {values[-1]:.2g} nats per token from the policy's: one step "
+        "moves it so far that rollout.one_step_off costs more than it saves, or lower "
+        "trainer.learning_rate"
+    )
+
+
 def reward_without_accuracy(evaluations: Sequence[Metrics]) -> str | None:
     if len(evaluations) < LASTING:
         return None
@@ -168,4 +201,6 @@ SIGNS: dict[str, Sign] = {
     "entropy collapse": entropy_collapse,
     "clipped share": clipped_share,
     "length drift": length_drift,
+    "sampler left behind": sampler_left_behind,
+    "old completions": old_completions,
 }
