@@ -355,3 +355,39 @@ def test_truncated_completions_leave_after_the_baseline():
     rows = by_sequence(whole.per_token["advantages"], whole)
     kept = [row for i, row in enumerate(rows) if i != 2]
     assert by_sequence(batch.per_token["advantages"], batch) == kept
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (0.10, 0.2),  # on target
+        (0.11, 0.2 * (1 + 0.1 * 0.1)),
+        (0.95, 0.2 * (1 + 0.1 * 0.2)),  # the error is cut at 20 %
+        (0.02, 0.2 * (1 - 0.1 * 0.2)),
+        (-0.5, 0.2 * (1 - 0.1 * 0.2)),  # k1 may be negative
+    ],
+)
+def test_beta_follows_the_kl(kl, expected):
+    config = tiny.config_of("ppo", beta=0.2, kl_target=0.1)
+    assert ALGORITHMS["ppo"].adapt({"kl": kl}, config)["beta"] == pytest.approx(expected)
+    assert ALGORITHMS["ppo"].adapt({"kl": kl}, tiny.config_of("ppo", beta=0.2)) == {}
+
+
+def test_the_adapted_beta_is_the_one_that_counts():
+    """Two trainers, one with the coefficient in its config, the other with it as its state."""
+    found = []
+    for beta, adapted in ((0.3, {}), (0.1, {"beta": 0.3})):
+        trainer = tiny.trainer_of("grpo", tiny.models(), beta=beta)
+        trainer.adapted = adapted
+        batch = tiny.raw_batch(trainer.algorithm, trainer.models)
+        with torch.no_grad():  # away from the reference, where the penalty has a gradient
+            for i, parameter in enumerate(trainer.models.policy.parameters()):
+                parameter.add_(0.01 * (i % 3))
+        batch = trainer.algorithm.prepare(batch, trainer.models, trainer.method_config())
+        found.append(tiny.gradients(trainer, batch))
+    tiny.assert_same(*found)
+
+
+def test_a_target_without_a_start_is_an_error():
+    with pytest.raises(ValueError, match=r"kl_target adapts beta: set trainer.beta"):
+        tiny.config_of("grpo", kl_target=0.1)

@@ -84,11 +84,12 @@ def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypat
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 def test_resume_with_lora_dropout_and_kl(method, tmp_path, monkeypatch):
-    """Everything that has a state at once: adapter, dropout's random numbers, the reference, and
-    for ppo the value model's own adapter."""
+    """Everything that has a state at once: adapter, dropout's random numbers, the reference, the
+    coefficient of its penalty, and for ppo the value model's own adapter."""
     base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=2))
     model = {"name": str(base), "use_lora": True, "lora": {"r": 4, "dropout": 0.1}}
     keys = {"save_steps": 2, "beta": 0.05, "num_inner_epochs": 2, "num_minibatches": 2}
+    keys |= {"kl_target": 1e-4}
     trees = {}
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -113,6 +114,8 @@ def test_resume_with_lora_dropout_and_kl(method, tmp_path, monkeypatch):
     parts = run(trees["parts"])
     assert metrics(whole) == metrics(parts)
     assert_same_bits(whole, parts)
+    betas = [line["beta"] for line in metrics(whole)[1:]]
+    assert len(set(betas)) == len(betas), "beta did not adapt: its state is not tested"
 
 
 @pytest.mark.slow

@@ -42,12 +42,18 @@ class Trainer:
     best: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    adapted: dict[str, float] = field(default_factory=dict)
+    """Keys of the config that the algorithm changes as it goes, with their present values."""
     optimizer: torch.optim.AdamW = field(init=False)
     filler: Batch = field(init=False)  # what a rank runs while the others still have work
 
     def __post_init__(self) -> None:
         rates = self.algorithm.learning_rates(self.config)
         self.optimizer = build_optimizer(self.models.trainable(), self.config, rates)
+
+    def method_config(self) -> TrainerConfig:
+        """The config as the algorithm has it at this step."""
+        return self.config.model_copy(update=self.adapted)
 
     def fit(self) -> None:
         """Train to the last step, or until the evaluation metric stops getting better."""
@@ -70,7 +76,8 @@ class Trainer:
         device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
         started = time.perf_counter()
-        batch = self.algorithm.prepare(batch.to(device), self.models, self.config)
+        config = self.method_config()
+        batch = self.algorithm.prepare(batch.to(device), self.models, config)
         rate = learning_rate(self.config, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -83,12 +90,14 @@ class Trainer:
         self.num_tokens += int(metrics["num_tokens"])
         metrics.update(learning_rate=rate, num_tokens=float(self.num_tokens))
         metrics["time/train"] = time.perf_counter() - started
-        self.algorithm.after_step(metrics, self.config)
+        metrics.update(self.adapted)
+        self.algorithm.after_step(metrics, config)
+        self.adapted |= self.algorithm.adapt(metrics, config)
         return metrics
 
     def update(self, batch: Batch) -> Metrics:
         """One optimiser step on this rank's part of a global batch."""
-        policy = self.models.policy
+        policy, config = self.models.policy, self.method_config()
         counts = self._global_counts(batch)
         sharded = distributed.is_sharded(policy)
         # FSDP averages gradients over the ranks; a loss that is a share of a sum must not be
@@ -103,7 +112,7 @@ class Trainer:
                 values=self.algorithm.value_model(self.config) is not None,
                 temperature=self.models.temperature,
             )
-            loss = self.algorithm.loss(out, part, self.config)
+            loss = self.algorithm.loss(out, part, config)
             value = weight * _total(loss, counts)
             (scale * value).backward()
             self._check_finite(value, loss)
@@ -219,6 +228,7 @@ class Trainer:
             "best": self.best,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "adapted": self.adapted,
             "source": self.source.state_dict(),
         }
 
@@ -226,6 +236,7 @@ class Trainer:
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
+        self.adapted = state["adapted"]
         self.source.load_state_dict(state["source"])
 
 

@@ -19,6 +19,7 @@ from posttrain.algorithms.base import Algorithm, Loss, masked_sum
 from posttrain.algorithms.kl import Estimator
 from posttrain.algorithms.policy_gradient import (
     PolicyGradientConfig,
+    adapt_beta,
     check_sampler,
     kl_penalty,
     policy_gradient,
@@ -135,4 +136,5 @@ ppo = Algorithm(
     ),
     updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
     after_step=explain_variance,
+    adapt=adapt_beta,
 )

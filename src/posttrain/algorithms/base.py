@@ -112,6 +112,8 @@ class Algorithm:
     after_step: Callable[[dict[str, float], Any], None] = lambda metrics, config: None
     """Adds metrics that follow from the step's; raises ValueError where they show that the run is
     broken."""
+    adapt: Callable[[dict[str, float], Any], dict[str, float]] = lambda metrics, config: {}
+    """Keys of the config and the values that they have from the next step on."""
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ class PolicyGradientConfig(TrainerConfig):
     constant: the same over max_new_tokens (Dr. GRPO)."""
     beta: float = Field(0.0, ge=0)
     """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
+    kl_target: float | None = Field(None, gt=0)
+    """Nats per token at which beta is kept from growing or shrinking; by default it is constant."""
+    kl_gain: float = Field(0.1, gt=0)
+    """How fast beta follows: by up to 0.2 x kl_gain of itself in a step."""
     kl_in: Literal["loss", "reward", "token_reward"] = "loss"
     """loss: a term with its own gradient; reward: its sum is subtracted from the completion's
     reward, before the baseline; token_reward: subtracted token by token, each token's advantage
@@ -89,6 +93,8 @@ class PolicyGradientConfig(TrainerConfig):
     def _consistent(self) -> PolicyGradientConfig:
         if self.sampler_correction_min > self.sampler_correction_max:
             raise ValueError("trainer.sampler_correction_min is above sampler_correction_max")
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("trainer.kl_target adapts beta: set trainer.beta, where it starts")
         return self
 
     @property
@@ -244,6 +250,15 @@ def kl_penalty(batch: Batch, config: PolicyGradientConfig) -> Tensor:
     return config.beta * torch.where(batch.loss_mask, kl, 0.0)
 
 
+def adapt_beta(metrics: dict[str, float], config: PolicyGradientConfig) -> dict[str, float]:
+    """beta (1 + gain e), e the relative error of the KL within +- 0.2 (Ziegler et al. 2019, arXiv
+    1909.08593, sec. 2.2, with the KL per token)."""
+    if config.kl_target is None or "kl" not in metrics:
+        return {}
+    error = min(max(metrics["kl"] / config.kl_target - 1, -0.2), 0.2)
+    return {"beta": config.beta * (1 + config.kl_gain * error)}
+
+
 def check_sampler(metrics: dict[str, float], config: PolicyGradientConfig) -> None:
     if metrics.get("sampling/staleness"):
         return  # older weights differ by right
@@ -270,6 +285,7 @@ def method(config: type[PolicyGradientConfig]) -> Algorithm:
         ),
         updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
         after_step=check_sampler,
+        adapt=adapt_beta,
     )
 
 
