@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import test_against_trl
 import test_forward
+import test_generation
 import test_invariants
 import test_losses
 import test_policy_gradient
@@ -15,6 +16,7 @@ import test_sampler
 import tiny
 import torch
 
+import posttrain.forward as forward_module
 from posttrain import attention, trainer
 from posttrain.algorithms import actor_critic, kl, policy_gradient
 from posttrain.data.source import OfflineSource
@@ -189,7 +191,49 @@ def the_value_model_is_not_saved(patch):
     patch.setattr("posttrain.checkpoint.VALUE", "nothing begins so")
 
 
+def completions_go_on_from_another_prompt(patch):
+    shared = forward_module.share_prompts
+
+    def moved(batch):
+        rows = shared(batch)
+        if rows.layout.prefixes is not None:
+            rows.layout.prefixes = [x and 0 for x in rows.layout.prefixes]
+        return rows
+
+    patch.setattr(forward_module, "share_prompts", moved)
+    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+
+
+def completions_do_not_see_their_prompt(patch):
+    patch.setattr(
+        attention, "_with_prefixes", lambda x, layout: list(x.split(layout.lengths, dim=2))
+    )
+    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+
+
+def what_was_sampled_ahead_is_lost(patch):
+    patch.setattr("posttrain.rollout.source.RolloutSource._sampled_ahead", lambda self: None)
+
+
 FAULTS = [
+    (
+        completions_go_on_from_another_prompt,
+        lambda tmp, mp: test_invariants.test_matches_a_padded_model_with_no_code_of_ours(
+            "grpo", {}
+        ),
+    ),
+    (
+        completions_do_not_see_their_prompt,
+        lambda tmp, mp: test_invariants.test_matches_a_padded_model_with_no_code_of_ours(
+            "grpo", {}
+        ),
+    ),
+    (
+        what_was_sampled_ahead_is_lost,
+        lambda tmp, mp: test_generation.test_a_run_one_step_off_resumes_bit_for_bit(
+            "grpo", tmp, mp
+        ),
+    ),
     (
         cutting_off_is_an_end,
         lambda tmp, mp: test_policy_gradient.test_ppo_advantages_and_returns(),

@@ -19,10 +19,12 @@ NAME = "posttrain"
 
 @dataclass
 class Packed:
-    """N sequences end to end, each attending causally to itself only."""
+    """N segments end to end, each attending causally to itself and, where it has one, to the
+    whole of an earlier segment that comes before it: the prompt that several completions share."""
 
     lengths: list[int]  # N
     cu_seqlens: Tensor  # [N+1] int32
+    prefixes: list[int | None] | None = None  # N, the segment before each; None: none has any
 
 
 @dataclass
@@ -70,19 +72,20 @@ def _per_sequence(
     dropout: float,
     sliding_window: int | None,
 ) -> Tensor:
-    # split, not slices: its backward is one concatenation instead of N zero-filled tensors
     parts = []
-    for q, k, v in zip(*(x.split(layout.lengths, dim=2) for x in (query, key, value))):
-        length = q.shape[2]
-        windowed = sliding_window is not None and length > sliding_window
+    # split, not slices: its backward is one concatenation instead of N zero-filled tensors
+    queries = query.split(layout.lengths, dim=2)
+    for q, k, v in zip(queries, _with_prefixes(key, layout), _with_prefixes(value, layout)):
+        before, length = k.shape[2] - q.shape[2], k.shape[2]
+        plain = before == 0 and (sliding_window is None or length <= sliding_window)
         parts.append(
             scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=_window_mask(length, sliding_window, q.device) if windowed else None,
+                attn_mask=None if plain else _mask(before, length, sliding_window, q.device),
                 dropout_p=dropout,
-                is_causal=not windowed,
+                is_causal=plain,
                 scale=scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
             ).transpose(1, 2)
@@ -90,11 +93,23 @@ def _per_sequence(
     return torch.cat(parts, dim=1)
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """[S, S] bool: query i sees keys i-window+1 .. i."""
-    assert window is not None
-    ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.tril() & ones.triu(1 - window)
+def _with_prefixes(x: Tensor, layout: Packed) -> list[Tensor]:
+    """The keys, or values, of each segment, [B, H_kv, L, D] with those of its prefix in front."""
+    own = x.split(layout.lengths, dim=2)
+    if layout.prefixes is None:
+        return list(own)
+    return [
+        part if prefix is None else torch.cat([own[prefix], part], dim=2)
+        for part, prefix in zip(own, layout.prefixes)
+    ]
+
+
+def _mask(before: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    """[S, L] bool, S = length - before: query i, at position before + i, sees the keys up to its
+    own, or the last `window` of them."""
+    ones = torch.ones(length - before, length, dtype=torch.bool, device=device)
+    mask = ones.tril(before)
+    return mask if window is None else mask & ones.triu(before + 1 - window)
 
 
 def _varlen(
@@ -107,16 +122,22 @@ def _varlen(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch >= 2.10, CUDA only
 
-    longest = max(layout.lengths)
+    cu_keys, longest = layout.cu_seqlens, max(layout.lengths)
+    if layout.prefixes is not None:
+        keys, values = (_with_prefixes(x, layout) for x in (key, value))
+        lengths = [0, *(part.shape[2] for part in keys)]
+        cu_keys = torch.tensor(lengths).cumsum(0).to(cu_keys)
+        key, value, longest = torch.cat(keys, dim=2), torch.cat(values, dim=2), max(lengths)
     out = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         layout.cu_seqlens,
-        layout.cu_seqlens,
-        longest,
+        cu_keys,
+        max(layout.lengths),
         longest,
         scale=scaling,
+        # counted from the last key of each: a query sees the prefix and what is before it
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -35,6 +35,7 @@ class Batch:
     cu_seqlens: Tensor  # [N+1] int32
     loss_mask: Tensor  # [T] bool
     lengths: list[int]  # N
+    prompts: list[tuple[int, ...]]  # N, the tokens before the first that is trained on
     per_token: dict[str, Tensor] = field(default_factory=dict)  # [T] each
     per_seq: dict[str, Tensor] = field(default_factory=dict)  # [N] each
 
@@ -78,15 +79,17 @@ class Batch:
         return Batch(
             input_ids=self.input_ids[tokens],
             position_ids=self.position_ids[tokens],
-            cu_seqlens=_cu_seqlens(lengths).to(self.cu_seqlens.device),
+            cu_seqlens=cumulative(lengths).to(self.cu_seqlens.device),
             loss_mask=self.loss_mask[tokens],
             lengths=lengths,
+            prompts=[self.prompts[i] for i in indices],
             per_token={name: value[tokens] for name, value in self.per_token.items()},
             per_seq={name: value[rows] for name, value in self.per_seq.items()},
         )
 
     def split(self, max_tokens: int, group_size: int = 1) -> list[Batch]:
-        """Micro-batches of at most `max_tokens` tokens; a group of neighbours is never cut.
+        """Micro-batches of at most `max_tokens` tokens, a prompt that neighbours share counted
+        once; a group of neighbours is never cut.
 
         A group longer than `max_tokens` becomes a micro-batch of its own.
         """
@@ -95,13 +98,25 @@ class Batch:
         tokens_in_part = 0
         for start in range(0, self.num_sequences, group_size):
             group = list(range(start, start + group_size))
-            tokens = sum(self.lengths[i] for i in group)
+            shared = sum(len(self.prompts[i]) for i in group if self.shares_prompt(i))
+            tokens = sum(self.lengths[i] for i in group) - shared
             if not parts or tokens_in_part + tokens > max_tokens:
                 parts.append([])
-                tokens_in_part = 0
+                # its first sequence has nobody to share with
+                tokens_in_part = len(self.prompts[start]) if self.shares_prompt(start) else 0
             parts[-1] += group
             tokens_in_part += tokens
         return [self.select(part) for part in parts]
+
+    def shares_prompt(self, i: int) -> bool:
+        """Whether sequence i begins with the prompt of the one before it."""
+        return i > 0 and len(self.prompts[i]) > 0 and self.prompts[i] == self.prompts[i - 1]
+
+    def runs(self) -> list[tuple[int, int]]:
+        """First and last of the neighbours that have one prompt."""
+        firsts = [i for i in range(self.num_sequences) if not self.shares_prompt(i)]
+        ends = [*firsts[1:], self.num_sequences]
+        return [(first, end - 1) for first, end in zip(firsts, ends)]
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -110,6 +125,7 @@ class Batch:
             cu_seqlens=self.cu_seqlens.to(device),
             loss_mask=self.loss_mask.to(device),
             lengths=self.lengths,
+            prompts=self.prompts,
             per_token={name: value.to(device) for name, value in self.per_token.items()},
             per_seq={name: value.to(device) for name, value in self.per_seq.items()},
         )
@@ -122,9 +138,10 @@ def pack(sequences: SequenceOf[Sequence]) -> Batch:
     return Batch(
         input_ids=torch.cat([_NO_IDS, *(s.input_ids for s in sequences)]),
         position_ids=torch.cat([_NO_IDS, *(torch.arange(length) for length in lengths)]),
-        cu_seqlens=_cu_seqlens(lengths),
+        cu_seqlens=cumulative(lengths),
         loss_mask=torch.cat([_NO_IDS.bool(), *(s.loss_mask for s in sequences)]),
         lengths=lengths,
+        prompts=[_prompt(sequence) for sequence in sequences],
         per_token={
             name: torch.cat([s.per_token[name] for s in sequences]) for name in first.per_token
         },
@@ -134,8 +151,15 @@ def pack(sequences: SequenceOf[Sequence]) -> Batch:
     )
 
 
+def _prompt(sequence: Sequence) -> tuple[int, ...]:
+    """The tokens before the first that is trained on; none where none is."""
+    trained = sequence.loss_mask.nonzero()
+    return tuple(sequence.input_ids[: int(trained[0])].tolist()) if len(trained) else ()
+
+
 _NO_IDS = torch.zeros(0, dtype=torch.int64)
 
 
-def _cu_seqlens(lengths: SequenceOf[int]) -> Tensor:
+def cumulative(lengths: SequenceOf[int]) -> Tensor:
+    """[N+1] int32: 0, and the sum of the lengths up to each."""
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.attention import Decode, Packed
-from posttrain.batch import Batch
+from posttrain.batch import Batch, cumulative
 
 VALUE = "value_"  # what the names of the value model's tensors begin with
+NOWHERE = torch.zeros(0, dtype=torch.int64)
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32
 
 
@@ -48,12 +49,12 @@ class LanguageModel(nn.Module):
         """Log-probs [M] (and entropy [M]) of the M tokens under the loss mask, and the value [T]
         of the state after each token."""
         with self.precision():
-            layout = Packed(batch.lengths, batch.cu_seqlens)
-            hidden = self.hidden_states(batch.input_ids[None], batch.position_ids[None], layout)
-            state_values = self._state_values(hidden, batch, layout) if values else None
+            rows = share_prompts(batch)
+            hidden = self.hidden_states(rows.input_ids[None], rows.position_ids[None], rows.layout)
+            state_values = self._state_values(hidden, rows) if values else None
             positions = batch.loss_mask.nonzero()[:, 0]
             # token t is predicted from the state of token t - 1 of the same sequence
-            states = hidden[0].index_select(0, positions - 1)
+            states = hidden[0].index_select(0, rows.places[positions - 1])
             weight, bias, softcap, scale = self.head()
             logprobs, ent = _HeadLogprobs.apply(
                 states, weight, bias, batch.input_ids[positions], scale / temperature, softcap,
@@ -61,14 +62,14 @@ class LanguageModel(nn.Module):
             )  # fmt: skip
         return logprobs, ent if entropy else None, state_values
 
-    def _state_values(self, hidden: Tensor, batch: Batch, layout: Packed) -> Tensor:
+    def _state_values(self, hidden: Tensor, rows: Rows) -> Tensor:
         assert self.value_head is not None, "models.add_value_model() was not called"
         if self.value_model is not None:
             backbone = _backbone(self.value_model)
-            ids, positions = batch.input_ids[None], batch.position_ids[None]
-            hidden = _last_hidden(backbone, ids, positions, layout)
+            ids, positions = rows.input_ids[None], rows.position_ids[None]
+            hidden = _last_hidden(backbone, ids, positions, rows.layout)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden[0].float())[:, 0]
+            return self.value_head(hidden[0].float())[:, 0].index_select(0, rows.places)
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None
@@ -106,6 +107,54 @@ class LanguageModel(nn.Module):
         softcap = getattr(config, "final_logit_softcapping", None)
         scale = 1.0 / getattr(config, "logits_scaling", 1.0)
         return head.weight, head.bias, softcap, scale
+
+
+@dataclass
+class Rows:
+    """What of a batch goes through the network: U tokens, a prompt that neighbouring sequences
+    share once."""
+
+    input_ids: Tensor  # [U]
+    position_ids: Tensor  # [U]
+    layout: Packed
+    places: Tensor  # [T] where in U each token of the batch is
+
+
+def share_prompts(batch: Batch) -> Rows:
+    """The rows of a batch. A state depends on nothing that comes after it, so the completions of
+    a prompt can all go on from the same states, and their gradients meet there."""
+    device = batch.input_ids.device
+    lengths: list[int] = []
+    prefixes: list[int | None] = []
+    tokens: list[Tensor] = []  # the place in T of each segment's tokens
+    places: list[Tensor] = []
+    start = used = 0
+    for first, last in batch.runs():
+        prompt = len(batch.prompts[first]) if last > first else 0
+        prefix, prefix_at = None, used
+        if prompt:
+            prefix = len(lengths)
+            lengths.append(prompt)
+            prefixes.append(None)
+            tokens.append(torch.arange(start, start + prompt))
+            used += prompt
+        for length in batch.lengths[first : last + 1]:
+            own = length - prompt
+            lengths.append(own)
+            prefixes.append(prefix)
+            tokens.append(torch.arange(start + prompt, start + length))
+            places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + own)]
+            start, used = start + length, used + own
+    chosen = torch.cat([NOWHERE, *tokens]).to(device)
+    layout = Packed(lengths, cumulative(lengths).to(device), prefixes)
+    if used == batch.num_tokens:
+        layout.prefixes = None
+    return Rows(
+        batch.input_ids[chosen],
+        batch.position_ids[chosen],
+        layout,
+        torch.cat([NOWHERE, *places]).to(device),
+    )
 
 
 def unwrapped(model: Any) -> Any:

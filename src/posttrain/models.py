@@ -267,7 +267,8 @@ def resolve_model_path(name: str) -> str:
 
 @torch.no_grad()
 def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None:
-    """Two short sequences packed and apart must agree, and our head with the model's own.
+    """Short sequences packed and apart must agree, two of which share their prompt, and our head
+    with the model's own.
 
     Raises ValueError for an architecture that lets packed rows see each other (linear attention,
     position ids ignored) or whose output head does more than we know of.
@@ -276,8 +277,11 @@ def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None
     policy.eval()
     device = next(policy.parameters()).device
     vocab = policy.causal_lm().config.vocab_size
-    ids = [torch.arange(3, 3 + n).remainder(vocab) for n in (7, 5)]
-    rows = [Sequence(x, torch.arange(len(x)) > 0) for x in ids]
+    texts = [([9], [8, 7, 6, 5, 4]), ([3, 4, 5], [6, 7]), ([3, 4, 5], [8])]
+    rows = []
+    for prompt, completion in texts:
+        ids = torch.tensor(prompt + completion) % vocab
+        rows.append(Sequence(ids, torch.arange(len(ids)) >= len(prompt)))
     packed = forward(policy, pack(rows).to(device)).logprobs
     apart = torch.cat([forward(policy, pack([row]).to(device)).logprobs for row in rows])
     if tolerance is None:
