@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import TrainerConfig
 from posttrain.data import DATASETS
 from posttrain.rewards import REWARDS
 
@@ -82,3 +84,24 @@ def test_the_readmes_map_is_true():
         for word in line.split("  ")[0].split() + line.strip().split("  ")[0].split():
             if word.endswith(".py"):
                 assert (ROOT / "src/posttrain" / word).is_file(), word
+
+
+def test_the_methods_page_points_at_the_lines_that_it_names():
+    page = (ROOT / "docs/methods.md").read_text()
+    links = re.findall(r"\[`(\w+)`\]\(\.\./(src/[\w/.]+)#L(\d+)\)", page)
+    assert len(links) >= 20
+    for name, file, line in links:
+        lines = (ROOT / file).read_text().splitlines()
+        defined = [n for n, text in enumerate(lines, 1) if re.match(rf"\s*def {name}\(", text)]
+        assert int(line) in defined, f"docs/methods.md: {name} is in {file}#L{defined}"
+
+
+def test_every_choice_of_a_policy_gradient_is_on_the_methods_page():
+    page = (ROOT / "docs/methods.md").read_text()
+    keys = {
+        key
+        for method in ("grpo", "rloo", "reinforce", "ppo")
+        for key in ALGORITHMS[method].config.model_fields
+        if key not in TrainerConfig.model_fields and key != "type"
+    }
+    assert [key for key in sorted(keys) if f"`{key}" not in page and f" {key}" not in page] == []
