@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,13 +87,12 @@ def test_the_readmes_map_is_true():
 
 
 def test_the_methods_page_points_at_the_lines_that_it_names():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from lines import LINK, corrected
+
     page = (ROOT / "docs/methods.md").read_text()
-    links = re.findall(r"\[`(\w+)`\]\(\.\./(src/[\w/.]+)#L(\d+)\)", page)
-    assert len(links) >= 20
-    for name, file, line in links:
-        lines = (ROOT / file).read_text().splitlines()
-        defined = [n for n, text in enumerate(lines, 1) if re.match(rf"\s*def {name}\(", text)]
-        assert int(line) in defined, f"docs/methods.md: {name} is in {file}#L{defined}"
+    assert len(LINK.findall(page)) >= 20
+    assert page == corrected(page), "run: python docs/lines.py"
 
 
 def test_every_choice_of_a_policy_gradient_is_on_the_methods_page():

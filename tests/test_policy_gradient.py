@@ -348,6 +348,11 @@ def test_an_unknown_preset_is_named():
         tiny.config_of("grpo", preset="dappo")
 
 
+def test_ppo_takes_no_preset():
+    with pytest.raises(ValueError, match=r"ppo has its value model: set the keys themselves"):
+        tiny.config_of("ppo", preset="dapo")
+
+
 def test_truncated_completions_leave_after_the_baseline():
     batch, _ = prepared("grpo", mask_truncated_completions=True)
     assert batch.num_sequences == 5

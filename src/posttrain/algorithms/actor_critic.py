@@ -8,10 +8,10 @@ stands at the last of them, beta times the KL estimate is subtracted at each.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from posttrain.algorithms.advantages import gae, whiten
@@ -47,6 +47,16 @@ class PPOConfig(PolicyGradientConfig):
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(0.95, ge=0, le=1)
     num_inner_epochs: int = Field(4, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") is not None:
+            raise ValueError(
+                "trainer.preset: presets choose a baseline among completions, and ppo has its "
+                "value model: set the keys themselves (docs/methods.md), or use grpo"
+            )
+        return given
 
 
 def ppo_loss(out: Output, batch: Batch, config: PPOConfig) -> Loss:
