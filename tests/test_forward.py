@@ -18,7 +18,8 @@ from posttrain.models import check_packing, prepare_policy
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunked_head_equals_whole_logits(softcap, bias, chunk, monkeypatch):
+@pytest.mark.parametrize("read", [["logprobs", "entropy"], ["logprobs"], ["entropy"]], ids="+".join)
+def test_chunked_head_equals_whole_logits(softcap, bias, chunk, read, monkeypatch):
     """Log-probs, entropy and every gradient, in chunks of 1, 3 and all rows."""
     monkeypatch.setattr(forward_module, "CHUNK_ELEMENTS", chunk * 11)
     torch.manual_seed(1)
@@ -29,15 +30,20 @@ def test_chunked_head_equals_whole_logits(softcap, bias, chunk, monkeypatch):
     scale = 0.7
     inputs = [x for x in (hidden, weight, offset) if x is not None]
     logprobs, entropy = _HeadLogprobs.apply(hidden, weight, offset, targets, scale, softcap, True)
+
+    def total(logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        parts = {"logprobs": (logprobs * weights_a).sum(), "entropy": (entropy * weights_b).sum()}
+        return torch.stack([parts[name] for name in read]).sum()
+
     weights_a, weights_b = torch.randn(7), torch.randn(7)
-    ours = torch.autograd.grad((logprobs * weights_a + entropy * weights_b).sum(), inputs)
+    ours = torch.autograd.grad(total(logprobs, entropy), inputs)
 
     logits = nn.functional.linear(hidden, weight, offset) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logp = logits.log_softmax(-1)
     picked, ent = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
-    theirs = torch.autograd.grad((picked * weights_a + ent * weights_b).sum(), inputs)
+    theirs = torch.autograd.grad(total(picked, ent), inputs)
     torch.testing.assert_close(logprobs, picked, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(entropy, ent, rtol=1e-5, atol=1e-6)
     for a, b in zip(ours, theirs):

@@ -251,12 +251,16 @@ class _HeadLogprobs(torch.autograd.Function):
             del logits, logp, slope
         ctx.kept = kept
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.scale, ctx.softcap, ctx.want_entropy = scale, softcap, want_entropy
+        ctx.scale, ctx.softcap = scale, softcap
+        ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropy = grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_logprobs, grad_entropy = grads  # None where the loss does not read it
+        if grad_logprobs is None:
+            assert grad_entropy is not None
+            grad_logprobs = torch.zeros_like(grad_entropy)
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         compute_weight = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
@@ -268,7 +272,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 logp = logits.sub_(lse[rows, None])
             else:
                 (logp, slope), ctx.kept = ctx.kept, None
-            if ctx.want_entropy:
+            if grad_entropy is not None:
                 p = logp.exp()
                 by_entropy = (logp + entropy[rows, None]).mul_(grad_entropy[rows, None])
                 grad = p.mul_(by_entropy.add_(grad_logprobs[rows, None])).neg_()
