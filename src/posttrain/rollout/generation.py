@@ -15,6 +15,8 @@ from posttrain import distributed
 from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.sampler import Rollout, Sampler, SamplingParams
 
+CANCEL_SECONDS = 30.0
+
 
 class Generation:
     """One completion per prompt, from the weights that the sampler was last given.
@@ -27,7 +29,7 @@ class Generation:
         self.version = version  # of the weights
         self.rollouts: dict[int, Rollout] = {}
         self.ended_at: float | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._cancelled = False
         self._arrivals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -80,7 +82,7 @@ class Generation:
         """Nobody wants the rest: the sampler stops when the next completion is done."""
         self._cancelled = True
         if self._thread is not None:
-            self._thread.join(timeout=10)
+            self._thread.join(timeout=CANCEL_SECONDS)
 
     def _run(
         self,
@@ -97,7 +99,7 @@ class Generation:
             for place, rollout in enumerate(rollouts):
                 if place not in self.rollouts:  # an engine that has them all at the end
                     self._arrive(place, rollout)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the main thread waits for the end
             self.error = error
         self._end()
 
