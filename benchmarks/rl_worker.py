@@ -164,7 +164,9 @@ def word_tokenizer(vocab: int) -> Any:
 
 
 def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
-    """The share of even ids in a completion; keeps what it was asked to judge."""
+    """The share of even ids in a completion; keeps what it was asked to judge. A call holds whole
+    groups of the step: all of them, or those that are ready."""
+    judged: list[int] = []  # the places of the prompts so far
 
     def even_ids(
         prompts: list[str],
@@ -173,15 +175,22 @@ def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
         place: list[int],
         **columns: Any,
     ) -> list[float]:
-        first = len(log.lengths) * task.prompts_per_step
-        step = range(first, first + task.prompts_per_step)
-        assert place == [p for p in step for _ in range(task.group)], "other prompts in the step"
+        groups = place[:: task.group]
+        assert place == [p for p in groups for _ in range(task.group)], "a call holds whole groups"
+        if len(judged) == len(log.lengths) * task.prompts_per_step:  # a new step
+            log.lengths.append([])
+            log.rewards.append([])
+        judged.extend(groups)
+        first = (len(log.lengths) - 1) * task.prompts_per_step
+        step = set(range(first, first + task.prompts_per_step))
+        assert set(judged[first:]) <= step, "other prompts in the step"
+        assert len(set(judged)) == len(judged), "a prompt was judged twice"
         ended = [ids[-1] in task.stops or len(ids) == task.new_tokens for ids in completion_ids]
         assert all(ended), "a completion is cut at the wrong place"
         assert not any(token in task.stops for ids in completion_ids for token in ids[:-1])
         rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
-        log.lengths.append([len(ids) for ids in completion_ids])
-        log.rewards.append(rewards)
+        log.lengths[-1].extend(len(ids) for ids in completion_ids)
+        log.rewards[-1].extend(rewards)
         return rewards
 
     return even_ids
