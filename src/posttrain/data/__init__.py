@@ -2,10 +2,23 @@
 
 from collections.abc import Callable
 
-from posttrain.data import gsm8k, word_problems
+from posttrain.data import (
+    competition_math,
+    fever,
+    gsm8k,
+    humaneval,
+    mbpp,
+    programs,
+    word_problems,
+)
 from posttrain.data.load import Row
 
 DATASETS: dict[str, Callable[..., list[Row]]] = {
+    "fever": fever.load,
     "gsm8k": gsm8k.load,
+    "humaneval": humaneval.load,
+    "math": competition_math.load,
+    "mbpp": mbpp.load,
+    "programs": programs.load,
     "word_problems": word_problems.load,
 }

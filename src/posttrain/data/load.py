@@ -9,7 +9,7 @@ import io
 import json
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,25 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         found = ", ".join(f.name for f in files) or "no data file"
         raise ValueError(f"{folder} has no file for split {split!r}: found {found}")
     return chosen
+
+
+def find_file(path: str, names: Sequence[str]) -> Path:
+    """The file `path` itself, or, of a folder, the first of `names` that lies in it."""
+    place = Path(path)
+    if place.is_file():
+        return place
+    if not place.exists():
+        raise ValueError(f"data.path: {path} does not exist")
+    for name in names:
+        if (place / name).is_file():
+            return place / name
+    found = ", ".join(sorted(f.name for f in place.iterdir())) or "nothing"
+    raise ValueError(f"data.path: {path} has no {' or '.join(names)}: found {found}")
+
+
+def numbered(rows: Iterable[Row], source: object) -> Iterator[tuple[str, Row]]:
+    """Rows, each with the words that an error about it begins with."""
+    return ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def read_file(path: Path) -> Iterator[Row]:

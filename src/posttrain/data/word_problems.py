@@ -18,12 +18,13 @@ cannot carry a training problem into the test. "test_harder" holds what neither 
 same families with larger numbers, and LONGER_FAMILIES of five steps and more.
 """
 
-import hashlib
-import itertools
 import operator
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from posttrain.data.families import chosen, distinct, in_turn, side
+from posttrain.data.load import Row
 
 NAMES = (
     "Adam", "Amy", "Anna", "Ben", "Carl", "Clara", "David", "Emma", "Eric", "Grace",
@@ -306,9 +307,6 @@ SEEN_FAMILIES, RL_FAMILIES, LONGER_FAMILIES = tuple(SEEN), tuple(RL_ONLY), tuple
 
 SPLITS = ("train", "test", "test_harder")
 
-# A family that finds nothing new in this many draws has run out of problems.
-MAX_DRAWS = 5_000
-
 
 def load(
     split: str,
@@ -316,7 +314,7 @@ def load(
     num_rows: int = 1000,
     families: str | Sequence[str] = "all",
     seed: int = 0,
-) -> list[dict[str, str]]:
+) -> list[Row]:
     """Generate num_rows problems, in turn from each of the families.
 
     families is "all", "seen", "rl_only" or a list of names. The same arguments give the same
@@ -324,59 +322,29 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if num_rows < 1:
-        raise ValueError(f"num_rows must be at least 1, not {num_rows}")
-    streams = [_stream(name, split, seed) for name in _chosen(families, split)]
-    return [next(stream) for stream in itertools.islice(itertools.cycle(streams), num_rows)]
-
-
-def _chosen(families: str | Sequence[str], split: str) -> list[str]:
     valid = [*FAMILIES, *LONGER] if split == "test_harder" else list(FAMILIES)
     groups = {"all": valid, "seen": list(SEEN), "rl_only": list(RL_ONLY)}
-    if isinstance(families, str):
-        if families not in groups:
-            raise ValueError(
-                f"unknown families {families!r}: choose one of {', '.join(groups)}, "
-                f"or a list of names from {', '.join(valid)}"
-            )
-        return groups[families]
-    unknown = [name for name in families if name not in valid]
-    if unknown or not families:
-        problem = f"unknown families {', '.join(unknown)}" if unknown else "families is empty"
-        raise ValueError(f"{problem}: choose names from {', '.join(valid)} for split {split!r}")
-    return list(dict.fromkeys(families))
+    names = chosen(families, groups, split)
+    return in_turn([distinct(name, split, _draws(name, split, seed)) for name in names], num_rows)
 
 
-def _stream(name: str, split: str, seed: int) -> Iterator[dict[str, str]]:
-    """The endless rows of one family, no two alike."""
+def _draws(name: str, split: str, seed: int) -> Callable[[], Row | None]:
+    """Draws one problem of a family after the other; None for one that the other split owns."""
     family = (FAMILIES | LONGER)[name]
     numbers = LARGER if split == "test_harder" and name not in LONGER else NORMAL
     rng = random.Random(f"{name} {split} {seed}")
-    known: set[str] = set()
-    draws = 0
-    while draws < MAX_DRAWS:
-        draws += 1
+
+    def draw() -> Row | None:
         story = Story(rng, numbers, rng.sample(NAMES, 5), rng.sample(THINGS, 2))
         family(story, numbers)
         story.ask()
-        prompt = " ".join(story.question)
-        if prompt in known or (split != "test_harder" and split != _side(name, story.told)):
-            continue
-        known.add(prompt)
-        draws = 0
-        yield {
-            "prompt": prompt,
+        if split not in ("test_harder", side(name, story.told)):
+            return None
+        return {
+            "prompt": " ".join(story.question),
             "completion": "\n".join([*story.rationale, f"#### {story.answer}"]),
             "answer": str(story.answer),
             "family": name,
         }
-    raise ValueError(
-        f"family {name!r} has no new problems in split {split!r} after {len(known)} rows: "
-        "lower num_rows or name more families"
-    )
 
-
-def _side(name: str, told: Sequence[int]) -> str:
-    """The split that owns a problem. hash() would differ from one process to the next."""
-    digest = hashlib.blake2b(f"{name} {told}".encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") % 5 == 0 else "train"
+    return draw

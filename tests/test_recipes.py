@@ -1,0 +1,170 @@
+"""Every recipe parses; those for a laptop CPU run for two steps, from a start that their own SFT
+recipe made."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import shared
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.config import load_config, parse_config, read_yaml
+from posttrain.pipeline import load_pipeline, load_splits, stage_config
+from posttrain.rewards.code import CodeExecution, build
+from posttrain.sandbox import pool
+from posttrain.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+PIPELINES = [path for path in RECIPES if path.parent.name == "pipeline"]
+ON_GPU = (
+    "grpo/math_outcome", "grpo/code_execution", "grpo/fever", "rloo/gsm8k", "rloo/fever",
+    "ppo/math", "reinforce/math",
+)  # fmt: skip
+ON_CPU = [
+    path
+    for path in RECIPES
+    if path.stem.endswith("_cpu") and ALGORITHMS.get(path.parent.name, ALGORITHMS["sft"]).online
+]
+# data set -> the SFT recipe that makes the start
+STARTS = {
+    "word_problems": "sft/demo", "programs": "sft/programs_cpu", "fever": "sft/fever_cpu",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "recipes").with_suffix(""))
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in PIPELINES], ids=name_of)
+def test_every_recipe_parses(path: Path) -> None:
+    assert load_config(path).trainer.type == path.parent.name
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_every_pipeline_parses_with_all_that_it_refers_to(path: Path) -> None:
+    pipeline = load_pipeline(str(path))
+    for stage in pipeline.stages:
+        start = None if stage is pipeline.stages[0] else Path("start")
+        recipe = stage_config(pipeline, stage, start)
+        alone = load_config(path.parent / stage.recipe)
+        if start is not None:  # the stage can be run by itself, after the pipeline
+            before = pipeline.stages[pipeline.stages.index(stage) - 1]
+            assert alone.model.name == f"{pipeline.output_dir}/{before.name}"
+        assert recipe.trainer == alone.trainer
+    assert pipeline.evaluate is not None
+    assert all(load_splits(pipeline.evaluate).values())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_the_header_names_the_command_and_the_hardware(path: Path) -> None:
+    header = path.read_text().partition("\nmodel:")[0]
+    kind = "pipeline" if path in PIPELINES else "train"
+    assert f"posttrain {kind} recipes/{name_of(path)}.yaml" in header
+    assert "# Hardware: " in header
+
+
+def test_every_recipe_that_is_written_about_is_there() -> None:
+    texts = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/**/*.md"), *RECIPES]
+    for text in texts:
+        for found in re.findall(r"recipes/\w+/\w+\.yaml", text.read_text()):
+            assert (ROOT / found).is_file(), f"{text.name}: {found}"
+
+
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_recipe_for_a_gpu_has_one_for_a_cpu(name: str) -> None:
+    config = load_config(ROOT / f"recipes/{name}.yaml")
+    small = load_config(ROOT / f"recipes/{name}_cpu.yaml")
+    assert config.model.name == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert small.trainer.type == config.trainer.type
+    assert small.reward.type == config.reward.type
+    assert small.trainer.seed == config.trainer.seed
+
+
+# --- those for a CPU run --------------------------------------------------------------------------
+
+
+def shrunk(name: str, folder: Path, start: Path | None = None) -> Any:
+    """The recipe with fewer steps, rows and tokens, and nothing else changed."""
+    path = ROOT / f"recipes/{name}.yaml"
+    tree = read_yaml(path)
+    for section in tree["data"] if isinstance(tree["data"], list) else [tree["data"]]:
+        if section["name"] == "fever":
+            section |= {"path": str(shared("data/fever")), "max_samples": 64}
+        else:
+            section["options"]["num_rows"] = 64
+    tree["trainer"] |= {"max_steps": 2, "batch_size": 4, "output_dir": str(folder), "logger": []}
+    if start is not None:
+        tree["model"]["name"] = str(start)
+        tree["rollout"]["max_new_tokens"] = min(tree["rollout"]["max_new_tokens"], 24)
+    if "eval" in tree:
+        tree["trainer"]["eval_steps"] = 2
+        tree["eval"] |= {"max_samples": 4, "max_new_tokens": 8}
+    return parse_config(tree, str(path))
+
+
+def data_of(path: Path) -> str:
+    return str(load_config(path).mixture[0].name)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The run of the SFT recipe for a data set, made once."""
+    made: dict[str, Path] = {}
+
+    def start(data: str) -> Path:
+        if data not in made:
+            folder = tmp_path_factory.mktemp(data)
+            made[data] = train(shrunk(STARTS[data], folder))
+        return made[data]
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def isolation() -> str:
+    try:
+        reward = build(CodeExecution(workers=1))
+    except ValueError as error:
+        pytest.skip(f"programs can not be run here: {error}")
+    pool.close(reward.pool)
+    return reward.pool.level
+
+
+def lines_of(run_dir: Path, file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / file).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("path", ON_CPU, ids=name_of)
+def test_every_recipe_for_a_cpu_runs(
+    path: Path, starts: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    runs_programs = data_of(path) == "programs"
+    level = request.getfixturevalue("isolation") if runs_programs else None
+    config = shrunk(name_of(path), tmp_path, starts(data_of(path)))
+    run_dir = train(config)
+
+    steps = [line for line in lines_of(run_dir, "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    for line in steps:  # what is not finite is left out of the file
+        for metric in ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length"):
+            assert math.isfinite(line[metric]), metric
+        assert sum(n for k, n in line.items() if k.startswith("verdicts/")) == 32
+
+    samples = [x for x in lines_of(run_dir, "samples.jsonl") if x["kind"] == "rollout"]
+    assert len(samples) == 2 * config.trainer.batch_size * config.rollout.group_size == 64
+    for sample in samples:
+        assert sample["reward"] == float(sample["verdict"] == "correct")
+
+    record = json.loads((run_dir / "run.json").read_text())
+    assert record.get("reward", {}).get("isolation") == level
+
+
+def test_the_recipes_for_a_cpu_are_those_of_every_online_method() -> None:
+    assert {path.parent.name for path in ON_CPU} == {n for n, a in ALGORITHMS.items() if a.online}
+    assert {data_of(path) for path in ON_CPU} == set(STARTS)
