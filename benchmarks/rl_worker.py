@@ -259,6 +259,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
         task.num_steps,
         task.seed,
         tracker.sample,
+        beside=False,
     )
     # the source shuffles; laid out in its order, the prompts come out as they are listed here
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]

@@ -46,7 +46,7 @@ def source(max_resamples: int) -> tuple[RolloutSource, Answers]:
     sampler = Answers()
     config = RolloutConfig(group_size=GROUP_SIZE, max_new_tokens=8, max_resamples=max_resamples)
     made = RolloutSource(
-        prompts, renderer, sampler, reward, config, PER_STEP, 99, 7, lambda row: None
+        prompts, renderer, sampler, reward, config, PER_STEP, 99, 7, lambda row: None, False
     )
     return made, sampler
 

@@ -58,14 +58,16 @@ def rewarded(prompts: Any, completions: Any, completion_ids: Any) -> list[float]
     return [float(ids[0]) for ids in completion_ids]
 
 
-def source_of(engine: Any, reward: Any = rewarded, num_steps: int = 9, **keys: Any) -> Any:
+def source_of(
+    engine: Any, reward: Any = rewarded, num_steps: int = 9, beside: bool = True, **keys: Any
+) -> Any:
     prompts = [Prompt([10 + i, 5], {"prompt": "?"}) for i in range(8)]
     renderer: Any = SimpleNamespace(
         decode=str, stop_token_ids=(3,), tokenizer=SimpleNamespace(decode=str)
     )
     config = RolloutConfig(group_size=4, max_new_tokens=8, **keys)
     return RolloutSource(
-        prompts, renderer, engine, reward, config, 2, num_steps, 0, lambda row: None
+        prompts, renderer, engine, reward, config, 2, num_steps, 0, lambda row: None, beside
     )
 
 
@@ -160,8 +162,19 @@ def test_a_reward_that_fails_ends_the_sampling():
     assert not [t for t in threading.enumerate() if t.daemon and t.name.startswith("Thread")]
 
 
+def test_sampling_that_is_not_beside_is_in_the_main_thread():
+    def before(calls: int, place: int) -> None:
+        assert threading.current_thread() is threading.main_thread()
+
+    source = source_of(Engine(before), beside=False)
+    batch, found = source.next_batch()
+    assert batch.per_seq["rewards"].tolist() == list(range(8))
+    assert found["time/generate"][0] >= 0
+
+
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_failed_generation_leaves_the_step_to_be_done(ahead):
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_failed_generation_leaves_the_step_to_be_done(ahead, beside):
     failing = {"call": 2}
 
     def before(calls: int, place: int) -> None:
@@ -169,7 +182,7 @@ def test_a_failed_generation_leaves_the_step_to_be_done(ahead):
             raise EngineError("server down")
 
     engine = Engine(before)
-    source = source_of(engine, one_step_off=ahead)
+    source = source_of(engine, one_step_off=ahead, beside=beside)
     source.next_batch()
     if ahead:
         assert source.state_dict()["ahead"] is None

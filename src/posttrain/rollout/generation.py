@@ -1,5 +1,5 @@
 """Completions on their way: sampled in a thread of their own, while the caller scores those that
-are done, or trains."""
+are done, or trains; or at once, where a thread would only be in the way."""
 
 from __future__ import annotations
 
@@ -41,8 +41,13 @@ class Generation:
         prompts: Sequence[list[int]],
         params: SamplingParams,
         seeds: Sequence[int],
+        beside: bool,
     ) -> Generation:
+        """In a thread `beside` the caller, or here, which has ended when this returns."""
         self = cls(sampler.policy.version)
+        if not beside:
+            self._run(sampler, prompts, params, seeds, None)
+            return self
         # a thread's current device is its own
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._thread = threading.Thread(
@@ -70,9 +75,9 @@ class Generation:
                 while True:
                     places.append(self._arrivals.get_nowait())
             going_on = None not in places
+            if not going_on and self.error is not None:
+                raise self.error
             yield [place for place in places if place is not None]
-        if self.error is not None:
-            raise self.error
 
     def wait(self) -> None:
         if self._thread is not None:

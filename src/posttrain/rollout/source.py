@@ -65,7 +65,9 @@ class RolloutSource:
         num_steps: int,
         seed: int,
         record: Callable[[dict[str, Any]], None],
+        beside: bool,
     ) -> None:
+        """`beside`: sample while scoring, which is of no use where both need the same processor."""
         self.prompts, self.renderer, self.sampler = prompts, renderer, sampler
         self.reward, self.config, self.num_steps = reward, config, num_steps
         self.params = SamplingParams(
@@ -74,7 +76,7 @@ class RolloutSource:
         self.order = EpochOrder(len(prompts), prompts_per_step, seed)
         self.substitutes = EpochOrder(len(prompts), 1, seed + 1)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.seed, self.record = seed, record
+        self.seed, self.record, self.beside = seed, record, beside
         self.step = 0
         self.num_substitutes = 0
         self.ahead: Pending | None = None  # the completions of the next step
@@ -82,9 +84,10 @@ class RolloutSource:
     def next_batch(self) -> tuple[Batch, Metrics]:
         step, used = self.step + 1, self.num_substitutes
         times = {"time/generate": 0.0, "time/score": 0.0}
+        begun = time.perf_counter()
         pending, self.ahead = self.ahead or self._start(self._groups(step), step, 0), None
         groups = {group.place: group for group in pending.groups}
-        self._finish(pending, times)
+        self._finish(pending, begun, times)
         for attempt in range(1, self.config.max_resamples + 1):
             flat = [group.place for group in groups.values() if group.is_flat()]
             # all ranks agree on who gets which prompt, whatever their number
@@ -96,9 +99,11 @@ class RolloutSource:
                     index = self.substitutes.indices(used)[0]
                     groups[place] = Group(place, self.prompts[index])
                 used += 1
-            self._finish(self._start([groups[place] for place in flat], step, attempt), times)
+            begun = time.perf_counter()
+            pending = self._start([groups[place] for place in flat], step, attempt)
+            self._finish(pending, begun, times)
         if self.config.one_step_off and step < self.num_steps:
-            self.ahead = self._start(self._groups(step + 1), step + 1, 0)
+            self.ahead = self._start(self._groups(step + 1), step + 1, 0, ahead=True)
         # not before: after a failed generation the step is still to be done
         self.step, self.num_substitutes = step, used
         done = list(groups.values())
@@ -139,21 +144,21 @@ class RolloutSource:
         own = places[distributed.rank() :: distributed.num_ranks()]
         return [Group(place, self.prompts[index]) for place, index in own]
 
-    def _start(self, groups: list[Group], step: int, attempt: int) -> Pending:
+    def _start(self, groups: list[Group], step: int, attempt: int, ahead: bool = False) -> Pending:
         """A collective: the sampler takes over the policy's weights."""
         self.sampler.update_weights()
         size = self.config.group_size
         members = [(group, k) for group in groups for k in range(size)]
         seeds = [_seed(self.seed, step, g.place * size + k, attempt) for g, k in members]
         prompts = [group.prompt.input_ids for group, _ in members]
-        return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds))
+        beside = self.beside or ahead
+        return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds, beside))
 
-    def _finish(self, pending: Pending, times: dict[str, float]) -> None:
+    def _finish(self, pending: Pending, begun: float, times: dict[str, float]) -> None:
         """Score the groups as they become whole. A collective."""
         groups, generation, size = pending.groups, pending.generation, self.config.group_size
         missing = [size] * len(groups)
         problem = None
-        started = time.perf_counter()
         try:
             for places in generation.arrivals():
                 for place in places:
@@ -173,9 +178,9 @@ class RolloutSource:
         now = time.perf_counter()
         assert generation.ended_at is not None
         # of a score that was made beside the sampling nothing shows
-        generated = max(0.0, generation.ended_at - started)
+        generated = max(0.0, generation.ended_at - begun)
         times["time/generate"] += generated
-        times["time/score"] += now - started - generated
+        times["time/score"] += now - begun - generated
 
     def _score(self, groups: list[Group]) -> None:
         calls = []
