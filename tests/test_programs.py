@@ -49,7 +49,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def shape(row: dict[str, Any]) -> str:
     """The body of a program without what differs from one task of a family to the next."""
-    text = re.sub(r"\d+|'\w+'", "9", row["completion"])
+    text = re.sub(r"\d+", "9", re.sub(r"'\w+'", "''", row["completion"]))
     names = "|".join([*NAMES, *(name for names in ARGUMENTS.values() for name in names)])
     return re.sub(rf"\b({names})\b", "name", text)
 

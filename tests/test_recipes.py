@@ -72,7 +72,7 @@ def test_the_header_names_the_command_and_the_hardware(path: Path) -> None:
 def test_every_recipe_that_is_written_about_is_there() -> None:
     texts = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/**/*.md"), *RECIPES]
     for text in texts:
-        for found in re.findall(r"recipes/\w+/\w+\.yaml", text.read_text()):
+        for found in re.findall(r"recipes/[a-z]+/[a-z0-9_]+\.yaml", text.read_text()):
             assert (ROOT / found).is_file(), f"{text.name}: {found}"
 
 
@@ -83,7 +83,6 @@ def test_every_recipe_for_a_gpu_has_one_for_a_cpu(name: str) -> None:
     assert config.model.name == "Qwen/Qwen2.5-1.5B-Instruct"
     assert small.trainer.type == config.trainer.type
     assert small.reward.type == config.reward.type
-    assert small.trainer.seed == config.trainer.seed
 
 
 # --- those for a CPU run --------------------------------------------------------------------------

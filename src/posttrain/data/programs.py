@@ -36,7 +36,7 @@ ARGUMENTS = {
     "text": ("s", "t", "text", "word"),
     "list": ("xs", "items", "values", "numbers"),
 }
-ALPHABET = "abcdefghij"
+ALPHABET = "abcdefghij"  # as many as digits: a small model learns to copy these in a minute
 PAIRS = tuple(a + b for a in ALPHABET for b in ALPHABET)
 NUM_TESTS = 4
 
@@ -251,11 +251,12 @@ def variants(steps: Sequence[Step], drawn: Drawn) -> Iterator[tuple[Sequence[Ste
 
 def _input(kind: str, drawn: Drawn, rng: random.Random) -> Any:
     """A value to call the program with, near what is drawn so that it makes a difference."""
-    numbers = [x for x in drawn if isinstance(x, int)]
-    near = [x + d for x in numbers for d in (-1, 0, 1)] or [0]
     if kind == "number":
         return rng.randrange(100)
     if kind == "text":
         letters = [a for x in drawn if isinstance(x, str) for a in x] + rng.sample(ALPHABET, 4)
         return "".join(rng.choices(letters, k=rng.randint(6, 9)))
+    numbers = [x for x in drawn if isinstance(x, int)]
+    edges = [*numbers, numbers[-1] - numbers[0]]  # the last: of a limit after an increase
+    near = [x + d for x in edges for d in (-1, 0, 1)]
     return [rng.choice(near) if rng.random() < 0.4 else rng.randrange(100) for _ in range(6)]
