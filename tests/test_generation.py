@@ -227,6 +227,35 @@ def test_calls_of_an_async_reward_wait_together():
     assert most == 5
 
 
+def test_the_first_failure_ends_the_others():
+    import asyncio
+
+    async def reward(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        if completions[0] == "bad":
+            raise KeyError("gone")
+        await asyncio.sleep(PATIENCE)
+        return [0.0] * len(completions)
+
+    calls = [([""], [text], [[1]], [{}]) for text in ("slow", "bad", "slow")]
+    started = time.perf_counter()
+    with pytest.raises(RuntimeError, match=r"row 1 .*KeyError.*'bad'"):
+        score_each(reward, calls)
+    assert time.perf_counter() - started < PATIENCE / 2
+
+
+def test_a_model_that_is_loaded_meanwhile_changes_no_completion():
+    """Loading sets torch's default dtype, which is everybody's."""
+    policy = tiny.models().policy
+    arguments = ([[5, 9], [6, 9]] * 8, SamplingParams(12, (tiny.STOP,)), range(16))
+    expected = NativeSampler(policy, 8).generate(*arguments)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = NativeSampler(policy, 8).generate(*arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+
+
 def test_a_failing_call_among_async_ones_is_named():
     async def reward(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
         return [1 / (text != "bad") for text in completions]

@@ -25,6 +25,7 @@ class Packed:
     lengths: list[int]  # N
     cu_seqlens: Tensor  # [N+1] int32
     prefixes: list[int | None] | None = None  # N, the segment before each; None: none has any
+    cu_keys: Tensor | None = None  # [N+1] int32, of the segments with their prefixes
 
 
 @dataclass
@@ -124,10 +125,10 @@ def _varlen(
 
     cu_keys, longest = layout.cu_seqlens, max(layout.lengths)
     if layout.prefixes is not None:
+        assert layout.cu_keys is not None
         keys, values = (_with_prefixes(x, layout) for x in (key, value))
-        lengths = [0, *(part.shape[2] for part in keys)]
-        cu_keys = torch.tensor(lengths).cumsum(0).to(cu_keys)
-        key, value, longest = torch.cat(keys, dim=2), torch.cat(values, dim=2), max(lengths)
+        cu_keys, longest = layout.cu_keys, max(part.shape[2] for part in keys)
+        key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
     out = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),

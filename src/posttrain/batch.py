@@ -91,26 +91,33 @@ class Batch:
         """Micro-batches of at most `max_tokens` tokens, a prompt that neighbours share counted
         once; a group of neighbours is never cut.
 
-        A group longer than `max_tokens` becomes a micro-batch of its own.
+        A group longer than `max_tokens` becomes a micro-batch of its own. Counted each time, the
+        prompts may take four times as much: attention holds their keys and values so often.
         """
         assert self.num_sequences % group_size == 0, "a batch holds whole groups"
         parts: list[list[int]] = []
-        tokens_in_part = 0
+        tokens_in_part = whole_in_part = 0
         for start in range(0, self.num_sequences, group_size):
             group = list(range(start, start + group_size))
             shared = sum(len(self.prompts[i]) for i in group if self.shares_prompt(i))
-            tokens = sum(self.lengths[i] for i in group) - shared
-            if not parts or tokens_in_part + tokens > max_tokens:
+            whole = sum(self.lengths[i] for i in group)
+            tokens = whole - shared
+            full = tokens_in_part + tokens > max_tokens or whole_in_part + whole > 4 * max_tokens
+            if not parts or full:
                 parts.append([])
+                whole_in_part = 0
                 # its first sequence has nobody to share with
                 tokens_in_part = len(self.prompts[start]) if self.shares_prompt(start) else 0
             parts[-1] += group
             tokens_in_part += tokens
+            whole_in_part += whole
         return [self.select(part) for part in parts]
 
     def shares_prompt(self, i: int) -> bool:
-        """Whether sequence i begins with the prompt of the one before it."""
-        return i > 0 and len(self.prompts[i]) > 0 and self.prompts[i] == self.prompts[i - 1]
+        """Whether sequence i begins with the prompt of the one before it, and that is enough of it
+        to be worth a mask of its own in attention."""
+        worth_it = len(self.prompts[i]) > 0 and 8 * len(self.prompts[i]) >= self.lengths[i]
+        return i > 0 and worth_it and self.prompts[i] == self.prompts[i - 1]
 
     def runs(self) -> list[tuple[int, int]]:
         """First and last of the neighbours that have one prompt."""

@@ -146,9 +146,10 @@ def share_prompts(batch: Batch) -> Rows:
             places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + own)]
             start, used = start + length, used + own
     chosen = torch.cat([NOWHERE, *tokens]).to(device)
-    layout = Packed(lengths, cumulative(lengths).to(device), prefixes)
-    if used == batch.num_tokens:
-        layout.prefixes = None
+    layout = Packed(lengths, cumulative(lengths).to(device))
+    if used < batch.num_tokens:
+        keys = [n if p is None else lengths[p] + n for n, p in zip(lengths, prefixes)]
+        layout.prefixes, layout.cu_keys = prefixes, cumulative(keys).to(device)
     return Rows(
         batch.input_ids[chosen],
         batch.position_ids[chosen],

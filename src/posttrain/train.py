@@ -134,6 +134,13 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         )
     run = build(config)
     reward = run.reward
+    left = len(run.data.prompts) % items_per_step(config)
+    if config.algorithm.online and 0 < left < distributed.num_ranks():
+        raise ValueError(
+            f"the last step of an epoch has {left} of the {len(run.data.prompts)} prompts, fewer "
+            f"than the {distributed.num_ranks()} ranks: set data.max_samples to a multiple of "
+            f"{items_per_step(config)}"
+        )
     if resume is not None:
         check_resume(resume, dump(config), run.data.hash())
     if run_dir is None:
@@ -233,7 +240,8 @@ def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
     if not (sharded or rollout.one_step_off):
         return NativeSampler(policy, rollout.max_num_seqs)
     value_model, policy.value_model = policy.value_model, None  # it samples nothing
-    whole = copy.deepcopy(policy)
+    frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
+    whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
     policy.value_model = value_model
     return CopySampler(policy, whole, rollout.max_num_seqs)
 

@@ -56,7 +56,7 @@ class PolicyGradientConfig(TrainerConfig):
     """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
     kl_target: float | None = Field(None, gt=0)
     """Nats per token at which beta is kept from growing or shrinking; by default it is constant."""
-    kl_gain: float = Field(0.1, gt=0)
+    kl_gain: float = Field(0.1, gt=0, lt=5)
     """How fast beta follows: by up to 0.2 x kl_gain of itself in a step."""
     kl_in: Literal["loss", "reward", "token_reward"] = "loss"
     """loss: a term with its own gradient; reward: its sum is subtracted from the completion's

@@ -9,6 +9,7 @@ of lists with one entry per completion; `columns` are the data row's other colum
 function may be `async`.
 """
 
+import asyncio
 import functools
 import inspect
 import operator
@@ -141,7 +142,10 @@ def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
     if waiting:
         for i, result in zip(waiting, run(settled([results[i] for i in waiting]))):
             results[i] = result
-    return [_scores(reward, one, result) for one, result in zip(calls, results)]
+    # a call that was cancelled is not to blame for it
+    order = sorted(range(len(calls)), key=lambda i: isinstance(results[i], asyncio.CancelledError))
+    scores = {i: _scores(reward, calls[i], results[i]) for i in order}
+    return [scores[i] for i in range(len(calls))]
 
 
 def _ask(reward: RewardFn, call: Call) -> Any:
@@ -156,12 +160,12 @@ def _ask(reward: RewardFn, call: Call) -> Any:
 def _scores(reward: RewardFn, call: Call, result: Any) -> Scores:
     if isinstance(result, RewardFailure):
         raise result
-    if isinstance(result, Exception):
+    if isinstance(result, BaseException):
         raise _named(reward, call, result) from result
     return checked({THIS: result}, call[1])[THIS]
 
 
-def _named(reward: RewardFn, call: Call, error: Exception) -> RuntimeError:
+def _named(reward: RewardFn, call: Call, error: BaseException) -> RuntimeError:
     """The error again, with the first row that causes it alone."""
     _, completions, _, rows = call
     for i in range(len(rows)):

@@ -94,8 +94,12 @@ def made_from(
 
 
 async def settled(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
-    """The result, or the exception, of each."""
-    return await asyncio.gather(*waiting, return_exceptions=True)
+    """The result of each, or its exception; after the first of these the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    _, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -75,7 +75,9 @@ class KVCache:
     def mask(self, spans: Tensor) -> Tensor:
         """[B, capacity]: -inf where a column lies before the row's own, else 0."""
         columns = torch.arange(self.capacity, device=spans.device)
-        return torch.where(columns < self.columns - spans[:, None], -torch.inf, 0.0)
+        hidden = columns < self.columns - spans[:, None]
+        mask = torch.zeros(hidden.shape, dtype=torch.float32, device=spans.device)
+        return mask.masked_fill_(hidden, -torch.inf)
 
 
 def _stacked(parts: Sequence[Tensor], width: int, room: int) -> Tensor:

@@ -190,7 +190,14 @@ def steps_between_looks(device: torch.device) -> int:
 
 def _nobody(limit: int, device: torch.device) -> Running:
     none = torch.empty(0, dtype=torch.int64, device=device)
-    return Running(none, none, none, none, none.bool(), torch.empty(0, limit, device=device))
+    return Running(
+        none,
+        none,
+        none,
+        none,
+        none.bool(),
+        torch.empty(0, limit, dtype=torch.float32, device=device),
+    )
 
 
 def _groups(prompts: Sequence[list[int]], max_num_seqs: int) -> list[list[int]]:
@@ -250,11 +257,13 @@ def _no_mask(ids: list[int]) -> TokenSequence:
 
 
 def _noise(seeds: list[int], params: SamplingParams, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), [B, max_new_tokens], row i from its own seed."""
+    """Uniform numbers in [0, 1), [B, max_new_tokens], row i from its own seed. fp32 by name, since
+    torch's default may be another while a reward in the main thread loads its model."""
+    n = params.max_new_tokens
     if params.temperature == 0:
-        return torch.zeros(len(seeds), params.max_new_tokens, device=device)
+        return torch.zeros(len(seeds), params.max_new_tokens, dtype=torch.float32, device=device)
     rows = [
-        torch.rand(params.max_new_tokens, generator=torch.Generator().manual_seed(seed))
+        torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         for seed in seeds
     ]
     return torch.stack(rows).to(device)

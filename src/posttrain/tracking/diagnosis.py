@@ -174,8 +174,8 @@ def old_completions(steps: Sequence[Metrics]) -> str | None:
         return None
     return (
         f"the completions' weights are {values[-1]:.2g} nats per token from the policy's: one step "
-        "moves it so far that rollout.one_step_off costs more than it saves, or lower "
-        "trainer.learning_rate"
+        "moves it so far that rollout.one_step_off costs more than it saves: switch it off, or "
+        "lower trainer.learning_rate"
     )
 
 
