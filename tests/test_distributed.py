@@ -47,7 +47,8 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
     keys = {"max_steps": 4, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-3,
             "max_grad_norm": 0.5}  # fmt: skip
     if method == "grpo":
-        keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3}
+        # with seed 0 a token of step 4 lies so near the edge between two that rounding decides
+        keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3, "seed": 1}
     tree = tiny.run_config(tmp_path, method, **keys)
     tree["distributed"] = {"strategy": strategy}
     if method == "rloo":  # groups without signal, replaced across ranks
@@ -80,3 +81,10 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
     for name in left:
         # Adam divides by the gradient's own size: rounding shows most where that is near 0
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
+
+
+def test_a_rank_without_a_prompt_is_refused_before_the_run(tmp_path):
+    tree = tiny.run_config(tmp_path, "grpo", batch_size=4)
+    tree["data"]["options"]["num_rows"] = 5
+    with pytest.raises(AssertionError, match="the last step of an epoch has 1 of the 5 prompts"):
+        launch(tree, tmp_path, ranks=2)
