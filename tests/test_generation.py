@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_resume import assert_same_bits, metrics, run, samples
+from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, samples
 
 from posttrain.checkpoint import INFO, checkpoints_in
 from posttrain.config import RolloutConfig, parse_config
@@ -22,7 +22,6 @@ from posttrain.rollout.copied import CopySampler
 from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
 from posttrain.rollout.source import RolloutSource
-from posttrain.trainer import Trainer
 
 PATIENCE = 20.0  # seconds until a test that waits in vain gives up
 AHEAD = {"one_step_off": True}
@@ -332,19 +331,7 @@ def test_a_run_one_step_off_resumes_bit_for_bit(method, tmp_path, monkeypatch):
     assert differences[0] < 1e-5
     assert min(differences[1:]) > 1e-4, "the completions are not from older weights"
     tree["trainer"]["output_dir"] = str(tmp_path / "parts")
-    step = Trainer.train_step
-
-    def dies(self):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(tree)
-    monkeypatch.setattr(Trainer, "train_step", step)
-    tree["trainer"]["resume_from_checkpoint"] = "latest"
-    parts = run(tree)
+    parts = run_killed_and_resumed(tree, 3, monkeypatch)
     assert metrics(whole) == metrics(parts)
     assert samples(whole) == samples(parts)
     assert_same_bits(whole, parts)

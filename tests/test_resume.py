@@ -21,6 +21,7 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.checkpoint import STATE, checkpoints_in
 from posttrain.config import parse_config
 from posttrain.train import train
+from posttrain.trainer import Trainer
 
 TIMES = (
     "time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train"
@@ -53,17 +54,8 @@ def assert_same_bits(a: Path, b: Path) -> None:
         assert all(torch.equal(v, states[1][name][k]) for k, v in entry.items()), name
 
 
-@pytest.mark.parametrize("method", list(ALGORITHMS))
-@pytest.mark.parametrize("stop_at", [2, 3])
-def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypatch):
-    """stop_at 3 of 6 steps; with 5 steps an epoch that is within an epoch, then across its edge."""
-    tree = tiny.run_config(tmp_path, method, save_steps=1, keep_checkpoints=9)
-    tree["trainer"]["output_dir"] = str(tmp_path / "whole")
-    whole = run(tree)
-    tree["trainer"]["output_dir"] = str(tmp_path / "parts")
-
-    from posttrain.trainer import Trainer
-
+def run_killed_and_resumed(tree: dict, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run directory, after an end before step `stop_at` + 1 and a resume."""
     step = Trainer.train_step
 
     def dies(self):
@@ -76,7 +68,19 @@ def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypat
         run(tree)
     monkeypatch.setattr(Trainer, "train_step", step)
     tree["trainer"]["resume_from_checkpoint"] = "latest"
-    parts = run(tree)
+    return run(tree)
+
+
+@pytest.mark.parametrize("method", list(ALGORITHMS))
+@pytest.mark.parametrize("stop_at", [2, 3])
+def test_train_2n_equals_train_n_and_resume(method, stop_at, tmp_path, monkeypatch):
+    """stop_at 3 of 6 steps; with 5 steps an epoch that is within an epoch, then across its edge."""
+    tree = tiny.run_config(tmp_path, method, save_steps=1, keep_checkpoints=9)
+    tree["trainer"]["output_dir"] = str(tmp_path / "whole")
+    whole = run(tree)
+    tree["trainer"]["output_dir"] = str(tmp_path / "parts")
+
+    parts = run_killed_and_resumed(tree, stop_at, monkeypatch)
     assert metrics(whole) == metrics(parts)
     assert samples(whole) == samples(parts)
     assert_same_bits(whole, parts)
@@ -97,21 +101,7 @@ def test_resume_with_lora_dropout_and_kl(method, tmp_path, monkeypatch):
     trees["parts"]["reward"] = trees["whole"]["reward"]
     whole = run(trees["whole"])
 
-    from posttrain.trainer import Trainer
-
-    step = Trainer.train_step
-
-    def dies(self):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(trees["parts"])
-    monkeypatch.setattr(Trainer, "train_step", step)
-    trees["parts"]["trainer"]["resume_from_checkpoint"] = "latest"
-    parts = run(trees["parts"])
+    parts = run_killed_and_resumed(trees["parts"], 3, monkeypatch)
     assert metrics(whole) == metrics(parts)
     assert_same_bits(whole, parts)
     betas = [line["beta"] for line in metrics(whole)[1:]]
