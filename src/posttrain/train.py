@@ -135,7 +135,8 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     run = build(config)
     reward = run.reward
     left = len(run.data.prompts) % items_per_step(config)
-    if config.algorithm.online and 0 < left < distributed.num_ranks():
+    reached = config.algorithm.online and run.num_steps >= run.steps_per_epoch
+    if reached and 0 < left < distributed.num_ranks():
         raise ValueError(
             f"the last step of an epoch has {left} of the {len(run.data.prompts)} prompts, fewer "
             f"than the {distributed.num_ranks()} ranks: set data.max_samples to a multiple of "
