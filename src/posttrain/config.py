@@ -133,7 +133,7 @@ class RolloutConfig(StrictConfig):
     before the step goes on (DAPO's dynamic sampling); 0: never."""
     one_step_off: bool = False
     """Sample the completions of the next step while this one trains. They are one step old then:
-    needs trainer.sampler_correction. Worth it with the engine server; native needs a copy of the
+    needs trainer.sampler_correction. Meant for the engine server; native needs a copy of the
     policy."""
     engine: Literal["native", "server", "vllm"] = "native"
     """native: in this process; server: over HTTP; vllm: vLLM in this process."""

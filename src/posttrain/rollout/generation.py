@@ -21,8 +21,8 @@ CANCEL_SECONDS = 30.0
 class Generation:
     """One completion per prompt, from the weights that the sampler was last given.
 
-    The thread takes part in no collective: it may run while the main thread does. It is a daemon,
-    so that a program that fails meanwhile can end.
+    The thread takes part in no collective: it may run while the main thread does. It is a daemon:
+    a program that fails meanwhile waits for it no longer than CANCEL_SECONDS.
     """
 
     def __init__(self, version: int) -> None:

@@ -51,7 +51,8 @@ class RolloutSource:
     while the rest is sampled; with `one_step_off` the next step's are sampled as well meanwhile.
 
     Every completion draws its noise from (seed, step, place in the step, attempt) alone, so the
-    same completions come out for any number of ranks and after any resume.
+    same completions come out for any number of ranks and after any resume. (One step off, a
+    generation that failed is made again from the newest weights.)
     """
 
     def __init__(
