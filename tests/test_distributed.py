@@ -88,3 +88,35 @@ def test_a_rank_without_a_prompt_is_refused_before_the_run(tmp_path):
     tree["data"]["options"]["num_rows"] = 5
     with pytest.raises(AssertionError, match="the last step of an epoch has 1 of the 5 prompts"):
         launch(tree, tmp_path, ranks=2)
+
+
+def test_a_rank_that_has_finished_leaves_without_finalization():
+    # a finalized interpreter is what a late thread of gloo aborts on
+    program = """
+import atexit, sys
+from posttrain import cli, distributed
+
+class Late:
+    def __del__(self):
+        print("finalized")
+
+late = Late()
+atexit.register(print, "atexit")
+
+@cli.app.command()
+def meet():
+    distributed.start("cpu")
+    distributed.barrier()
+    distributed.stop()
+    print("met")
+
+sys.argv = ["posttrain", "meet"]
+cli.main()
+"""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost",
+             "MASTER_PORT": "0"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        env=os.environ | alone,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "met\natexit\n"), done.stderr[-3000:]

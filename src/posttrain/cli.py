@@ -204,6 +204,10 @@ def main() -> None:
     tune_allocator()
     try:
         app(standalone_mode=False)
+        if "RANK" in os.environ:
+            from posttrain import distributed
+
+            distributed.leave()
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (ValueError, OSError) as error:

@@ -5,7 +5,9 @@ Started by torchrun; a single process is the case of one rank, on the same code 
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -32,6 +34,20 @@ def start(device: str) -> None:
 def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave() -> None:
+    """End a rank whose work is done, past Python's finalization.
+
+    gloo's threads outlive the process group where DTensor's caches hold it. One of them that drops
+    its last tensor while the interpreter is being taken down finds no interpreter to lock and
+    aborts the process: a finished run then fails with "terminate called without an active
+    exception", the more often the busier the machine.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def rank() -> int:
