@@ -162,6 +162,24 @@ def test_stops_early(tmp_path, monkeypatch):
     assert [p.name for p in checkpoints_in(run(tree))] == ["checkpoint-2", "checkpoint-4"]
 
 
+@pytest.mark.parametrize("saved_by", ["this version", "an older one"])
+def test_keys_that_the_version_which_saved_did_not_have(saved_by, tmp_path, caplog):
+    folder = run(tiny.run_config(tmp_path, save_steps=1, max_steps=2))
+    file = folder / "checkpoint-2" / INFO
+    info = json.loads(file.read_text())
+    del info["config"]["trainer"]["adam_eps"]
+    if saved_by != "this version":
+        info["versions"]["posttrain"] = "0.0.1"
+    file.write_text(json.dumps(info))
+    tree = tiny.run_config(tmp_path, save_steps=1, max_steps=2, resume_from_checkpoint=str(folder))
+    if saved_by == "this version":
+        with pytest.raises(ValueError, match=r"trainer.adam_eps was None, now 1e-08"):
+            run(tree)
+    else:
+        run(tree)
+        assert "did not have trainer.adam_eps" in caplog.text
+
+
 @pytest.mark.parametrize("where", ["weight", "loss"])
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(where, tmp_path, monkeypatch):
     step = Trainer.train_step

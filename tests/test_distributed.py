@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.checkpoint import checkpoints_in
+from posttrain.checkpoint import STATE, checkpoints_in
 
 
-def launch(tree: dict, folder: Path, ranks: int) -> Path:
+def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     tree["trainer"]["output_dir"] = str(folder / f"runs-{ranks}")
     recipe = folder / "recipe.yaml"
@@ -32,7 +33,8 @@ def launch(tree: dict, folder: Path, ranks: int) -> Path:
         capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    (run_dir,) = (folder / f"runs-{ranks}").iterdir()
+    if run_dir is None:
+        (run_dir,) = (folder / f"runs-{ranks}").iterdir()
     return run_dir
 
 
@@ -88,6 +90,26 @@ def test_a_rank_without_a_prompt_is_refused_before_the_run(tmp_path):
     tree["data"]["options"]["num_rows"] = 5
     with pytest.raises(AssertionError, match="the last step of an epoch has 1 of the 5 prompts"):
         launch(tree, tmp_path, ranks=2)
+
+
+def test_two_ranks_resume_with_dropout(tmp_path):
+    """Each rank drops other units: its generator is part of the checkpoint."""
+    base = launch(tiny.run_config(tmp_path, "sft", max_steps=1), tmp_path / "base", ranks=1)
+    tree = tiny.run_config(tmp_path, "sft", max_steps=4, save_steps=2, learning_rate=1e-2)
+    tree["model"] = {"name": str(base), "use_lora": True, "lora": {"r": 4, "dropout": 0.3}}
+    whole = checkpoints_in(launch(tree, tmp_path / "whole", ranks=2))
+    random = torch.load(whole[0] / STATE, weights_only=True)["random"]
+    assert not torch.equal(random[0]["cpu"], random[1]["cpu"])
+    begun = tmp_path / "begun"
+    shutil.copytree(whole[0], begun / whole[0].name)
+    tree["trainer"]["resume_from_checkpoint"] = str(begun)
+    launch(tree, tmp_path / "parts", ranks=2, run_dir=begun)
+    left, right = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (whole[-1], checkpoints_in(begun)[-1])
+    )
+    assert whole[-1].name == checkpoints_in(begun)[-1].name == "checkpoint-4"
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_a_rank_that_has_finished_leaves_without_finalization():

@@ -18,6 +18,7 @@ from posttrain.checkpoint import INFO, checkpoints_in
 from posttrain.config import RolloutConfig, parse_config
 from posttrain.data.prepare import Prompt
 from posttrain.rewards import score_each
+from posttrain.rewards.call import each_row_alone, made_from, made_of
 from posttrain.rollout.copied import CopySampler
 from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
@@ -224,6 +225,43 @@ def test_calls_of_an_async_reward_wait_together():
     calls = [(["?"] * 2, [str(i), str(i + 1)], [[1]] * 2, [{}] * 2) for i in range(5)]
     assert score_each(reward, calls) == [[i, i + 1] for i in range(5)]
     assert most == 5
+
+
+@pytest.mark.parametrize(
+    ("parts", "num_calls"),
+    [(["marked"], 1), (["marked", "marked"], 1), (["marked", "unmarked"], 3), (["unmarked"], 3)],
+)
+def test_rewards_that_look_at_one_row_at_a_time_get_all_groups_in_a_call(parts, num_calls):
+    asked: list[list[str]] = []
+
+    def unmarked(
+        prompts: Any, completions: Any, completion_ids: Any, *, answer: Any, **columns: Any
+    ) -> list[float]:
+        asked.append(completions)
+        return [float(text == a) for text, a in zip(completions, answer)]
+
+    @each_row_alone
+    def marked(
+        prompts: Any, completions: Any, completion_ids: Any, *, answer: Any, **columns: Any
+    ) -> list[float]:
+        return unmarked(prompts, completions, completion_ids, answer=answer)
+
+    kinds = {"marked": marked, "unmarked": unmarked}
+    inner = {f"{name} {i}": kinds[name] for i, name in enumerate(parts)}
+
+    def whole(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
+        def total(found: dict[str, Any]) -> list[float]:
+            return [sum(scores) for scores in zip(*found.values())]
+
+        return made_from(inner, prompts, completions, completion_ids, columns, total)
+
+    reward = made_of(whole, inner.values())
+    calls = [
+        (["?"] * 2, ["1", str(i)], [[1]] * 2, [{"answer": "1"}, {"answer": "1", "more": i}])
+        for i in range(3)
+    ]
+    assert score_each(reward, calls) == [[len(parts), len(parts) * (i == 1)] for i in range(3)]
+    assert len(asked) == num_calls * len(parts)
 
 
 def test_the_first_failure_ends_the_others():

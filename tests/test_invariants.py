@@ -30,6 +30,7 @@ VARIANTS = [
     ("grpo", {"preset": "nemo"}),
     ("grpo", {"beta": 0.1, "kl_in": "token_reward", "kl_estimator": "k1"}),
     ("rloo", {"beta": 0.1, "num_inner_epochs": 2}),
+    ("rloo", {"beta": 0.1, "kl_logprobs": "policy"}),
     ("reinforce", {"beta": 0.1, "num_inner_epochs": 2}),
     ("ppo", {"value_model": "shared", "beta": 0.1}),
     ("ppo", {"value_clip": None, "gae_lambda": 0.7, "gamma": 0.9, "value_learning_rate": 0.1}),

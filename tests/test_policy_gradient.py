@@ -167,20 +167,27 @@ class Fixed:
 
 
 def prepared(method: str, **keys: Any) -> tuple[Batch, dict[str, list[list[float]]]]:
-    drawn = {name: draws(seed) for seed, name in enumerate(("old", "ref", "values"), 10)}
-    batch = batch_of(**drawn, sampler_logprobs=drawn["old"])
+    names = ("old", "ref", "values", "sampler")
+    drawn = {name: draws(seed) for seed, name in enumerate(names, 10)}
+    batch = batch_of(**drawn)
     given = {name: batch.per_token.pop(name) for name in drawn}
+    batch.per_token["sampler_logprobs"] = given["sampler"]
     last = torch.tensor([0.3, -0.2, 0.9, 0.1, 0.4, -0.6]).double()
     models: Any = Fixed(**given, last_values=last)
     config = tiny.config_of(method, **keys)
     return ALGORITHMS[method].prepare(batch, models, config), drawn
 
 
-def test_reinforce_plus_plus():
+kl_logprobs = pytest.mark.parametrize(("source", "of"), [("sampler", "sampler"), ("policy", "old")])
+
+
+@kl_logprobs
+def test_reinforce_plus_plus(source, of):
     """R less beta times the k1 of this and all later tokens, whitened over the step's tokens."""
-    batch, drawn = prepared("reinforce", beta=0.2)
+    batch, drawn = prepared("reinforce", beta=0.2, kl_logprobs=source)
+    assert ("old_logprobs" in batch.per_token) == (source == "policy"), "a forward pass too many"
     raw = []
-    for i, (old, ref) in enumerate(zip(drawn["old"], drawn["ref"])):
+    for i, (old, ref) in enumerate(zip(drawn[of], drawn["ref"])):
         kl = [a - b for a, b in zip(old, ref)]
         raw += [float(REWARDS[i]) - 0.2 * sum(kl[t:]) for t in range(len(kl))]
     mean = sum(raw) / len(raw)
@@ -190,11 +197,12 @@ def test_reinforce_plus_plus():
     assert found.tolist() == pytest.approx(expected)
 
 
-def test_rloo_takes_the_penalty_off_the_reward_before_its_baseline():
-    batch, drawn = prepared("rloo", beta=0.2)
+@kl_logprobs
+def test_rloo_takes_the_penalty_off_the_reward_before_its_baseline(source, of):
+    batch, drawn = prepared("rloo", beta=0.2, kl_logprobs=source)
     whole = [
         float(REWARDS[i]) - 0.2 * sum(a - b for a, b in zip(old, ref))
-        for i, (old, ref) in enumerate(zip(drawn["old"], drawn["ref"]))
+        for i, (old, ref) in enumerate(zip(drawn[of], drawn["ref"]))
     ]
     for i, row in enumerate(by_sequence(batch.per_token["advantages"], batch)):
         others = [whole[j] for j in range(6) if GROUP[j] == GROUP[i] and j != i]

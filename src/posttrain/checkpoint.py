@@ -1,7 +1,7 @@
 """Everything a run is, written so that it can be killed at any moment and resumed bit for bit.
 
 A checkpoint is a folder that transformers or PEFT load as it is, plus `trainer_state.pt` (tensors
-and plain numbers only) and `checkpoint_info.json` (step, hashes, versions, a manifest of every
+and plain values only) and `checkpoint_info.json` (step, hashes, versions, a manifest of every
 file). It is written under a temporary name, synced and renamed, so a half-written one has no name
 that anybody looks for.
 """
@@ -53,15 +53,19 @@ class Checkpoints:
         if final.exists():
             return
         weights = gather_weights(trainer.models)
-        optimizer = gather_optimizer(trainer)
         state = trainer.state_dict()
+        tensors = {
+            "optimizer": gather_optimizer(trainer),
+            "random": distributed.all_gather(random_state()),
+            "source": state.pop("source"),
+        }
         # every rank gathers, rank 0 writes
         if distributed.rank() == 0:
             check_space(self.run_dir, estimate_bytes(trainer))
             temporary = self.run_dir / f".writing-{final.name}"
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                self._write(temporary, trainer, weights, optimizer, state)
+                self._write(temporary, trainer, weights, tensors, state)
                 os.replace(temporary, final)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -88,10 +92,9 @@ class Checkpoints:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         restore_weights(trainer.models, path)
         restore_optimizer(trainer, state["optimizer"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"])
-        trainer.load_state_dict(info["trainer"])
+        if distributed.rank() < len(state["random"]):
+            set_random_state(state["random"][distributed.rank()])
+        trainer.load_state_dict(info["trainer"] | {"source": state["source"]})
         policy: Any = trainer.models.policy
         policy.version = info["weight_version"]
 
@@ -100,15 +103,12 @@ class Checkpoints:
         folder: Path,
         trainer: Trainer,
         weights: dict[str, Tensor],
-        optimizer: dict[str, Any],
+        tensors: dict[str, Any],
         state: dict[str, Any],
     ) -> None:
         folder.mkdir(parents=True)
         save_model(folder, trainer.models, weights)
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        torch.save({"optimizer": optimizer, "random": random}, folder / STATE)
+        torch.save(tensors, folder / STATE)
         policy: Any = trainer.models.policy
         info = {
             "step": trainer.step,
@@ -221,6 +221,20 @@ def restore_optimizer(trainer: Trainer, saved: dict[str, Any]) -> None:
             trainer.optimizer.state[parameter] = entry
 
 
+def random_state() -> dict[str, Tensor]:
+    """Of this rank's generators, from which dropout draws."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 def estimate_bytes(trainer: Trainer) -> int:
     """Size of one checkpoint: the weights and AdamW's two moments, in fp32."""
     return 3 * 4 * sum(p.numel() for p in trainer.models.trainable().values()) + 2**23
@@ -288,7 +302,12 @@ def check_resume(path: Path, config: dict[str, Any], data_hash: str) -> None:
         file = path / name
         if not file.is_file() or file_hash(file) != expected:
             raise ValueError(f"{path} is damaged: {name} is not the file that was saved")
-    changed = differences(info["config"], config)
+    before = info["config"]
+    if info["versions"]["posttrain"] != version("posttrain"):
+        before, new = with_new_keys(before, config)
+        if new:
+            log.warning("the checkpoint's version did not have %s", ", ".join(new))
+    changed = differences(before, config)
     if changed:
         raise ValueError(f"can not resume from {path}: the config changed: {'; '.join(changed)}")
     if info["data_hash"] != data_hash:
@@ -301,6 +320,22 @@ FREE = ("trainer.resume_from_checkpoint", "trainer.output_dir", "trainer.run_nam
         "trainer.logger", "model.device", "rollout.servers", "rollout.timeout", "rollout.retries",
         "rollout.max_concurrent_requests", "rollout.api_key_env", "rollout.adapter_dir",
         "rollout.gpu_memory_utilization")  # fmt: skip
+
+
+def with_new_keys(
+    before: dict[str, Any], now: dict[str, Any], where: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """`before` with the keys of `now` that it lacks, and the names of these."""
+    whole, new = dict(before), []
+    for key, value in now.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in before:
+            whole[key] = value
+            new.append(name)
+        elif isinstance(before[key], dict) and isinstance(value, dict):
+            whole[key], inner = with_new_keys(before[key], value, name)
+            new += inner
+    return whole, new
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -290,8 +290,8 @@ def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None
     name = type(policy.causal_lm()).__name__
     if not difference <= tolerance:
         raise ValueError(
-            f"{name} lets packed sequences see each other (log-probs differ by {difference:.2g}); "
-            "this architecture can not be trained on packed rows"
+            f"{name} gives other log-probs (by {difference:.2g}) where sequences are packed or "
+            "share their prompt: this architecture can not be trained so"
         )
     with policy.precision():
         batch = pack(rows[:1]).to(device)

@@ -36,6 +36,8 @@ class PPOConfig(PolicyGradientConfig):
     whiten_advantages: bool = True
     kl_in: Literal["token_reward", "loss"] = "token_reward"
     kl_estimator: Estimator = "k1"
+    kl_logprobs: Literal["policy"] = "policy"
+    """From the forward pass that gives the old values."""
     value_model: Literal["own", "shared"] = "own"
     """own: a network that starts as a copy of the policy's; shared: a head on the policy's."""
     value_learning_rate: float | None = Field(None, gt=0)

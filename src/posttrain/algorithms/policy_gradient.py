@@ -63,6 +63,9 @@ class PolicyGradientConfig(TrainerConfig):
     reward, before the baseline; token_reward: subtracted token by token, each token's advantage
     bearing what follows it."""
     kl_estimator: Estimator = "k3"
+    kl_logprobs: Literal["sampler", "policy"] = "sampler"
+    """Where a KL in the reward has the policy's log-probs from: recorded at sampling, or a forward
+    pass, which a run with one update per batch makes for nothing else."""
     entropy_coef: float = Field(0.0, ge=0)
     """Bonus for entropy, a mean over tokens whatever the reduction."""
     sampler_correction: Literal["none", "token", "sequence", "sequence_sum"] = "none"
@@ -209,7 +212,7 @@ def reduce(per_token: Tensor, batch: Batch, reduction: str) -> dict[Unit, Tensor
 def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch:
     """Old and reference log-probs, and the advantage of every token."""
     in_reward = config.beta > 0 and config.kl_in != "loss"
-    if config.num_updates > 1 or in_reward:
+    if config.num_updates > 1 or (in_reward and config.kl_logprobs == "policy"):
         batch.per_token["old_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
     if config.beta > 0:
         with models.reference():
@@ -244,9 +247,10 @@ def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch
 
 
 def kl_penalty(batch: Batch, config: PolicyGradientConfig) -> Tensor:
-    """beta times the KL estimate of each token at sampling, [T]."""
-    old, reference = batch.per_token["old_logprobs"], batch.per_token["ref_logprobs"]
-    kl = ESTIMATORS[config.kl_estimator](old, reference)
+    """beta times the KL estimate of each token at sampling, [T]. For what was drawn from the
+    sampler's distribution, k1 with the sampler's log-probs is unbiased for its KL."""
+    name = "sampler_logprobs" if config.kl_logprobs == "sampler" else "old_logprobs"
+    kl = ESTIMATORS[config.kl_estimator](batch.per_token[name], batch.per_token["ref_logprobs"])
     return config.beta * torch.where(batch.loss_mask, kl, 0.0)
 
 

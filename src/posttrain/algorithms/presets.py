@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "openrlhf": {  # group_norm, KL in the reward of each token
         "baseline": "group_mean", "scale_rewards": "group", "scale_ddof": 1, "scale_eps": 1e-9,
         "epsilon": 0.2, "reduction": "token", "beta": 0.01, "kl_in": "token_reward",
-        "kl_estimator": "k1",
+        "kl_estimator": "k1", "kl_logprobs": "policy",
     },
     "nemo": {  # leave-one-out baseline and deviation, KL in the loss
         "baseline": "leave_one_out", "scale_rewards": "leave_one_out", "scale_eps": 1e-6,

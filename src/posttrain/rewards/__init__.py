@@ -41,6 +41,7 @@ from posttrain.rewards.call import (
     begin,
     checked,
     columns_of,
+    is_row_by_row,
     optional_columns,
     run,
     settled,
@@ -130,8 +131,12 @@ def score(
 
 
 def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
-    """score() of several calls, which see nothing of one another; those of an async reward wait
-    together."""
+    """score() of several calls, which see nothing of one another. Those of an async reward wait
+    together; where a row's score depends on that row alone, they are made as one."""
+    if is_row_by_row(reward) and len(calls) > 1:
+        whole: Any = [[x for call in calls for x in call[i]] for i in range(4)]
+        scores = iter(score_each(reward, [whole])[0])
+        return [[next(scores) for _ in call[1]] for call in calls]
     results: list[Any] = []
     for one in calls:
         try:
@@ -144,8 +149,8 @@ def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
             results[i] = result
     # a call that was cancelled is not to blame for it
     order = sorted(range(len(calls)), key=lambda i: isinstance(results[i], asyncio.CancelledError))
-    scores = {i: _scores(reward, calls[i], results[i]) for i in order}
-    return [scores[i] for i in range(len(calls))]
+    found = {i: _scores(reward, calls[i], results[i]) for i in order}
+    return [found[i] for i in range(len(calls))]
 
 
 def _ask(reward: RewardFn, call: Call) -> Any:

@@ -37,7 +37,7 @@ def begin(
     Whatever a reward raises goes through, with a note of the reward's name.
     """
     results: dict[str, Any] = {}
-    # async ones last: they wait together, and none is left unawaited when a sync one raises
+    # async ones last: they wait together
     for name in sorted(rewards, key=lambda name: inspect.iscoroutinefunction(rewards[name])):
         try:
             results[name] = rewards[name](
@@ -47,6 +47,9 @@ def begin(
                 **columns,
             )
         except Exception as error:
+            for result in results.values():
+                if inspect.iscoroutine(result):
+                    result.close()
             if len(rewards) > 1:
                 error.add_note(f"raised by {name}")
             raise
@@ -182,6 +185,7 @@ def made_of(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
     parts = list(parts)
     checked: list[Any] = [part for part in parts if isinstance(part, Checked)]
     whole: Any = reward
+    whole.row_by_row = all(map(is_row_by_row, parts))
 
     def check_row(row: dict[str, Any]) -> None:
         for part in checked:
@@ -195,6 +199,17 @@ def made_of(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
         [column for part in parts for column in columns_of(part)],
         [column for part in parts for column in optional_columns(part)],
     )
+
+
+def each_row_alone(reward: RewardFn) -> RewardFn:
+    """Marks a reward that looks at one row at a time: rows of several groups may go in one call."""
+    marked: Any = reward
+    marked.row_by_row = True
+    return reward
+
+
+def is_row_by_row(reward: RewardFn) -> bool:
+    return bool(getattr(reward, "row_by_row", False))
 
 
 def columns_of(reward: RewardFn) -> list[str]:

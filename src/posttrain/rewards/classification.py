@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import Column, needs_columns
+from posttrain.rewards.call import Column, each_row_alone, needs_columns
 from posttrain.rewards.math import TAIL, final_answer
 from posttrain.rewards.score import Score
 
@@ -91,6 +91,7 @@ def build(config: Classification) -> Callable[..., list[float | None]]:
         verdict = "ambiguous" if len(found) > 1 else "wrong" if found else "no_label"
         return Score(config.negative, verdict)
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
     ) -> list[float | None]:

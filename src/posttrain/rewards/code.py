@@ -13,7 +13,7 @@ import ast
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -57,6 +57,7 @@ class CodeReward:
 
     config: CodeExecution
     pool: Pool
+    row_by_row: ClassVar[bool] = True  # lanes are not idle while a small group is judged
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, field_validator
 
-from posttrain.rewards.call import Column, needs_columns
+from posttrain.rewards.call import Column, each_row_alone, needs_columns
 from posttrain.rewards.math import final_answer
 from posttrain.rewards.score import Score
 
@@ -77,6 +77,7 @@ def build(config: ExactMatch) -> Callable[..., list[float | None]]:
             return Score(config.positive, "correct")
         return Score(config.negative, "wrong")
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
     ) -> list[float | None]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, field_validator
 
+from posttrain.rewards.call import each_row_alone
+
 PATTERNS = {
     "think_answer": r"\s*<think>(?!.*<think>)(?:(?!</think>).)*</think>(?=\s*\S)(?!.*</think>).*",
 }
@@ -41,6 +43,7 @@ def build(config: Format) -> Callable[..., list[float | None]]:
     """`positive` where the whole completion matches, else `negative`; no verdict."""
     pattern = re.compile(PATTERNS.get(config.pattern, config.pattern), re.DOTALL)
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
     ) -> list[float | None]:

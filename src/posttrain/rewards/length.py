@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from posttrain.rewards.call import RewardFailure, Scores, made_from, made_of
+from posttrain.rewards.call import RewardFailure, Scores, each_row_alone, made_from, made_of
 from posttrain.rewards.score import Score, is_correct, verdict_of
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _penalty(config: Length) -> Callable[..., list[float | None]]:
     cache_length = config.cache_length
     assert cache_length is not None
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any],
         completions: Sequence[str],

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from posttrain.rewards.call import each_row_alone
 from posttrain.rewards.math_worker import VERDICTS, compare
 from posttrain.rewards.score import Score
 
@@ -333,6 +334,7 @@ def build(config: MathCorrectness) -> Callable[..., list[float | None]]:
         score would be fair. Call `verdicts` to count such rows before training.
     """
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any],
         completions: Sequence[str],

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from posttrain.rewards.call import each_row_alone
 from posttrain.rewards.length import lengths_of
 
 
@@ -33,6 +34,7 @@ def repeated_share(ids: Sequence[int], ngram_size: int) -> float:
 def build(config: Repetition) -> Callable[..., list[float | None]]:
     """The reward function for `config`: from `max_penalty` to 0."""
 
+    @each_row_alone
     def reward(
         prompts: Sequence[Any],
         completions: Sequence[str],
