@@ -158,7 +158,7 @@ def run_posttrain(
         Sequence(torch.tensor(r.input_ids), torch.arange(len(r.input_ids)) >= r.prompt_length)
         for r in rows
     ]
-    source = OfflineSource(sequences, batch, seed=0, rank=0, num_ranks=1)
+    source = OfflineSource([(s,) for s in sequences], batch, seed=0, rank=0, num_ranks=1)
     # the source shuffles; laid out in its order, the rows come out as they are listed here
     order = [i for step in range(num_steps) for i in source.order.indices(step)]
     source.sequences = [sequences[place] for _, place in sorted(zip(order, range(len(order))))]

@@ -51,6 +51,7 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs():
             "StrictConfig",
             "TrainerConfig",
             "PolicyGradientConfig",
+            "PreferenceConfig",
             "Protocol",
             "NamedTuple",
             "float",

@@ -275,7 +275,7 @@ def test_mixture_by_config(tmp_path: Path) -> None:
         {"path": str(tmp_path / "b.jsonl"), "weight": 2},
     ]
     data = run(parts)
-    assert len(data.sequences) == 5 + 8
+    assert len(data.examples) == 5 + 8
     assert [table.rows for table in data.tables] == [10, 4]
     assert data.hash() == run(parts).hash()
     parts[0]["template"] = "plain"
@@ -295,11 +295,11 @@ def test_overlong_policies(
     data = run({"path": str(file)}, length={"on_overlong": policy})
     (table,) = data.tables
     assert (table.rows, table.kept, table.dropped, table.truncated) == (3, kept, dropped, truncated)
-    assert len(data.sequences) == kept
-    assert max(map(len, data.sequences)) == longest
+    assert len(data.examples) == kept
+    assert max(len(s) for (s,) in data.examples) == longest
     assert table.length_max > 200, "lengths are those before the cut"
     assert table.length_p50 == 6
-    assert table.trained_tokens == sum(int(s.loss_mask.sum()) for s in data.sequences)
+    assert table.trained_tokens == sum(int(s.loss_mask.sum()) for (s,) in data.examples)
 
 
 def test_error_for_an_overlong_row_names_it_and_its_length(renderer: Renderer) -> None:

@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.pair_losses import PAIR_LOSSES, SMOOTHED
 from posttrain.batch import pack
 from posttrain.forward import Output, forward
 
@@ -35,13 +36,31 @@ VARIANTS = [
     ("ppo", {"value_model": "shared", "beta": 0.1}),
     ("ppo", {"value_clip": None, "gae_lambda": 0.7, "gamma": 0.9, "value_learning_rate": 0.1}),
     ("reinforce", {"beta": 0.1, "baseline": "group_mean", "kl_in": "loss", "kl_estimator": "k2"}),
+    *(
+        ("dpo", {"loss_type": name, "label_smoothing": 0.2 if name in SMOOTHED else 0.0})
+        for name in PAIR_LOSSES
+        if name not in ("sigmoid", "ipo", "kto_pair", "simpo", "orpo")
+    ),
+    ("dpo", {"loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0, 0.3], "sft_coef": 0.5}),
+    ("dpo", {"average_logprobs": True, "sft_coef": 1.0, "nll_over": "prompt_and_completion"}),
+    ("dpo", {"reference_free": True}),
+    ("orpo", {"nll_over": "completion"}),
+    ("kto", {"loss_type": "apo_zero_unpaired", "undesirable_weight": 0.5}),
+    ("reward_model", {"center_coef": 0.1}),
 ]
 variants = pytest.mark.parametrize(("name", "keys"), VARIANTS)
 
 
+def prepared_batch(trainer):
+    raw = tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
+    return tiny.prepared(trainer, raw)
+
+
 def updated_batch(trainer):
     """A prepared batch and a policy that has moved since: ratios and KL are not trivial."""
-    batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+    batch = tiny.prepared(
+        trainer, tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
+    )
     torch.manual_seed(5)
     with torch.no_grad():
         for p in trainer.models.trainable().values():
@@ -91,7 +110,7 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
     for network in (reference, whole.value_model):
         if network is not None:
             network.set_attn_implementation("eager")
-    logprobs, entropies, values = [], [], []
+    logprobs, entropies, values, last_values = [], [], [], []
     start = 0
     for length in batch.lengths:
         ids = batch.input_ids[start : start + length]
@@ -104,11 +123,19 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
         if head is not None:
             states = (whole.value_model or reference).model(ids[None], use_cache=False)
             values.append(head(states.last_hidden_state[0])[:, 0].roll(1))
+            last_values.append(values[-1][0])
     mask = batch.loss_mask
     out = Output(torch.cat(logprobs) * mask, torch.cat(entropies) * mask)
-    out.values = torch.cat(values) * mask if values else None
+    if head is not None:
+        out.values, out.last_values = torch.cat(values) * mask, torch.stack(last_values)
     loss = trainer.algorithm.loss(out, batch, trainer.config)
-    counts = {"token": int(batch.loss_mask.sum()), "sequence": len(batch.lengths)}
+    of_chosen = [m for i, m in enumerate(mask.split(batch.lengths)) if i % 2 == 0]
+    counts = {
+        "token": int(mask.sum()),
+        "sequence": len(batch.lengths),
+        "pair": len(batch.lengths) / 2,
+        "chosen_token": int(torch.cat(of_chosen).sum()),
+    }
     total = sum(term / counts[unit] for unit, term in loss.terms.items())
     total.backward()
     theirs = {n: p.grad for n, p in whole.named_parameters() if p.requires_grad}
@@ -117,6 +144,8 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
 
 @variants
 def test_loss_gradient_by_finite_differences(name, keys):
+    if ALGORITHMS[name].scores:
+        pytest.skip("no log-prob is read; the reward's gradient is tested in test_preferences.py")
     if keys.get("surrogate") in ("cispo", "vespo"):
         pytest.skip("the weight is held still in the gradient: it is no derivative of the loss")
     trainer = tiny.trainer_of(name, tiny.models(), **keys)
@@ -148,6 +177,8 @@ def test_loss_gradient_by_finite_differences(name, keys):
 
 @variants
 def test_tokens_outside_the_mask_get_no_gradient(name, keys):
+    if ALGORITHMS[name].scores:
+        pytest.skip("no log-prob is read")
     trainer = tiny.trainer_of(name, tiny.models(), **keys)
     batch = updated_batch(trainer)
     logprobs = torch.randn(batch.num_tokens).sub(2).requires_grad_()
@@ -165,7 +196,9 @@ def test_every_trainable_tensor_gets_a_gradient(name):
         with torch.no_grad():  # a fresh adapter's B is zero, and with it the gradient of A
             for p in trainer.models.trainable().values():
                 p.add_(0.01 * torch.randn_like(p))
-        batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+        batch = tiny.prepared(
+            trainer, tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
+        )
         for tensor, gradient in tiny.gradients(trainer, batch).items():
             assert gradient.abs().max() > 0, tensor
 
@@ -173,8 +206,8 @@ def test_every_trainable_tensor_gets_a_gradient(name):
 @pytest.mark.parametrize("name", [n for n in METHODS if not ALGORITHMS[n].online])
 def test_overfits_one_batch(name):
     trainer = tiny.trainer_of(name, tiny.models(), weight_decay=0.0)
-    batch = tiny.raw_batch(trainer.algorithm, trainer.models)
-    losses = [trainer.update(batch)["loss"] for _ in range(60)]
+    batch = prepared_batch(trainer)
+    losses = [trainer.update(batch)["loss"] for _ in range(100)]
     first, last = losses[0][0] / losses[0][1], losses[-1][0] / losses[-1][1]
     assert last < 0.1 * first
 
@@ -197,7 +230,7 @@ def test_sequences_of_a_packed_row_do_not_see_each_other():
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])  # ppo: values still learn
 def test_equal_rewards_give_no_gradient(name):
     trainer = tiny.trainer_of(name, tiny.models())
-    batch = tiny.raw_batch(trainer.algorithm, trainer.models)
+    batch = tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
     batch.per_seq["rewards"] = torch.full_like(batch.per_seq["rewards"], 0.7)
     found = tiny.gradients(trainer, tiny.prepared(trainer, batch))
     assert all((g == 0).all() for g in found.values())
@@ -207,7 +240,9 @@ def test_equal_rewards_give_no_gradient(name):
 @pytest.mark.parametrize("model_keys", [{}, {"use_lora": True}])
 def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
     trainer = tiny.trainer_of(name, tiny.models(**model_keys), beta=0.1)
-    batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
+    batch = tiny.prepared(
+        trainer, tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
+    )
     totals = trainer.update(batch)
     assert totals["kl"][0] == 0.0
     # the sampler, the trainer and the reference are one distribution

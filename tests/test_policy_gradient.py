@@ -392,7 +392,7 @@ def test_the_adapted_beta_is_the_one_that_counts():
     for beta, adapted in ((0.3, {}), (0.1, {"beta": 0.3})):
         trainer = tiny.trainer_of("grpo", tiny.models(), beta=beta)
         trainer.adapted = adapted
-        batch = tiny.raw_batch(trainer.algorithm, trainer.models)
+        batch = tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
         with torch.no_grad():  # away from the reference, where the penalty has a gradient
             for i, parameter in enumerate(trainer.models.policy.parameters()):
                 parameter.add_(0.01 * (i % 3))

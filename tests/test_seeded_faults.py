@@ -51,7 +51,7 @@ def mean_per_micro_batch(patch):
         return {"token": 1.0, "sequence": 1.0}
 
     patch.setattr(trainer.Trainer, "_global_counts", counts)
-    total = trainer._total
+    total = trainer.total_of
 
     def mean(loss, counts):
         return total(loss, counts) / max(1.0, float(len(loss.terms)) * mean.tokens)
@@ -62,7 +62,7 @@ def mean_per_micro_batch(patch):
             yield part, 1.0
 
     mean.tokens = 1.0
-    patch.setattr(trainer, "_total", mean)
+    patch.setattr(trainer, "total_of", mean)
     patch.setattr(trainer.Trainer, "_micro_batches", micro_batches)
 
 
@@ -246,10 +246,15 @@ FAULTS = [
     (
         the_own_reward_is_in_its_baseline,
         lambda tmp, mp: (
-            test_policy_gradient.test_rloo_takes_the_penalty_off_the_reward_before_its_baseline()
+            test_policy_gradient.test_rloo_takes_the_penalty_off_the_reward_before_its_baseline(
+                "sampler", "sampler"
+            )
         ),
     ),
-    (the_penalty_looks_back, lambda tmp, mp: test_policy_gradient.test_reinforce_plus_plus()),
+    (
+        the_penalty_looks_back,
+        lambda tmp, mp: test_policy_gradient.test_reinforce_plus_plus("policy", "old"),
+    ),
     (
         the_correction_is_upside_down,
         lambda tmp, mp: test_against_trl.test_sampler_correction_equals_trl("token", "truncate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm
-from posttrain.batch import Batch, Sequence, pack
+from posttrain.batch import Batch, Example, Sequence, pack, sequences_of
 from posttrain.config import ModelConfig
 from posttrain.models import Models, add_value_model, prepare_policy
+from posttrain.reward_head import add_reward_head
 from posttrain.rollout.sampler import NativeSampler, SamplingParams
 from posttrain.rollout.source import to_sequence
 from posttrain.trainer import Trainer
@@ -72,10 +74,46 @@ def rollout_sequences(policy_models: Models, groups: int = 3, size: int = 4) -> 
     return rows
 
 
-def raw_batch(algorithm: Algorithm, policy_models: Models) -> Batch:
+def random_pairs(train_prompt: bool = False, scores: bool = False, n: int = 5) -> list[Example]:
+    """Chosen and rejected completions of ragged lengths, each pair after one prompt."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = []
+    for i in range(n):
+        prompt = torch.randint(4, VOCAB, (2 + i,), generator=generator)
+        sides = []
+        for side in (0, 1):
+            length = int(torch.randint(1, 9, (1,), generator=generator))
+            ids = torch.cat([prompt, torch.randint(4, VOCAB, (length,), generator=generator)])
+            own = torch.arange(len(ids)) >= len(prompt)
+            mask = torch.arange(len(ids)) > 0 if train_prompt and side == 0 else own
+            mask = mask & (not scores)
+            sides.append(Sequence(ids, mask, {"completion": own.float()}, {"margin": 0.1 * i}))
+        pairs.append(tuple(sides))
+    return pairs
+
+
+def judged_rows(with_unrelated: bool) -> list[Example]:
+    """Completions of either label, each with the completion of the row before it."""
+    found = []
+    rows = random_pairs(n=6)
+    for i, (own, other) in enumerate(rows):
+        for row in (own, other):
+            row.per_token, row.per_seq = {}, {"label": float(i % 3 == 0)}
+        found.append((own, other) if with_unrelated else (own,))
+    return found
+
+
+def raw_batch(algorithm: Algorithm, policy_models: Models, config: Any = None) -> Batch:
     """What the method's source would hand over."""
-    online = algorithm.online
-    return pack(rollout_sequences(policy_models) if online else random_sequences())
+    config = config or algorithm.config()
+    if algorithm.online:
+        return pack(rollout_sequences(policy_models))
+    if algorithm.rows == "pair":
+        pairs = random_pairs(algorithm.train_prompt(config), algorithm.scores)
+        return pack(sequences_of(pairs))
+    if algorithm.rows == "unpaired":
+        return pack(sequences_of(judged_rows(algorithm.compares_prompts(config))))
+    return pack(random_sequences())
 
 
 def config_of(name: str, **keys: Any) -> Any:
@@ -89,7 +127,10 @@ def trainer_of(name: str, policy_models: Models, **keys: Any) -> Trainer:
     algorithm = ALGORITHMS[name]
     value_model = algorithm.value_model(config)
     if value_model is not None and policy_models.policy.value_head is None:
-        add_value_model(policy_models.policy, own_network=value_model == "own")
+        if algorithm.scores:
+            add_reward_head(policy_models.policy, None)
+        else:
+            add_value_model(policy_models.policy, own_network=value_model == "own")
         torch.manual_seed(11)  # a value model that has learned something
         torch.nn.init.normal_(policy_models.policy.value_head.weight, std=0.1)
     if algorithm.needs_reference(config):
@@ -141,6 +182,14 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
         text = tmp_path / "text.jsonl"
         text.write_text("".join(f'{{"text": "row {i} counts to {i * i}"}}\n' for i in range(20)))
         tree["data"] = {"path": str(text)}
+    if ALGORITHMS[method].rows in ("pair", "unpaired"):
+        pairs = tmp_path / "pairs.jsonl"
+        rows = [
+            {"prompt": f"{i} and {i + 1}?", "chosen": f"{2 * i + 1}", "rejected": f"{3 * i} maybe"}
+            for i in range(20)
+        ]
+        pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        tree["data"] = {"path": str(pairs)}
     if ALGORITHMS[method].online:
         tree["rollout"] = {"group_size": 4, "max_new_tokens": 16}
         # a reward that random weights do get: short completions

@@ -26,6 +26,14 @@ class Sequence:
         return len(self.input_ids)
 
 
+Example = tuple[Sequence, ...]
+"""What a row of data becomes: a sequence, or the two of a pair."""
+
+
+def sequences_of(examples: SequenceOf[Example]) -> list[Sequence]:
+    return [sequence for example in examples for sequence in example]
+
+
 @dataclass
 class Batch:
     """Sequences end to end. `lengths` is the Python copy of what `cu_seqlens` says."""
@@ -35,7 +43,7 @@ class Batch:
     cu_seqlens: Tensor  # [N+1] int32
     loss_mask: Tensor  # [T] bool
     lengths: list[int]  # N
-    prompts: list[tuple[int, ...]]  # N, the tokens before the first that is trained on
+    prompts: list[tuple[int, ...]]  # N, the tokens before the completion
     per_token: dict[str, Tensor] = field(default_factory=dict)  # [T] each
     per_seq: dict[str, Tensor] = field(default_factory=dict)  # [N] each
 
@@ -159,9 +167,10 @@ def pack(sequences: SequenceOf[Sequence]) -> Batch:
 
 
 def _prompt(sequence: Sequence) -> tuple[int, ...]:
-    """The tokens before the first that is trained on; none where none is."""
-    trained = sequence.loss_mask.nonzero()
-    return tuple(sequence.input_ids[: int(trained[0])].tolist()) if len(trained) else ()
+    """The tokens before the completion, which begins at the first token that is trained on where
+    the sequence does not say so itself; none where none is."""
+    own = sequence.per_token.get("completion", sequence.loss_mask).nonzero()
+    return tuple(sequence.input_ids[: int(own[0])].tolist()) if len(own) else ()
 
 
 _NO_IDS = torch.zeros(0, dtype=torch.int64)

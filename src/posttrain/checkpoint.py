@@ -8,6 +8,7 @@ that anybody looks for.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from posttrain import distributed
 from posttrain.algorithms.base import TrainerConfig
 from posttrain.forward import VALUE, LanguageModel
 from posttrain.models import Models
+from posttrain.reward_head import ADAPTER_PREFIX, HEAD, SAVED, load_named, save_classifier
 
 if TYPE_CHECKING:
     from posttrain.trainer import Trainer
@@ -142,12 +144,17 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
+    if models.is_reward_model and not hasattr(model, "peft_config"):
+        save_classifier(folder, causal_lm, weights)
+        models.tokenizer.save_pretrained(folder)
+        return
     of_value = {name: x for name, x in weights.items() if name.startswith(VALUE)}
-    if of_value:
+    if of_value and not models.is_reward_model:
         save_file(of_value, folder / VALUE_FILE)
     weights = {name: x for name, x in weights.items() if name not in of_value}
     if hasattr(model, "peft_config"):
-        save_adapter(folder, model, weights)
+        head = of_value.get(HEAD) if models.is_reward_model else None
+        save_adapter(folder, model, weights, head)
         generation.save_pretrained(folder)
     else:
         inner = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -156,17 +163,23 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     models.tokenizer.save_pretrained(folder)
 
 
-def save_adapter(folder: Path, model: Any, weights: dict[str, Tensor]) -> None:
-    """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format."""
+def save_adapter(
+    folder: Path, model: Any, weights: dict[str, Tensor], head: Tensor | None = None
+) -> None:
+    """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format; with the
+    `head` of a reward model those of a classifier."""
     from peft import get_peft_model_state_dict
 
-    peft_config = model.peft_config["default"]
+    peft_config = copy.deepcopy(model.peft_config["default"])
     peft_config.inference_mode = True
+    if head is not None:
+        peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", ["score"]
     peft_config.save_pretrained(folder)
-    peft_config.inference_mode = False
     inner = {name.removeprefix("model."): value for name, value in weights.items()}
     adapter = get_peft_model_state_dict(model, state_dict=inner)
     tensors = {name: value.contiguous() for name, value in adapter.items()}
+    if head is not None:
+        tensors[ADAPTER_PREFIX + SAVED] = head.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
 
 
@@ -180,9 +193,11 @@ def restore_weights(models: Models, path: Path) -> None:
     policy: Any = models.policy
     if hasattr(policy.model, "peft_config"):
         saved = load_file(path / "adapter_model.safetensors")
+        head = saved.pop(ADAPTER_PREFIX + SAVED, None)
         named = {_peft_name(name): value for name, value in saved.items()}
+        named |= {} if head is None else {HEAD: head}
     else:
-        named = {f"model.{k}": v for k, v in load_file(path / "model.safetensors").items()}
+        named = load_named(path)
     if (path / VALUE_FILE).is_file():
         named |= load_file(path / VALUE_FILE)
     trainable = models.trainable()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from posttrain.batch import sequences_of
 from posttrain.forward import CHUNK_ELEMENTS
 from posttrain.train import Run
 
@@ -16,17 +17,21 @@ def estimate(run: Run) -> str:
     trainable = sum(p.numel() for p in run.models.trainable().values())
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     reference = 4 * trainable * run.config.algorithm.needs_reference(run.config.trainer)
+    rollout = run.config.rollout
+    copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
+    sampler_copy = 4 * trainable if copied else 0
     parts = {
         "weights": weights,
         "gradients": 4 * trainable,
         "optimiser": 8 * trainable,
         "reference": reference,
+        "sampler's copy": sampler_copy,
         "activations": activations(run),
         "output head": 3 * 4 * CHUNK_ELEMENTS,
     }
     lines = ["memory, estimated:"]
-    lines += [f"  {name:<12}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
-    lines.append(f"  {'total':<12}{sum(parts.values()) / 2**20:>10,.0f} MiB and the libraries'")
+    lines += [f"  {name:<16}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
+    lines.append(f"  {'total':<16}{sum(parts.values()) / 2**20:>10,.0f} MiB and the libraries'")
     lines.append(f"a checkpoint takes {3 * 4 * trainable / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
@@ -40,7 +45,7 @@ def activations(run: Run) -> int:
     """
     policy: Any = run.models.policy
     config = policy.causal_lm().config
-    lengths = [len(s) for s in run.data.sequences] or [
+    lengths = [len(s) for s in sequences_of(run.data.examples)] or [
         len(p.input_ids) + run.config.rollout.max_new_tokens
         for p in run.data.prompts
         if run.config.rollout is not None

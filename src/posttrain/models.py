@@ -39,6 +39,8 @@ class Models:
     stop_token_ids: list[int]
     temperature: float = 1.0
     """Log-probs are those of the distribution that rollouts are sampled from."""
+    is_reward_model: bool = False
+    """The value head is what is trained for, and the folder a classifier's."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept where a reference is needed."""
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from posttrain import distributed
+from posttrain.batch import pack, sequences_of
 from posttrain.checkpoint import (
     Checkpoints,
     check_resume,
@@ -47,6 +48,7 @@ from posttrain.models import (
     load_policy,
     prepare_policy,
 )
+from posttrain.reward_head import add_reward_head
 from posttrain.rewards import Checked, RewardFn, build_reward, check_columns
 from posttrain.rollout.copied import CopySampler
 from posttrain.rollout.engines import build_engine, check_engine, close_engine
@@ -87,7 +89,7 @@ def build(config: Config) -> Run:
             check_columns(reward, [prompt.row for prompt in prompts], where)
     check_engine(config, name, data.prompts + data.eval_prompts, renderer.stop_token_ids)
     models = build_models(config, name, tokenizer, renderer, device)
-    items = len(data.prompts) if config.algorithm.online else len(data.sequences)
+    items = len(data.prompts) if config.algorithm.online else len(data.examples)
     steps_per_epoch = -(-items // items_per_step(config))
     trainer = config.trainer
     num_steps = trainer.max_steps or max(1, round(trainer.num_epochs * steps_per_epoch))
@@ -110,10 +112,13 @@ def build_models(
     else:
         policy = load_policy(config.model, name, device, seed)
     value_model = config.algorithm.value_model(config.trainer)
-    if value_model is not None:
+    if config.algorithm.scores:
+        add_reward_head(policy, name)
+    elif value_model is not None:
         add_value_model(policy, own_network=value_model == "own")
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
-    return Models(policy, tokenizer, list(renderer.stop_token_ids), temperature)
+    stops = list(renderer.stop_token_ids)
+    return Models(policy, tokenizer, stops, temperature, config.algorithm.scores)
 
 
 def train(config: Config, run_dir: Path | None = None) -> Path:
@@ -142,6 +147,8 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
             f"than the {distributed.num_ranks()} ranks: set data.max_samples to a multiple of "
             f"{items_per_step(config)}"
         )
+    if 0 < len(run.data.eval_examples) < distributed.num_ranks():
+        raise ValueError("eval.data has fewer rows than there are ranks")
     if resume is not None:
         check_resume(resume, dump(config), run.data.hash())
     if run_dir is None:
@@ -163,6 +170,9 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         sampler = build_engine(config, policy, run.base_model, prompts, run_dir)
     if config.algorithm.needs_reference(config.trainer):
         run.models.keep_reference()  # after sharding, as shards
+    if getattr(config.trainer, "precompute_reference", False):
+        # of the weights that the run starts from, also where it is resumed
+        add_reference_logprobs(run.models, run.data, config.trainer.micro_batch_tokens)
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         weights = sum(p.numel() for p in run.models.trainable().values())
@@ -235,6 +245,19 @@ def _train(
         source.close()
 
 
+def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
+    """per_token["ref_logprobs"] of every sequence, each rank its share."""
+    sequences = sequences_of(data.examples + data.eval_examples)
+    ranks, rank = distributed.num_ranks(), distributed.rank()
+    mine = sequences[rank::ranks] or sequences[:1]
+    device = next(models.policy.parameters()).device
+    logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
+    own = logprobs.split([len(sequence) for sequence in mine])
+    for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
+        for sequence, values in zip(sequences[place::ranks], share):
+            sequence.per_token["ref_logprobs"] = values
+
+
 def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
     """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
     rollout = config.rollout or RolloutConfig()
@@ -253,7 +276,7 @@ def build_source(
     config, trainer = run.config, run.config.trainer
     if not config.algorithm.online:
         return OfflineSource(
-            run.data.sequences,
+            run.data.examples,
             trainer.batch_size,
             trainer.seed,
             distributed.rank(),
@@ -287,9 +310,9 @@ def build_evaluation(
 
     def evaluate(step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        if run.data.eval_sequences:
+        if run.data.eval_examples:
             metrics |= evaluate_loss(
-                run.models, run.data.eval_sequences, run.config.trainer.micro_batch_tokens
+                run.models, run.config.algorithm, run.config.trainer, run.data.eval_examples
             )
         if run.data.eval_prompts:
             assert sampler is not None

@@ -113,7 +113,7 @@ class Trainer:
                 temperature=self.models.temperature,
             )
             loss = self.algorithm.loss(out, part, config)
-            value = weight * _total(loss, counts)
+            value = weight * total_of(loss, counts)
             (scale * value).backward()
             self._check_finite(value, loss)
             if weight:
@@ -154,7 +154,7 @@ class Trainer:
             active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
         parts = active.split(self.config.micro_batch_tokens, self.algorithm.group_size)
         if batch.num_sequences:
-            self.filler = batch.select([0])
+            self.filler = batch.select(range(self.algorithm.group_size))
         # asked before the first forward pass: ranks must not meet in two different collectives
         missing = max(distributed.all_gather(len(parts))) - len(parts) if lockstep else 0
         for part in parts:
@@ -240,7 +240,7 @@ class Trainer:
         self.source.load_state_dict(state["source"])
 
 
-def _total(loss: Loss, counts: dict[Unit, float]) -> Tensor:
+def total_of(loss: Loss, counts: dict[Unit, float]) -> Tensor:
     """The micro-batch's share of the loss. A count is 0 only where its sum is 0 as well."""
     return torch.stack([term / max(counts[unit], 1.0) for unit, term in loss.terms.items()]).sum()
 

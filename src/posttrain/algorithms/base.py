@@ -73,10 +73,12 @@ class TrainerConfig(StrictConfig):
     logger: list[Literal["tensorboard"]] = ["tensorboard"]
 
 
-Unit = Literal["token", "sequence"]
+Unit = Literal["token", "sequence", "pair", "chosen_token"]
 UNITS: dict[Unit, Callable[[Batch], float]] = {
     "token": lambda batch: float(batch.loss_mask.sum()),
     "sequence": lambda batch: float(batch.num_sequences),
+    "pair": lambda batch: batch.num_sequences / 2,
+    "chosen_token": lambda batch: float(batch.tokens_per_seq()[0::2].sum()),
 }
 
 
@@ -86,13 +88,17 @@ class Loss:
     metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)  # sum, count
 
 
+RowKind = Literal["text", "completion", "prompt", "pair", "unpaired"]
+
+
 @dataclass(frozen=True)
 class Algorithm:
     config: type[TrainerConfig]
     loss: Callable[[Output, Batch, Any], Loss]
     """Pure: no model, no rank, no input or output."""
-    rows: Literal["text", "completion", "prompt"]
-    """What a data row must hold: text, a prompt with its completion, or a prompt alone."""
+    rows: RowKind
+    """What a data row must hold: text, a prompt with its completion, a prompt alone, a chosen and
+    a rejected completion of one prompt, or a completion and whether it is a good one."""
     online: bool = False
     """True where completions are sampled from the policy during training."""
     prepare: Callable[[Batch, Models, Any], Batch] = lambda batch, models, config: batch
@@ -101,12 +107,18 @@ class Algorithm:
     needs_entropy: bool = False
     value_model: Callable[[Any], Literal["own", "shared"] | None] = lambda config: None
     """A value model with a network of its own, or as a head on the policy's."""
+    scores: bool = False
+    """True where the model trained is a scalar head, and no token's log-prob is asked for."""
     learning_rates: Callable[[Any], dict[str, float]] = lambda config: {}
     """Beginnings of parameter names -> their learning rate, where it is not the config's."""
     needs_groups: Callable[[Any], bool] = lambda config: False
     """True where a completion is compared with others of the same prompt."""
     group_size: int = 1
     """Neighbouring sequences that one micro-batch must hold together (a pair: 2)."""
+    train_prompt: Callable[[Any], bool] = lambda config: False
+    """Whether the loss reads the log-probs of a chosen completion's prompt, too."""
+    compares_prompts: Callable[[Any], bool] = lambda config: False
+    """Of rows "unpaired": whether each comes with the completion of another."""
     updates: Callable[[Any], tuple[int, int]] = lambda config: (1, 1)
     """Passes over one batch, and optimiser steps in each."""
     after_step: Callable[[dict[str, float], Any], None] = lambda metrics, config: None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.batch import Sequence
+from posttrain.batch import Example, sequences_of
 from posttrain.config import Config, DataConfig
 from posttrain.data.load import Row, load_rows, mix
+from posttrain.data.preferences import to_judged, to_pairs
 from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.models import load_tokenizer, model_not_found, resolve_model_path
@@ -21,17 +22,19 @@ from posttrain.tokenizer import train_tokenizer
 class Data:
     """What a run trains on and is evaluated on."""
 
-    sequences: list[Sequence]  # offline methods
+    examples: list[Example]  # offline methods
     prompts: list[Prompt]  # online methods
-    eval_sequences: list[Sequence]
+    eval_examples: list[Example]
     eval_prompts: list[Prompt]
     tables: list[LengthTable]
 
     def hash(self) -> str:
         digest = hashlib.sha256()
-        for sequence in self.sequences:
+        for sequence in sequences_of(self.examples):
             digest.update(sequence.input_ids.numpy().tobytes())
             digest.update(sequence.loss_mask.numpy().tobytes())
+            if sequence.per_seq:
+                digest.update(repr(sequence.per_seq).encode())
         for prompt in self.prompts:
             row = json.dumps(prompt.row, sort_keys=True, default=str)
             digest.update(f"{prompt.input_ids}{row}".encode())
@@ -50,9 +53,14 @@ def build_tokenizer(
     return load_tokenizer(name), name
 
 
+TEXT_COLUMNS = (
+    "text", "prompt", "completion", "messages", "chosen", "rejected", "conversations",
+)  # fmt: skip
+
+
 def texts_of(row: Row) -> list[str]:
     """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
-    values = [row.get(column) for column in ("text", "prompt", "completion", "messages")]
+    values = [row.get(column) for column in TEXT_COLUMNS]
     messages = [m for value in values if isinstance(value, list) for m in value]
     contents = [m.get("content") for m in messages if isinstance(m, dict)]
     return [text for text in [*values, *contents] if isinstance(text, str)]
@@ -113,30 +121,36 @@ def generation_stops(name: str | None) -> list[int]:
 def prepare_data(
     config: Config, mixture: list[tuple[DataConfig, list[Row]]], renderer: Renderer, limit: int
 ) -> Data:
-    policy = config.length.on_overlong
-    kind = config.algorithm.rows
+    policy, algorithm, trainer = config.length.on_overlong, config.algorithm, config.trainer
+    kind = algorithm.rows
     tables: list[LengthTable] = []
 
     def convert(rows: list[Row], kind: str, name: str) -> list[Any]:
+        items: list[Any]
+        given = (rows, renderer, name, limit, policy)
         if kind == "prompt":
-            prompts, table = to_prompts(rows, renderer, name, limit, policy)
-            tables.append(table)
-            return prompts
-        sequences, table = to_sequences(rows, kind, renderer, name, limit, policy)
+            items, table = to_prompts(*given)
+        elif kind == "pair":
+            items, table = to_pairs(*given, algorithm.train_prompt(trainer), algorithm.scores)
+        elif kind == "unpaired":
+            items, table = to_judged(*given, algorithm.compares_prompts(trainer))
+        else:
+            sequences, table = to_sequences(rows, kind, renderer, name, limit, policy)
+            items = [(sequence,) for sequence in sequences]
         tables.append(table)
-        return sequences
+        return items
 
     parts = [(convert(rows, kind, label(section)), section.weight) for section, rows in mixture]
-    items = mix(parts, config.trainer.seed)
+    items = mix(parts, trainer.seed)
     data = Data([], [], [], [], tables)
     if kind == "prompt":
         data.prompts = items
     else:
-        data.sequences = items
+        data.examples = items
     if config.eval is not None:
         rows = eval_rows(config)
         if kind != "prompt":
-            data.eval_sequences = convert(rows, kind, "evaluation")
+            data.eval_examples = convert(rows, kind, "evaluation")
         if config.eval.generate or kind == "prompt":
             data.eval_prompts = convert(rows, "prompt", "evaluation prompts")
     return data
@@ -167,4 +181,7 @@ def table_lines(tables: list[LengthTable]) -> list[str]:
             f"{t.name[-31:]:<32}{t.rows:>9,}{t.kept:>9,}{t.dropped:>9,}{t.truncated:>7,}"
             f"{t.length_p50:>7,}{t.length_p95:>7,}{t.length_max:>8,}{t.trained_tokens:>16,}"
         )
+        if t.reasons:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in t.reasons.items())
+            lines.append(f"  dropped of {t.name[-31:]}: {reasons}")
     return lines

@@ -36,7 +36,13 @@ class LengthTable:
     length_p50: int = 0
     length_p95: int = 0
     length_max: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why rows were dropped, where it is not their length alone."""
     lengths: list[int] = field(default_factory=list, repr=False)
+
+    def drop(self, reason: str) -> None:
+        self.dropped += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def finish(self) -> LengthTable:
         lengths = sorted(self.lengths)
@@ -45,9 +51,11 @@ class LengthTable:
         self.length_p95 = lengths[int(len(lengths) * 0.95)]
         self.length_max = lengths[-1]
         if self.kept == 0:
+            why = ", ".join(f"{n} {reason}" for reason, n in self.reasons.items())
             raise ValueError(
                 f"{self.name}: none of the {self.rows} rows is left "
-                f"(shortest {lengths[0]} tokens); raise length.max_length"
+                f"({why + '; ' if why else ''}shortest {lengths[0]} tokens); "
+                + ("look at the data" if why else "raise length.max_length")
             )
         return self
 
@@ -101,7 +109,7 @@ def to_prompts(
         elif policy == "drop":
             table.dropped += 1
         else:
-            raise ValueError(_overlong(name, number, len(ids), max_length, "prompt"))
+            raise ValueError(overlong(name, number, len(ids), max_length, "prompt"))
     return kept, table.finish()
 
 
@@ -131,7 +139,7 @@ def _shorten(
     sequence: Sequence, max_length: int, policy: OnOverlong, name: str, number: int
 ) -> list[Sequence]:
     if policy == "error":
-        raise ValueError(_overlong(name, number, len(sequence), max_length, "row"))
+        raise ValueError(overlong(name, number, len(sequence), max_length, "row"))
     if policy == "drop":
         return []
     starts = range(0, len(sequence), max_length) if policy == "split" else [0]
@@ -145,7 +153,7 @@ def _shorten(
     return pieces
 
 
-def _overlong(name: str, number: int, length: int, max_length: int, what: str) -> str:
+def overlong(name: str, number: int, length: int, max_length: int, what: str) -> str:
     choices = "drop" if what == "prompt" else "drop or truncate"
     return (
         f"{name}, row {number}: the {what} has {length} tokens, more than length.max_length="

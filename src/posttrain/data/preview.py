@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rich.text import Text
+from torch import Tensor
 
-from posttrain.batch import Sequence
+from posttrain.batch import Sequence, sequences_of
 from posttrain.config import Config
 from posttrain.data.build import (
     build_renderer,
@@ -34,7 +35,7 @@ def show(config: Config, num_rows: int) -> None:
             " ".join(tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))),
         )
     )
-    items: list[Sequence | Prompt] = [*data.sequences, *data.prompts]
+    items: list[Sequence | Prompt] = [*sequences_of(data.examples), *data.prompts]
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
         # brackets where colours do not show: in a pipe or a file
@@ -44,10 +45,14 @@ def show(config: Config, num_rows: int) -> None:
         CONSOLE.print(line, markup=False)
 
 
+def _own(sequence: Sequence) -> Tensor:
+    return sequence.per_token.get("completion", sequence.loss_mask).bool()
+
+
 def coloured(item: Sequence | Prompt, renderer: Renderer, brackets: bool = False) -> Text:
     """The tokens of a row, the trained ones marked; a prompt's are all context."""
     ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
-    mask = [False] * len(ids) if isinstance(item, Prompt) else item.loss_mask.tolist()
+    mask = [False] * len(ids) if isinstance(item, Prompt) else _own(item).tolist()
     text = Text()
     start = 0
     for end in range(1, len(ids) + 1):

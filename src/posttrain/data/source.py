@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from posttrain.algorithms.base import Metrics
-from posttrain.batch import Batch, Sequence, pack
+from posttrain.batch import Batch, Example, pack, sequences_of
 
 
 class Source(Protocol):
@@ -55,10 +55,10 @@ class EpochOrder:
 
 class OfflineSource:
     def __init__(
-        self, sequences: list[Sequence], batch_size: int, seed: int, rank: int, num_ranks: int
+        self, examples: list[Example], batch_size: int, seed: int, rank: int, num_ranks: int
     ) -> None:
-        self.sequences = sequences
-        self.order = EpochOrder(len(sequences), batch_size, seed)
+        self.examples = examples
+        self.order = EpochOrder(len(examples), batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.rank, self.num_ranks = rank, num_ranks
         self.step = 0
@@ -66,7 +66,8 @@ class OfflineSource:
     def next_batch(self) -> tuple[Batch, Metrics]:
         chosen = self.order.indices(self.step)
         self.step += 1
-        return pack([self.sequences[i] for i in chosen[self.rank :: self.num_ranks]]), {}
+        mine = [self.examples[i] for i in chosen[self.rank :: self.num_ranks]]
+        return pack(sequences_of(mine)), {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from posttrain import distributed
-from posttrain.batch import Sequence, pack
+from posttrain.algorithms.base import UNITS, Algorithm, Metrics, TrainerConfig
+from posttrain.batch import Example, pack, sequences_of
 from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer
 from posttrain.forward import forward
@@ -19,6 +20,7 @@ from posttrain.models import Models
 from posttrain.rewards import RewardFn, parts_of, score, verdict_of
 from posttrain.rollout.generation import generate
 from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.trainer import add_metrics, combine, total_of
 
 Record = Callable[[dict[str, Any]], None]
 
@@ -97,23 +99,35 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> list[float]:
 
 
 @torch.no_grad()
-def evaluate_loss(models: Models, sequences: list[Sequence], max_tokens: int) -> dict[str, float]:
-    """Mean negative log-likelihood per trained token, in nats, and its perplexity."""
-    mine = sequences[distributed.rank() :: distributed.num_ranks()]
-    device = next(models.policy.parameters()).device
-    models.policy.eval()
-    total, count = 0.0, 0
-    parts = pack(mine).split(max_tokens) if mine else []
+def evaluate_loss(
+    models: Models, algorithm: Algorithm, config: TrainerConfig, examples: list[Example]
+) -> dict[str, float]:
+    """The method's loss and metrics on examples that are not trained on, as one step without an
+    update; for a language model its perplexity besides."""
+    mine = examples[distributed.rank() :: distributed.num_ranks()]
+    assert mine, "every rank needs an example"
+    policy = models.policy
+    policy.eval()
+    batch = pack(sequences_of(mine)).to(next(policy.parameters()).device)
+    batch = algorithm.prepare(batch, models, config)
+    policy.eval()
+    local = {unit: count(batch) for unit, count in UNITS.items()}
+    ranks = distributed.all_gather(local)
+    counts = {unit: sum(rank[unit] for rank in ranks) for unit in local}
+    totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+    parts = batch.split(config.micro_batch_tokens, algorithm.group_size)
     # sharded layers wait for every rank: those with fewer parts repeat one
     rounds = max(distributed.all_gather(len(parts)))
-    for i in range(rounds):
-        if i >= len(parts) and not distributed.is_sharded(models.policy):
-            break
-        part = parts[i] if i < len(parts) else pack(sequences[:1])
-        out = forward(models.policy, part.to(device))
+    for i in range(rounds if distributed.is_sharded(policy) else len(parts)):
+        part = parts[min(i, len(parts) - 1)]
+        values = algorithm.value_model(config) is not None
+        out = forward(policy, part, values=values, temperature=models.temperature)
         if i < len(parts):
-            total -= float(out.logprobs.double().sum())
-            count += int(part.loss_mask.sum())
-    sums = distributed.all_gather((total, count))
-    loss = sum(t for t, _ in sums) / sum(c for _, c in sums)
-    return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))}
+            loss = algorithm.loss(out, part, config)
+            add_metrics(totals, {"loss": (float(total_of(loss, counts)), 0.0)})
+            add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+    metrics = combine(distributed.all_gather(totals))
+    algorithm.after_step(metrics, config)
+    if algorithm.rows in ("text", "completion"):
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+    return {f"eval_{name}": value for name, value in metrics.items()}

@@ -81,10 +81,16 @@ def check_folder(path: str) -> Any:
     from transformers import AutoConfig
 
     folder = Path(path)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        settings = json.loads(adapter.read_text())
+        if settings.get("task_type") != "SEQ_CLS":
+            raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
+        return AutoConfig.from_pretrained(
+            settings["base_model_name_or_path"], trust_remote_code=False, local_files_only=True
+        )
     if not (folder / "config.json").is_file():
         what = "holds no config.json" if folder.is_dir() else "is no folder"
-        if (folder / "adapter_config.json").is_file():
-            what = "holds an adapter: merge it into its base model first"
         raise ValueError(f"reward.path: {path} {what}; a local reward-model folder is needed")
     kinds = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
     if not kinds[0].endswith("ForSequenceClassification"):
@@ -114,18 +120,11 @@ def check_folder(path: str) -> Any:
 
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The model in eval mode; ValueError where the folder lacks some of its weights."""
-    from transformers import AutoModelForSequenceClassification
+    from posttrain.reward_head import load_classifier
 
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
+    model, lacking = load_classifier(path, dtype)
+    if lacking:
+        missing = ", ".join(lacking[:3])
         raise RewardFailure(
             f"reward.path: {path} lacks weights ({missing}): they would be random, and so the score"
         )

@@ -1,0 +1,89 @@
+"""`kto`: rows that are good or bad, each on its own (Ethayarajh et al. 2024, arXiv 2402.01306).
+
+    L = mean over rows of  w_+ (1 - sigmoid(beta (s - z)))   for a good completion
+                           w_- (1 - sigmoid(beta (z - s)))   for a bad one
+
+s the summed log-ratio to the reference, z an estimate of the policy's KL from it: the mean of the
+same log-ratio over prompts paired with the completion of the row before, not below 0, without
+gradient (eqs. 7 and 8). Those pairs come from the data set, so that batches of one class, or of
+size 1, are as right as others; the mean is over the whole optimiser step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.algorithms.preference import mean_over_ranks
+from posttrain.batch import Batch
+from posttrain.forward import Output
+from posttrain.models import Models
+
+
+class KTOConfig(TrainerConfig):
+    type: Literal["kto"] = "kto"
+    learning_rate: float = Field(1e-6, ge=0)
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """apo_zero_unpaired (arXiv 2408.06266): z is 0."""
+    beta: float = Field(0.1, gt=0)
+    desirable_weight: float = Field(1.0, ge=0)
+    """w_+; the paper keeps w_+ n_+ / (w_- n_-) between 1 and 4/3."""
+    undesirable_weight: float = Field(1.0, ge=0)
+    """w_-"""
+    precompute_reference: bool = False
+    """Reference log-probs of all rows before the first step."""
+
+
+def kto_loss(out: Output, batch: Batch, config: KTOConfig) -> Loss:
+    """`per_seq["label"]` is 1 for a good completion and 0 for a bad one, `per_seq["kl"]` is z."""
+    good = batch.per_seq["label"] > 0
+    logps = batch.sum_per_seq(out.logprobs)
+    score = logps - batch.sum_per_seq(batch.per_token["ref_logprobs"])
+    z = batch.per_seq["kl"]
+    wanted = config.desirable_weight * (1 - torch.sigmoid(config.beta * (score - z)))
+    unwanted = config.undesirable_weight * (1 - torch.sigmoid(config.beta * (z - score)))
+    loss = torch.where(good, wanted, unwanted).sum()
+    rewards, logps = config.beta * score.detach(), logps.detach()
+    metrics: dict[str, tuple[Tensor, Tensor | float]] = {"kl": (z.sum(), float(len(z)))}
+    for name, rows in (("chosen", good), ("rejected", ~good)):
+        metrics[f"rewards/{name}"] = (rewards[rows].sum(), rows.sum())
+        metrics[f"logps/{name}"] = (logps[rows].sum(), rows.sum())
+    return Loss({"sequence": loss}, metrics)
+
+
+def prepare(batch: Batch, models: Models, config: KTOConfig) -> Batch:
+    """Reference log-probs and z. Every other sequence is there for z alone, and goes."""
+    if "ref_logprobs" not in batch.per_token:
+        with models.reference():
+            batch.per_token["ref_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
+    if config.loss_type != "kto":
+        batch.per_seq["kl"] = torch.zeros_like(batch.per_seq["label"])
+        return batch
+    pairs = batch.num_sequences // 2
+    unrelated = batch.select(range(1, 2 * pairs, 2))
+    now = models.logprobs(unrelated, config.micro_batch_tokens)
+    z = mean_over_ranks(unrelated.sum_per_seq(now - unrelated.per_token["ref_logprobs"]))
+    batch = batch.select(range(0, 2 * pairs, 2))
+    batch.per_seq["kl"] = torch.full_like(batch.per_seq["label"], max(0.0, z))
+    return batch
+
+
+def margins(metrics: dict[str, float], config: KTOConfig) -> None:
+    """The mean reward of good completions less that of bad ones, where a step has both."""
+    if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
+        metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+
+
+kto = Algorithm(
+    KTOConfig,
+    kto_loss,
+    rows="unpaired",
+    prepare=prepare,
+    needs_reference=lambda config: not config.precompute_reference,
+    compares_prompts=lambda config: config.loss_type == "kto",
+    after_step=margins,
+)

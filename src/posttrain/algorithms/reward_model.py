@@ -1,0 +1,55 @@
+"""`reward_model`: a scalar head on the last token's state, trained on pairs.
+
+    L = mean over pairs of -log sigmoid(r_c - r_r - margin) + center_coef (r_c + r_r)^2
+
+Bradley and Terry's model (Ouyang et al. 2022, arXiv 2203.02155, eq. 1); margin as in Llama 2 (arXiv
+2307.09288, eq. 2), from the row's column `margin`; the centring of Eisenstein et al. 2023 (arXiv
+2312.09244).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.algorithms.preference import pair_metrics
+from posttrain.batch import Batch
+from posttrain.forward import Output
+
+
+class RewardModelConfig(TrainerConfig):
+    type: Literal["reward_model"] = "reward_model"
+    learning_rate: float = Field(1e-5, ge=0)
+    center_coef: float = Field(0.0, ge=0)
+    """Keeps the mean of a pair's rewards near 0 (TRL: center_rewards_coefficient, 0.01)."""
+
+
+def bradley_terry(out: Output, batch: Batch, config: RewardModelConfig) -> Loss:
+    """`out.last_values` holds the reward of chosen, rejected, chosen, ..."""
+    rewards = out.last_values
+    assert rewards is not None
+    chosen, rejected = rewards[0::2], rewards[1::2]
+    margin = batch.per_seq["margin"][0::2]
+    loss = -F.logsigmoid(chosen - rejected - margin)
+    if config.center_coef > 0:
+        loss = loss + config.center_coef * (chosen + rejected).square()
+    count = float(len(chosen))
+    # how sure the model is of its pairs against how often it is right: equal when calibrated
+    sure = torch.sigmoid((chosen - rejected).detach().abs())
+    metrics = pair_metrics(rewards.detach())
+    metrics["rewards/confidence"] = (sure.sum(), count)
+    return Loss({"pair": loss.sum()}, metrics)
+
+
+reward_model = Algorithm(
+    RewardModelConfig,
+    bradley_terry,
+    rows="pair",
+    value_model=lambda config: "shared",
+    scores=True,
+    group_size=2,
+)

@@ -1,0 +1,317 @@
+"""Preference rows in the forms that data sets have, to pairs and to judged completions.
+
+What a row may look like, told by its columns and their types:
+
+    prompt, chosen, rejected       texts or messages; chosen may repeat the prompt's messages
+    chosen, rejected               whole conversations, whose common beginning is the prompt
+    conversations, chosen, rejected  ShareGPT: {from, value} entries
+    instruction, input, chosen, rejected  Alpaca
+    prompt, completion, label      KTO; `messages, label` too, and any of the pairs, as two rows
+
+A text that begins with "\\n\\nHuman:" is a dialogue in Anthropic's form (hh-rlhf).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from posttrain.batch import Sequence
+from posttrain.data.load import Row
+from posttrain.data.prepare import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Message, Renderer
+
+SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "bard": "assistant", "system": "system",
+}  # fmt: skip
+DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
+
+
+def as_pair(row: Row) -> Row:
+    """The row with prompt, chosen and rejected: texts, or messages of which the completions' begin
+    where the prompt's end. Raises ValueError for a row that is no pair."""
+    if not {"chosen", "rejected"} <= row.keys():
+        raise ValueError(
+            "expected the columns prompt+chosen+rejected, chosen+rejected, or "
+            f"conversations+chosen+rejected; found {', '.join(row)} (map them with data.columns)"
+        )
+    rest = {k: v for k, v in row.items() if k not in PAIR_COLUMNS}
+    chosen, rejected = row["chosen"], row["rejected"]
+    if "conversations" in row:
+        prompt = messages_from(row["conversations"], "conversations")
+        answers = {name: messages_from(row[name], name) for name in ("chosen", "rejected")}
+        return rest | {"prompt": prompt, **answers}
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise ValueError("chosen and rejected must both be texts, or both messages")
+    if isinstance(chosen, str):
+        if "prompt" in row or "instruction" in row:
+            return rest | {"prompt": _given_prompt(row), "chosen": chosen, "rejected": rejected}
+        if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
+            chosen, rejected = dialogue(chosen), dialogue(rejected)
+        else:
+            return rest | _split_texts(chosen, rejected)
+    chosen, rejected = messages_from(chosen, "chosen"), messages_from(rejected, "rejected")
+    if all(m["role"] == "assistant" for m in (*chosen, *rejected)) and "prompt" in row:
+        return rest | {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+    return rest | _split_messages(chosen, rejected)
+
+
+def as_judged(row: Row) -> list[Row]:
+    """Rows with prompt, completion and label (True: a good one); of a pair, both."""
+    if "label" not in row:
+        pair = as_pair(row)
+        rest = {k: v for k, v in pair.items() if k not in ("chosen", "rejected")}
+        sides = ((pair["chosen"], True), (pair["rejected"], False))
+        return [rest | {"completion": side, "label": label} for side, label in sides]
+    label = row["label"]
+    if label not in (True, False):
+        raise ValueError(f"label must be true or false; found {label!r}")
+    if "messages" in row:
+        messages = messages_from(row["messages"], "messages")
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise ValueError("messages must end with the assistant's turn that is judged")
+        rest = {k: v for k, v in row.items() if k != "messages"}
+        return [rest | {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(label)}]
+    if not {"prompt", "completion"} <= row.keys():
+        raise ValueError(
+            "expected the columns prompt+completion+label, messages+label, or a pair; "
+            f"found {', '.join(row)} (map them with data.columns)"
+        )
+    return [row | {"label": bool(label)}]
+
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "instruction", "input")
+
+
+def messages_from(value: Any, name: str) -> list[Message]:
+    """Messages of {role, content} or {from, value} entries, or of one such entry."""
+    entries = [value] if isinstance(value, dict) else value
+    found = []
+    for entry in entries if isinstance(entries, list) else [None]:
+        if isinstance(entry, dict) and "from" in entry:
+            entry = {"role": SHAREGPT_ROLES.get(entry["from"]), "content": entry.get("value")}
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), str) for key in ("role", "content")
+        ):
+            raise ValueError(
+                f"{name} must be a text, or messages of {{role, content}} or {{from, value}}; "
+                f"found {str(value)[:60]!r}"
+            )
+        found.append({"role": entry["role"], "content": entry["content"]})
+    return found
+
+
+def dialogue(text: str) -> list[Message]:
+    """The messages of a text in Anthropic's form, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    parts = DIALOGUE.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[who], "content": said.strip()} for who, said in zip(parts[0::2], parts[1::2])
+    ]
+
+
+def _given_prompt(row: Row) -> Any:
+    if "prompt" in row:
+        return row["prompt"]
+    more = row.get("input")
+    return f"{row['instruction']}\n\n{more}" if more else row["instruction"]
+
+
+def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
+    shared = 0
+    for a, b in zip(chosen, rejected):
+        if a != b:
+            break
+        shared += 1
+    # of two equal conversations the last turn is what is judged
+    shared = min(shared, len(chosen) - 1, len(rejected) - 1)
+    while shared > 0 and chosen[shared]["role"] != "assistant":
+        shared -= 1
+    if shared == 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
+        raise ValueError("chosen and rejected have no prompt in common that an answer follows")
+    return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _split_texts(chosen: str, rejected: str) -> Row:
+    """The prompt ends with the last space before the two texts differ."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b),
+        min(len(chosen), len(rejected)),
+    )
+    edge = max((chosen.rfind(space, 0, same) for space in (" ", "\n")), default=-1)
+    if edge < 1:
+        raise ValueError("chosen and rejected have no prompt in common (column prompt)")
+    return {"prompt": chosen[:edge], "chosen": chosen[edge:], "rejected": rejected[edge:]}
+
+
+@dataclass
+class Judged:
+    """A rendered completion."""
+
+    sequence: Sequence
+    completion: list[int]
+
+
+def to_pairs(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    policy: OnOverlong,
+    train_prompt: bool = False,
+    scores: bool = False,
+) -> tuple[list[tuple[Sequence, ...]], LengthTable]:
+    """(chosen, rejected) of each row that is a pair once it is tokens.
+
+    per_token["completion"] marks the completion. The loss mask is the same, or holds the prompt of
+    the chosen one too (`train_prompt`), or nothing (`scores`). per_seq["margin"] is the row's, or
+    0. Dropped and counted: equal completions, empty ones, pairs that differ only beyond
+    max_length.
+    """
+    table = LengthTable(name)
+    kept: list[tuple[Sequence, ...]] = []
+    for number, row in enumerate(rows, 1):
+        pair, sides = _named(name, number, _render_pair, row, renderer)
+        longest = max(len(side.sequence) for side in sides)
+        table.lengths.append(longest)
+        reason = _useless(sides, renderer)
+        if reason is None and longest > max_length:
+            if policy == "error":
+                raise ValueError(overlong(name, number, longest, max_length, "pair"))
+            reason = "overlong"
+            if policy == "truncate":
+                sides = [_cut(side, max_length) for side in sides]
+                reason = _useless(sides, renderer)
+                reason = f"{reason}, after the cut" if reason else None
+                table.truncated += reason is None
+        if reason is not None:
+            table.drop(reason)
+            continue
+        margin = _named(name, number, _margin, pair)
+        chosen, rejected = (side.sequence for side in sides)
+        kept.append(
+            (
+                _finished(chosen, margin, train_prompt, scores),
+                _finished(rejected, margin, False, scores),
+            )
+        )
+        table.kept += 1
+    table.trained_tokens = sum(
+        int(side.per_token["completion"].sum()) for pair in kept for side in pair
+    )
+    return kept, table.finish()
+
+
+def to_judged(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    policy: OnOverlong,
+    with_unrelated: bool,
+) -> tuple[list[tuple[Sequence, ...]], LengthTable]:
+    """The completions with per_seq["label"], each followed, where `with_unrelated`, by its prompt
+    with the completion of the last row before it that has another prompt (the first row: of the
+    last)."""
+    table = LengthTable(name)
+    kept: list[tuple[Row, Sequence]] = []
+    for number, row in enumerate(rows, 1):
+        for judged in _named(name, number, as_judged, row):
+            side = _named(name, number, _render, judged, renderer)
+            table.lengths.append(len(side.sequence))
+            reason = None if set(side.completion) - {*renderer.stop_token_ids} else "empty"
+            if reason is None and len(side.sequence) > max_length:
+                if policy == "error":
+                    raise ValueError(overlong(name, number, len(side.sequence), max_length, "row"))
+                reason = "overlong" if policy == "drop" else None
+                side = _cut(side, max_length)
+                if reason is None and not side.completion:
+                    reason = "empty, after the cut"
+                table.truncated += reason is None
+            if reason is not None:
+                table.drop(reason)
+                continue
+            side.sequence.per_seq = {"label": float(judged["label"])}
+            kept.append((judged, side.sequence))
+            table.kept += 1
+    table.trained_tokens = sum(int(s.loss_mask.sum()) for _, s in kept)
+    table.finish()
+    if not with_unrelated:
+        return [(sequence,) for _, sequence in kept], table
+    groups: list[tuple[Sequence, ...]] = []
+    for i, (judged, sequence) in enumerate(kept):
+        before = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
+        another = next((row for row in before if row["prompt"] != judged["prompt"]), judged)
+        other = {"prompt": judged["prompt"], "completion": another["completion"]}
+        unrelated = _cut(_render(other, renderer), max_length).sequence
+        if not unrelated.loss_mask.any():
+            raise ValueError(
+                f"{name}: a prompt of {len(unrelated)} tokens leaves no room for a completion in "
+                f"length.max_length={max_length}"
+            )
+        unrelated.per_seq = dict(sequence.per_seq)
+        groups.append((sequence, unrelated))
+    return groups, table
+
+
+def _render_pair(row: Row, renderer: Renderer) -> tuple[Row, list[Judged]]:
+    pair = as_pair(row)
+    names = ("chosen", "rejected")
+    return pair, [
+        _render({"prompt": pair["prompt"], "completion": pair[name]}, renderer) for name in names
+    ]
+
+
+def _render(row: Row, renderer: Renderer) -> Judged:
+    """The prompt with one completion, of which only the last assistant turns are its own."""
+    prompt_tokens = len(renderer.prompt_ids({"prompt": row["prompt"]}))
+    sequence = renderer.training_sequence(row)
+    # earlier assistant turns belong to the prompt
+    sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens
+    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
+
+
+def _useless(sides: list[Judged], renderer: Renderer) -> str | None:
+    if sides[0].completion == sides[1].completion:
+        return "equal"
+    if any(not set(side.completion) - {*renderer.stop_token_ids} for side in sides):
+        return "empty"
+    return None
+
+
+def _cut(side: Judged, max_length: int) -> Judged:
+    sequence = Sequence(side.sequence.input_ids[:max_length], side.sequence.loss_mask[:max_length])
+    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
+
+
+def _finished(sequence: Sequence, margin: float, train_prompt: bool, scores: bool) -> Sequence:
+    completion = sequence.loss_mask
+    mask = completion
+    if scores:
+        mask = torch.zeros_like(completion)
+    elif train_prompt:
+        mask = torch.arange(len(sequence)) > 0
+    return Sequence(
+        sequence.input_ids, mask, {"completion": completion.float()}, {"margin": margin}
+    )
+
+
+def _margin(row: Row) -> float:
+    value = row.get("margin", 0.0)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"margin must be a number; found {value!r}")
+    return float(value)
+
+
+def _named(name: str, number: int, make: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return make(*args)
+    except ValueError as error:
+        raise ValueError(f"{name}, row {number}: {error}") from None

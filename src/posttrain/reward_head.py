@@ -1,0 +1,105 @@
+"""The scalar head of a reward model, and its folder: transformers' sequence classifier with one
+label, or a PEFT adapter of one.
+
+Scores are read by position, at a sequence's last token. transformers finds that token as the last
+that is not `pad_token_id`; so that id is never saved as one that ends a sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from posttrain.forward import LanguageModel
+
+HEAD, SAVED = "value_head.weight", "score.weight"
+ADAPTER_PREFIX = "base_model.model."
+
+
+def add_reward_head(policy: LanguageModel, name: str | None) -> None:
+    """A head [1, width] on the policy's own states: that of the reward model in the folder `name`
+    where it holds one, else 0, and so is every first reward. The output head is not trained."""
+    causal_lm = policy.causal_lm()
+    classifier_class(causal_lm)
+    embeddings = causal_lm.get_input_embeddings().weight
+    policy.value_head = nn.Linear(embeddings.shape[1], 1, bias=False, device=embeddings.device)
+    with torch.no_grad():
+        saved = saved_head(Path(name)) if name is not None else None
+        policy.value_head.weight.copy_(torch.zeros(()) if saved is None else saved)
+    output = causal_lm.get_output_embeddings().weight
+    if output is not embeddings:
+        output.requires_grad_(False)
+
+
+def classifier_class(causal_lm: Any) -> str:
+    """The name of the architecture's sequence classifier; ValueError where it has none."""
+    import transformers
+
+    own = type(causal_lm).__name__
+    name = own.replace("ForCausalLM", "ForSequenceClassification")
+    if name == own or not hasattr(transformers, name):
+        raise ValueError(f"reward_model: transformers has no sequence classifier for {own}")
+    return name
+
+
+def saved_head(folder: Path) -> Tensor | None:
+    places = {"model.safetensors": SAVED, "adapter_model.safetensors": ADAPTER_PREFIX + SAVED}
+    for name, key in places.items():
+        if (folder / name).is_file():
+            with safe_open(folder / name, "pt") as file:
+                return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+    return None
+
+
+def save_classifier(folder: Path, causal_lm: Any, weights: dict[str, Tensor]) -> None:
+    """config.json and model.safetensors of a sequence classifier from a policy's whole weights."""
+    config = copy.deepcopy(causal_lm.config)
+    config.architectures = [classifier_class(causal_lm)]
+    config.num_labels = 1
+    if config.pad_token_id in _ends(config):
+        config.pad_token_id = None
+    config.save_pretrained(folder)
+    tensors = {
+        SAVED if name == HEAD else name.removeprefix("model."): x.contiguous()
+        for name, x in weights.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _ends(config: Any) -> list[int]:
+    eos = config.eos_token_id
+    return eos if isinstance(eos, list) else [eos]
+
+
+def load_named(path: Path) -> dict[str, Tensor]:
+    """A saved classifier's tensors under the policy's names."""
+    found = load_file(path / "model.safetensors")
+    return {HEAD if name == SAVED else f"model.{name}": x for name, x in found.items()}
+
+
+def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The classifier in a folder, an adapter merged into its base model, and the names of weights
+    that the folder lacks. Neither pickled weights nor code are loaded."""
+    from transformers import AutoModelForSequenceClassification
+
+    keys: dict[str, Any] = {
+        "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
+        "local_files_only": True, "output_loading_info": True,
+    }  # fmt: skip
+    adapter = Path(folder) / "adapter_config.json"
+    if not adapter.is_file():
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **keys)
+        return model, sorted(info["missing_keys"])
+    from peft import PeftModel
+
+    base = json.loads(adapter.read_text())["base_model_name_or_path"]
+    model, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **keys)
+    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged, sorted(set(info["missing_keys"]) - {SAVED})
