@@ -188,6 +188,36 @@ def preview(
     show(load_config(recipe, overrides), rows)
 
 
+@data_app.command("preferences")
+def preferences(
+    recipe: Annotated[str, typer.Argument(help="A recipe with make.type: preferences.")],
+    overrides: Overrides = None,
+) -> None:
+    """Sample several completions of each prompt and make pairs of them by their scores."""
+    _make(recipe, overrides, "preferences")
+
+
+@data_app.command("filter")
+def rejection_sampling(
+    recipe: Annotated[str, typer.Argument(help="A recipe with make.type: filter.")],
+    overrides: Overrides = None,
+) -> None:
+    """Sample several completions of each prompt and keep those that are right."""
+    _make(recipe, overrides, "filter")
+
+
+def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
+    from posttrain.making import load_making, make
+
+    config = load_making(recipe, overrides)
+    if config.make.type != kind:
+        raise ValueError(f"{recipe} has make.type {config.make.type}: posttrain data {kind} does "
+                         f"{kind}")  # fmt: skip
+    for name, value in make(config).items():
+        print(f"{name:<20}{value}")
+    print(f"written to {config.output_dir}")
+
+
 @data_app.command("list")
 def list_datasets() -> None:
     """The data sets that have a name."""

@@ -28,6 +28,7 @@ from posttrain.data.load import load_rows
 from posttrain.data.prepare import Prompt, to_prompts
 from posttrain.evaluation.command import load_for_sampling
 from posttrain.evaluation.run import evaluate_generation, wilson
+from posttrain.making import MakingConfig, make, parse_making
 from posttrain.rewards import build_reward
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.tracking import CONSOLE
@@ -38,7 +39,11 @@ from posttrain.train import train
 class StageConfig(StrictConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     recipe: str
-    """A recipe file, relative to the pipeline file or to the working directory."""
+    """A recipe file, relative to the pipeline file or to the working directory. One with a `make`
+    section makes data."""
+    start: str | None = None
+    """The stage whose model this one starts from; by default the last one before it that trained a
+    policy."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the recipe: section.key: value."""
 
@@ -65,6 +70,11 @@ class PipelineConfig(StrictConfig):
         names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have one name: {', '.join(names)}")
+        for i, stage in enumerate(stages):
+            if stage.start is not None and stage.start not in names[:i]:
+                raise ValueError(
+                    f"stage {stage.name}: no stage {stage.start} comes before it (start)"
+                )
         return stages
 
 
@@ -89,7 +99,9 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
     return pipeline
 
 
-def stage_config(pipeline: PipelineConfig, stage: StageConfig, start: Path | None) -> Config:
+def stage_config(
+    pipeline: PipelineConfig, stage: StageConfig, start: Path | None
+) -> Config | MakingConfig:
     """The stage's recipe with its overrides, starting from the run `start`."""
     beside = Path(pipeline.source).parent / stage.recipe
     file = beside if beside.is_file() else Path(stage.recipe)
@@ -99,16 +111,15 @@ def stage_config(pipeline: PipelineConfig, stage: StageConfig, start: Path | Non
     if start is not None:
         model = {k: v for k, v in tree.get("model", {}).items() if k != "scratch"}
         tree["model"] = model | {"name": str(start)}
-    return parse_config(tree, f"stage {stage.name}: {file}")
+    parse = parse_making if "make" in tree else parse_config
+    return parse(tree, f"stage {stage.name}: {file}")
 
 
 def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
     """Run and compare all stages; returns what it writes to <output_dir>/summary.json."""
     started = time.time()
     output = Path(pipeline.output_dir)
-    placeholder = output / pipeline.stages[0].name
-    for i, stage in enumerate(pipeline.stages):  # every typo shows before the first stage starts
-        stage_config(pipeline, stage, placeholder if i else None)
+    starts = starts_of(pipeline)  # every typo shows before the first stage starts
     splits = None if pipeline.evaluate is None else load_splits(pipeline.evaluate)
     results: list[dict[str, Any]] = []
     run_dirs: list[Path] = []
@@ -116,10 +127,14 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
         run_dir = output / stage.name
         clear(run_dir)
         CONSOLE.rule(f"stage {stage.name}")
-        config = stage_config(pipeline, stage, run_dirs[-1] if run_dirs else None)
+        config = stage_config(pipeline, stage, starts[stage.name])
+        if isinstance(config, MakingConfig):
+            config.output_dir = str(run_dir)
+            make(config)
+            continue
         train(config, run_dir)
         run_dirs.append(run_dir)
-        if pipeline.evaluate is not None and splits is not None:
+        if pipeline.evaluate is not None and splits is not None and not config.algorithm.scores:
             result = {"name": stage.name} | compare(run_dir, pipeline.evaluate, splits)
             results.append(result)
             (run_dir / "evaluation.json").write_text(json.dumps({"stages": [result]}, indent=1))
@@ -132,13 +147,25 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
     return summary
 
 
+def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
+    """The run that each stage starts from; None where its recipe says itself."""
+    starts: dict[str, Path | None] = {}
+    policy: str | None = None
+    for stage in pipeline.stages:
+        start = stage.start or policy
+        starts[stage.name] = None if start is None else Path(pipeline.output_dir) / start
+        config = stage_config(pipeline, stage, starts[stage.name])
+        if isinstance(config, Config) and not config.algorithm.scores:
+            policy = stage.name
+    return starts
+
+
 def clear(run_dir: Path) -> None:
     """Make room for a stage's run. Only what a run of ours left behind is deleted."""
     if not run_dir.exists():
         return
-    if not ((run_dir / "config.yaml").is_file() or checkpoints_in(run_dir)) and any(
-        run_dir.iterdir()
-    ):
+    ours = any((run_dir / name).exists() for name in ("config.yaml", "made.json", ".parts"))
+    if not (ours or checkpoints_in(run_dir)) and any(run_dir.iterdir()):
         raise ValueError(f"{run_dir} exists and is no run of a pipeline: move it away")
     shutil.rmtree(run_dir)
 

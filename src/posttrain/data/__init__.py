@@ -6,9 +6,11 @@ from posttrain.data import (
     competition_math,
     fever,
     gsm8k,
+    hh_rlhf,
     humaneval,
     mbpp,
     programs,
+    ultrafeedback,
     word_problems,
 )
 from posttrain.data.load import Row
@@ -16,9 +18,11 @@ from posttrain.data.load import Row
 DATASETS: dict[str, Callable[..., list[Row]]] = {
     "fever": fever.load,
     "gsm8k": gsm8k.load,
+    "hh_rlhf": hh_rlhf.load,
     "humaneval": humaneval.load,
     "math": competition_math.load,
     "mbpp": mbpp.load,
     "programs": programs.load,
+    "ultrafeedback": ultrafeedback.load,
     "word_problems": word_problems.load,
 }

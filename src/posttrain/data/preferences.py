@@ -32,6 +32,15 @@ SHAREGPT_ROLES = {
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
 
 
+def as_pairs(row: Row) -> list[Row]:
+    """as_pair() for each rejected completion, where the row has a list of texts or of
+    conversations: a set of several is learned from pair by pair."""
+    rejected = row.get("rejected")
+    if isinstance(rejected, list) and rejected and not isinstance(rejected[0], dict):
+        return [as_pair(row | {"rejected": one}) for one in rejected]
+    return [as_pair(row)]
+
+
 def as_pair(row: Row) -> Row:
     """The row with prompt, chosen and rejected: texts, or messages of which the completions' begin
     where the prompt's end. Raises ValueError for a row that is no pair."""
@@ -64,9 +73,9 @@ def as_pair(row: Row) -> Row:
 def as_judged(row: Row) -> list[Row]:
     """Rows with prompt, completion and label (True: a good one); of a pair, both."""
     if "label" not in row:
-        pair = as_pair(row)
-        rest = {k: v for k, v in pair.items() if k not in ("chosen", "rejected")}
-        sides = ((pair["chosen"], True), (pair["rejected"], False))
+        pairs = as_pairs(row)
+        rest = {k: v for k, v in pairs[0].items() if k not in ("chosen", "rejected")}
+        sides = [(pairs[0]["chosen"], True), *((pair["rejected"], False) for pair in pairs)]
         return [rest | {"completion": side, "label": label} for side, label in sides]
     label = row["label"]
     if label not in (True, False):
@@ -175,8 +184,13 @@ def to_pairs(
     """
     table = LengthTable(name)
     kept: list[tuple[Sequence, ...]] = []
-    for number, row in enumerate(rows, 1):
-        pair, sides = _named(name, number, _render_pair, row, renderer)
+    numbered = [
+        (number, pair)
+        for number, row in enumerate(rows, 1)
+        for pair in _named(name, number, as_pairs, row)
+    ]
+    for number, pair in numbered:
+        sides = _named(name, number, _render_sides, pair, renderer)
         longest = max(len(side.sequence) for side in sides)
         table.lengths.append(longest)
         reason = _useless(sides, renderer)
@@ -259,10 +273,9 @@ def to_judged(
     return groups, table
 
 
-def _render_pair(row: Row, renderer: Renderer) -> tuple[Row, list[Judged]]:
-    pair = as_pair(row)
+def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
     names = ("chosen", "rejected")
-    return pair, [
+    return [
         _render({"prompt": pair["prompt"], "completion": pair[name]}, renderer) for name in names
     ]
 

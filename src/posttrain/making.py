@@ -1,0 +1,317 @@
+"""Data made by a model: `posttrain data preferences` and `posttrain data filter`.
+
+Several completions of every prompt are sampled and scored; pairs of them, or those that are right,
+become train.parquet and validation.parquet. A chunk of prompts is written to disk once it is done,
+so a killed run goes on where it was, and ends with the same rows: every completion draws its noise
+from (seed, place of the prompt, its number) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from math import comb
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from posttrain.algorithms.base import StrictConfig
+from posttrain.checkpoint import versions
+from posttrain.config import (
+    AnyRewardConfig,
+    DataConfig,
+    Mixture,
+    ModelConfig,
+    dump,
+    read_yaml,
+    with_overrides,
+)
+from posttrain.config_errors import explain
+from posttrain.data.load import Row, load_rows
+from posttrain.data.prepare import Prompt, to_prompts
+from posttrain.data.render import Renderer
+from posttrain.evaluation.command import load_for_sampling
+from posttrain.rewards import RewardFn, build_reward, check_columns, score, verdict_of
+from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.tracking import CONSOLE
+
+CHUNK = 64  # prompts between two writes
+
+
+class PreferencesConfig(StrictConfig):
+    """Pairs of completions of which the first has the higher score."""
+
+    type: Literal["preferences"] = "preferences"
+    pairs: Literal["best_worst", "all", "multi"] = "best_worst"
+    """best_worst: one pair a prompt; all: every pair of different scores; multi: the best one with
+    a list of all that score less, trained on as a pair with each."""
+    min_difference: float = Field(0.0, ge=0)
+    """The scores of a pair differ by more than this."""
+
+
+class FilterConfig(StrictConfig):
+    """Rejection sampling: the completions that are right."""
+
+    type: Literal["filter"] = "filter"
+    keep: Literal["all", "first", "shortest"] | Annotated[int, Field(ge=1)] = "all"
+    """Of one prompt: all that are right, the first, the shortest, or so many of the first."""
+    min_score: float | None = None
+    """Right is a score of at least this; by default the reward's verdict, or a score above 0."""
+
+
+class SamplingConfig(StrictConfig):
+    num_completions: int = Field(8, ge=1)
+    """Of each prompt."""
+    max_new_tokens: int = Field(512, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    seed: int = 0
+
+
+class MakingConfig(StrictConfig):
+    model: ModelConfig
+    data: Mixture
+    sampling: SamplingConfig = SamplingConfig()
+    reward: AnyRewardConfig
+    make: Annotated[PreferencesConfig | FilterConfig, Field(discriminator="type")]
+    output_dir: str
+    val_split: float = Field(0.0, ge=0, lt=1)
+    """Share of the prompts whose rows go into validation.parquet."""
+
+    @property
+    def mixture(self) -> list[DataConfig]:
+        return self.data if isinstance(self.data, list) else [self.data]
+
+
+Scored = list[dict[str, Any]]
+"""Completions of one prompt: text, score, correct, num_tokens."""
+
+
+def load_making(path: str | Path, overrides: list[str] | None = None) -> MakingConfig:
+    return parse_making(with_overrides(read_yaml(path), overrides or []), str(path))
+
+
+def parse_making(tree: dict[str, Any], source: str) -> MakingConfig:
+    try:
+        return MakingConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {explain(error, MakingConfig)}") from None
+
+
+def make(config: MakingConfig) -> dict[str, Any]:
+    """Sample, score and write; returns what it writes to <output_dir>/made.json."""
+    rows = [row for section in config.mixture for row in load_rows(section)]
+    if config.model.name is None:
+        raise ValueError("model.name: completions are sampled from a model that was trained before")
+    templates = {section.template for section in config.mixture}
+    if len(templates) > 1:
+        raise ValueError("all parts of a mixture need the same template")
+    renderer, sampler, limit = load_for_sampling(
+        config.model.name, templates.pop(), config.model.device, config.model.dtype
+    )
+    most = limit - config.sampling.max_new_tokens
+    if most < 1:
+        raise ValueError(f"sampling.max_new_tokens leaves no room: the model takes {limit} tokens")
+    prompts, table = to_prompts(rows, renderer, "data", most, "drop")
+    reward = build_reward(config.reward)
+    check_columns(reward, [prompt.row for prompt in prompts], "data")
+    output = Path(config.output_dir)
+    provenance = {
+        "config": dump(config),
+        "weights": weights_hash(sampler.policy),
+        "prompts": hashlib.sha256(repr([p.input_ids for p in prompts]).encode()).hexdigest(),
+        "versions": versions(),
+    }
+    parts = resumable(output / ".parts", provenance)
+    groups: list[Scored] = []
+    for number, start in enumerate(range(0, len(prompts), CHUNK)):
+        file = parts / f"{number:06}.json"
+        if not file.is_file():
+            chunk = prompts[start : start + CHUNK]
+            found = sample_and_score(chunk, start, config, renderer, sampler, reward)
+            write_atomically(file, json.dumps(found))
+        groups += json.loads(file.read_text())
+        CONSOLE.print(f"{len(groups):,} of {len(prompts):,} prompts", markup=False)
+    summary = write(config, prompts, groups, provenance)
+    summary["dropped_prompts"] = table.dropped
+    (output / "made.json").write_text(json.dumps(summary | {"provenance": provenance}, indent=1))
+    shutil.rmtree(parts)
+    return summary
+
+
+def sample_and_score(
+    prompts: list[Prompt],
+    first: int,
+    config: MakingConfig,
+    renderer: Renderer,
+    sampler: Sampler,
+    reward: RewardFn,
+) -> list[Scored]:
+    """`first` is the place of the first prompt among all."""
+    keys = config.sampling
+    n = keys.num_completions
+    params = SamplingParams(
+        keys.max_new_tokens, renderer.stop_token_ids, keys.temperature, keys.top_p, keys.top_k
+    )
+    seeds = [(keys.seed * 1_000_003 + first) * 1_000_003 + i for i in range(len(prompts) * n)]
+    rollouts = sampler.generate([p.input_ids for p in prompts for _ in range(n)], params, seeds)
+    found: list[Scored] = []
+    for i, prompt in enumerate(prompts):
+        group = rollouts[i * n : (i + 1) * n]
+        texts = [renderer.decode(rollout.response_ids) for rollout in group]
+        asked = prompt.row.get("prompt", prompt.row.get("messages"))
+        ids = [rollout.response_ids for rollout in group]
+        scores = score(reward, [asked] * n, texts, ids, [prompt.row] * n)
+        found.append(
+            [
+                {
+                    "text": text, "score": None if value is None else float(value),
+                    "verdict": verdict_of(value), "num_tokens": len(rollout.response_ids),
+                    "finish_reason": rollout.finish_reason,
+                }
+                for text, value, rollout in zip(texts, scores, group)
+            ]
+        )  # fmt: skip
+    return found
+
+
+def pairs_of(scored: Scored, config: PreferencesConfig) -> Iterator[Row]:
+    """chosen, rejected and their scores. A completion that was cut off is never chosen; equal
+    texts and completions without a score are in no pair."""
+    known: dict[str, dict[str, Any]] = {}
+    for one in scored:
+        if one["score"] is not None and one["text"].strip():
+            known.setdefault(one["text"], one)
+    ranked = sorted(known.values(), key=lambda one: -one["score"])
+    whole = [one for one in ranked if one["finish_reason"] == "stop"]
+    for chosen in whole if config.pairs == "all" else whole[:1]:
+        worse = [one for one in ranked if chosen["score"] - one["score"] > config.min_difference]
+        if not worse:
+            continue
+        if config.pairs == "multi":
+            texts, scores = [one["text"] for one in worse], [one["score"] for one in worse]
+            yield pair(chosen, texts, scores)
+            continue
+        for rejected in worse if config.pairs == "all" else worse[-1:]:
+            yield pair(chosen, rejected["text"], rejected["score"])
+
+
+def pair(chosen: dict[str, Any], rejected: Any, scores: Any) -> Row:
+    return {
+        "chosen": chosen["text"], "rejected": rejected, "score_chosen": chosen["score"],
+        "score_rejected": scores,
+    }  # fmt: skip
+
+
+def right_ones(scored: Scored, config: FilterConfig) -> Iterator[Row]:
+    """completion and score of those that are kept; a text only once."""
+    right: dict[str, dict[str, Any]] = {}
+    for one in scored:
+        if one["finish_reason"] == "stop" and is_right(one, config.min_score):
+            right.setdefault(one["text"], one)
+    kept = list(right.values())
+    if config.keep == "shortest":
+        kept = sorted(kept, key=lambda one: one["num_tokens"])
+    count = {"all": len(kept), "first": 1, "shortest": 1}.get(str(config.keep))
+    for one in kept[: int(config.keep) if count is None else count]:
+        yield {"completion": one["text"], "score": one["score"]}
+
+
+def is_right(one: dict[str, Any], min_score: float | None = None) -> bool:
+    if one["score"] is None:
+        return False
+    if min_score is not None:
+        return bool(one["score"] >= min_score)
+    return bool(one["verdict"] == "correct" if one["verdict"] else one["score"] > 0)
+
+
+def write(
+    config: MakingConfig, prompts: list[Prompt], groups: list[Scored], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """The two files, and counts. Equal prompts lie in one of them."""
+    settings = config.make
+    rows_of: Callable[[Scored], Iterator[Row]] = (
+        (lambda scored: pairs_of(scored, settings))
+        if isinstance(settings, PreferencesConfig)
+        else (lambda scored: right_ones(scored, settings))
+    )
+    keys = [json.dumps(p.row.get("prompt", p.row.get("messages")), default=str) for p in prompts]
+    distinct = sorted(set(keys))
+    random.Random(config.sampling.seed).shuffle(distinct)
+    held_out = set(distinct[: round(config.val_split * len(distinct))])
+    files: dict[str, list[Row]] = {"train": [], "validation": []}
+    with_rows = 0
+    for key, prompt, scored in zip(keys, prompts, groups):
+        asked = {k: v for k, v in prompt.row.items() if k in ("prompt", "answer")}
+        if "prompt" not in asked:
+            asked["prompt"] = prompt.row["messages"]
+        made = [asked | row for row in rows_of(scored)]
+        with_rows += bool(made)
+        files["validation" if key in held_out else "train"] += made
+    if not files["train"]:
+        raise ValueError(
+            f"none of the {len(prompts)} prompts gave a row: the scores of its "
+            f"{config.sampling.num_completions} completions are alike, or none is right"
+        )
+    counts = [sum(is_right(one) for one in scored) for scored in groups]
+    n = config.sampling.num_completions
+    summary = {
+        "num_prompts": len(prompts),
+        "prompts_with_rows": with_rows,
+        "num_rows": {name: len(rows) for name, rows in files.items()},
+        "pass@1": sum(counts) / (n * len(counts)),
+        f"pass@{n}": sum(pass_at(n, n, c) for c in counts) / len(counts),
+        "verdicts": dict(Counter(one["verdict"] for scored in groups for one in scored)),
+    }
+    for name, rows in files.items():
+        if rows:
+            write_parquet(Path(config.output_dir) / f"{name}.parquet", rows, provenance | summary)
+    return summary
+
+
+def pass_at(k: int, n: int, num_correct: int) -> float:
+    """Unbiased chance that one of k out of n completions is right (Chen et al. 2021, arXiv
+    2107.03374, eq. 1)."""
+    return 1 - comb(n - num_correct, k) / comb(n, k)
+
+
+def write_parquet(path: Path, rows: list[Row], metadata: dict[str, Any]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist(rows)
+    table = table.replace_schema_metadata({"posttrain": json.dumps(metadata, default=str)})
+    temporary = path.with_name(f".{path.name}")
+    pyarrow.parquet.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+def resumable(parts: Path, provenance: dict[str, Any]) -> Path:
+    """The folder of finished chunks; begun again where they are not of the same making."""
+    mark, text = parts / "provenance.json", json.dumps(provenance, sort_keys=True)
+    if not mark.is_file() or mark.read_text() != text:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        write_atomically(mark, text)
+    return parts
+
+
+def weights_hash(policy: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
