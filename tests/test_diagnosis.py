@@ -48,6 +48,37 @@ def test_a_lasting_sign_is_said_once(change, words):
     assert len(found) == 2, "gone and come again"
 
 
+PAIRS = {"loss": 0.6, "grad_norm": 1.0, "rewards/accuracies": 0.7}
+
+
+def pairs_said(rewards: list[tuple[float, float]], **more: float) -> list[str]:
+    diagnosis = Diagnosis()
+    return [
+        text
+        for chosen, rejected in rewards
+        for text in diagnosis.step(
+            PAIRS | {"rewards/chosen": chosen, "rewards/rejected": rejected} | more
+        )
+    ]
+
+
+def test_both_rewards_fall():
+    falling = [(-0.02 * i, -0.05 * i) for i in range(2 * WINDOW)]
+    (text,) = pairs_said(falling)
+    assert "both fall (to -1.09 and -2.73)" in text
+    assert pairs_said([(0.01 * i, -0.05 * i) for i in range(2 * WINDOW)]) == []
+
+
+def test_pairs_that_are_told_apart_at_once():
+    (text,) = pairs_said([(1.0, 0.0)] * 20, **{"rewards/accuracies": 1.0})
+    assert "told apart from the start" in text
+    assert pairs_said([(1.0, 0.0)] * 20) == []
+
+
+def test_the_kl_of_whole_completions_is_not_taken_for_one_of_tokens():
+    assert pairs_said([(0.1, 0.0)] * 20, kl=12.0) == []
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [

@@ -192,7 +192,9 @@ def test_useless_pairs_are_counted_and_dropped(renderer):
     assert table.reasons == {"equal": 1, "empty": 1, "overlong": 2}
     with pytest.raises(ValueError, match=r"set, row 4: the pair has 8\d tokens"):
         to_pairs(rows, renderer, "set", 40, "error")
-    with pytest.raises(ValueError, match="none of the 1 rows is left .1 equal; .*look at the data"):
+    with pytest.raises(
+        ValueError, match=r"none of the 1 rows is left .1 equal; .*look at the data"
+    ):
         to_pairs(rows[1:2], renderer, "set", 40, "error")
 
 

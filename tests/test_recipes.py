@@ -13,8 +13,9 @@ import pytest
 from conftest import shared
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.config import load_config, parse_config, read_yaml
-from posttrain.pipeline import load_pipeline, load_splits, stage_config
+from posttrain.config import dump, load_config, parse_config, read_yaml
+from posttrain.making import MakingConfig, load_making
+from posttrain.pipeline import load_pipeline, load_splits, stage_config, starts_of
 from posttrain.rewards.code import CodeExecution, build
 from posttrain.sandbox import pool
 from posttrain.train import train
@@ -22,6 +23,7 @@ from posttrain.train import train
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 PIPELINES = [path for path in RECIPES if path.parent.name == "pipeline"]
+MAKING = [path for path in RECIPES if path.parent.name == "data"]
 ON_GPU = (
     "grpo/math_outcome", "grpo/code_execution", "grpo/fever", "rloo/gsm8k", "rloo/fever",
     "ppo/math", "reinforce/math",
@@ -41,22 +43,27 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT / "recipes").with_suffix(""))
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p not in PIPELINES], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in PIPELINES + MAKING], ids=name_of)
 def test_every_recipe_parses(path: Path) -> None:
     assert load_config(path).trainer.type == path.parent.name
+
+
+@pytest.mark.parametrize("path", MAKING, ids=name_of)
+def test_every_recipe_that_makes_data_parses(path: Path) -> None:
+    assert load_making(path).make.type in ("preferences", "filter")
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)
 def test_every_pipeline_parses_with_all_that_it_refers_to(path: Path) -> None:
     pipeline = load_pipeline(str(path))
+    starts = starts_of(pipeline)
     for stage in pipeline.stages:
-        start = None if stage is pipeline.stages[0] else Path("start")
-        recipe = stage_config(pipeline, stage, start)
-        alone = load_config(path.parent / stage.recipe)
-        if start is not None:  # the stage can be run by itself, after the pipeline
-            before = pipeline.stages[pipeline.stages.index(stage) - 1]
-            assert alone.model.name == f"{pipeline.output_dir}/{before.name}"
-        assert recipe.trainer == alone.trainer
+        recipe = stage_config(pipeline, stage, starts[stage.name])
+        alone = stage_config(pipeline, stage.model_copy(update={"set": {}}), None)
+        # what the pipeline gives the stage is what its recipe names: it can be run by itself
+        assert dump(alone) == dump(recipe)
+        if isinstance(recipe, MakingConfig):
+            assert recipe.output_dir == f"{pipeline.output_dir}/{stage.name}"
     assert pipeline.evaluate is not None
     assert all(load_splits(pipeline.evaluate).values())
 
@@ -65,6 +72,8 @@ def test_every_pipeline_parses_with_all_that_it_refers_to(path: Path) -> None:
 def test_the_header_names_the_command_and_the_hardware(path: Path) -> None:
     header = path.read_text().partition("\nmodel:")[0]
     kind = "pipeline" if path in PIPELINES else "train"
+    if path in MAKING:
+        kind = f"data {load_making(path).make.type}"
     assert f"posttrain {kind} recipes/{name_of(path)}.yaml" in header
     assert "# Hardware: " in header
 

@@ -24,7 +24,8 @@ CONSOLE = Console(highlight=False, soft_wrap=True)
 
 # What a line on the console shows, in this order, where the step has it.
 SHOWN = ("loss", "reward", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl",
-         "grad_norm", "learning_rate", "tokens_per_second")  # fmt: skip
+         "rewards/accuracies", "rewards/margins", "grad_norm", "learning_rate",
+         "tokens_per_second")  # fmt: skip
 
 
 class Tracker:

@@ -112,7 +112,7 @@ def loss_without_size(steps: Sequence[Metrics]) -> str | None:
 
 def kl_blow_up(steps: Sequence[Metrics]) -> str | None:
     kl = lasting(steps, "kl")
-    if kl is None or min(kl) < 1:
+    if kl is None or min(kl) < 1 or "reward" not in steps[-1]:
         return None
     return (
         f"the policy has left its reference by {kl[-1]:.1f} nats per token: lower "
@@ -179,6 +179,29 @@ def old_completions(steps: Sequence[Metrics]) -> str | None:
     )
 
 
+def both_rewards_fall(steps: Sequence[Metrics]) -> str | None:
+    chosen, rejected = drift(steps, "rewards/chosen"), drift(steps, "rewards/rejected")
+    if chosen is None or rejected is None or max(chosen[1], rejected[1]) > -0.5:
+        return None
+    if chosen[1] > chosen[0] - 0.1 or rejected[1] > rejected[0] - 0.1:
+        return None
+    return (
+        f"the rewards of chosen and of rejected completions both fall (to {chosen[1]:.2f} and "
+        f"{rejected[1]:.2f}): the policy leaves both behind and only their difference grows, which "
+        "the loss allows; where the task suffers, set trainer.sft_coef or lower the rate"
+    )
+
+
+def told_apart_at_once(steps: Sequence[Metrics]) -> str | None:
+    values = [m["rewards/accuracies"] for m in steps if "rewards/accuracies" in m]
+    if len(steps) > 2 * LASTING or values.count(1.0) < LASTING:
+        return None
+    return (
+        "every pair is told apart from the start: the pairs are too easy, or something besides "
+        "quality gives the rejected ones away (length, format, a template)"
+    )
+
+
 def reward_without_accuracy(evaluations: Sequence[Metrics]) -> str | None:
     if len(evaluations) < LASTING:
         return None
@@ -203,4 +226,6 @@ SIGNS: dict[str, Sign] = {
     "length drift": length_drift,
     "sampler left behind": sampler_left_behind,
     "old completions": old_completions,
+    "both rewards fall": both_rewards_fall,
+    "told apart at once": told_apart_at_once,
 }
