@@ -6,6 +6,7 @@ that the backward pass recomputes, so no more than one chunk of the [T, vocab] l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from posttrain.attention import Decode, Packed
 from posttrain.batch import Batch, cumulative
+from posttrain.linear import Linear, product, reusable
 
 VALUE = "value_"  # what the names of the value model's tensors begin with
 NOWHERE = torch.zeros(0, dtype=torch.int64)
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32
+ROWS = 32
+VOCAB_ROWS = 8192  # of the head whose gradient is added to at once
 
 
 @dataclass
@@ -53,6 +57,9 @@ class LanguageModel(nn.Module):
             hidden = self.hidden_states(rows.input_ids[None], rows.position_ids[None], rows.layout)
             state_values = self._state_values(hidden, rows) if values else None
             positions = batch.loss_mask.nonzero()[:, 0]
+            num_trained = len(positions)
+            if num_trained:
+                positions = torch.cat([positions, positions[:1].expand(_spare(positions))])
             # token t is predicted from the state of token t - 1 of the same sequence
             states = hidden[0].index_select(0, rows.places[positions - 1])
             weight, bias, softcap, scale = self.head()
@@ -60,7 +67,7 @@ class LanguageModel(nn.Module):
                 states, weight, bias, batch.input_ids[positions], scale / temperature, softcap,
                 entropy,
             )  # fmt: skip
-        return logprobs, ent if entropy else None, state_values
+        return logprobs[:num_trained], ent[:num_trained] if entropy else None, state_values
 
     def _state_values(self, hidden: Tensor, rows: Rows) -> Tensor:
         assert self.value_head is not None, "models.add_value_model() was not called"
@@ -77,11 +84,13 @@ class LanguageModel(nn.Module):
         """Last hidden states [B, S, width]. Input [B, S]; B is 1 for packed rows."""
         return _last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[M, width] -> [M, vocab] in fp32, for sampling."""
+    def sampling_head(self) -> Callable[[Tensor], Tensor]:
+        """hidden [M, width] -> logits [M, vocab] in fp32, by the weights as they are now."""
         weight, bias, softcap, scale = self.head()
-        logits = torch.nn.functional.linear(hidden, weight.to(hidden.dtype), bias).float()
-        return _cap(logits.mul_(scale), softcap)
+        if self.autocast is not None:
+            weight = weight.to(self.autocast)
+        project = reusable(weight, bias)
+        return lambda hidden: _cap(project(hidden.to(weight.dtype)).float().mul_(scale), softcap)
 
     def precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:
@@ -98,7 +107,7 @@ class LanguageModel(nn.Module):
         """Weight [vocab, width], bias, soft cap and scale of the output head."""
         causal_lm = self.causal_lm()
         head = causal_lm.get_output_embeddings()
-        if type(head) is not nn.Linear:
+        if type(head) not in (nn.Linear, Linear):
             raise ValueError(
                 f"an output head of type {type(head).__name__} is not supported: "
                 "leave lm_head out of model.lora.target_modules"
@@ -145,9 +154,14 @@ def share_prompts(batch: Batch) -> Rows:
             tokens.append(torch.arange(start + prompt, start + length))
             places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + own)]
             start, used = start + length, used + own
+    shared = used < batch.num_tokens
     chosen = torch.cat([NOWHERE, *tokens]).to(device)
+    if spare := _spare(chosen):  # a sequence of its own, which nobody reads
+        lengths.append(spare)
+        prefixes.append(None)
+        chosen = torch.cat([chosen, chosen[:1].expand(spare)])
     layout = Packed(lengths, cumulative(lengths).to(device))
-    if used < batch.num_tokens:
+    if shared:
         keys = [n if p is None else lengths[p] + n for n, p in zip(lengths, prefixes)]
         layout.prefixes, layout.cu_keys = prefixes, cumulative(keys).to(device)
     return Rows(
@@ -156,6 +170,12 @@ def share_prompts(batch: Batch) -> Rows:
         layout,
         torch.cat([NOWHERE, *places]).to(device),
     )
+
+
+def _spare(rows: Tensor) -> int:
+    """How many rows are missing to a multiple of ROWS. On a CPU a product of a shape that was there
+    before needs no new kernel."""
+    return -len(rows) % ROWS if rows.device.type == "cpu" else 0
 
 
 def unwrapped(model: Any) -> Any:
@@ -265,7 +285,7 @@ class _HeadLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         compute_weight = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         for rows in reversed(_chunks(len(hidden), len(weight))):
             if ctx.kept is None:
@@ -283,16 +303,25 @@ class _HeadLogprobs(torch.autograd.Function):
             if slope is not None:
                 grad.mul_(slope)
             grad = grad.mul_(ctx.scale).to(hidden.dtype)
-            torch.mm(grad, compute_weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                if grad_weight.dtype == grad.dtype:
-                    grad_weight.addmm_(grad.T, hidden[rows])
-                else:
-                    grad_weight.add_(grad.T @ hidden[rows])
+            grad_hidden[rows] = product(grad, compute_weight.T)
+            if ctx.needs_input_grad[1]:
+                grad_weight = _plus_product(grad_weight, grad, hidden[rows], weight.dtype)
             if grad_bias is not None:
                 grad_bias.add_(grad.sum(0))
             del logp, grad  # before the next chunk is made
+        if ctx.needs_input_grad[1] and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)  # of no rows at all
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _plus_product(total: Tensor | None, grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + grad^T hidden, [vocab, width]; a second one of that size never exists."""
+    if total is None:
+        return product(grad.T, hidden.T).to(dtype)
+    for part in torch.arange(len(total)).split(VOCAB_ROWS):
+        rows = slice(int(part[0]), int(part[-1]) + 1)
+        total[rows] += product(grad[:, rows].T, hidden.T)
+    return total
 
 
 def _chunks(num_rows: int, vocab: int) -> list[slice]:
@@ -306,10 +335,7 @@ def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """fp32 logits of a chunk and, where they are capped, d capped / d uncapped."""
-    logits = hidden @ weight.T
-    if bias is not None:
-        logits += bias
-    logits = logits.float().mul_(scale)
+    logits = product(hidden, weight, bias).float().mul_(scale)
     if softcap is None:
         return logits, None
     squashed = torch.tanh(logits / softcap)

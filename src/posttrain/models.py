@@ -22,6 +22,7 @@ import posttrain.attention as attention
 from posttrain import distributed
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import VALUE, LanguageModel, Output, forward, unwrapped
+from posttrain.linear import use_onednn
 
 if TYPE_CHECKING:
     from posttrain.config import ModelConfig, ScratchConfig
@@ -177,6 +178,7 @@ def prepare_policy(
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
+    use_onednn(model)
     policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
     policy.causal_lm().set_attn_implementation(attention.NAME)
     check_packing(policy)

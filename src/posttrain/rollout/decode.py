@@ -1,8 +1,8 @@
 """One decoding step: a token per row in, the last hidden state of each row out.
 
 For networks of the Llama type it is written out here. A step of a small network takes its time in
-the calls of modules and in passes over little tensors, not in arithmetic. It reads the live
-weights, so there is no copy that could be stale; tests hold it to the modules' own result.
+the calls of modules and in passes over little tensors, not in arithmetic. It is made
+anew for every generation, from the weights as they are then; tests hold it to the modules' result.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from posttrain.attention import Decode
 from posttrain.forward import LanguageModel
+from posttrain.linear import Linear, reusable
 from posttrain.rollout.cache import KVCache
 
 Step = Callable[[Tensor, Tensor, KVCache, Tensor], Tensor]
@@ -56,10 +57,10 @@ def _is_llama(policy: LanguageModel) -> bool:
     )
 
 
-def _projection(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _projection(module: Any) -> Callable[[Tensor], Tensor]:
     """An adapted or quantised layer keeps its own forward."""
-    if type(module) is nn.Linear:
-        return partial(linear, weight=module.weight, bias=module.bias)
+    if type(module) in (nn.Linear, Linear):
+        return reusable(module.weight, module.bias)
     return module
 
 

@@ -22,6 +22,7 @@ from posttrain.rollout.cache import KVCache, Prefill
 from posttrain.rollout.decode import decode_step
 
 COMPACT_BELOW = 0.8  # share of rows still running at which the ended ones leave the cache
+ROWS = 8
 GROW_BY = 128  # columns that the cache gains when it is full
 PREFILL_TOKENS = 16384  # tokens of prompts in one forward pass
 
@@ -139,7 +140,7 @@ def _generate(
     device = next(policy.parameters()).device
     limit, stops = params.max_new_tokens, torch.tensor(params.stop_token_ids, device=device)
     longest = max(map(len, prompts), default=0) + limit
-    step = decode_step(policy, longest)
+    step, logits = decode_step(policy, longest), policy.sampling_head()
     waiting = _groups(prompts, max_num_seqs)
     running, cache, mask = _nobody(limit, device), KVCache(), torch.empty(0)
     rollouts = [Rollout(list(prompt), [], [], "length", policy.version) for prompt in prompts]
@@ -149,17 +150,17 @@ def _generate(
         entering = _next(waiting, len(rows), max_num_seqs)
         if len(rows) == 0 and not entering:
             break
-        num_ended = len(running.index) - len(rows)
-        many_ended = num_ended > 0 and len(rows) < COMPACT_BELOW * len(running.index)
+        kept = rows if entering else _with_ended(rows, running.alive)
+        many_ended = len(kept) < COMPACT_BELOW * len(running.index)
         if entering or many_ended or cache.columns == cache.capacity:
             _keep(stretch, rollouts, params, finished)
-            running = running.only(rows)
-            span = int(running.spans.max()) if len(rows) else 0
+            running = running.only(kept)
+            span = int(running.spans.max()) if len(kept) else 0
             prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
-            cache.lay_out(rows, span, prefill, source, room=min(GROW_BY, limit))
+            cache.lay_out(kept, span, prefill, source, room=min(GROW_BY, limit))
             if entering:
                 noise = _noise([seeds[i] for i in entering], params, device)
-                tokens, logprobs = _sample(policy.logits(hidden), params, noise[:, 0])
+                tokens, logprobs = _sample(logits(hidden), params, noise[:, 0])
                 index = torch.tensor(entering, device=device)
                 spans = torch.tensor([len(prompts[i]) for i in entering], device=device)
                 alive = ~torch.isin(tokens, stops) & (limit > 1)
@@ -173,7 +174,7 @@ def _generate(
             cache.columns += 1
             hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
             noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
-            tokens, logprobs = _sample(policy.logits(hidden), params, noise)
+            tokens, logprobs = _sample(logits(hidden), params, noise)
             stretch.tokens.append(tokens)
             stretch.logprobs.append(logprobs)
             running.tokens = tokens
@@ -186,6 +187,14 @@ def _generate(
 def steps_between_looks(device: torch.device) -> int:
     """A look at what has ended makes the host wait for a GPU."""
     return 1 if device.type == "cpu" else 16
+
+
+def _with_ended(rows: Tensor, alive: Tensor) -> Tensor:
+    """The living rows and so many ended ones that their number is a multiple of ROWS: on a CPU a
+    product of a shape that was there before needs no new kernel."""
+    if alive.device.type != "cpu":
+        return rows
+    return torch.cat([rows, (~alive).nonzero()[: -len(rows) % ROWS, 0]])
 
 
 def _nobody(limit: int, device: torch.device) -> Running:
