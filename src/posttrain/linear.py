@@ -7,6 +7,7 @@ compiler only; so the same operator is called here. Everything else goes torch's
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 MIN_SIZE = 2**20  # multiplications below which a call costs more than it saves
 
 
+@functools.cache
 def available() -> bool:
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
