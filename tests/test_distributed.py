@@ -43,7 +43,16 @@ def steps(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("method", list(ALGORITHMS))
+# ipo, simpo and cpo are dpo's code with other defaults: they take their turn in make test-slow
+TWINS = ("ipo", "simpo", "cpo")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in ALGORITHMS
+    ],
+)
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
     keys = {"max_steps": 4, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-3,
