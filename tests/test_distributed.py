@@ -42,16 +42,14 @@ def steps(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-# ipo, simpo and cpo are dpo's code with other defaults: they take their turn in make test-slow
+# dpo's code with other defaults: they take their turn in make test-slow
 TWINS = ("ipo", "simpo", "cpo")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     "method",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in ALGORITHMS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in ALGORITHMS],
 )
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
