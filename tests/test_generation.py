@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import tiny
 import torch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, samples
 
-from posttrain.checkpoint import INFO, checkpoints_in
+from posttrain.checkpoint import STATE, checkpoints_in
 from posttrain.config import RolloutConfig, parse_config
 from posttrain.data.prepare import Prompt
 from posttrain.rewards import score_each
@@ -373,7 +372,7 @@ def test_a_run_one_step_off_resumes_bit_for_bit(method, tmp_path, monkeypatch):
     assert metrics(whole) == metrics(parts)
     assert samples(whole) == samples(parts)
     assert_same_bits(whole, parts)
-    state = json.loads((checkpoints_in(whole)[2] / INFO).read_text())["trainer"]["source"]
+    state = torch.load(checkpoints_in(whole)[2] / STATE, weights_only=True)["source"]
     assert sorted(state["ahead"]) == ["0", "1", "2", "3"]
 
 

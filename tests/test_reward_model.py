@@ -230,7 +230,7 @@ def adapter(folder: Path) -> None:
     [
         (shutil.rmtree, "is no folder; a local reward-model folder is needed"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
-        (adapter, "holds an adapter: merge it into its base model first"),
+        (adapter, "holds an adapter, but not of a reward model"),
         (with_three_labels, "has 3 outputs; a reward model has one"),
         (causal_lm, "is a LlamaForCausalLM, not a reward model"),
         (pickled, r"holds no \*\.safetensors; pickled weights"),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import posttrain.forward as forward_module
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import forward, share_prompts
 from posttrain.models import Models, add_value_model
@@ -32,6 +33,11 @@ def _windowed(keys: dict) -> Models:
     model = tiny.causal_lm(**keys)
     policy = prepare_policy(model, ModelConfig(name="x"), tiny.CPU, torch.float32, 0)
     return Models(policy, tokenizer=None, stop_token_ids=[tiny.STOP])
+
+
+@pytest.fixture(autouse=True)
+def _no_spare_rows(monkeypatch):
+    monkeypatch.setattr(forward_module, "ROWS", 1)
 
 
 def row(prompt: int, length: int, completion: int, seed: int) -> Sequence:
@@ -93,6 +99,19 @@ def test_a_shared_prompt_goes_through_the_network_once():
     assert batch.input_ids.tolist() == rows.input_ids[rows.places].tolist()
     assert batch.position_ids.tolist() == rows.position_ids[rows.places].tolist()
     assert rows.layout.cu_seqlens.tolist() == [0, 9, 12, 17, 19, 29, 38, 39, 40]
+
+
+def test_spare_rows_are_read_by_nobody(monkeypatch):
+    policy = models("qwen2").policy
+    batch = pack([*group(0, 9, 3, 5, 2), *group(1, 4, 6)])
+    expected = everything(policy, batch)
+    assert len(share_prompts(batch).input_ids) % 32 != 0
+    monkeypatch.setattr(forward_module, "ROWS", 32)
+    rows = share_prompts(batch)
+    assert len(rows.input_ids) == 32
+    assert int(rows.places.max()) < sum(rows.layout.lengths[:-1])
+    for a, b in zip(everything(policy, batch), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.abs().max())))
 
 
 def test_a_prompt_that_is_little_of_its_sequences_is_not_shared():

@@ -151,7 +151,8 @@ def _generate(
         if len(rows) == 0 and not entering:
             break
         kept = rows if entering else _with_ended(rows, running.alive)
-        many_ended = len(kept) < COMPACT_BELOW * len(running.index)
+        num_ended = len(running.index) - len(kept)
+        many_ended = num_ended > 0 and len(kept) < COMPACT_BELOW * len(running.index)
         if entering or many_ended or cache.columns == cache.capacity:
             _keep(stretch, rollouts, params, finished)
             running = running.only(kept)
