@@ -60,6 +60,8 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
         keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3, "seed": 1}
     tree = tiny.run_config(tmp_path, method, **keys)
     tree["distributed"] = {"strategy": strategy}
+    if method == "dpo":  # a forward pass between sharding and the optimiser
+        tree["trainer"]["precompute_reference"] = True
     if method == "rloo":  # groups without signal, replaced across ranks
         tree["rollout"]["max_resamples"] = 2
         (tmp_path / "reward.py").write_text(
@@ -92,10 +94,11 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
 
 
-def test_a_rank_without_a_prompt_is_refused_before_the_run(tmp_path):
-    tree = tiny.run_config(tmp_path, "grpo", batch_size=4)
-    tree["data"]["options"]["num_rows"] = 5
-    with pytest.raises(AssertionError, match="the last step of an epoch has 1 of the 5 prompts"):
+@pytest.mark.parametrize(("method", "items"), [("grpo", "prompts"), ("dpo", "rows")])
+def test_a_rank_without_a_prompt_is_refused_before_the_run(method, items, tmp_path):
+    tree = tiny.run_config(tmp_path, method, batch_size=4)
+    tree["data"]["max_samples"] = 5
+    with pytest.raises(AssertionError, match=f"last step of an epoch has 1 of the 5 {items}"):
         launch(tree, tmp_path, ranks=2)
 
 

@@ -254,6 +254,15 @@ def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
     assert not torch.equal(again, trainer.models.logprobs(batch, 10**6))
 
 
+@pytest.mark.parametrize("name", ["pretrain", "sft", "simpo", "cpo", "orpo", "reward_model"])
+def test_a_rank_without_rows_counts_nothing(name):
+    """The last step of an epoch may have fewer rows than there are ranks."""
+    trainer = tiny.trainer_of(name, tiny.models())
+    empty = tiny.prepared(trainer, pack([]))
+    assert set(trainer._global_counts(empty).values()) == {0.0}
+    assert list(trainer._micro_batches(empty, lockstep=False)) == []
+
+
 def test_skipping_rollouts_without_advantage_changes_nothing():
     """The last group has equal rewards: it is counted in the denominator but not run."""
     trainer = tiny.trainer_of("grpo", tiny.models())

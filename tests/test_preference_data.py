@@ -20,6 +20,7 @@ from posttrain.config import parse_config
 from posttrain.data import hh_rlhf, ultrafeedback
 from posttrain.data.load import read_file
 from posttrain.data.preferences import as_judged, as_pair, as_pairs, dialogue, to_judged, to_pairs
+from posttrain.data.prepare import Prompt
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.tokenizer import train_tokenizer
 from posttrain.train import build, train
@@ -337,6 +338,18 @@ def making_tree(folder: Path, base: Path, **make: Any) -> dict[str, Any]:
         "output_dir": str(folder / "made"),
         "val_split": 0.2,
     }
+
+
+def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt():
+    messages = [user("q"), assistant("gold")]
+    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"})) == [user("q")]
+    assert making.asked_of(Prompt([1], {"messages": [user("q")]})) == [user("q")]
+    assert making.asked_of(Prompt([1], {"prompt": "q"})) == "q"
+
+
+def test_kto_needs_a_second_prompt(renderer):
+    with pytest.raises(ValueError, match="more than one prompt"):
+        to_judged([TEXTS["texts"]], renderer, "set", 64, "error", with_unrelated=True)
 
 
 @pytest.mark.parametrize("kind", ["preferences", "filter"])

@@ -57,7 +57,7 @@ class Batch:
 
     def sequence_ids(self) -> Tensor:
         """The index of the sequence each token belongs to, [T]."""
-        lengths = torch.tensor(self.lengths, device=self.input_ids.device)
+        lengths = torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
         ids = torch.arange(self.num_sequences, device=self.input_ids.device)
         return ids.repeat_interleave(lengths, output_size=self.num_tokens)
 

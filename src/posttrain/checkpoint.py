@@ -94,6 +94,8 @@ class Checkpoints:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         restore_weights(trainer.models, path)
         restore_optimizer(trainer, state["optimizer"])
+        if "source" not in state:
+            raise ValueError(f"{path} was saved by an older posttrain, which kept its state apart")
         if distributed.rank() < len(state["random"]):
             set_random_state(state["random"][distributed.rank()])
         trainer.load_state_dict(info["trainer"] | {"source": state["source"]})

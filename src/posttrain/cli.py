@@ -233,8 +233,8 @@ def main() -> None:
 
     tune_allocator()
     try:
-        app(standalone_mode=False)
-        if "RANK" in os.environ:
+        code = app(standalone_mode=False)
+        if "RANK" in os.environ and not code:
             from posttrain import distributed
 
             distributed.leave()

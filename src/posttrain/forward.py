@@ -75,8 +75,11 @@ class LanguageModel(nn.Module):
             backbone = _backbone(self.value_model)
             ids, positions = rows.input_ids[None], rows.position_ids[None]
             hidden = _last_hidden(backbone, ids, positions, rows.layout)
+        head = self.value_head  # whose weights FSDP hands over in the compute dtype
+        bias = None if head.bias is None else head.bias.float()
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden[0].float())[:, 0].index_select(0, rows.places)
+            values = torch.nn.functional.linear(hidden[0].float(), head.weight.float(), bias)
+        return values[:, 0].index_select(0, rows.places)
 
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None

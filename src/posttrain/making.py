@@ -110,11 +110,12 @@ def make(config: MakingConfig) -> dict[str, Any]:
     rows = [row for section in config.mixture for row in load_rows(section)]
     if config.model.name is None:
         raise ValueError("model.name: completions are sampled from a model that was trained before")
-    templates = {section.template for section in config.mixture}
-    if len(templates) > 1:
-        raise ValueError("all parts of a mixture need the same template")
+    forms = {(section.template, section.system_prompt) for section in config.mixture}
+    if len(forms) > 1:
+        raise ValueError("all parts of a mixture need the same template and system_prompt")
+    template, system_prompt = forms.pop()
     renderer, sampler, limit = load_for_sampling(
-        config.model.name, templates.pop(), config.model.device, config.model.dtype
+        config.model.name, template, config.model.device, config.model.dtype, system_prompt
     )
     most = limit - config.sampling.max_new_tokens
     if most < 1:
@@ -146,6 +147,14 @@ def make(config: MakingConfig) -> dict[str, Any]:
     return summary
 
 
+def asked_of(prompt: Prompt) -> Any:
+    """The prompt as the model got it: without the answer that ends a conversation."""
+    messages = prompt.row.get("messages")
+    if messages is None:
+        return prompt.row["prompt"]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
 def sample_and_score(
     prompts: list[Prompt],
     first: int,
@@ -166,7 +175,7 @@ def sample_and_score(
     for i, prompt in enumerate(prompts):
         group = rollouts[i * n : (i + 1) * n]
         texts = [renderer.decode(rollout.response_ids) for rollout in group]
-        asked = prompt.row.get("prompt", prompt.row.get("messages"))
+        asked = asked_of(prompt)
         ids = [rollout.response_ids for rollout in group]
         scores = score(reward, [asked] * n, texts, ids, [prompt.row] * n)
         found.append(
@@ -242,17 +251,15 @@ def write(
         if isinstance(settings, PreferencesConfig)
         else (lambda scored: right_ones(scored, settings))
     )
-    keys = [json.dumps(p.row.get("prompt", p.row.get("messages")), default=str) for p in prompts]
+    keys = [json.dumps(asked_of(prompt)) for prompt in prompts]
     distinct = sorted(set(keys))
     random.Random(config.sampling.seed).shuffle(distinct)
     held_out = set(distinct[: round(config.val_split * len(distinct))])
     files: dict[str, list[Row]] = {"train": [], "validation": []}
     with_rows = 0
     for key, prompt, scored in zip(keys, prompts, groups):
-        asked = {k: v for k, v in prompt.row.items() if k in ("prompt", "answer")}
-        if "prompt" not in asked:
-            asked["prompt"] = prompt.row["messages"]
-        made = [asked | row for row in rows_of(scored)]
+        kept = {k: v for k, v in prompt.row.items() if k == "answer"}
+        made = [{"prompt": asked_of(prompt)} | kept | row for row in rows_of(scored)]
         with_rows += bool(made)
         files["validation" if key in held_out else "train"] += made
     if not files["train"]:
@@ -260,7 +267,8 @@ def write(
             f"none of the {len(prompts)} prompts gave a row: the scores of its "
             f"{config.sampling.num_completions} completions are alike, or none is right"
         )
-    counts = [sum(is_right(one) for one in scored) for scored in groups]
+    least = settings.min_score if isinstance(settings, FilterConfig) else None
+    counts = [sum(is_right(one, least) for one in scored) for scored in groups]
     n = config.sampling.num_completions
     summary = {
         "num_prompts": len(prompts),
@@ -271,8 +279,10 @@ def write(
         "verdicts": dict(Counter(one["verdict"] for scored in groups for one in scored)),
     }
     for name, rows in files.items():
+        file = Path(config.output_dir) / f"{name}.parquet"
+        file.unlink(missing_ok=True)
         if rows:
-            write_parquet(Path(config.output_dir) / f"{name}.parquet", rows, provenance | summary)
+            write_parquet(file, rows, provenance | summary)
     return summary
 
 

@@ -125,7 +125,8 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
     run_dirs: list[Path] = []
     for stage in pipeline.stages:
         run_dir = output / stage.name
-        clear(run_dir)
+        if not (run_dir / ".parts").exists():  # of data that was being made
+            clear(run_dir)
         CONSOLE.rule(f"stage {stage.name}")
         config = stage_config(pipeline, stage, starts[stage.name])
         if isinstance(config, MakingConfig):

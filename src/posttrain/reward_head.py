@@ -32,6 +32,13 @@ def add_reward_head(policy: LanguageModel, name: str | None) -> None:
     policy.value_head = nn.Linear(embeddings.shape[1], 1, bias=False, device=embeddings.device)
     with torch.no_grad():
         saved = saved_head(Path(name)) if name is not None else None
+        if saved is None and name is not None and _is_classifier(Path(name)):
+            raise ValueError(
+                f"model.name: {name} is a sequence classifier, but has no model.safetensors that "
+                f"holds {SAVED}: save it in one file"
+            )
+        if saved is not None and len(saved) != 1:
+            raise ValueError(f"model.name: {name} has {len(saved)} labels; a reward model has one")
         policy.value_head.weight.copy_(torch.zeros(()) if saved is None else saved)
     output = causal_lm.get_output_embeddings().weight
     if output is not embeddings:
@@ -47,6 +54,14 @@ def classifier_class(causal_lm: Any) -> str:
     if name == own or not hasattr(transformers, name):
         raise ValueError(f"reward_model: transformers has no sequence classifier for {own}")
     return name
+
+
+def _is_classifier(folder: Path) -> bool:
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    return any(
+        kind.endswith("ForSequenceClassification") for kind in config.get("architectures", [])
+    )
 
 
 def saved_head(folder: Path) -> Tensor | None:

@@ -59,6 +59,8 @@ from posttrain.tracking import Tracker
 from posttrain.tracking.report import write_report
 from posttrain.trainer import Trainer
 
+AT_ONCE = 4096  # sequences that are on the device together before the first step
+
 
 @dataclass
 class Run:
@@ -139,11 +141,14 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         )
     run = build(config)
     reward = run.reward
-    left = len(run.data.prompts) % items_per_step(config)
-    reached = config.algorithm.online and run.num_steps >= run.steps_per_epoch
+    algorithm = config.algorithm
+    prepares = algorithm.online or algorithm.rows in ("pair", "unpaired")
+    kind, items = ("prompts", run.data.prompts) if algorithm.online else ("rows", run.data.examples)
+    left = len(items) % items_per_step(config)
+    reached = prepares and run.num_steps >= run.steps_per_epoch
     if reached and 0 < left < distributed.num_ranks():
         raise ValueError(
-            f"the last step of an epoch has {left} of the {len(run.data.prompts)} prompts, fewer "
+            f"the last step of an epoch has {left} of the {len(items)} {kind}, fewer "
             f"than the {distributed.num_ranks()} ranks: set data.max_samples to a multiple of "
             f"{items_per_step(config)}"
         )
@@ -247,15 +252,17 @@ def _train(
 
 def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
     """per_token["ref_logprobs"] of every sequence, each rank its share."""
-    sequences = sequences_of(data.examples + data.eval_examples)
+    everything = sequences_of(data.examples + data.eval_examples)
     ranks, rank = distributed.num_ranks(), distributed.rank()
-    mine = sequences[rank::ranks] or sequences[:1]
     device = next(models.policy.parameters()).device
-    logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
-    own = logprobs.split([len(sequence) for sequence in mine])
-    for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
-        for sequence, values in zip(sequences[place::ranks], share):
-            sequence.per_token["ref_logprobs"] = values
+    for start in range(0, len(everything), AT_ONCE):
+        sequences = everything[start : start + AT_ONCE]
+        mine = sequences[rank::ranks] or sequences[:1]
+        logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
+        own = logprobs.split([len(sequence) for sequence in mine])
+        for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
+            for sequence, values in zip(sequences[place::ranks], share):
+                sequence.per_token["ref_logprobs"] = values
 
 
 def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:

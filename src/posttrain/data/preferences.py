@@ -260,7 +260,9 @@ def to_judged(
     groups: list[tuple[Sequence, ...]] = []
     for i, (judged, sequence) in enumerate(kept):
         before = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
-        another = next((row for row in before if row["prompt"] != judged["prompt"]), judged)
+        another = next((row for row in before if row["prompt"] != judged["prompt"]), None)
+        if another is None:
+            raise ValueError(f"{name}: kto's KL needs rows with more than one prompt")
         other = {"prompt": judged["prompt"], "completion": another["completion"]}
         unrelated = _cut(_render(other, renderer), max_length).sequence
         if not unrelated.loss_mask.any():

@@ -23,7 +23,7 @@ from posttrain.rollout.sampler import NativeSampler, SamplingParams
 
 
 def load_for_sampling(
-    model: str, template: str, device: str, dtype: str
+    model: str, template: str, device: str, dtype: str, system_prompt: str | None = None
 ) -> tuple[Renderer, NativeSampler, int]:
     """Renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
@@ -33,7 +33,7 @@ def load_for_sampling(
         raise ValueError(explain(error, ModelConfig)) from None
     if template not in ("auto", "chat", "plain"):
         raise ValueError(f"--template is one of auto, chat, plain; got {template!r}")
-    renderer = make_renderer(load_tokenizer(name), template, None, generation_stops(name))
+    renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
 
