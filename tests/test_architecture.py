@@ -55,6 +55,7 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs():
             "Protocol",
             "NamedTuple",
             "float",
+            "Linear",
         ),
         *("Module", "Function", "SafeLoader", "Exception", "ValueError", "RuntimeError"),
     }

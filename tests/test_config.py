@@ -21,6 +21,7 @@ from posttrain.config import (
     with_overrides,
 )
 from posttrain.config_errors import HINTS, key_paths
+from posttrain.making import load_making
 from posttrain.pipeline import load_pipeline, stage_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +125,10 @@ def test_unknown_key_without_neighbour_lists_what_is_known() -> None:
 @pytest.mark.parametrize("key", HINTS)
 @pytest.mark.parametrize("section", ["", "trainer.", "model."])
 def test_keys_of_other_frameworks_give_the_hint(key: str, section: str) -> None:
-    assert f"unknown key {section}{key}: write {HINTS[key]}" in problem(f"{section}{key}=1")
+    # a key of the preference methods by now; of the others a peer's name still
+    base = GRPO if (section, key) == ("trainer.", "loss_type") else SFT
+    text = problem(f"{section}{key}=1", base=base)
+    assert f"unknown key {section}{key}: write {HINTS[key]}" in text
 
 
 @pytest.mark.parametrize(("key", "hint"), HINTS.items())
@@ -385,13 +389,26 @@ def test_typo_in_a_pipeline_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_recipes_parse(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    if "stages" not in yaml.safe_load(recipe.read_text()):
+    tree = yaml.safe_load(recipe.read_text())
+    if "make" in tree:
+        assert load_making(recipe).make.type in ("preferences", "filter")
+        return
+    if "stages" not in tree:
         assert load_config(recipe).trainer.type in ALGORITHMS
         return
     pipeline = load_pipeline(str(recipe))
     for i, stage in enumerate(pipeline.stages):
         config = stage_config(pipeline, stage, Path("results/before") if i else None)
         assert (config.model.name == "results/before") == bool(i)
+
+
+def test_loss_type_is_a_key_of_some_and_a_peers_name_for_others() -> None:
+    assert "unknown key trainer.loss_type: write trainer.reduction" in problem(
+        "trainer.loss_type=dapo", base=GRPO
+    )
+    assert "trainer.loss_type is a key of another trainer type, not of sft" in problem(
+        "trainer.loss_type=ipo"
+    )
 
 
 def test_a_key_written_twice_is_an_error(tmp_path):

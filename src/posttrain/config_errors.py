@@ -84,9 +84,10 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
     where = ".".join(loc)
     if unknown:
         key, section = loc[-1], ".".join(p for p in loc[:-1] if not p.isdigit())
-        if key in HINTS:
-            return f"unknown key {where}: write {HINTS[key]}"
         siblings = _children(known, section)
+        own = {name for model in _models_at(root, parts[:-1]) for name in model.model_fields}
+        if key in HINTS and (key not in siblings or HINTS[key].rpartition(".")[2] in own):
+            return f"unknown key {where}: write {HINTS[key]}"
         siblings = siblings or _children(known, section.rpartition(".")[0])  # below a user's name
         if key in siblings:
             kind = ["", *(part for part, is_tag in zip(parts, tagged) if is_tag)][-1]
@@ -95,7 +96,6 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
         if elsewhere:
             best = min(elsewhere, key=lambda p: (not p.startswith(f"{section}."), p.count(".")))
             return f"{key} is not a key of {section or 'the top level'}: it belongs at {best}"
-        own = {name for model in _models_at(root, parts[:-1]) for name in model.model_fields}
         near = difflib.get_close_matches(key, own, n=1) or difflib.get_close_matches(key, siblings)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(own))}"
         return f"unknown key {where}: {hint}"
