@@ -169,7 +169,8 @@ def sample_and_score(
     params = SamplingParams(
         keys.max_new_tokens, renderer.stop_token_ids, keys.temperature, keys.top_p, keys.top_k
     )
-    seeds = [(keys.seed * 1_000_003 + first) * 1_000_003 + i for i in range(len(prompts) * n)]
+    start = (keys.seed * 1_000_003 + first) * 1_000_003
+    seeds = [(start + i) % 2**63 for i in range(len(prompts) * n)]
     rollouts = sampler.generate([p.input_ids for p in prompts for _ in range(n)], params, seeds)
     found: list[Scored] = []
     for i, prompt in enumerate(prompts):

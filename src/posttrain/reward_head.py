@@ -60,7 +60,7 @@ def _is_classifier(folder: Path) -> bool:
     file = folder / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else {}
     return any(
-        kind.endswith("ForSequenceClassification") for kind in config.get("architectures", [])
+        kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or []
     )
 
 
@@ -94,7 +94,7 @@ def _ends(config: Any) -> list[int]:
 
 
 def load_named(path: Path) -> dict[str, Tensor]:
-    """A saved classifier's tensors under the policy's names."""
+    """A saved model's tensors under the policy's names, the head of a classifier too."""
     found = load_file(path / "model.safetensors")
     return {HEAD if name == SAVED else f"model.{name}": x for name, x in found.items()}
 

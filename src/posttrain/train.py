@@ -175,7 +175,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         sampler = build_engine(config, policy, run.base_model, prompts, run_dir)
     if config.algorithm.needs_reference(config.trainer):
         run.models.keep_reference()  # after sharding, as shards
-    if getattr(config.trainer, "precompute_reference", False):
+    if algorithm.precomputes_reference(config.trainer):
         # of the weights that the run starts from, also where it is resumed
         add_reference_logprobs(run.models, run.data, config.trainer.micro_batch_tokens)
     if distributed.rank() == 0:

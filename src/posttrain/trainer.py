@@ -236,7 +236,7 @@ class Trainer:
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
-        self.adapted = state.get("adapted", {})
+        self.adapted = state["adapted"]
         self.source.load_state_dict(state["source"])
 
 

@@ -104,6 +104,8 @@ class Algorithm:
     prepare: Callable[[Batch, Models, Any], Batch] = lambda batch, models, config: batch
     """Without grad, once per batch: reference and old log-probs, advantages."""
     needs_reference: Callable[[Any], bool] = lambda config: False
+    precomputes_reference: Callable[[Any], bool] = lambda config: False
+    """Whether the reference's log-probs of all rows are made before the first step instead."""
     needs_entropy: bool = False
     value_model: Callable[[Any], Literal["own", "shared"] | None] = lambda config: None
     """A value model with a network of its own, or as a head on the policy's."""

@@ -4,8 +4,8 @@
                            w_- (1 - sigmoid(beta (z - s)))   for a bad one
 
 s the summed log-ratio to the reference, z an estimate of the policy's KL from it: the mean of the
-same log-ratio over prompts paired with the completion of the row before, not below 0, without
-gradient (eqs. 7 and 8). Those pairs come from the data set, so that batches of one class, or of
+same log-ratio over prompts paired with the completion of the last row before that has another
+prompt, not below 0, without gradient (eqs. 7 and 8). Those pairs come from the data set, so that batches of one class, or of
 size 1, are as right as others; the mean is over the whole optimiser step.
 """
 
@@ -84,6 +84,7 @@ kto = Algorithm(
     rows="unpaired",
     prepare=prepare,
     needs_reference=lambda config: not config.precompute_reference,
+    precomputes_reference=lambda config: config.precompute_reference,
     compares_prompts=lambda config: config.loss_type == "kto",
     after_step=margins,
 )

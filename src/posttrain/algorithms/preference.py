@@ -230,6 +230,7 @@ def method(config: type[PreferenceConfig]) -> Algorithm:
         needs_reference=lambda config: (
             not config.reference_free and not config.precompute_reference
         ),
+        precomputes_reference=lambda config: config.precompute_reference,
         group_size=2,
         train_prompt=lambda config: config.nll_over == "prompt_and_completion",
     )

@@ -227,7 +227,7 @@ class RolloutSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.num_substitutes = state["step"], state["num_substitutes"]
-        if state.get("ahead") is not None:
+        if state["ahead"] is not None:
             groups = self._groups(self.step + 1)
             entries = [entry for group in groups for entry in state["ahead"][str(group.place)]]
             prompts = [g.prompt.input_ids for g in groups for _ in range(self.config.group_size)]
