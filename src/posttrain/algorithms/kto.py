@@ -5,8 +5,9 @@
 
 s the summed log-ratio to the reference, z an estimate of the policy's KL from it: the mean of the
 same log-ratio over prompts paired with the completion of the last row before that has another
-prompt, not below 0, without gradient (eqs. 7 and 8). Those pairs come from the data set, so that batches of one class, or of
-size 1, are as right as others; the mean is over the whole optimiser step.
+prompt, not below 0, without gradient (eqs. 7 and 8). Those pairs come from the data set, so that
+batches of one class, or of size 1, are as right as others; the mean is over the whole optimiser
+step.
 """
 
 from __future__ import annotations
