@@ -62,6 +62,11 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
     tree["distributed"] = {"strategy": strategy}
     if method == "dpo":  # a forward pass between sharding and the optimiser
         tree["trainer"]["precompute_reference"] = True
+    if method == "kto":
+        tree["reference"] = {"sync_steps": 2, "sync_alpha": 0.5}
+    if method == "kto_pair":  # a second model beside the policy
+        other = tiny.run_config(tmp_path, method, **keys | {"max_steps": 2})
+        tree["reference"] = {"name": str(launch(other, tmp_path / "other", ranks=1))}
     if method == "rloo":  # groups without signal, replaced across ranks
         tree["rollout"]["max_resamples"] = 2
         (tmp_path / "reward.py").write_text(

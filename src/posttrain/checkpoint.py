@@ -61,6 +61,9 @@ class Checkpoints:
             "random": distributed.all_gather(random_state()),
             "source": state.pop("source"),
         }
+        if trainer.follows:
+            start = trainer.models.start.items()
+            tensors["reference"] = {name: distributed.full(x).cpu() for name, x in start}
         # every rank gathers, rank 0 writes
         if distributed.rank() == 0:
             check_space(self.run_dir, estimate_bytes(trainer))
@@ -96,6 +99,8 @@ class Checkpoints:
         restore_optimizer(trainer, state["optimizer"])
         if "source" not in state:
             raise ValueError(f"{path} was saved by an older posttrain, which kept its state apart")
+        for name, value in state.get("reference", {}).items():
+            distributed.copy_full(trainer.models.start[name], value)
         if distributed.rank() < len(state["random"]):
             set_random_state(state["random"][distributed.rank()])
         trainer.load_state_dict(info["trainer"] | {"source": state["source"]})

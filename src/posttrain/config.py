@@ -18,7 +18,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from pydantic.functional_validators import field_validator, model_validator
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import Algorithm, StrictConfig
+from posttrain.algorithms.base import Algorithm, ReferenceConfig, StrictConfig
 from posttrain.config_errors import explain
 from posttrain.rewards import REWARDS
 
@@ -225,6 +225,7 @@ class Config(StrictConfig):
     trainer: AnyTrainerConfig
     rollout: RolloutConfig | None = None
     reward: AnyRewardConfig | None = None
+    reference: ReferenceConfig | None = None
     eval: EvalConfig | None = None
     distributed: DistributedConfig = DistributedConfig()
 
@@ -273,6 +274,12 @@ class Config(StrictConfig):
             raise ValueError(f"{method} uses a reward with eval.generate: true only")
         if generates and self.reward is None:
             raise ValueError("eval.generate needs a reward section")
+        if self.reference is not None:
+            in_advance = self.algorithm.precomputes_reference(trainer)
+            if not (self.algorithm.needs_reference(trainer) or in_advance):
+                raise ValueError(f"{method} has no reference here: remove the reference section")
+            if in_advance and self.reference.sync_steps is not None:
+                raise ValueError("reference.sync_steps: precompute_reference holds it still")
         if self.length.on_overlong == "split" and self.algorithm.rows != "text":
             raise ValueError("length.on_overlong: split is for texts (trainer.type: pretrain)")
         if trainer.eval_steps is not None and self.eval is None:

@@ -16,7 +16,10 @@ def estimate(run: Run) -> str:
     policy: Any = run.models.policy
     trainable = sum(p.numel() for p in run.models.trainable().values())
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    other = run.models.other
     reference = 4 * trainable * run.config.algorithm.needs_reference(run.config.trainer)
+    if other is not None:
+        reference = sum(p.numel() * p.element_size() for p in other.parameters())
     rollout = run.config.rollout
     copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
     sampler_copy = 4 * trainable if copied else 0

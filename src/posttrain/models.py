@@ -2,7 +2,8 @@
 
 The reference policy is the policy's trainable tensors as they were at the start of the run.
 Swapping them in gives the reference for any start: a full model, a fresh adapter (whose start is
-the base model), or an adapter that was trained before.
+the base model), or an adapter that was trained before. They may follow the policy, or the
+reference is a model of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Models:
     """The value head is what is trained for, and the folder a classifier's."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept where a reference is needed."""
+    other: LanguageModel | None = None
+    """A reference that is no earlier state of the policy."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -55,6 +58,13 @@ class Models:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """The policy is the reference inside the block."""
+        if self.other is not None:
+            policy, self.policy = self.policy, self.other
+            try:
+                yield
+            finally:
+                self.policy = policy
+            return
         assert self.start, "keep_reference() was not called"
         self._exchange()
         try:
@@ -71,6 +81,13 @@ class Models:
             current = parameter.detach().clone()
             parameter.copy_(self.start[name])
             self.start[name].copy_(current)
+
+    @torch.no_grad()
+    def move_reference(self, alpha: float) -> None:
+        """start <- (1 - alpha) start + alpha policy."""
+        trainable = self.trainable()
+        for name, tensor in self.start.items():
+            tensor.lerp_(trainable[name].detach(), alpha)
 
     def logprobs(self, batch: Batch, max_tokens: int) -> Tensor:
         """Log-probs [T] of the policy as it is now, without grad and without dropout."""
@@ -162,6 +179,16 @@ def load_policy(config: ModelConfig, name: str, device: torch.device, seed: int)
     if is_adapter:
         model = PeftModel.from_pretrained(model, name, is_trainable=True)
     return prepare_policy(model, config, device, compute, seed)
+
+
+def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokenizer: Any) -> Any:
+    """A reference of its own, frozen in the compute dtype."""
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"reference.name: {name} has another tokenizer than the policy")
+    device = next(policy.parameters()).device
+    keys = config.model_copy(update={"use_lora": False, "gradient_checkpointing": False})
+    reference = load_policy(keys, name, device, seed=0).requires_grad_(False).eval()
+    return reference.to(reference.autocast or torch.float32)
 
 
 def prepare_policy(

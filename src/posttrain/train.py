@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +47,9 @@ from posttrain.models import (
     choose_dtype,
     create_from_scratch,
     load_policy,
+    load_reference,
     prepare_policy,
+    resolve_model_path,
 )
 from posttrain.reward_head import add_reward_head
 from posttrain.rewards import Checked, RewardFn, build_reward, check_columns
@@ -120,7 +123,11 @@ def build_models(
         add_value_model(policy, own_network=value_model == "own")
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
     stops = list(renderer.stop_token_ids)
-    return Models(policy, tokenizer, stops, temperature, config.algorithm.scores)
+    models = Models(policy, tokenizer, stops, temperature, config.algorithm.scores)
+    if config.reference is not None and config.reference.name is not None:
+        other = resolve_model_path(config.reference.name)
+        models.other = load_reference(config.model, other, policy, tokenizer)
+    return models
 
 
 def train(config: Config, run_dir: Path | None = None) -> Path:
@@ -169,15 +176,17 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         sampler = native_sampler(config, policy, sharded)
     if sharded:
         distributed.shard(policy)
+        if run.models.other is not None:
+            distributed.shard(run.models.other)
     if not native:
         assert run.base_model is not None
         prompts = run.data.prompts + run.data.eval_prompts
         sampler = build_engine(config, policy, run.base_model, prompts, run_dir)
-    if config.algorithm.needs_reference(config.trainer):
+    if algorithm.needs_reference(config.trainer) and run.models.other is None:
         run.models.keep_reference()  # after sharding, as shards
     if algorithm.precomputes_reference(config.trainer):
-        # of the weights that the run starts from, also where it is resumed
         add_reference_logprobs(run.models, run.data, config.trainer.micro_batch_tokens)
+        run.models.other = None
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         weights = sum(p.numel() for p in run.models.trainable().values())
@@ -230,6 +239,7 @@ def _train(
         ),
         num_steps=run.num_steps,
         evaluate=build_evaluation(run, sampler, source, reward, tracker),
+        reference=config.reference,
     )
     tracker.say(describe(run))
     if resume is not None:
@@ -251,14 +261,16 @@ def _train(
 
 
 def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
-    """per_token["ref_logprobs"] of every sequence, each rank its share."""
+    """per_token["ref_logprobs"] of every sequence, each rank its share. Without a reference of its
+    own it is the weights that the run starts from, also where it is resumed."""
     everything = sequences_of(data.examples + data.eval_examples)
     ranks, rank = distributed.num_ranks(), distributed.rank()
     device = next(models.policy.parameters()).device
     for start in range(0, len(everything), AT_ONCE):
         sequences = everything[start : start + AT_ONCE]
         mine = sequences[rank::ranks] or sequences[:1]
-        logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
+        with nullcontext() if models.other is None else models.reference():
+            logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
         own = logprobs.split([len(sequence) for sequence in mine])
         for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
             for sequence, values in zip(sequences[place::ranks], share):

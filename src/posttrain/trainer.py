@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from posttrain import distributed
-from posttrain.algorithms.base import UNITS, Algorithm, Loss, Metrics, TrainerConfig, Unit
+from posttrain.algorithms.base import (
+    UNITS,
+    Algorithm,
+    Loss,
+    Metrics,
+    ReferenceConfig,
+    TrainerConfig,
+    Unit,
+)
 from posttrain.batch import Batch
 from posttrain.checkpoint import Checkpoints
 from posttrain.data.source import Source
@@ -37,6 +45,7 @@ class Trainer:
     checkpoints: Checkpoints
     num_steps: int
     evaluate: Callable[[int], dict[str, float]] | None = None
+    reference: ReferenceConfig | None = None
     step: int = 0
     num_tokens: int = 0
     best: float | None = None
@@ -50,6 +59,11 @@ class Trainer:
     def __post_init__(self) -> None:
         rates = self.algorithm.learning_rates(self.config)
         self.optimizer = build_optimizer(self.models.trainable(), self.config, rates)
+
+    @property
+    def follows(self) -> int | None:
+        """Steps after which the reference moves to the policy; None where it stays."""
+        return None if self.reference is None else self.reference.sync_steps
 
     def method_config(self) -> TrainerConfig:
         """The config as the algorithm has it at this step."""
@@ -86,6 +100,9 @@ class Trainer:
         for minibatch in self._minibatches(batch):
             add_metrics(totals, self.update(minibatch))
         totals["num_tokens"] = (float(batch.num_tokens), None)
+        if self.follows and self.step % self.follows == 0:
+            assert self.reference is not None
+            self.models.move_reference(self.reference.sync_alpha)
         metrics = combine(distributed.all_gather(totals))
         self.num_tokens += int(metrics["num_tokens"])
         metrics.update(learning_rate=rate, num_tokens=float(self.num_tokens))

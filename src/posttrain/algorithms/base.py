@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from posttrain.batch import Batch
@@ -71,6 +71,28 @@ class TrainerConfig(StrictConfig):
     resume_from_checkpoint: str | None = None
     """"latest", a run directory, or a checkpoint directory."""
     logger: list[Literal["tensorboard"]] = ["tensorboard"]
+
+
+class ReferenceConfig(StrictConfig):
+    """The reference policy, where it is not the policy as it was at the start of the run."""
+
+    name: str | None = None
+    """A model of its own with the policy's tokenizer: a hub name, a folder, or a run directory."""
+    sync_steps: int | None = Field(None, ge=1)
+    """Every so many steps the reference moves to the policy (Gorbatovski et al. 2024, arXiv
+    2404.09656): ref <- (1 - sync_alpha) ref + sync_alpha policy."""
+    sync_alpha: float = Field(0.6, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceConfig:
+        if (self.name is None) == (self.sync_steps is None):
+            raise ValueError(
+                "reference: give name (another model) or sync_steps (the policy of the start, "
+                "which follows it); without the section it is the policy of the start"
+            )
+        if self.sync_steps is None and "sync_alpha" in self.model_fields_set:
+            raise ValueError("reference.sync_alpha goes with reference.sync_steps")
+        return self
 
 
 Unit = Literal["token", "sequence", "pair", "chosen_token"]
