@@ -359,3 +359,19 @@ def test_posttrain_score_takes_a_list_and_shows_the_parts(tmp_path: Path) -> Non
         list(score_file("repetition", file, [], None))
     with pytest.raises(ValueError, match=r"rewards\.0\.type 'fromat' is not known; did you"):
         list(score_file("weighted", file, ["rewards=[{type: fromat}]"], None))
+
+
+def test_a_file_of_ones_own_is_read_as_it_is_now(tmp_path, monkeypatch):
+    """No __pycache__ beside it, and a dataclass in it finds its module."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    for value in (0.25, 0.75):
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+            f"@dataclass\nclass Score:\n    value: float = {value}\n"
+            "def reward(prompts, completions, completion_ids, **columns):\n"
+            "    return [Score().value for _ in completions]\n"
+        )
+        reward = make(type="custom", path=str(file))
+        assert score(reward, ["p"], ["c"], [[1]], [{}]) == [value]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]

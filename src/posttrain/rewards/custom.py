@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,14 @@ class Custom(BaseModel):
 def build(config: Custom) -> Callable[..., Any]:
     """The function `config.function` of the file; ValueError where there is none."""
     path = Path(config.path)
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
+    if not path.is_file():
         raise ValueError(f"reward.path: no Python file {config.path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # under a name that no other module has; dataclasses look theirs up
+    module = types.ModuleType(f"custom_reward_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    # not imported: that leaves a __pycache__ beside the file, which may be older than its source
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     function = vars(module).get(config.function)
     if not callable(function):
         found = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
