@@ -59,11 +59,29 @@ def test_every_pipeline_parses_with_all_that_it_refers_to(path: Path) -> None:
     starts = starts_of(pipeline)
     for stage in pipeline.stages:
         recipe = stage_config(pipeline, stage, starts[stage.name])
-        alone = stage_config(pipeline, stage.model_copy(update={"set": {}}), None)
+        if stage.set:  # a recipe of another pipeline, or of an earlier round
+            continue
         # what the pipeline gives the stage is what its recipe names: it can be run by itself
-        assert dump(alone) == dump(recipe)
+        assert dump(stage_config(pipeline, stage, None)) == dump(recipe)
         if isinstance(recipe, MakingConfig):
             assert recipe.output_dir == f"{pipeline.output_dir}/{stage.name}"
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_a_pipeline_reads_what_its_own_earlier_stages_wrote(path: Path) -> None:
+    """Also in another folder: no path is left that leads into the old one."""
+    for overrides in ([], ["output_dir=elsewhere/x.1"]):
+        pipeline = load_pipeline(str(path), overrides)
+        starts = starts_of(pipeline)
+        written: set[str] = set()
+        for stage in pipeline.stages:
+            recipe = stage_config(pipeline, stage, starts[stage.name])
+            tree = dump(recipe)
+            tree.pop("output_dir", None)
+            named = set(re.findall(r"(?:results|elsewhere)/[a-z0-9_./-]+", json.dumps(tree)))
+            assert named <= written, stage.name
+            written.add(f"{pipeline.output_dir}/{stage.name}")
+    assert written, "nothing was read or written: nothing is tested"
     assert pipeline.evaluate is not None
     assert all(load_splits(pipeline.evaluate).values())
 

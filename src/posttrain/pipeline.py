@@ -63,6 +63,7 @@ class PipelineConfig(StrictConfig):
     stages: list[StageConfig] = Field(min_length=1)
     evaluate: ComparisonConfig | None = None
     source: str = Field("", exclude=True)
+    moved_from: str | None = Field(None, exclude=True)
 
     @field_validator("stages")
     @classmethod
@@ -79,7 +80,8 @@ class PipelineConfig(StrictConfig):
 
 
 def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConfig:
-    """A pipeline file with `STAGE.section.key=value` overrides."""
+    """A pipeline file with `STAGE.section.key=value` overrides. With `output_dir=FOLDER` the paths
+    in its recipes that lie below its own output folder are meant below that one."""
     try:
         pipeline = PipelineConfig.model_validate(read_yaml(path) | {"source": path})
     except ValidationError as error:
@@ -89,6 +91,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
         stage, _, rest = override.partition(".")
         key, equals, value = rest.partition("=")
         if stage.partition("=")[0] == "output_dir":
+            pipeline.moved_from = pipeline.output_dir
             pipeline.output_dir = stage.partition("=")[2] + (f".{rest}" if rest else "")
         elif stage not in by_name or not equals:
             near = difflib.get_close_matches(stage, by_name, n=1)
@@ -108,11 +111,22 @@ def stage_config(
     tree = read_yaml(file)
     for key, value in stage.set.items():
         set_key(tree, key, value, f"{stage.name}.{key}")
+    if pipeline.moved_from is not None:
+        tree = moved(tree, f"{pipeline.moved_from}/", f"{pipeline.output_dir}/")
     if start is not None:
         model = {k: v for k, v in tree.get("model", {}).items() if k != "scratch"}
         tree["model"] = model | {"name": str(start)}
     parse = parse_making if "make" in tree else parse_config
     return parse(tree, f"stage {stage.name}: {file}")
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """The tree with every text that begins with `old` beginning with `new`."""
+    if isinstance(value, dict):
+        return {key: moved(inner, old, new) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [moved(inner, old, new) for inner in value]
+    return new + value[len(old) :] if isinstance(value, str) and value.startswith(old) else value
 
 
 def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
