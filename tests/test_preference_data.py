@@ -17,7 +17,7 @@ from test_render import CHATML
 from posttrain import making
 from posttrain.cli import main
 from posttrain.config import parse_config
-from posttrain.data import hh_rlhf, ultrafeedback
+from posttrain.data import hh_rlhf, stack_exchange_paired, ultrafeedback
 from posttrain.data.load import read_file
 from posttrain.data.preferences import as_judged, as_pair, as_pairs, dialogue, to_judged, to_pairs
 from posttrain.data.prepare import Prompt
@@ -268,6 +268,25 @@ def test_ultrafeedback_leaves_ties_out(tmp_path):
     file.write_text('{"prompt": "q", "chosen": "a"}\n')
     with pytest.raises(ValueError, match="row 1: expected the columns"):
         ultrafeedback.load("train", path=str(tmp_path))
+
+
+def test_stack_exchange_paired(tmp_path):
+    row = {
+        "qid": 1,
+        "question": "Why?",
+        "metadata": ["x"],
+        "response_j": "So.",
+        "response_k": "No.",
+    }
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    expected = [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]
+    assert stack_exchange_paired.load("train", path=str(tmp_path)) == expected
+    file.write_text(json.dumps(row | {"response_k": None}) + "\n")
+    with pytest.raises(ValueError, match="row 1: expected texts question, response_j, response_k"):
+        stack_exchange_paired.load("train", path=str(tmp_path))
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        stack_exchange_paired.load("dev", path=str(tmp_path))
 
 
 def scored(*entries: tuple[str, float | None]) -> list[dict[str, Any]]:

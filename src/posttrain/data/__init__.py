@@ -10,6 +10,7 @@ from posttrain.data import (
     humaneval,
     mbpp,
     programs,
+    stack_exchange_paired,
     ultrafeedback,
     word_problems,
 )
@@ -23,6 +24,7 @@ DATASETS: dict[str, Callable[..., list[Row]]] = {
     "math": competition_math.load,
     "mbpp": mbpp.load,
     "programs": programs.load,
+    "stack_exchange_paired": stack_exchange_paired.load,
     "ultrafeedback": ultrafeedback.load,
     "word_problems": word_problems.load,
 }

@@ -182,7 +182,9 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def read_hub(name: str, split: str, config: str | None = None) -> list[Row]:
+def read_hub(
+    name: str, split: str, config: str | None = None, data_dir: str | None = None
+) -> list[Row]:
     """Rows of a data set on the Hugging Face hub (needs the `hub` extra)."""
     try:
         import datasets
@@ -190,7 +192,7 @@ def read_hub(name: str, split: str, config: str | None = None) -> list[Row]:
         message = f"{name}: reading from the hub needs pip install 'posttrain[hub]'"
         raise ValueError(message) from None
     try:
-        return list(datasets.load_dataset(name, config, split=split))
+        return list(datasets.load_dataset(name, config, data_dir=data_dir, split=split))
     except (OSError, ValueError, RuntimeError) as error:
         # every failure of that library, from no network to no such split, is one of these
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
