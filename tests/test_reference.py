@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,18 @@ def test_a_reference_with_another_tokenizer(tmp_path):
     tree = tree_of(tmp_path / "run", "dpo") | {"reference": {"name": name}}
     with pytest.raises(ValueError, match="has another tokenizer than the policy"):
         build(parse_config(tree, "test"))
+
+
+@pytest.mark.parametrize(("method", "loss"), [("dpo", math.log(2)), ("kto", 0.5)])
+def test_the_reference_of_an_adapter_is_the_adapter(method, loss, tmp_path):
+    """LoRA that SFT has moved away from its base: nothing lies between it and itself."""
+    base = test_resume.run(tree_of(tmp_path / "base", method, max_steps=1))
+    model = {"name": str(base), "use_lora": True, "lora": {"r": 4}}
+    tuned = tree_of(tmp_path / "tuned", method, max_steps=4, learning_rate=3e-2) | {"model": model}
+    adapter = test_resume.run(tuned)
+    assert (checkpoints_in(adapter)[-1] / "adapter_config.json").is_file()
+    tree = tree_of(tmp_path / "again", method, max_steps=2) | {"model": {"name": str(adapter)}}
+    first, second = test_resume.metrics(test_resume.run(tree))
+    assert first["loss"] == pytest.approx(loss, rel=1e-6)
+    assert first.get("kl", 0.0) == 0.0
+    assert second["loss"] != pytest.approx(loss, rel=1e-6)
