@@ -15,6 +15,7 @@ from conftest import shared
 
 from posttrain.config import DataConfig, parse_config
 from posttrain.data import DATASETS
+from posttrain.data.build import texts_of
 from posttrain.data.load import load_rows, mix
 from posttrain.data.prepare import to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
@@ -377,3 +378,21 @@ def test_named_data_sets_say_what_they_are(name: str) -> None:
     import sys
 
     assert (sys.modules[DATASETS[name].__module__].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},
+        {"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+         "chosen": {"role": "assistant", "content": "c"}, "rejected": [[{"content": "d"}]]},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+         "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "d"}},
+        {"text": "a", "prompt": "b", "completion": "c", "input": "d", "other": "e", "score": 1},
+        {"text": None, "messages": [None, {"content": None}, {"content": "a"}], "prompt": 7,
+         "chosen": ["b", "c"], "rejected": "d"},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_is_trained_on_every_text_that_is_learned_from(row):
+    assert sorted(texts_of(row)) == ["a", "b", "c", "d"]

@@ -55,15 +55,22 @@ def build_tokenizer(
 
 TEXT_COLUMNS = (
     "text", "prompt", "completion", "messages", "chosen", "rejected", "conversations",
+    "instruction", "input",
 )  # fmt: skip
 
 
 def texts_of(row: Row) -> list[str]:
     """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
-    values = [row.get(column) for column in TEXT_COLUMNS]
-    messages = [m for value in values if isinstance(value, list) for m in value]
-    contents = [m.get("content") for m in messages if isinstance(m, dict)]
-    return [text for text in [*values, *contents] if isinstance(text, str)]
+    return [text for column in TEXT_COLUMNS for text in texts_in(row.get(column))]
+
+
+def texts_in(value: Any) -> list[str]:
+    """Of a text, a message, or a list of either."""
+    if isinstance(value, list):
+        return [text for part in value for text in texts_in(part)]
+    if isinstance(value, dict):
+        return texts_in(value.get("content", value.get("value")))
+    return [value] if isinstance(value, str) else []
 
 
 def length_limit(config: Config, name: str | None) -> int:
