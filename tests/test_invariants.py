@@ -46,6 +46,7 @@ VARIANTS = [
     ("dpo", {"reference_free": True}),
     ("orpo", {"nll_over": "completion"}),
     ("kto", {"loss_type": "apo_zero_unpaired", "undesirable_weight": 0.5}),
+    ("kto", {"sft_coef": 0.7}),
     ("reward_model", {"center_coef": 0.1}),
 ]
 variants = pytest.mark.parametrize(("name", "keys"), VARIANTS)
@@ -129,7 +130,8 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
     if head is not None:
         out.values, out.last_values = torch.cat(values) * mask, torch.stack(last_values)
     loss = trainer.algorithm.loss(out, batch, trainer.config)
-    of_chosen = [m for i, m in enumerate(mask.split(batch.lengths)) if i % 2 == 0]
+    label = batch.per_seq.get("label", (torch.arange(len(batch.lengths)) + 1) % 2)
+    of_chosen = [m for m, good in zip(mask.split(batch.lengths), label) if good]
     counts = {
         "token": int(mask.sum()),
         "sequence": len(batch.lengths),

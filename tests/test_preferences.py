@@ -19,6 +19,7 @@ from posttrain.algorithms.base import UNITS
 from posttrain.algorithms.pair_losses import SMOOTHED, log1mexp
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import Output
+from posttrain.trainer import total_of
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -247,8 +248,24 @@ def test_kto_equals_trl(labels):
     assert float(total) == pytest.approx(float(loss), rel=1e-6)
     torch.testing.assert_close(mine.grad, leaf.grad, rtol=1e-6, atol=1e-10)
     for name, (value, count) in found.metrics.items():
-        if count:
+        if count and name != "nll_loss":
             assert float(value) / float(count) == pytest.approx(metrics["train"][name][-1]), name
+
+
+def test_the_sft_term_of_kto():
+    """TRL has none. The good completions' tokens alone, and one mean over all of them."""
+    new, label = drawn(7), torch.tensor([1, 0, 1, 1, 0, 0])
+    batch = batch_of(ref_logprobs=drawn(8))
+    batch.per_seq |= {"label": label, "kl": torch.zeros(6).double()}
+    terms = {}
+    for coef in (0.0, 0.7):
+        config = tiny.config_of("kto", sft_coef=coef)
+        out = Output(laid_out(new) * batch.loss_mask)
+        loss = ALGORITHMS["kto"].loss(out, batch, config)
+        counts = {unit: count(batch) for unit, count in UNITS.items()}
+        terms[coef] = float(total_of(loss, counts))
+    good = COMPLETION.bool() & label.bool()[:, None]
+    assert terms[0.7] - terms[0.0] == pytest.approx(0.7 * -float(new[good].mean()), rel=1e-9)
 
 
 def test_kto_measures_its_kl_on_unrelated_completions():

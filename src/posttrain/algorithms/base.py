@@ -95,12 +95,21 @@ class ReferenceConfig(StrictConfig):
         return self
 
 
+def chosen_tokens(batch: Batch) -> float:
+    """Trained tokens of the completions whose label is good, or of every other sequence, beginning
+    with the first."""
+    tokens = batch.tokens_per_seq()
+    if "label" in batch.per_seq:
+        return float(tokens[batch.per_seq["label"] > 0].sum())
+    return float(tokens[0::2].sum())
+
+
 Unit = Literal["token", "sequence", "pair", "chosen_token"]
 UNITS: dict[Unit, Callable[[Batch], float]] = {
     "token": lambda batch: float(batch.loss_mask.sum()),
     "sequence": lambda batch: float(batch.num_sequences),
     "pair": lambda batch: batch.num_sequences / 2,
-    "chosen_token": lambda batch: float(batch.tokens_per_seq()[0::2].sum()),
+    "chosen_token": chosen_tokens,
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, Unit, masked_sum
 from posttrain.algorithms.preference import mean_over_ranks
 from posttrain.batch import Batch
 from posttrain.forward import Output
@@ -35,6 +35,8 @@ class KTOConfig(TrainerConfig):
     """w_+; the paper keeps w_+ n_+ / (w_- n_-) between 1 and 4/3."""
     undesirable_weight: float = Field(1.0, ge=0)
     """w_-"""
+    sft_coef: float = Field(0.0, ge=0)
+    """Weight of the good completions' negative log-likelihood, a mean over their tokens."""
     precompute_reference: bool = False
     """Reference log-probs of all rows before the first step."""
 
@@ -53,7 +55,13 @@ def kto_loss(out: Output, batch: Batch, config: KTOConfig) -> Loss:
     for name, rows in (("chosen", good), ("rejected", ~good)):
         metrics[f"rewards/{name}"] = (rewards[rows].sum(), rows.sum())
         metrics[f"logps/{name}"] = (logps[rows].sum(), rows.sum())
-    return Loss({"sequence": loss}, metrics)
+    terms: dict[Unit, Tensor] = {"sequence": loss}
+    of_good = batch.expand(good) & batch.loss_mask
+    nll = -masked_sum(out.logprobs, of_good)
+    if config.sft_coef > 0:
+        terms["chosen_token"] = config.sft_coef * nll
+    metrics["nll_loss"] = (nll.detach(), of_good.sum())
+    return Loss(terms, metrics)
 
 
 def prepare(batch: Batch, models: Models, config: KTOConfig) -> Batch:
