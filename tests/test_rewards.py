@@ -63,8 +63,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "custom": {},
     "reward_model": {},
     "http": {},
+    "judge": {},
 }
-ELSEWHERE = {"reward_model": "test_reward_model.py", "http": "test_http_reward.py"}
+ELSEWHERE = {
+    "reward_model": "test_reward_model.py",
+    "http": "test_http_reward.py",
+    "judge": "test_judge_reward.py",
+}
 
 
 def test_every_reward_has_a_test() -> None:

@@ -28,6 +28,7 @@ HINTS = {
     "dataset_name": "data.name or data.path",
     "dataset": "data.name or data.path",
     "datasets": "data (a list makes a mixture)",
+    "prompt": "data.columns, for example {prompt: question}",
     "dataset_train_split": "data.split",
     "dataset_test_split": "eval.data.split",
     "per_device_train_batch_size": "trainer.batch_size (over all devices) and "
@@ -53,6 +54,7 @@ HINTS = {
     "eval_strategy": "trainer.eval_steps",
     "num_generations": "rollout.group_size",
     "max_completion_length": "rollout.max_new_tokens",
+    "max_tokens": "rollout.max_new_tokens (also in sampling and eval)",
     "use_vllm": "rollout.engine: server or vllm",
     "vllm_mode": "rollout.engine: server, or vllm (in this process)",
     "vllm_server_base_url": "rollout.servers",

@@ -37,7 +37,7 @@ from posttrain.data.load import Row, load_rows
 from posttrain.data.prepare import Prompt, to_prompts
 from posttrain.data.render import Renderer
 from posttrain.evaluation.command import load_for_sampling
-from posttrain.rewards import RewardFn, build_reward, check_columns, score, verdict_of
+from posttrain.rewards import RewardFn, build_reward, check_columns, score_each, verdict_of
 from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.tracking import CONSOLE
 
@@ -172,13 +172,14 @@ def sample_and_score(
     start = (keys.seed * 1_000_003 + first) * 1_000_003
     seeds = [(start + i) % 2**63 for i in range(len(prompts) * n)]
     rollouts = sampler.generate([p.input_ids for p in prompts for _ in range(n)], params, seeds)
-    found: list[Scored] = []
-    for i, prompt in enumerate(prompts):
-        group = rollouts[i * n : (i + 1) * n]
-        texts = [renderer.decode(rollout.response_ids) for rollout in group]
-        asked = asked_of(prompt)
+    groups = [rollouts[i : i + n] for i in range(0, len(rollouts), n)]
+    calls = []
+    for prompt, group in zip(prompts, groups):
         ids = [rollout.response_ids for rollout in group]
-        scores = score(reward, [asked] * n, texts, ids, [prompt.row] * n)
+        texts = [renderer.decode(x) for x in ids]
+        calls.append(([asked_of(prompt)] * n, texts, ids, [prompt.row] * n))
+    found: list[Scored] = []
+    for group, (_, texts, _, _), scores in zip(groups, calls, score_each(reward, calls)):
         found.append(
             [
                 {
@@ -277,6 +278,8 @@ def write(
         "num_rows": {name: len(rows) for name, rows in files.items()},
         "pass@1": sum(counts) / (n * len(counts)),
         f"pass@{n}": sum(pass_at(n, n, c) for c in counts) / len(counts),
+        "unscored": sum(one["score"] is None for scored in groups for one in scored)
+        / (n * len(groups)),
         "verdicts": dict(Counter(one["verdict"] for scored in groups for one in scored)),
     }
     for name, rows in files.items():

@@ -350,6 +350,7 @@ def build_evaluation(
             )
             metrics["eval_accuracy"] = result["accuracy"]
             metrics["eval_reward"] = result["mean_score"]
+            metrics["eval_frac_reward_none"] = result["unscored"]
             metrics["eval_completions/mean_length"] = result["mean_length"]
             metrics["eval_completions/clipped_ratio"] = result["truncated"]
         return metrics

@@ -67,7 +67,7 @@ def evaluate_generation(
 
 def summarise(entries: list[tuple[float | None, str | None, str, int]]) -> dict[str, Any]:
     """Entries: score, verdict, finish reason, length in tokens. A gold answer that can not be read
-    counts in no share; a weighted reward still scores its row, but without a verdict."""
+    counts in no share but `unscored`; a weighted reward still scores its row, without a verdict."""
     judged = any(verdict is not None for _, verdict, _, _ in entries)
     known = [e for e in entries if e[0] is not None and (e[1] is not None or not judged)]
     n = len(known)
@@ -79,6 +79,7 @@ def summarise(entries: list[tuple[float | None, str | None, str, int]]) -> dict[
         "num_problems": n,
         "num_correct": correct,
         "mean_score": sum(s or 0.0 for s, _, _, _ in known) / n if n else math.nan,
+        "unscored": sum(s is None for s, _, _, _ in entries) / max(len(entries), 1),
         "truncated": sum(reason == "length" for _, _, reason, _ in known) / n if n else math.nan,
         "mean_length": sum(length for *_, length in known) / n if n else math.nan,
         "verdicts": dict(Counter(v for _, v, _, _ in entries if v is not None)),

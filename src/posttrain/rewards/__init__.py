@@ -25,6 +25,7 @@ from posttrain.rewards import (
     exact_match,
     format,
     http,
+    judge,
     length,
     math,
     repetition,
@@ -69,6 +70,7 @@ REWARDS: dict[str, tuple[type[BaseModel], Callable[[Any], RewardFn]]] = {
     "repetition": (repetition.Repetition, repetition.build),
     "reward_model": (reward_model.RewardModel, reward_model.build),
     "http": (http.Http, http.build),
+    "judge": (judge.Judge, judge.build),
     "weighted": (weighted.Weighted, weighted.build),
     "custom": (custom.Custom, custom.build),
 }

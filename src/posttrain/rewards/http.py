@@ -5,7 +5,8 @@
 
 What may pass by itself is tried again, after `backoff * 2**n` seconds or what the server's
 Retry-After asks for: timeouts, broken connections, 429 and 5xx. Everything else fails at once,
-redirects too, so that the key goes to no other host. No proxy is used.
+redirects too, so that the key goes to no other host. No proxy is used. The judge (judge.py) asks
+its server by the same functions.
 """
 
 import asyncio
@@ -22,10 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from posttrain.rewards.call import RewardFailure
 
@@ -34,51 +36,20 @@ log = logging.getLogger(__name__)
 LONGEST_REPLY = 1 << 26  # bytes
 LONGEST_MESSAGE = 300  # characters of the server's own words in an error
 
+Result = TypeVar("Result")
 
-class Http(BaseModel, extra="forbid", allow_inf_nan=False):
-    """Settings of the http reward."""
 
-    type: Literal["http"] = "http"
-    url: str
-    timeout: float = Field(30.0, gt=0)
-    """Seconds for one try, from the connection to the last byte."""
-    retries: int = Field(3, ge=0)
-    """Tries after the first."""
-    backoff: float = Field(1.0, ge=0)
-    """Seconds before the second try, doubled before each further one."""
-    max_wait: float = Field(60.0, ge=0)
-    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
-    api_key_env: str | None = None
-    """The NAME of an environment variable; its value is sent as a bearer token."""
-    batch_size: int = Field(64, ge=1)
-    """Completions in one request."""
-    max_concurrency: int = Field(4, ge=1)
-    """Requests at the same time."""
-
-    @field_validator("url")
-    @classmethod
-    def _plain_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.username is not None or parts.password is not None:
-            raise ValueError(
-                "url holds a user or password: put it into an environment variable, and that "
-                "variable's name into api_key_env"
-            )
-        well_formed = re.fullmatch(r"https?://[!-~]+", url) and parts.hostname
-        if not well_formed or _bad_port(parts):
-            raise ValueError("url must be of the form http://host:port/path or https://...")
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _name_not_key(cls, name: str | None) -> str | None:
-        # the value is not repeated: it may be a key that was put in the wrong place
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError(
-                "api_key_env is the name of an environment variable (A to Z, 0 to 9, _), "
-                "not the key itself"
-            )
-        return name
+def _plain_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "url holds a user or password: put it into an environment variable, and that "
+            "variable's name into api_key_env"
+        )
+    well_formed = re.fullmatch(r"https?://[!-~]+", url) and parts.hostname
+    if not well_formed or _bad_port(parts):
+        raise ValueError("url must be of the form http://host:port/path or https://...")
+    return url
 
 
 def _bad_port(parts: SplitResult) -> bool:
@@ -88,24 +59,68 @@ def _bad_port(parts: SplitResult) -> bool:
         return True
 
 
+def _name_not_key(name: str | None) -> str | None:
+    # the value is not repeated: it may be a key that was put in the wrong place
+    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            "api_key_env is the name of an environment variable (A to Z, 0 to 9, _), "
+            "not the key itself"
+        )
+    return name
+
+
+Url = Annotated[str, AfterValidator(_plain_url)]
+KeyName = Annotated[str | None, AfterValidator(_name_not_key)]
+
+
+class Http(BaseModel, extra="forbid", allow_inf_nan=False):
+    """Settings of the http reward."""
+
+    type: Literal["http"] = "http"
+    url: Url
+    timeout: float = Field(30.0, gt=0)
+    """Seconds for one try, from the connection to the last byte."""
+    retries: int = Field(3, ge=0)
+    """Tries after the first."""
+    backoff: float = Field(1.0, ge=0)
+    """Seconds before the second try, doubled before each further one."""
+    max_wait: float = Field(60.0, ge=0)
+    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+    api_key_env: KeyName = None
+    """The NAME of an environment variable; its value is sent as a bearer token."""
+    batch_size: int = Field(64, ge=1)
+    """Completions in one request."""
+    max_concurrency: int = Field(4, ge=1)
+    """Requests at the same time."""
+
+
+class Patience(Protocol):
+    """How long a server is waited for, in seconds, and how often it is asked again."""
+
+    timeout: float
+    retries: int
+    backoff: float
+    max_wait: float
+
+
 @dataclass(repr=False)
 class Server:
     """Where to and how; without a repr, since it knows the key."""
 
     url: SplitResult
     key: str | None
-    config: Http
+    config: Patience
     stop: threading.Event
 
     @property
     def name(self) -> str:
         return f"the reward server {self.url.scheme}://{self.url.netloc}{self.url.path}"
 
-    def redacted(self, text: str) -> str:
+    def redacted(self, text: str, part: slice = slice(LONGEST_MESSAGE)) -> str:
         """`text` on one line without the key, which a server may repeat; cut afterwards."""
         for secret in (self.key, json.dumps(self.key)[1:-1] if self.key else None):
             text = text.replace(secret, "***") if secret else text
-        return " ".join(text.split())[:LONGEST_MESSAGE]
+        return " ".join(text.split())[part]
 
 
 @dataclass
@@ -145,21 +160,27 @@ def build(config: Http) -> Callable[..., Any]:
         bodies = [
             _body(prompts, completions, columns, slice(i, i + config.batch_size)) for i in starts
         ]
-        loop = asyncio.get_running_loop()
         requests = [
-            loop.run_in_executor(
-                pool, _score, server, body, i, len(completions[i:][: config.batch_size])
-            )
+            partial(_score, server, body, i, len(completions[i:][: config.batch_size]))
             for i, body in zip(starts, bodies)
         ]
-        try:
-            parts = await asyncio.gather(*requests)
-        finally:
-            server.stop.set()  # after a failure the others neither wait nor try again
-            await asyncio.gather(*requests, return_exceptions=True)
+        parts = await answered(server, pool, requests)
         return [score for part in parts for score in part]
 
     return reward
+
+
+async def answered(
+    server: Server, pool: ThreadPoolExecutor, requests: Sequence[Callable[[], Result]]
+) -> list[Result]:
+    """The result of each request, in their order; the first exception once all have ended."""
+    loop = asyncio.get_running_loop()
+    waiting = [loop.run_in_executor(pool, request) for request in requests]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        server.stop.set()  # after a failure the others neither wait nor try again
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def _body(
@@ -182,7 +203,7 @@ def _body(
 def _score(server: Server, body: bytes, start: int, count: int) -> list[float | None]:
     """The scores of the rows from `start`, or RewardFailure that names them."""
     rows = f"rows {start + 1} to {start + count}"
-    reply = _with_retries(server, body, rows)
+    reply = post(server, body, rows)
     try:
         scores = json.loads(reply.text)["scores"]
         if not isinstance(scores, list):
@@ -207,7 +228,8 @@ def _score(server: Server, body: bytes, start: int, count: int) -> list[float | 
     return scores
 
 
-def _with_retries(server: Server, body: bytes, rows: str) -> Reply:
+def post(server: Server, body: bytes, rows: str) -> Reply:
+    """The reply with status 200, after as many tries as it takes; RewardFailure names `rows`."""
     config = server.config
     problem = ""
     for attempt in range(config.retries + 1):
@@ -215,7 +237,7 @@ def _with_retries(server: Server, body: bytes, rows: str) -> Reply:
             break
         wait = min(config.backoff * 2**attempt, config.max_wait)
         try:
-            reply = _post(server, body)
+            reply = _try(server, body)
         except (OSError, http.client.HTTPException) as error:
             problem = server.redacted(f"{type(error).__name__}: {error}")
         else:
@@ -257,7 +279,7 @@ def _seconds(retry_after: str | None) -> float:
     return max(0.0, then - time.time())
 
 
-def _post(server: Server, body: bytes) -> Reply:
+def _try(server: Server, body: bytes) -> Reply:
     """One try. TimeoutError after `timeout` seconds in all, however slowly the bytes drip in."""
     timeout, url = server.config.timeout, server.url
     assert url.hostname is not None

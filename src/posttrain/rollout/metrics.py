@@ -26,6 +26,7 @@ def rollout_metrics(
         "reward": (sum(known), float(len(known))),
         "reward_square": (sum(s * s for s in known), float(len(known))),
         "frac_reward_zero_std": (float(len(flat)), float(len(by_group))),
+        "frac_reward_none": (n - len(known), n),
         "completions/mean_length": (float(sum(lengths)), n),
         "completions/max_length": (float(max(lengths, default=0)), 1.0),
         "completions/min_length": (float(min(lengths, default=0)), 1.0),
