@@ -125,6 +125,8 @@ def shrunk(name: str, folder: Path, start: Path | None = None) -> Any:
         else:
             section["options"]["num_rows"] = 64
     tree["trainer"] |= {"max_steps": 2, "batch_size": 4, "output_dir": str(folder), "logger": []}
+    if tree.get("reward", {}).get("type") == "reward_model":
+        tree["reward"]["path"] = str(start_of_rewards(start, folder))
     if start is not None:
         tree["model"]["name"] = str(start)
         tree["rollout"]["max_new_tokens"] = min(tree["rollout"]["max_new_tokens"], 24)
@@ -132,6 +134,18 @@ def shrunk(name: str, folder: Path, start: Path | None = None) -> Any:
         tree["trainer"]["eval_steps"] = 2
         tree["eval"] |= {"max_samples": 4, "max_new_tokens": 8}
     return parse_config(tree, str(path))
+
+
+def start_of_rewards(start: Path | None, folder: Path) -> Path:
+    """A reward model of the recipe's kind, from the same start on two pairs."""
+    tree = read_yaml(ROOT / "recipes/reward_model/word_problems_cpu.yaml")
+    file = folder / "pairs.jsonl"
+    rows = [{"prompt": f"{i} and 1?", "chosen": f"{i + 1}", "rejected": "0"} for i in range(1, 3)]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tree["model"]["name"], tree["data"] = str(start), {"path": str(file)}
+    del tree["eval"], tree["trainer"]["eval_steps"]
+    tree["trainer"] |= {"output_dir": str(folder / "rewards"), "logger": []}
+    return train(parse_config(tree, "reward model"))
 
 
 def data_of(path: Path) -> str:
@@ -173,6 +187,7 @@ def test_every_recipe_for_a_cpu_runs(
     runs_programs = data_of(path) == "programs"
     level = request.getfixturevalue("isolation") if runs_programs else None
     config = shrunk(name_of(path), tmp_path, starts(data_of(path)))
+    graded = config.reward.type == "reward_model"  # a number, which is no verdict
     run_dir = train(config)
 
     steps = [line for line in lines_of(run_dir, "metrics.jsonl") if "loss" in line]
@@ -180,12 +195,13 @@ def test_every_recipe_for_a_cpu_runs(
     for line in steps:  # what is not finite is left out of the file
         for metric in ("loss", "grad_norm", "reward", "reward_std", "completions/mean_length"):
             assert math.isfinite(line[metric]), metric
-        assert sum(n for k, n in line.items() if k.startswith("verdicts/")) == 32
+        verdicts = sum(n for k, n in line.items() if k.startswith("verdicts/"))
+        assert verdicts == (0 if graded else 32)
 
     samples = [x for x in lines_of(run_dir, "samples.jsonl") if x["kind"] == "rollout"]
     assert len(samples) == 2 * config.trainer.batch_size * config.rollout.group_size == 64
     for sample in samples:
-        assert sample["reward"] == float(sample["verdict"] == "correct")
+        assert graded or sample["reward"] == float(sample["verdict"] == "correct")
 
     record = json.loads((run_dir / "run.json").read_text())
     assert record.get("reward", {}).get("isolation") == level
