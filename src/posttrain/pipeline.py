@@ -42,8 +42,8 @@ class StageConfig(StrictConfig):
     """A recipe file, relative to the pipeline file or to the working directory. One with a `make`
     section makes data."""
     start: str | None = None
-    """The stage whose model this one starts from; by default the last one before it that trained a
-    policy."""
+    """The stage whose model this one starts from, or null where its recipe says; by default the
+    last one before it that trained a policy."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the recipe: section.key: value."""
 
@@ -167,7 +167,7 @@ def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
     starts: dict[str, Path | None] = {}
     policy: str | None = None
     for stage in pipeline.stages:
-        start = stage.start or policy
+        start = stage.start if "start" in stage.model_fields_set else policy
         starts[stage.name] = None if start is None else Path(pipeline.output_dir) / start
         config = stage_config(pipeline, stage, starts[stage.name])
         if isinstance(config, Config) and not config.algorithm.scores:
