@@ -21,6 +21,7 @@ check: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-bench  ## posttrain and TRL in turn on the same model and rows
 	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/preferences.py
 	$(BIN)/python benchmarks/rl.py
 	$(BIN)/python benchmarks/sampler.py
 

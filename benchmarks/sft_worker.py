@@ -161,7 +161,7 @@ def run_posttrain(
     source = OfflineSource([(s,) for s in sequences], batch, seed=0, rank=0, num_ranks=1)
     # the source shuffles; laid out in its order, the rows come out as they are listed here
     order = [i for step in range(num_steps) for i in source.order.indices(step)]
-    source.sequences = [sequences[place] for _, place in sorted(zip(order, range(len(order))))]
+    source.examples = [(sequences[i],) for _, i in sorted(zip(order, range(len(order))))]
     tracker = Clock(Path(folder), num_steps, config.logging_steps, tensorboard=False)
     models = Models(posttrain_policy(model), tokenizer=None, stop_token_ids=[])
     checkpoints: Any = NoCheckpoints()

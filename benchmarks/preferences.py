@@ -1,0 +1,223 @@
+"""Preference throughput and peak memory: posttrain against TRL's DPOTrainer, KTOTrainer,
+ORPOTrainer and RewardTrainer.
+
+Whole optimiser steps, the reference's log-probs included (not with `dpo_precomputed`, where both
+sides have them before the first step). The same weights, rows, loss and optimiser settings,
+threads and allocator settings on both sides; every measurement in a process of its own; the sides
+in turn, round after round. A scouting round measures every setting of TRL, the rounds that count
+measure the fastest of them. The sides must agree in their losses and gradient norms, else nothing
+is reported.
+
+tokens/s counts prompt and completion of every row, no padding, the same number on both sides: a
+pair's prompt twice, though posttrain runs it once unless it is short, and for KTO the rows alone,
+though both sides also run the pairs that its KL is measured on.
+
+    python benchmarks/preferences.py --rounds 5 --steps 6 --methods dpo kto orpo reward_model
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from dataclasses import asdict
+from typing import Any
+
+from common import (
+    ALLOCATORS,
+    SHAPES,
+    in_turn,
+    machine,
+    median_of,
+    median_ratio,
+    run_worker,
+    today,
+    versions,
+    write_results,
+)
+from preferences_worker import (
+    ADAMW,
+    COMPLETION,
+    HEAD_STD,
+    METHODS,
+    POSTTRAIN,
+    PROMPT,
+    TRL,
+)
+
+OURS = "posttrain"
+FIRST, LAST = 1e-4, 1e-3  # relative, on what is compared of the first and the last step
+LOGPS = ("logps/chosen", "logps/rejected")
+COMPARED = {
+    "dpo": ("loss", "grad_norm", *LOGPS),
+    "kto": ("loss", "grad_norm", *LOGPS),
+    "orpo": ("loss", "grad_norm", *LOGPS),
+    "reward_model": ("loss", "grad_norm", "rewards/margins"),
+}
+
+
+def main() -> None:
+    args = parse_arguments()
+    methods = {method: compare(method, args) for method in args.methods}
+    name = "preferences-quick" if args.quick else "preferences"
+    results = {
+        "benchmark": name,
+        "date": today(),
+        "machine": machine(args.threads),
+        "versions": versions("posttrain", "torch", "transformers", "trl"),
+        "settings": {
+            "model": {"architecture": "qwen2", "tied head": True, **SHAPES[args.shape]},
+            "vocab": args.vocab,
+            "dtype": "float32",
+            "prompt_lengths": PROMPT,
+            "completion_lengths": COMPLETION,
+            "pairs_per_step": args.pairs,
+            "methods": {method: asdict(METHODS[method]) for method in args.methods},
+            "reward_head_std": HEAD_STD,
+            "steps": args.steps,
+            "warmup_steps": args.warmup,
+            "rounds": args.rounds,
+            "optimizer": ADAMW,
+            "posttrain_micro_batch_tokens": POSTTRAIN,
+            "trl": TRL,
+            "allocator": ALLOCATORS[args.allocator],
+        },
+        "ratio": {method: m["ratio"] for method, m in methods.items()},
+        "memory_ratio": {method: m["memory_ratio"] for method, m in methods.items()},
+        "methods": methods,
+    }
+    write_results(name, results)
+
+
+def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Every measurement of one method, and what comes of it."""
+    print(
+        f"\n{method}: {args.shape} model, vocabulary {args.vocab:,}, {2 * args.pairs} rows a step, "
+        f"{args.threads} thread(s)"
+    )
+
+    def measure(side: str, number: int) -> dict[str, Any]:
+        settings = {
+            "side": side,
+            "method": method,
+            "shape": args.shape,
+            "vocab": args.vocab,
+            "pairs_per_step": args.pairs,
+            "warmup": args.warmup,
+            "steps": args.steps,
+        }
+        row = run_worker("preferences_worker.py", settings, args.allocator, args.threads)
+        print(
+            f"  round {number}  {side:<18}{row['tokens_per_second']:>9,.0f} tokens/s"
+            f"{row['peak_mib']:>8,.0f} MiB",
+            flush=True,
+        )
+        return {"round": number, "side": side, **row}
+
+    names = args.peers or settings_of(METHODS[method].algorithm, 2 * args.pairs)
+    scouting = [measure(side, 0) for side in [*POSTTRAIN, *names]]
+    speed = {row["side"]: row["tokens_per_second"] for row in scouting}
+    peers = sorted(names, key=lambda name: -speed[name])[: args.finalists]
+    sides = [*POSTTRAIN, *peers]
+    rounds = [
+        measure(side, number)
+        for number in range(1, args.rounds + 1)
+        for side in in_turn(sides, number)
+    ]
+    check(METHODS[method].algorithm, scouting + rounds, 2 * args.pairs)
+    return summary(scouting, rounds, peers)
+
+
+def settings_of(algorithm: str, rows_per_step: int) -> list[str]:
+    """The settings of TRL that differ from each other."""
+    names = [name for name, setting in TRL.items() if setting["rows"] <= rows_per_step]
+    # of two rows that are a pair, and of a step in one forward pass, the order is nothing
+    same = {
+        name for name in names if TRL[name].get("sorted") and TRL[name]["rows"] == rows_per_step
+    }
+    if algorithm != "kto":
+        same.add("rows_2_sorted")
+    return [name for name in names if name not in same]
+
+
+def check(algorithm: str, rows: list[dict[str, Any]], rows_per_step: int) -> None:
+    """The comparison is void unless all sides did the same work."""
+    for key, what in (
+        ("weights", "started from different weights"),
+        ("steps", "made different numbers of steps"),
+        ("tokens", "saw different rows"),
+    ):
+        assert len({row[key] for row in rows}) == 1, f"the sides {what}"
+    ours = next(row for row in rows if row["side"] == OURS)
+    for row in rows:
+        side, names = row["side"], COMPARED[algorithm]
+        moments = {"first": FIRST, "last": LAST}
+        # TRL pairs rows for the KL within a forward pass, posttrain over the data set: the
+        # estimates are the same, 0, on the first step only
+        if algorithm == "kto":
+            del moments["last"]
+        # its NLL is a mean over tokens, in TRL of each forward pass, in posttrain of the step
+        in_parts = side in TRL and TRL[side]["rows"] < rows_per_step
+        if algorithm == "orpo" and in_parts:
+            names = LOGPS
+            del moments["last"]
+        for moment, limit in moments.items():
+            for name in names:
+                theirs, value = row[moment][name], ours[moment][name]
+                assert math.isclose(theirs, value, rel_tol=limit, abs_tol=limit / 10), (
+                    f"{name} of the {moment} step: {side} {theirs:.6g}, {OURS} {value:.6g}"
+                )
+
+
+def summary(
+    scouting: list[dict[str, Any]], rounds: list[dict[str, Any]], peers: list[str]
+) -> dict[str, Any]:
+    """Medians and ratios, as a table on the console and for the results file."""
+    sides = [*POSTTRAIN, *peers]
+    speed = {side: median_of(rounds, side, "tokens_per_second") for side in sides}
+    memory = {side: median_of(rounds, side, "peak_mib") for side in sides}
+    best = max(peers, key=lambda side: speed[side])
+    ratio = median_ratio(rounds, OURS, best, "tokens_per_second")
+    memory_ratio = median_ratio(rounds, OURS, best, "peak_mib")
+    print(f"  {'':<20}{'tokens/s':>10}{'peak MiB':>10}{'first loss':>12}{'last loss':>12}")
+    for side in sides:
+        row = next(row for row in rounds if row["side"] == side)
+        print(
+            f"  {side:<20}{speed[side]:>10,.0f}{memory[side]:>10,.0f}"
+            f"{row['first']['loss']:>12.5f}{row['last']['loss']:>12.5f}"
+        )
+    print(f"  {OURS} / TRL {best}: tokens/s {ratio:.2f}, peak memory {memory_ratio:.2f}")
+    return {
+        "parameters": rounds[0]["parameters"],
+        "peer": best,
+        "ratio": ratio,
+        "memory_ratio": memory_ratio,
+        "tokens_per_second": speed,
+        "peak_mib": memory,
+        "scouting": scouting,
+        "rounds": rounds,
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before those, at least 1")
+    parser.add_argument("--pairs", type=int, default=16, help="in a step; for kto, half its rows")
+    parser.add_argument("--shape", choices=list(SHAPES), default="8m")
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
+    parser.add_argument("--finalists", type=int, default=2, help="TRL settings in every round")
+    parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.shape, args.rounds, args.steps, args.warmup, args.pairs = "tiny", 1, 2, 1, 4
+    return args
+
+
+if __name__ == "__main__":
+    main()

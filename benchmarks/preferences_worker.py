@@ -1,0 +1,400 @@
+"""One measurement of preference learning: one side, one method, one setting, in its own process.
+
+Both sides start from the same weights, train on the same rows in each optimiser step, and have the
+same loss and AdamW settings. Called by preferences.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import answer, peak_memory, posttrain_policy, random_qwen2, weights_hash
+
+
+@dataclass(frozen=True)
+class Method:
+    algorithm: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    """Of both configs, which name them alike."""
+    precomputed: bool = False
+    """Reference log-probs of all rows before the first step, where no time is measured."""
+
+    def with_key(self, precompute: str) -> dict[str, Any]:
+        return self.keys | ({precompute: True} if self.precomputed else {})
+
+
+DPO = {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0}
+METHODS = {
+    "dpo": Method("dpo", DPO),
+    "dpo_precomputed": Method("dpo", DPO, precomputed=True),
+    "kto": Method("kto", {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}),
+    "orpo": Method("orpo", {"beta": 0.1}),
+    "reward_model": Method("reward_model"),
+}
+
+# posttrain: tokens in one forward pass (its only memory knob; 768 is its default on a CPU)
+POSTTRAIN = {"posttrain": 768}
+
+# TRL: rows in one forward pass, the two of a pair together. `sorted`: the rows of a step are handed
+# over by length, so that little is padded. None of the four trainers can do without padding:
+# DPOTrainer ignores `padding_free` with a warning. KTOTrainer needs two rows for its KL.
+TRL: dict[str, dict[str, Any]] = {
+    "rows_2": {"rows": 2},
+    "rows_2_sorted": {"rows": 2, "sorted": True},
+    "rows_4": {"rows": 4},
+    "rows_4_sorted": {"rows": 4, "sorted": True},
+    "rows_8": {"rows": 8},
+    "rows_8_sorted": {"rows": 8, "sorted": True},
+    "rows_16": {"rows": 16},
+    "rows_16_sorted": {"rows": 16, "sorted": True},
+    "rows_32": {"rows": 32},
+}
+# where its trainers are, how their names begin, the columns that they make of a row's completions
+TRAINERS = {
+    "dpo": ("trl", "DPO", ("chosen_ids", "rejected_ids")),
+    "kto": ("trl", "KTO", ("completion_ids",)),
+    "orpo": ("trl.experimental.orpo", "ORPO", ("chosen_input_ids", "rejected_input_ids")),
+    "reward_model": ("trl", "Reward", ("chosen_ids", "rejected_ids")),
+}
+
+ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "max_norm": 1.0}
+PROMPT = (16, 200)  # tokens, shortest and longest
+COMPLETION = (16, 300)  # with the stop token
+MAX_LENGTH = 1024  # of no consequence; the default of TRL
+PAD, STOP = 0, 1
+LOGGED = (
+    "loss",
+    "grad_norm",
+    "logps/chosen",
+    "logps/rejected",
+    "rewards/margins",
+    "nll_loss",
+    "kl",
+)
+HEAD_STD = 0.02  # of a reward model's head: at 0 every first reward and loss would be the same
+
+
+@dataclass
+class Row:
+    """A prompt with one completion. Good ones and bad ones take turns."""
+
+    prompt: list[int]
+    completion: list[int]  # without the stop token, which both sides add
+
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.completion, STOP]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion) + 1
+
+
+@dataclass
+class Task:
+    """What both sides are given."""
+
+    method: Method
+    rows: list[Row]  # of all steps, in their order
+    rows_per_step: int
+    tokenizer: Any
+    folder: str
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.rows) // self.rows_per_step
+
+    @property
+    def paired(self) -> bool:
+        return self.method.algorithm != "kto"
+
+    @property
+    def items_per_step(self) -> int:
+        """Pairs, or rows that are judged alone."""
+        return self.rows_per_step // 2 if self.paired else self.rows_per_step
+
+    def texts(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """The rows as a user would have them, one per item."""
+        answers = [text_of(row.completion) for row in rows]
+        if self.paired:
+            return [
+                {"prompt": text_of(row.prompt), "chosen": f" {chosen}", "rejected": f" {rejected}"}
+                for row, chosen, rejected in zip(rows[0::2], answers[0::2], answers[1::2])
+            ]
+        return [
+            {"prompt": text_of(row.prompt), "completion": f" {text}", "label": place % 2 == 0}
+            for place, (row, text) in enumerate(zip(rows, answers))
+        ]
+
+
+@dataclass
+class Log:
+    """What a side tells after each optimiser step."""
+
+    ended: list[float] = field(default_factory=list)  # seconds
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    peak: float = 0.0  # MiB
+
+
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    side, vocab, warmup = settings["side"], settings["vocab"], settings["warmup"]
+    method = METHODS[settings["method"]]
+    num_rows = 2 * settings["pairs_per_step"]
+    steps = warmup + settings["steps"]
+    task = Task(
+        method=method,
+        rows=make_rows(steps * num_rows, vocab, share_prompts=method.algorithm != "kto"),
+        rows_per_step=num_rows,
+        tokenizer=word_tokenizer(vocab),
+        folder=settings["folder"],
+    )
+    model = random_qwen2(settings["shape"], vocab)
+    hashed = weights_hash(model)
+    start = peak_memory()
+    if side in POSTTRAIN:
+        log = run_posttrain(model, task, POSTTRAIN[side])
+    else:
+        log = run_trl(model, task, TRL[side])
+    assert weights_hash(model) != hashed, f"{side} did not train"
+    # TRL's ORPOTrainer does not count
+    counted = log.metrics[-1].get("num_tokens")
+    assert counted in (None, sum(len(row) for row in task.rows)), "tokens got lost"
+    seconds = log.ended[-1] - log.ended[warmup - 1]
+    tokens = sum(len(row) for row in task.rows[warmup * num_rows :])
+    return {
+        "tokens_per_second": tokens / seconds,
+        "tokens": tokens,
+        "seconds": seconds,
+        "peak_mib": log.peak,
+        "start_mib": start,
+        "first": {name: log.metrics[0][name] for name in LOGGED if name in log.metrics[0]},
+        "last": {name: log.metrics[-1][name] for name in LOGGED if name in log.metrics[-1]},
+        "weights": hashed,
+        "steps": len(log.ended),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def make_rows(number: int, vocab: int, share_prompts: bool) -> list[Row]:
+    """Random ids of random lengths; two neighbours are a pair where they share their prompt."""
+    import torch
+
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(shortest: int, longest: int) -> list[int]:
+        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+        return torch.randint(STOP + 1, vocab, (length,), generator=generator).tolist()
+
+    rows: list[Row] = []
+    for place in range(number):
+        shared = share_prompts and place % 2 == 1
+        prompt = rows[-1].prompt if shared else draw(*PROMPT)
+        rows.append(Row(prompt, draw(COMPLETION[0] - 1, COMPLETION[1] - 1)))
+    return rows
+
+
+def by_length(rows: list[Row], paired: bool) -> list[Row]:
+    """The rows of a step so that neighbours are about as long; good and bad still take turns."""
+    good, bad = rows[0::2], rows[1::2]
+    if paired:
+        pairs = sorted(zip(good, bad), key=lambda pair: max(len(row) for row in pair))
+    else:
+        pairs = list(zip(sorted(good, key=len), sorted(bad, key=len)))
+    return [row for pair in pairs for row in pair]
+
+
+def word_tokenizer(vocab: int) -> Any:
+    """Token 17 is the word t17, so that texts stand for exactly the ids that are meant."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"<pad>": PAD, "<stop>": STOP}
+    names |= {f"t{i}": i for i in range(STOP + 1, vocab)}
+    words = Tokenizer(WordLevel(names, unk_token="<pad>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<stop>")
+
+
+def text_of(ids: list[int]) -> str:
+    return " ".join(f"t{token}" for token in ids)
+
+
+def reward_head(width: int) -> Any:
+    """Weights [1, width], the same on both sides."""
+    import torch
+
+    return HEAD_STD * torch.randn(1, width, generator=torch.Generator().manual_seed(5))
+
+
+def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
+    """The loop of `posttrain train`: its renderer, source, trainer and tracker. No checkpoint is
+    written."""
+    import torch
+
+    from posttrain.algorithms import ALGORITHMS
+    from posttrain.data.build import Data
+    from posttrain.data.preferences import to_judged, to_pairs
+    from posttrain.data.render import make_renderer
+    from posttrain.data.source import OfflineSource
+    from posttrain.models import Models
+    from posttrain.reward_head import add_reward_head
+    from posttrain.tracking import Tracker
+    from posttrain.trainer import Trainer
+
+    log = Log()
+
+    class Clock(Tracker):
+        def train(self, step: int, metrics: dict[str, float]) -> None:
+            super().train(step, metrics)
+            log.ended.append(time.perf_counter())
+            log.metrics.append(metrics)
+            log.peak = peak_memory()
+
+    class NoCheckpoints:
+        def save(self, trainer: Trainer) -> None: ...
+
+        def newest(self) -> None: ...
+
+    method = ALGORITHMS[task.method.algorithm]
+    config = method.config(
+        max_steps=task.num_steps,
+        batch_size=task.items_per_step,
+        micro_batch_tokens=micro_batch_tokens,
+        learning_rate=ADAMW["lr"],
+        scheduler="constant",
+        warmup=0,
+        weight_decay=ADAMW["weight_decay"],
+        adam_betas=ADAMW["betas"],
+        adam_eps=ADAMW["eps"],
+        max_grad_norm=ADAMW["max_norm"],
+        **task.method.with_key("precompute_reference"),
+    )
+    renderer = make_renderer(task.tokenizer, "plain")
+    given: Any = (task.texts(task.rows), renderer, "rows", MAX_LENGTH, "error")
+    if task.paired:
+        examples, _ = to_pairs(*given, method.train_prompt(config), method.scores)
+    else:
+        examples, _ = to_judged(*given, method.compares_prompts(config))
+    own = [s for example in examples for s in (example if task.paired else example[:1])]
+    assert [s.input_ids.tolist() for s in own] == [row.ids() for row in task.rows]
+    policy = posttrain_policy(model)
+    if method.scores:
+        add_reward_head(policy, name=None)
+        with torch.no_grad():
+            policy.value_head.weight.copy_(reward_head(model.config.hidden_size))
+    models = Models(policy, task.tokenizer, list(renderer.stop_token_ids))
+    if method.needs_reference(config):
+        models.keep_reference()
+    if method.precomputes_reference(config):
+        from posttrain.train import add_reference_logprobs
+
+        add_reference_logprobs(models, Data(examples, [], [], [], []), micro_batch_tokens)
+    source = OfflineSource(examples, task.items_per_step, seed=0, rank=0, num_ranks=1)
+    # the source shuffles; laid out in its order, the rows come out as they are listed here
+    order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
+    source.examples = [examples[place] for _, place in sorted(zip(order, range(len(order))))]
+    tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
+    checkpoints: Any = NoCheckpoints()
+    Trainer(models, source, method, config, tracker, checkpoints, task.num_steps).fit()
+    tracker.close()
+    return log
+
+
+def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
+    """TRL's trainer of the method, with whatever costs time turned off."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    import datasets
+    from transformers import TrainerCallback
+
+    datasets.disable_progress_bars()
+    log = Log()
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            log.ended.append(time.perf_counter())
+            log.peak = peak_memory()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+            if "loss" in logs:
+                logs = {"rewards/margins" if k == "margin" else k: v for k, v in logs.items()}
+                log.metrics.append(logs)
+
+    algorithm = task.method.algorithm
+    module, name, columns = TRAINERS[algorithm]
+    library = importlib.import_module(module)
+    rows, num_rows = task.rows, task.rows_per_step
+    if setting.get("sorted"):
+        steps = [rows[i : i + num_rows] for i in range(0, len(rows), num_rows)]
+        rows = [row for step in steps for row in by_length(step, task.paired)]
+    rows_at_once = min(setting["rows"], num_rows)
+    config = getattr(library, f"{name}Config")(
+        output_dir=task.folder,
+        per_device_train_batch_size=rows_at_once // 2 if task.paired else rows_at_once,
+        gradient_accumulation_steps=num_rows // rows_at_once,
+        max_steps=task.num_steps,
+        max_length=MAX_LENGTH,
+        learning_rate=ADAMW["lr"],
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        optim="adamw_torch_fused",
+        weight_decay=ADAMW["weight_decay"],
+        adam_beta1=ADAMW["betas"][0],
+        adam_beta2=ADAMW["betas"][1],
+        adam_epsilon=ADAMW["eps"],
+        max_grad_norm=ADAMW["max_norm"],
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **task.method.with_key("precompute_ref_log_probs"),
+    )
+    hashed = weights_hash(model)
+    # the reference is loaded from where the model says it came from
+    model.save_pretrained(Path(task.folder) / "start")
+    model.config._name_or_path = str(Path(task.folder) / "start")
+    trainer = getattr(library, f"{name}Trainer")(
+        model=classifier_of(model) if algorithm == "reward_model" else model,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(task.texts(rows)),
+        processing_class=task.tokenizer,
+        callbacks=[Clock()],
+    )
+    assert prepared_ids(trainer.train_dataset, columns) == [row.ids() for row in rows]
+    if getattr(trainer, "ref_model", None) is not None:
+        assert weights_hash(trainer.ref_model) == hashed, "the reference has other weights"
+    trainer.train()
+    return log
+
+
+def classifier_of(model: Any) -> Any:
+    """A reward model as TRL trains it, on the modules of the causal LM."""
+    import torch
+    from transformers import Qwen2ForSequenceClassification
+
+    model.config.num_labels = 1
+    with torch.device("meta"):
+        classifier = Qwen2ForSequenceClassification(model.config)
+    classifier.model = model.model
+    classifier.score.weight = torch.nn.Parameter(reward_head(model.config.hidden_size))
+    return classifier
+
+
+def prepared_ids(rows: Any, completions: tuple[str, ...]) -> list[list[int]]:
+    """Prompt and completion of each row of TRL's data set, in order. Where there is no column of
+    prompts, the completions begin with them."""
+    prompts = rows["prompt_ids"] if "prompt_ids" in rows.column_names else [[]] * len(rows)
+    return [[*prompt, *row[name]] for prompt, row in zip(prompts, rows) for name in completions]
+
+
+if __name__ == "__main__":
+    answer(measure)
