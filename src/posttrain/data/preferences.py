@@ -139,7 +139,9 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
         shared += 1
     # of two equal conversations the last turn is what is judged
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-    while shared > 0 and chosen[shared]["role"] != "assistant":
+    while shared > 0 and (
+        chosen[shared]["role"] != "assistant" or chosen[shared - 1]["role"] == "assistant"
+    ):
         shared -= 1
     if shared == 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
         raise ValueError("chosen and rejected have no prompt in common that an answer follows")
@@ -284,7 +286,10 @@ def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
 
 def _render(row: Row, renderer: Renderer) -> Judged:
     """The prompt with one completion, of which only the last assistant turns are its own."""
-    prompt_tokens = len(renderer.prompt_ids({"prompt": row["prompt"]}))
+    prompt = row["prompt"]
+    prompt_tokens = len(renderer.prompt_ids({"prompt": prompt}))
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with the assistant's turn: it must end with another's")
     sequence = renderer.training_sequence(row)
     # earlier assistant turns belong to the prompt
     sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens
