@@ -9,6 +9,8 @@ from test_render import renderer, trained
 from posttrain.data.preferences import as_pair, to_judged, to_pairs
 
 CHAT = renderer("chatml")
+SYSTEM = {"role": "system", "content": "be brief"}
+THREE = [user("a"), assistant("b"), user("q")]
 
 
 def test_two_turns_of_the_assistant_are_judged_together():
@@ -26,3 +28,28 @@ def test_a_prompt_that_ends_with_the_assistant_is_refused():
     judged = {"messages": [*prompt, assistant("yes")], "label": True}
     with pytest.raises(ValueError, match="set, row 1: the prompt ends with the assistant's turn"):
         to_judged([judged], CHAT, "set", 512, "error", with_unrelated=False)
+
+
+def conversations(*turns):
+    return {k: [*turns, assistant(k)] for k in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns", "expected"),
+    [
+        ([user("q")], [user("q")], [user("q")]),
+        ([SYSTEM, user("q")], [user("q")], [SYSTEM, user("q")]),
+        ([user("q")], [SYSTEM, user("q")], [SYSTEM, user("q")]),
+        (THREE[:1], THREE, THREE),
+        (THREE, THREE[2:], THREE),
+    ],
+)
+def test_what_the_column_prompt_holds_is_not_lost(prompt, turns, expected):
+    pair = as_pair({"prompt": prompt} | conversations(*turns))
+    assert pair == {k: [assistant(k)] for k in ("chosen", "rejected")} | {"prompt": expected}
+
+
+def test_conversations_that_do_not_begin_with_their_prompt():
+    row = {"prompt": [user("a"), assistant("b")]} | conversations(user("q"))
+    with pytest.raises(ValueError, match="do not repeat the turns of prompt"):
+        as_pair(row)

@@ -67,7 +67,10 @@ def as_pair(row: Row) -> Row:
     chosen, rejected = messages_from(chosen, "chosen"), messages_from(rejected, "rejected")
     if all(m["role"] == "assistant" for m in (*chosen, *rejected)) and "prompt" in row:
         return rest | {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
-    return rest | _split_messages(chosen, rejected)
+    pair = _split_messages(chosen, rejected)
+    if isinstance(row.get("prompt"), list):
+        pair["prompt"] = _joined(messages_from(row["prompt"], "prompt"), pair["prompt"])
+    return rest | pair
 
 
 def as_judged(row: Row) -> list[Row]:
@@ -146,6 +149,19 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
     if shared == 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
         raise ValueError("chosen and rejected have no prompt in common that an answer follows")
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
+    """The turns before the completions, where the column prompt has some of them and the
+    conversations begin with some."""
+    if given[-len(shared) :] == shared:
+        return given
+    if any(shared[i : i + len(given)] == given for i in range(len(shared))):
+        return shared
+    raise ValueError(
+        "chosen and rejected are conversations that do not repeat the turns of prompt: leave only "
+        "the assistant's turns in them"
+    )
 
 
 def _split_texts(chosen: str, rejected: str) -> Row:
