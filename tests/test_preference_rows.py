@@ -51,5 +51,19 @@ def test_what_the_column_prompt_holds_is_not_lost(prompt, turns, expected):
 
 def test_conversations_that_do_not_begin_with_their_prompt():
     row = {"prompt": [user("a"), assistant("b")]} | conversations(user("q"))
-    with pytest.raises(ValueError, match="do not repeat the turns of prompt"):
+    with pytest.raises(ValueError, match="do not repeat the turns of the prompt"):
         as_pair(row)
+
+
+@pytest.mark.parametrize("name", ["prompt", "conversations"])
+def test_a_prompt_in_the_form_of_sharegpt(name):
+    """With completions in any form, also those that repeat it."""
+    prompt = [{"from": "human", "value": "q"}]
+    expected = {k: [assistant(k)] for k in ("chosen", "rejected")} | {"prompt": [user("q")]}
+    for sides in (
+        {k: [assistant(k)] for k in ("chosen", "rejected")},
+        {k: [*prompt, {"from": "gpt", "value": k}] for k in ("chosen", "rejected")},
+    ):
+        assert as_pair({name: prompt} | sides) == expected
+    texts = {k: k for k in ("chosen", "rejected")}
+    assert as_pair({name: prompt} | texts) == texts | {"prompt": [user("q")]}

@@ -50,26 +50,21 @@ def as_pair(row: Row) -> Row:
             f"conversations+chosen+rejected; found {', '.join(row)} (map them with data.columns)"
         )
     rest = {k: v for k, v in row.items() if k not in PAIR_COLUMNS}
-    chosen, rejected = row["chosen"], row["rejected"]
-    if "conversations" in row:
-        prompt = messages_from(row["conversations"], "conversations")
-        answers = {name: messages_from(row[name], name) for name in ("chosen", "rejected")}
-        return rest | {"prompt": prompt, **answers}
+    prompt, chosen, rejected = _given_prompt(row), row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError("chosen and rejected must both be texts, or both messages")
     if isinstance(chosen, str):
-        if "prompt" in row or "instruction" in row:
-            return rest | {"prompt": _given_prompt(row), "chosen": chosen, "rejected": rejected}
-        if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
-            chosen, rejected = dialogue(chosen), dialogue(rejected)
-        else:
+        if prompt is not None:
+            return rest | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        if not (chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:")):
             return rest | _split_texts(chosen, rejected)
+        chosen, rejected = dialogue(chosen), dialogue(rejected)
     chosen, rejected = messages_from(chosen, "chosen"), messages_from(rejected, "rejected")
-    if all(m["role"] == "assistant" for m in (*chosen, *rejected)) and "prompt" in row:
-        return rest | {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+    if prompt is not None and all(m["role"] == "assistant" for m in (*chosen, *rejected)):
+        return rest | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     pair = _split_messages(chosen, rejected)
-    if isinstance(row.get("prompt"), list):
-        pair["prompt"] = _joined(messages_from(row["prompt"], "prompt"), pair["prompt"])
+    if isinstance(prompt, list):
+        pair["prompt"] = _joined(prompt, pair["prompt"])
     return rest | pair
 
 
@@ -127,9 +122,14 @@ def dialogue(text: str) -> list[Message]:
     ]
 
 
-def _given_prompt(row: Row) -> Any:
-    if "prompt" in row:
-        return row["prompt"]
+def _given_prompt(row: Row) -> str | list[Message] | None:
+    """The prompt that a row gives apart from its completions; None where it does not."""
+    for name in ("conversations", "prompt"):
+        if name in row:
+            given = row[name]
+            return given if isinstance(given, str) else messages_from(given, name)
+    if "instruction" not in row:
+        return None
     more = row.get("input")
     return f"{row['instruction']}\n\n{more}" if more else row["instruction"]
 
@@ -159,8 +159,8 @@ def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
     if any(shared[i : i + len(given)] == given for i in range(len(shared))):
         return shared
     raise ValueError(
-        "chosen and rejected are conversations that do not repeat the turns of prompt: leave only "
-        "the assistant's turns in them"
+        "chosen and rejected are conversations that do not repeat the turns of the prompt: leave "
+        "only the assistant's turns in them"
     )
 
 
