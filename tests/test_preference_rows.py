@@ -6,7 +6,7 @@ import pytest
 from test_preference_data import assistant, user
 from test_render import renderer, trained
 
-from posttrain.data.preferences import as_pair, to_judged, to_pairs
+from posttrain.data.preferences import as_judged, as_pair, to_judged, to_pairs
 
 CHAT = renderer("chatml")
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -67,3 +67,38 @@ def test_a_prompt_in_the_form_of_sharegpt(name):
         assert as_pair({name: prompt} | sides) == expected
     texts = {k: k for k in ("chosen", "rejected")}
     assert as_pair({name: prompt} | texts) == texts | {"prompt": [user("q")]}
+
+
+COLUMNS = ("conversations", "prompt", "instruction", "input", "margin", "messages", "label")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "yes", "rejected": "no"},
+        {"instruction": "q", "chosen": "yes", "rejected": "no"},
+        conversations(user("q")),
+    ],
+)
+def test_a_null_is_as_good_as_no_column(row):
+    """Of a Parquet file that holds several forms, every row has all columns."""
+    nulls = dict.fromkeys(COLUMNS) | row
+    assert as_pair(nulls) == as_pair(row)
+    assert as_judged(nulls) == as_judged(row)
+    with pytest.raises(ValueError, match=r"expected the columns prompt.completion.label"):
+        as_judged(nulls | {"rejected": None})
+
+
+def test_each_of_several_rejected_keeps_its_own_prompt():
+    rejected = [[*THREE, assistant("no")], [user("a"), assistant("never")]]
+    row = {"chosen": [*THREE, assistant("yes")], "rejected": rejected}
+    assert as_judged(row) == [
+        {"prompt": THREE, "completion": [assistant("yes")], "label": True},
+        {"prompt": THREE, "completion": [assistant("no")], "label": False},
+        {"prompt": THREE[:1], "completion": [assistant("never")], "label": False},
+    ]
+
+
+def test_what_kto_misses_is_named():
+    with pytest.raises(ValueError, match=r"expected the columns prompt.completion.label.*found"):
+        as_judged({"prompt": "q", "completion": "a"})

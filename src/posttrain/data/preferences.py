@@ -44,6 +44,7 @@ def as_pairs(row: Row) -> list[Row]:
 def as_pair(row: Row) -> Row:
     """The row with prompt, chosen and rejected: texts, or messages of which the completions' begin
     where the prompt's end. Raises ValueError for a row that is no pair."""
+    row = _without_nulls(row)
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError(
             "expected the columns prompt+chosen+rejected, chosen+rejected, or "
@@ -70,26 +71,30 @@ def as_pair(row: Row) -> Row:
 
 def as_judged(row: Row) -> list[Row]:
     """Rows with prompt, completion and label (True: a good one); of a pair, both."""
-    if "label" not in row:
+    row = _without_nulls(row)
+    if {"chosen", "rejected"} <= row.keys():
         pairs = as_pairs(row)
-        rest = {k: v for k, v in pairs[0].items() if k not in ("chosen", "rejected")}
-        sides = [(pairs[0]["chosen"], True), *((pair["rejected"], False) for pair in pairs)]
-        return [rest | {"completion": side, "label": label} for side, label in sides]
-    label = row["label"]
-    if label not in (True, False):
-        raise ValueError(f"label must be true or false; found {label!r}")
-    if "messages" in row:
-        messages = messages_from(row["messages"], "messages")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise ValueError("messages must end with the assistant's turn that is judged")
-        rest = {k: v for k, v in row.items() if k != "messages"}
-        return [rest | {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(label)}]
-    if not {"prompt", "completion"} <= row.keys():
+        sides = [(pairs[0], "chosen"), *((pair, "rejected") for pair in pairs)]
+        return [
+            {k: v for k, v in pair.items() if k not in ("chosen", "rejected")}
+            | {"completion": pair[side], "label": side == "chosen"}
+            for pair, side in sides
+        ]
+    if "label" not in row or not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         raise ValueError(
             "expected the columns prompt+completion+label, messages+label, or a pair; "
             f"found {', '.join(row)} (map them with data.columns)"
         )
-    return [row | {"label": bool(label)}]
+    label = row["label"]
+    if label not in (True, False):
+        raise ValueError(f"label must be true or false; found {label!r}")
+    if "messages" not in row:
+        return [row | {"label": bool(label)}]
+    messages = messages_from(row["messages"], "messages")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError("messages must end with the assistant's turn that is judged")
+    rest = {k: v for k, v in row.items() if k != "messages"}
+    return [rest | {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(label)}]
 
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "instruction", "input")
@@ -120,6 +125,11 @@ def dialogue(text: str) -> list[Message]:
     return [
         {"role": roles[who], "content": said.strip()} for who, said in zip(parts[0::2], parts[1::2])
     ]
+
+
+def _without_nulls(row: Row) -> Row:
+    """Every row of a Parquet file has the columns of all."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _given_prompt(row: Row) -> str | list[Message] | None:
@@ -339,8 +349,6 @@ def _finished(sequence: Sequence, margin: float, train_prompt: bool, scores: boo
 
 def _margin(row: Row) -> float:
     value = row.get("margin", 0.0)
-    if value is None:
-        return 0.0
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"margin must be a number; found {value!r}")
     return float(value)
