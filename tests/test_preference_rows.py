@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from test_preference_data import assistant, user
-from test_render import renderer, trained
+from test_render import CHATML, renderer, trained, with_template
 
 from posttrain.data.preferences import as_judged, as_pair, to_judged, to_pairs
+from posttrain.data.render import make_renderer
 
 CHAT = renderer("chatml")
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -102,3 +103,26 @@ def test_each_of_several_rejected_keeps_its_own_prompt():
 def test_what_kto_misses_is_named():
     with pytest.raises(ValueError, match=r"expected the columns prompt.completion.label.*found"):
         as_judged({"prompt": "q", "completion": "a"})
+
+
+def test_what_a_template_reads_of_a_message_besides_its_content_is_kept():
+    template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}{{ m['tool_calls'] }}")
+    calls = [{"name": "f"}]
+    sides = {
+        "chosen": [user("q") | {"id": 1}, assistant("") | {"tool_calls": calls, "name": None}],
+        "rejected": [user("q") | {"id": 2}, assistant("no") | {"tool_calls": None}],
+    }
+    pair = as_pair(sides)
+    assert pair["prompt"] == [user("q") | {"id": 1}]
+    assert pair["chosen"] == [assistant("") | {"tool_calls": calls}]
+    assert pair["rejected"] == [assistant("no")]
+    ((chosen, _),), _ = to_pairs(
+        [sides], make_renderer(with_template(template)), "set", 99, "error"
+    )
+    assert "'name': 'f'" in CHAT.tokenizer.decode(trained(chosen))
+
+
+def test_an_unknown_speaker_is_named():
+    prompt = [{"from": "human", "value": "q"}, {"from": "observation", "value": "42"}]
+    with pytest.raises(ValueError, match="conversations: unknown speaker from: 'observation'"):
+        as_pair({"conversations": prompt, "chosen": "yes", "rejected": "no"})

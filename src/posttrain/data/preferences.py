@@ -101,12 +101,19 @@ PAIR_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "instruction", 
 
 
 def messages_from(value: Any, name: str) -> list[Message]:
-    """Messages of {role, content} or {from, value} entries, or of one such entry."""
+    """Messages of {role, content} or {from, value} entries, or of one such entry. What else an
+    entry holds, tool_calls for one, goes to the chat template."""
     entries = [value] if isinstance(value, dict) else value
     found = []
     for entry in entries if isinstance(entries, list) else [None]:
+        if isinstance(entry, dict):
+            entry = _without_nulls(entry)
         if isinstance(entry, dict) and "from" in entry:
-            entry = {"role": SHAREGPT_ROLES.get(entry["from"]), "content": entry.get("value")}
+            who = entry.pop("from")
+            if who not in SHAREGPT_ROLES:
+                known = ", ".join(SHAREGPT_ROLES)
+                raise ValueError(f"{name}: unknown speaker from: {who!r}; known: {known}")
+            entry = {"role": SHAREGPT_ROLES[who], "content": entry.pop("value", None)} | entry
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(key), str) for key in ("role", "content")
         ):
@@ -114,7 +121,7 @@ def messages_from(value: Any, name: str) -> list[Message]:
                 f"{name} must be a text, or messages of {{role, content}} or {{from, value}}; "
                 f"found {str(value)[:60]!r}"
             )
-        found.append({"role": entry["role"], "content": entry["content"]})
+        found.append(entry)
     return found
 
 
@@ -146,7 +153,7 @@ def _given_prompt(row: Row) -> str | list[Message] | None:
 
 def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
     shared = 0
-    for a, b in zip(chosen, rejected):
+    for a, b in zip(_said(chosen), _said(rejected)):
         if a != b:
             break
         shared += 1
@@ -161,12 +168,20 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
+def _said(messages: list[Message]) -> list[Message]:
+    """The messages without the ids and dates that make equal ones differ."""
+    return [
+        {k: v for k, v in m.items() if k in ("role", "content", "tool_calls")} for m in messages
+    ]
+
+
 def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
     """The turns before the completions, where the column prompt has some of them and the
     conversations begin with some."""
-    if given[-len(shared) :] == shared:
+    ours, theirs = _said(given), _said(shared)
+    if ours[-len(theirs) :] == theirs:
         return given
-    if any(shared[i : i + len(given)] == given for i in range(len(shared))):
+    if any(theirs[i : i + len(ours)] == ours for i in range(len(theirs))):
         return shared
     raise ValueError(
         "chosen and rejected are conversations that do not repeat the turns of the prompt: leave "

@@ -16,7 +16,7 @@ import torch
 from posttrain.batch import Sequence
 from posttrain.data.load import Row
 
-Message = dict[str, str]  # role, content
+Message = dict[str, Any]  # role, content, and what else the chat template reads
 _PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
 
 
