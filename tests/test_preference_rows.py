@@ -126,3 +126,9 @@ def test_an_unknown_speaker_is_named():
     prompt = [{"from": "human", "value": "q"}, {"from": "observation", "value": "42"}]
     with pytest.raises(ValueError, match="conversations: unknown speaker from: 'observation'"):
         as_pair({"conversations": prompt, "chosen": "yes", "rejected": "no"})
+
+
+def test_a_prompt_that_fills_the_length_leaves_empty_completions_not_equal_ones():
+    rows = [{"prompt": "q " * n, "chosen": "yes", "rejected": "no"} for n in (1, 90)]
+    _, table = to_pairs(rows, CHAT, "set", 40, "truncate")
+    assert table.reasons == {"empty, after the cut": 1}

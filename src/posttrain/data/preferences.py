@@ -338,11 +338,9 @@ def _render(row: Row, renderer: Renderer) -> Judged:
 
 
 def _useless(sides: list[Judged], renderer: Renderer) -> str | None:
-    if sides[0].completion == sides[1].completion:
-        return "equal"
     if any(not set(side.completion) - {*renderer.stop_token_ids} for side in sides):
         return "empty"
-    return None
+    return "equal" if sides[0].completion == sides[1].completion else None
 
 
 def _cut(side: Judged, max_length: int) -> Judged:
