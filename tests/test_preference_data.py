@@ -203,7 +203,7 @@ def test_margins_are_the_rows(renderer):
     rows = [TEXTS["texts"] | {"margin": 0.5}, TEXTS["texts"]]
     kept, _ = to_pairs(rows, renderer, "set", 64, "error")
     assert [[side.per_seq["margin"] for side in pair] for pair in kept] == [[0.5] * 2, [0.0] * 2]
-    with pytest.raises(ValueError, match="set, row 1: margin must be a number"):
+    with pytest.raises(ValueError, match="set, row 1: margin must be a finite number"):
         to_pairs([TEXTS["texts"] | {"margin": "big"}], renderer, "set", 64, "error")
 
 

@@ -132,3 +132,10 @@ def test_a_prompt_that_fills_the_length_leaves_empty_completions_not_equal_ones(
     rows = [{"prompt": "q " * n, "chosen": "yes", "rejected": "no"} for n in (1, 90)]
     _, table = to_pairs(rows, CHAT, "set", 40, "truncate")
     assert table.reasons == {"empty, after the cut": 1}
+
+
+@pytest.mark.parametrize("margin", [float("nan"), float("inf"), True, "0.5"])
+def test_a_margin_is_a_finite_number(margin):
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no", "margin": margin}
+    with pytest.raises(ValueError, match="set, row 1: margin must be a finite number; found"):
+        to_pairs([row], CHAT, "set", 99, "error")

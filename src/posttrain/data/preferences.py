@@ -13,6 +13,7 @@ A text that begins with "\\n\\nHuman:" is a dialogue in Anthropic's form (hh-rlh
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -362,8 +363,9 @@ def _finished(sequence: Sequence, margin: float, train_prompt: bool, scores: boo
 
 def _margin(row: Row) -> float:
     value = row.get("margin", 0.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"margin must be a number; found {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value)):
+        raise ValueError(f"margin must be a finite number; found {value!r}")
     return float(value)
 
 
