@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from test_preference_data import assistant, user
 from test_render import CHATML, renderer, trained, with_template
 
+from posttrain.data import hh_rlhf
 from posttrain.data.preferences import as_judged, as_pair, to_judged, to_pairs
 from posttrain.data.render import make_renderer
 
@@ -139,3 +142,17 @@ def test_a_margin_is_a_finite_number(margin):
     row = {"prompt": "q", "chosen": "yes", "rejected": "no", "margin": margin}
     with pytest.raises(ValueError, match="set, row 1: margin must be a finite number; found"):
         to_pairs([row], CHAT, "set", 99, "error")
+
+
+def test_an_empty_answer_of_hh_rlhf_is_empty_as_text_too(tmp_path):
+    file = tmp_path / "train.jsonl"
+    sides = {
+        k: f"\n\nHuman: q\n\nAssistant:{v}" for k, v in (("chosen", " yes"), ("rejected", " "))
+    }
+    file.write_text(json.dumps(sides) + "\n")
+    rows = [
+        row
+        for split in ("train", "test")
+        for row in hh_rlhf.load(split, path=str(file), form="text")
+    ]
+    assert rows == [{"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " yes", "rejected": ""}]
