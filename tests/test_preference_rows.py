@@ -156,3 +156,14 @@ def test_an_empty_answer_of_hh_rlhf_is_empty_as_text_too(tmp_path):
         for row in hh_rlhf.load(split, path=str(file), form="text")
     ]
     assert rows == [{"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " yes", "rejected": ""}]
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+@pytest.mark.parametrize("column", ["prompt", "chosen"])
+def test_half_of_a_character_is_named_by_its_row(template, column):
+    """JSON can hold one, as a cut-off text has it."""
+    row = {"prompt": "q", "chosen": "yes", "rejected": "no"} | json.loads(
+        f'{{"{column}": "\\ud83d"}}'
+    )
+    with pytest.raises(ValueError, match=r"set, row 1: a text holds '.ud83d', half of a character"):
+        to_pairs([row], renderer("chatml", template=template), "set", 99, "error")
