@@ -340,11 +340,14 @@ def making_tree(folder: Path, base: Path, **make: Any) -> dict[str, Any]:
     }
 
 
-def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt():
+def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt(chat, renderer):
     messages = [user("q"), assistant("gold")]
-    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"})) == [user("q")]
-    assert making.asked_of(Prompt([1], {"messages": [user("q")]})) == [user("q")]
-    assert making.asked_of(Prompt([1], {"prompt": "q"})) == "q"
+    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"messages": [user("q")]}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"prompt": messages}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"prompt": "q"}), chat) == "q"
+    # without a chat template the model got the column prompt
+    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), renderer) == "x"
 
 
 def test_kto_needs_a_second_prompt(renderer):

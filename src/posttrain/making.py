@@ -140,19 +140,20 @@ def make(config: MakingConfig) -> dict[str, Any]:
             write_atomically(file, json.dumps(found))
         groups += json.loads(file.read_text())
         CONSOLE.print(f"{len(groups):,} of {len(prompts):,} prompts", markup=False)
-    summary = write(config, prompts, groups, provenance)
+    asked = [asked_of(prompt, renderer) for prompt in prompts]
+    summary = write(config, prompts, asked, groups, provenance)
     summary["dropped_prompts"] = table.dropped
     (output / "made.json").write_text(json.dumps(summary | {"provenance": provenance}, indent=1))
     shutil.rmtree(parts)
     return summary
 
 
-def asked_of(prompt: Prompt) -> Any:
+def asked_of(prompt: Prompt, renderer: Renderer) -> Any:
     """The prompt as the model got it: without the answer that ends a conversation."""
-    messages = prompt.row.get("messages")
-    if messages is None:
-        return prompt.row["prompt"]
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    row = prompt.row
+    asked = row["messages"] if renderer.chat and "messages" in row else row["prompt"]
+    ends = isinstance(asked, list) and asked[-1]["role"] == "assistant"
+    return asked[:-1] if ends else asked
 
 
 def sample_and_score(
@@ -176,7 +177,7 @@ def sample_and_score(
     for i, prompt in enumerate(prompts):
         group = rollouts[i * n : (i + 1) * n]
         texts = [renderer.decode(rollout.response_ids) for rollout in group]
-        asked = asked_of(prompt)
+        asked = asked_of(prompt, renderer)
         ids = [rollout.response_ids for rollout in group]
         scores = score(reward, [asked] * n, texts, ids, [prompt.row] * n)
         found.append(
@@ -243,7 +244,11 @@ def is_right(one: dict[str, Any], min_score: float | None = None) -> bool:
 
 
 def write(
-    config: MakingConfig, prompts: list[Prompt], groups: list[Scored], provenance: dict[str, Any]
+    config: MakingConfig,
+    prompts: list[Prompt],
+    asked: list[Any],
+    groups: list[Scored],
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The two files, and counts. Equal prompts lie in one of them."""
     settings = config.make
@@ -252,15 +257,15 @@ def write(
         if isinstance(settings, PreferencesConfig)
         else (lambda scored: right_ones(scored, settings))
     )
-    keys = [json.dumps(asked_of(prompt)) for prompt in prompts]
+    keys = [json.dumps(one) for one in asked]
     distinct = sorted(set(keys))
     random.Random(config.sampling.seed).shuffle(distinct)
     held_out = set(distinct[: round(config.val_split * len(distinct))])
     files: dict[str, list[Row]] = {"train": [], "validation": []}
     with_rows = 0
-    for key, prompt, scored in zip(keys, prompts, groups):
+    for key, prompt, question, scored in zip(keys, prompts, asked, groups):
         kept = {k: v for k, v in prompt.row.items() if k == "answer"}
-        made = [{"prompt": asked_of(prompt)} | kept | row for row in rows_of(scored)]
+        made = [{"prompt": question} | kept | row for row in rows_of(scored)]
         with_rows += bool(made)
         files["validation" if key in held_out else "train"] += made
     if not files["train"]:
