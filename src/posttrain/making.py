@@ -121,6 +121,8 @@ def make(config: MakingConfig) -> dict[str, Any]:
     if most < 1:
         raise ValueError(f"sampling.max_new_tokens leaves no room: the model takes {limit} tokens")
     prompts, table = to_prompts(rows, renderer, "data", most, "drop")
+    given = [given_of(prompt, renderer) for prompt in prompts]
+    table_of(given)  # what can not be written is said before anything is sampled
     reward = build_reward(config.reward)
     check_columns(reward, [prompt.row for prompt in prompts], "data")
     output = Path(config.output_dir)
@@ -140,8 +142,7 @@ def make(config: MakingConfig) -> dict[str, Any]:
             write_atomically(file, json.dumps(found))
         groups += json.loads(file.read_text())
         CONSOLE.print(f"{len(groups):,} of {len(prompts):,} prompts", markup=False)
-    asked = [asked_of(prompt, renderer) for prompt in prompts]
-    summary = write(config, prompts, asked, groups, provenance)
+    summary = write(config, given, groups, provenance)
     summary["dropped_prompts"] = table.dropped
     (output / "made.json").write_text(json.dumps(summary | {"provenance": provenance}, indent=1))
     shutil.rmtree(parts)
@@ -154,6 +155,12 @@ def asked_of(prompt: Prompt, renderer: Renderer) -> Any:
     asked = row["messages"] if renderer.chat and "messages" in row else row["prompt"]
     ends = isinstance(asked, list) and asked[-1]["role"] == "assistant"
     return asked[:-1] if ends else asked
+
+
+def given_of(prompt: Prompt, renderer: Renderer) -> Row:
+    """What a made row has from the row that it is made of."""
+    answer = {k: v for k, v in prompt.row.items() if k == "answer"}
+    return {"prompt": asked_of(prompt, renderer)} | answer
 
 
 def sample_and_score(
@@ -244,40 +251,36 @@ def is_right(one: dict[str, Any], min_score: float | None = None) -> bool:
 
 
 def write(
-    config: MakingConfig,
-    prompts: list[Prompt],
-    asked: list[Any],
-    groups: list[Scored],
-    provenance: dict[str, Any],
+    config: MakingConfig, given: list[Row], groups: list[Scored], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The two files, and counts. Equal prompts lie in one of them."""
+    """The two files, and counts. Equal prompts lie in one of them. `given` begins the rows that
+    are made of each prompt."""
     settings = config.make
     rows_of: Callable[[Scored], Iterator[Row]] = (
         (lambda scored: pairs_of(scored, settings))
         if isinstance(settings, PreferencesConfig)
         else (lambda scored: right_ones(scored, settings))
     )
-    keys = [json.dumps(one) for one in asked]
+    keys = [json.dumps(row["prompt"]) for row in given]
     distinct = sorted(set(keys))
     random.Random(config.sampling.seed).shuffle(distinct)
     held_out = set(distinct[: round(config.val_split * len(distinct))])
     files: dict[str, list[Row]] = {"train": [], "validation": []}
     with_rows = 0
-    for key, prompt, question, scored in zip(keys, prompts, asked, groups):
-        kept = {k: v for k, v in prompt.row.items() if k == "answer"}
-        made = [{"prompt": question} | kept | row for row in rows_of(scored)]
+    for key, first, scored in zip(keys, given, groups):
+        made = [first | row for row in rows_of(scored)]
         with_rows += bool(made)
         files["validation" if key in held_out else "train"] += made
     if not files["train"]:
         raise ValueError(
-            f"none of the {len(prompts)} prompts gave a row: the scores of its "
+            f"none of the {len(given)} prompts gave a row: the scores of its "
             f"{config.sampling.num_completions} completions are alike, or none is right"
         )
     least = settings.min_score if isinstance(settings, FilterConfig) else None
     counts = [sum(is_right(one, least) for one in scored) for scored in groups]
     n = config.sampling.num_completions
     summary = {
-        "num_prompts": len(prompts),
+        "num_prompts": len(given),
         "prompts_with_rows": with_rows,
         "num_rows": {name: len(rows) for name, rows in files.items()},
         "pass@1": sum(counts) / (n * len(counts)),
@@ -298,11 +301,27 @@ def pass_at(k: int, n: int, num_correct: int) -> float:
     return 1 - comb(n - num_correct, k) / comb(n, k)
 
 
-def write_parquet(path: Path, rows: list[Row], metadata: dict[str, Any]) -> None:
+def table_of(rows: list[Row]) -> Any:
+    """A table with the columns of all rows, not of the first alone."""
     import pyarrow
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pyarrow.array([row.get(name) for row in rows])
+        except pyarrow.ArrowException as error:
+            raise ValueError(
+                f"data: {name} has values of different types, which no column of the made files "
+                f"can hold ({str(error).splitlines()[0]})"
+            ) from None
+    return pyarrow.table(columns)
+
+
+def write_parquet(path: Path, rows: list[Row], metadata: dict[str, Any]) -> None:
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist(rows)
+    table = table_of(rows)
     table = table.replace_schema_metadata({"posttrain": json.dumps(metadata, default=str)})
     temporary = path.with_name(f".{path.name}")
     pyarrow.parquet.write_table(table, temporary)
