@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_preference_data import making_tree, user
+from test_preference_data import making_tree, scored, user
 from test_render import renderer
 
 from posttrain import making
@@ -30,3 +30,10 @@ def test_what_can_not_be_written_is_said_before_anything_is_sampled(tmp_path, mo
     config = making.parse_making(making_tree(tmp_path, tmp_path, type="filter"), "test")
     with pytest.raises(ValueError, match="data: answer has values of different types"):
         making.make(config)
+
+
+def test_nothing_is_no_right_answer():
+    """SFT refuses a row with an empty completion."""
+    entries = scored(("", 1.0), (" ", 1.0), ("yes", 1.0))
+    kept = making.right_ones(entries, making.FilterConfig(min_score=1.0))
+    assert [row["completion"] for row in kept] == ["yes"]

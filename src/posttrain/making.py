@@ -232,7 +232,8 @@ def right_ones(scored: Scored, config: FilterConfig) -> Iterator[Row]:
     """completion and score of those that are kept; a text only once."""
     right: dict[str, dict[str, Any]] = {}
     for one in scored:
-        if one["finish_reason"] == "stop" and is_right(one, config.min_score):
+        whole = one["finish_reason"] == "stop" and one["text"].strip()
+        if whole and is_right(one, config.min_score):
             right.setdefault(one["text"], one)
     kept = list(right.values())
     if config.keep == "shortest":
