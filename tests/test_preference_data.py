@@ -203,7 +203,7 @@ def test_margins_are_the_rows(renderer):
     rows = [TEXTS["texts"] | {"margin": 0.5}, TEXTS["texts"]]
     kept, _ = to_pairs(rows, renderer, "set", 64, "error")
     assert [[side.per_seq["margin"] for side in pair] for pair in kept] == [[0.5] * 2, [0.0] * 2]
-    with pytest.raises(ValueError, match="set, row 1: margin must be a number"):
+    with pytest.raises(ValueError, match="set, row 1: margin must be a finite number"):
         to_pairs([TEXTS["texts"] | {"margin": "big"}], renderer, "set", 64, "error")
 
 
@@ -359,11 +359,14 @@ def making_tree(folder: Path, base: Path, **make: Any) -> dict[str, Any]:
     }
 
 
-def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt():
+def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt(chat, renderer):
     messages = [user("q"), assistant("gold")]
-    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"})) == [user("q")]
-    assert making.asked_of(Prompt([1], {"messages": [user("q")]})) == [user("q")]
-    assert making.asked_of(Prompt([1], {"prompt": "q"})) == "q"
+    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"messages": [user("q")]}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"prompt": messages}), chat) == [user("q")]
+    assert making.asked_of(Prompt([1], {"prompt": "q"}), chat) == "q"
+    # without a chat template the model got the column prompt
+    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), renderer) == "x"
 
 
 def test_kto_needs_a_second_prompt(renderer):

@@ -121,6 +121,8 @@ def make(config: MakingConfig) -> dict[str, Any]:
     if most < 1:
         raise ValueError(f"sampling.max_new_tokens leaves no room: the model takes {limit} tokens")
     prompts, table = to_prompts(rows, renderer, "data", most, "drop")
+    given = [given_of(prompt, renderer) for prompt in prompts]
+    table_of(given)  # what can not be written is said before anything is sampled
     reward = build_reward(config.reward)
     check_columns(reward, [prompt.row for prompt in prompts], "data")
     output = Path(config.output_dir)
@@ -140,19 +142,25 @@ def make(config: MakingConfig) -> dict[str, Any]:
             write_atomically(file, json.dumps(found))
         groups += json.loads(file.read_text())
         CONSOLE.print(f"{len(groups):,} of {len(prompts):,} prompts", markup=False)
-    summary = write(config, prompts, groups, provenance)
+    summary = write(config, given, groups, provenance)
     summary["dropped_prompts"] = table.dropped
     (output / "made.json").write_text(json.dumps(summary | {"provenance": provenance}, indent=1))
     shutil.rmtree(parts)
     return summary
 
 
-def asked_of(prompt: Prompt) -> Any:
+def asked_of(prompt: Prompt, renderer: Renderer) -> Any:
     """The prompt as the model got it: without the answer that ends a conversation."""
-    messages = prompt.row.get("messages")
-    if messages is None:
-        return prompt.row["prompt"]
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    row = prompt.row
+    asked = row["messages"] if renderer.chat and "messages" in row else row["prompt"]
+    ends = isinstance(asked, list) and asked[-1]["role"] == "assistant"
+    return asked[:-1] if ends else asked
+
+
+def given_of(prompt: Prompt, renderer: Renderer) -> Row:
+    """What a made row has from the row that it is made of."""
+    answer = {k: v for k, v in prompt.row.items() if k == "answer"}
+    return {"prompt": asked_of(prompt, renderer)} | answer
 
 
 def sample_and_score(
@@ -177,7 +185,7 @@ def sample_and_score(
     for prompt, group in zip(prompts, groups):
         ids = [rollout.response_ids for rollout in group]
         texts = [renderer.decode(x) for x in ids]
-        calls.append(([asked_of(prompt)] * n, texts, ids, [prompt.row] * n))
+        calls.append(([asked_of(prompt, renderer)] * n, texts, ids, [prompt.row] * n))
     found: list[Scored] = []
     for group, (_, texts, _, _), scores in zip(groups, calls, score_each(reward, calls)):
         found.append(
@@ -225,7 +233,8 @@ def right_ones(scored: Scored, config: FilterConfig) -> Iterator[Row]:
     """completion and score of those that are kept; a text only once."""
     right: dict[str, dict[str, Any]] = {}
     for one in scored:
-        if one["finish_reason"] == "stop" and is_right(one, config.min_score):
+        whole = one["finish_reason"] == "stop" and one["text"].strip()
+        if whole and is_right(one, config.min_score):
             right.setdefault(one["text"], one)
     kept = list(right.values())
     if config.keep == "shortest":
@@ -244,36 +253,38 @@ def is_right(one: dict[str, Any], min_score: float | None = None) -> bool:
 
 
 def write(
-    config: MakingConfig, prompts: list[Prompt], groups: list[Scored], provenance: dict[str, Any]
+    config: MakingConfig, given: list[Row], groups: list[Scored], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """The two files, and counts. Equal prompts lie in one of them."""
+    """The two files, and counts. Equal prompts lie in one of them, and prompts in an order that the
+    seed draws. `given` begins the rows that are made of each prompt."""
     settings = config.make
     rows_of: Callable[[Scored], Iterator[Row]] = (
         (lambda scored: pairs_of(scored, settings))
         if isinstance(settings, PreferencesConfig)
         else (lambda scored: right_ones(scored, settings))
     )
-    keys = [json.dumps(asked_of(prompt)) for prompt in prompts]
+    keys = [json.dumps(row["prompt"]) for row in given]
     distinct = sorted(set(keys))
     random.Random(config.sampling.seed).shuffle(distinct)
     held_out = set(distinct[: round(config.val_split * len(distinct))])
     files: dict[str, list[Row]] = {"train": [], "validation": []}
     with_rows = 0
-    for key, prompt, scored in zip(keys, prompts, groups):
-        kept = {k: v for k, v in prompt.row.items() if k == "answer"}
-        made = [{"prompt": asked_of(prompt)} | kept | row for row in rows_of(scored)]
+    # a file's first rows are a fair sample of it, whatever the order of the prompts
+    place = {key: i for i, key in enumerate(distinct)}
+    for i in sorted(range(len(keys)), key=lambda i: place[keys[i]]):
+        key, made = keys[i], [given[i] | row for row in rows_of(groups[i])]
         with_rows += bool(made)
         files["validation" if key in held_out else "train"] += made
     if not files["train"]:
         raise ValueError(
-            f"none of the {len(prompts)} prompts gave a row: the scores of its "
+            f"none of the {len(given)} prompts gave a row: the scores of its "
             f"{config.sampling.num_completions} completions are alike, or none is right"
         )
     least = settings.min_score if isinstance(settings, FilterConfig) else None
     counts = [sum(is_right(one, least) for one in scored) for scored in groups]
     n = config.sampling.num_completions
     summary = {
-        "num_prompts": len(prompts),
+        "num_prompts": len(given),
         "prompts_with_rows": with_rows,
         "num_rows": {name: len(rows) for name, rows in files.items()},
         "pass@1": sum(counts) / (n * len(counts)),
@@ -296,11 +307,27 @@ def pass_at(k: int, n: int, num_correct: int) -> float:
     return 1 - comb(n - num_correct, k) / comb(n, k)
 
 
-def write_parquet(path: Path, rows: list[Row], metadata: dict[str, Any]) -> None:
+def table_of(rows: list[Row]) -> Any:
+    """A table with the columns of all rows, not of the first alone."""
     import pyarrow
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pyarrow.array([row.get(name) for row in rows])
+        except pyarrow.ArrowException as error:
+            raise ValueError(
+                f"data: {name} has values of different types, which no column of the made files "
+                f"can hold ({str(error).splitlines()[0]})"
+            ) from None
+    return pyarrow.table(columns)
+
+
+def write_parquet(path: Path, rows: list[Row], metadata: dict[str, Any]) -> None:
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist(rows)
+    table = table_of(rows)
     table = table.replace_schema_metadata({"posttrain": json.dumps(metadata, default=str)})
     temporary = path.with_name(f".{path.name}")
     pyarrow.parquet.write_table(table, temporary)

@@ -162,8 +162,11 @@ def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn
     return model
 
 
-def load_policy(config: ModelConfig, name: str, device: torch.device, seed: int) -> LanguageModel:
-    """A pre-trained model or adapter, full or with LoRA, ready to train.
+def load_policy(
+    config: ModelConfig, name: str, device: torch.device, seed: int, scores: bool = False
+) -> LanguageModel:
+    """A pre-trained model or adapter, full or with LoRA, ready to train. `scores`: for a reward
+    model, which needs no output head.
 
     Trainable tensors are fp32; frozen ones have the compute dtype.
     """
@@ -175,9 +178,11 @@ def load_policy(config: ModelConfig, name: str, device: torch.device, seed: int)
     base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter else name
     if base_name is None:
         raise ValueError(f"{name}/adapter_config.json does not name its base model")
-    model = load_causal_lm(base_name, compute if frozen_base else torch.float32)
+    model = load_causal_lm(base_name, compute if frozen_base else torch.float32, scores)
     if is_adapter:
+        check_adapter_file(Path(name))
         model = PeftModel.from_pretrained(model, name, is_trainable=True)
+        refuse_random(name, adapter_lacks(model, Path(name)))
     return prepare_policy(model, config, device, compute, seed)
 
 
@@ -230,13 +235,47 @@ def add_value_model(policy: LanguageModel, own_network: bool) -> None:
             head.requires_grad_(False)  # nobody asks it for a token
 
 
-def load_causal_lm(name: str, dtype: torch.dtype) -> Any:
+def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
+    """ValueError where weights are missing, but for the output head of what only `scores`."""
     from transformers import AutoModelForCausalLM
 
+    keys: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **keys)
     except OSError as error:
         raise ValueError(model_not_found(name)) from error
+    model, info = loaded
+    head = model.get_output_embeddings() if scores else None
+    unread = {n for n, p in model.named_parameters() if head is not None and p is head.weight}
+    refuse_random(name, sorted(set(info["missing_keys"]) - unread))
+    return model
+
+
+def refuse_random(name: str, missing: list[str]) -> None:
+    """transformers and PEFT only warn of weights that a folder lacks, and draw them."""
+    if missing:
+        raise ValueError(
+            f"model.name: {name} lacks weights that the model has, which would be random: "
+            f"{', '.join(missing[:3])}"
+        )
+
+
+def check_adapter_file(folder: Path) -> None:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder} holds no adapter_model.safetensors; pickled weights (.bin) can run code and "
+            "are never loaded"
+        )
+
+
+def adapter_lacks(model: Any, folder: Path) -> list[str]:
+    """The names of tensors that the adapter of a PEFT model has and its file has not."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    return sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - saved)
 
 
 def load_tokenizer(name: str) -> Any:

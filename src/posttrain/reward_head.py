@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posttrain.forward import LanguageModel
+from posttrain.models import adapter_lacks
 
 HEAD, SAVED = "value_head.weight", "score.weight"
 ADAPTER_PREFIX = "base_model.model."
@@ -32,10 +33,10 @@ def add_reward_head(policy: LanguageModel, name: str | None) -> None:
     policy.value_head = nn.Linear(embeddings.shape[1], 1, bias=False, device=embeddings.device)
     with torch.no_grad():
         saved = saved_head(Path(name)) if name is not None else None
-        if saved is None and name is not None and _is_classifier(Path(name)):
+        if saved is None and _is_classifier(causal_lm.config):
             raise ValueError(
-                f"model.name: {name} is a sequence classifier, but has no model.safetensors that "
-                f"holds {SAVED}: save it in one file"
+                f"model.name: {name} is a sequence classifier, but no folder with a "
+                f"model.safetensors that holds {SAVED}: copy it here, in one file"
             )
         if saved is not None and len(saved) != 1:
             raise ValueError(f"model.name: {name} has {len(saved)} labels; a reward model has one")
@@ -56,12 +57,8 @@ def classifier_class(causal_lm: Any) -> str:
     return name
 
 
-def _is_classifier(folder: Path) -> bool:
-    file = folder / "config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    return any(
-        kind.endswith("ForSequenceClassification") for kind in config.get("architectures") or []
-    )
+def _is_classifier(config: Any) -> bool:
+    return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
 
 
 def saved_head(folder: Path) -> Tensor | None:
@@ -116,5 +113,8 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
     base = json.loads(adapter.read_text())["base_model_name_or_path"]
     model, info = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **keys)
-    merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged, sorted(set(info["missing_keys"]) - {SAVED})
+    if saved_head(Path(folder)) is None:
+        return model, [SAVED]
+    model = PeftModel.from_pretrained(model, folder)
+    lacking = {*adapter_lacks(model, Path(folder)), *info["missing_keys"]} - {SAVED}
+    return model.merge_and_unload(), sorted(lacking)

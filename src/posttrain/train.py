@@ -115,7 +115,7 @@ def build_models(
         compute = choose_dtype(config.model.dtype, device)
         policy = prepare_policy(model, config.model, device, compute, seed)
     else:
-        policy = load_policy(config.model, name, device, seed)
+        policy = load_policy(config.model, name, device, seed, config.algorithm.scores)
     value_model = config.algorithm.value_model(config.trainer)
     if config.algorithm.scores:
         add_reward_head(policy, name)

@@ -66,7 +66,8 @@ def _pair(chosen: str, rejected: str) -> Row | None:
 
 def _as_text(pair: Row, chosen: str) -> Row:
     end = "\n\nAssistant:"
-    answers = {name: f" {pair[name][0]['content']}" for name in ("chosen", "rejected")}
+    said = {name: pair[name][0]["content"] for name in ("chosen", "rejected")}
+    answers = {name: f" {text}" if text else "" for name, text in said.items()}
     return {"prompt": chosen[: chosen.rindex(end)] + end, **answers}
 
 

@@ -13,6 +13,7 @@ A text that begins with "\\n\\nHuman:" is a dialogue in Anthropic's form (hh-rlh
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,66 +45,76 @@ def as_pairs(row: Row) -> list[Row]:
 def as_pair(row: Row) -> Row:
     """The row with prompt, chosen and rejected: texts, or messages of which the completions' begin
     where the prompt's end. Raises ValueError for a row that is no pair."""
+    row = _without_nulls(row)
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError(
             "expected the columns prompt+chosen+rejected, chosen+rejected, or "
             f"conversations+chosen+rejected; found {', '.join(row)} (map them with data.columns)"
         )
     rest = {k: v for k, v in row.items() if k not in PAIR_COLUMNS}
-    chosen, rejected = row["chosen"], row["rejected"]
-    if "conversations" in row:
-        prompt = messages_from(row["conversations"], "conversations")
-        answers = {name: messages_from(row[name], name) for name in ("chosen", "rejected")}
-        return rest | {"prompt": prompt, **answers}
+    prompt, chosen, rejected = _given_prompt(row), row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError("chosen and rejected must both be texts, or both messages")
     if isinstance(chosen, str):
-        if "prompt" in row or "instruction" in row:
-            return rest | {"prompt": _given_prompt(row), "chosen": chosen, "rejected": rejected}
-        if chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:"):
-            chosen, rejected = dialogue(chosen), dialogue(rejected)
-        else:
+        if prompt is not None:
+            return rest | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        if not (chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:")):
             return rest | _split_texts(chosen, rejected)
+        chosen, rejected = dialogue(chosen), dialogue(rejected)
     chosen, rejected = messages_from(chosen, "chosen"), messages_from(rejected, "rejected")
-    if all(m["role"] == "assistant" for m in (*chosen, *rejected)) and "prompt" in row:
-        return rest | {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
-    return rest | _split_messages(chosen, rejected)
+    if prompt is not None and all(m["role"] == "assistant" for m in (*chosen, *rejected)):
+        return rest | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    pair = _split_messages(chosen, rejected)
+    if isinstance(prompt, list):
+        pair["prompt"] = _joined(prompt, pair["prompt"])
+    return rest | pair
 
 
 def as_judged(row: Row) -> list[Row]:
     """Rows with prompt, completion and label (True: a good one); of a pair, both."""
-    if "label" not in row:
+    row = _without_nulls(row)
+    if {"chosen", "rejected"} <= row.keys():
         pairs = as_pairs(row)
-        rest = {k: v for k, v in pairs[0].items() if k not in ("chosen", "rejected")}
-        sides = [(pairs[0]["chosen"], True), *((pair["rejected"], False) for pair in pairs)]
-        return [rest | {"completion": side, "label": label} for side, label in sides]
-    label = row["label"]
-    if label not in (True, False):
-        raise ValueError(f"label must be true or false; found {label!r}")
-    if "messages" in row:
-        messages = messages_from(row["messages"], "messages")
-        if len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise ValueError("messages must end with the assistant's turn that is judged")
-        rest = {k: v for k, v in row.items() if k != "messages"}
-        return [rest | {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(label)}]
-    if not {"prompt", "completion"} <= row.keys():
+        sides = [(pairs[0], "chosen"), *((pair, "rejected") for pair in pairs)]
+        return [
+            {k: v for k, v in pair.items() if k not in ("chosen", "rejected")}
+            | {"completion": pair[side], "label": side == "chosen"}
+            for pair, side in sides
+        ]
+    if "label" not in row or not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         raise ValueError(
             "expected the columns prompt+completion+label, messages+label, or a pair; "
             f"found {', '.join(row)} (map them with data.columns)"
         )
-    return [row | {"label": bool(label)}]
+    label = row["label"]
+    if label not in (True, False):
+        raise ValueError(f"label must be true or false; found {label!r}")
+    if "messages" not in row:
+        return [row | {"label": bool(label)}]
+    messages = messages_from(row["messages"], "messages")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError("messages must end with the assistant's turn that is judged")
+    rest = {k: v for k, v in row.items() if k != "messages"}
+    return [rest | {"prompt": messages[:-1], "completion": messages[-1:], "label": bool(label)}]
 
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "conversations", "instruction", "input")
 
 
 def messages_from(value: Any, name: str) -> list[Message]:
-    """Messages of {role, content} or {from, value} entries, or of one such entry."""
+    """Messages of {role, content} or {from, value} entries, or of one such entry. What else an
+    entry holds, tool_calls for one, goes to the chat template."""
     entries = [value] if isinstance(value, dict) else value
     found = []
     for entry in entries if isinstance(entries, list) else [None]:
+        if isinstance(entry, dict):
+            entry = _without_nulls(entry)
         if isinstance(entry, dict) and "from" in entry:
-            entry = {"role": SHAREGPT_ROLES.get(entry["from"]), "content": entry.get("value")}
+            who = entry.pop("from")
+            if who not in SHAREGPT_ROLES:
+                known = ", ".join(SHAREGPT_ROLES)
+                raise ValueError(f"{name}: unknown speaker from: {who!r}; known: {known}")
+            entry = {"role": SHAREGPT_ROLES[who], "content": entry.pop("value", None)} | entry
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(key), str) for key in ("role", "content")
         ):
@@ -111,7 +122,7 @@ def messages_from(value: Any, name: str) -> list[Message]:
                 f"{name} must be a text, or messages of {{role, content}} or {{from, value}}; "
                 f"found {str(value)[:60]!r}"
             )
-        found.append({"role": entry["role"], "content": entry["content"]})
+        found.append(entry)
     return found
 
 
@@ -124,26 +135,59 @@ def dialogue(text: str) -> list[Message]:
     ]
 
 
-def _given_prompt(row: Row) -> Any:
-    if "prompt" in row:
-        return row["prompt"]
+def _without_nulls(row: Row) -> Row:
+    """Every row of a Parquet file has the columns of all."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _given_prompt(row: Row) -> str | list[Message] | None:
+    """The prompt that a row gives apart from its completions; None where it does not."""
+    for name in ("conversations", "prompt"):
+        if name in row:
+            given = row[name]
+            return given if isinstance(given, str) else messages_from(given, name)
+    if "instruction" not in row:
+        return None
     more = row.get("input")
     return f"{row['instruction']}\n\n{more}" if more else row["instruction"]
 
 
 def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
     shared = 0
-    for a, b in zip(chosen, rejected):
+    for a, b in zip(_said(chosen), _said(rejected)):
         if a != b:
             break
         shared += 1
     # of two equal conversations the last turn is what is judged
     shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-    while shared > 0 and chosen[shared]["role"] != "assistant":
+    while shared > 0 and (
+        chosen[shared]["role"] != "assistant" or chosen[shared - 1]["role"] == "assistant"
+    ):
         shared -= 1
     if shared == 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
         raise ValueError("chosen and rejected have no prompt in common that an answer follows")
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+
+
+def _said(messages: list[Message]) -> list[Message]:
+    """The messages without the ids and dates that make equal ones differ."""
+    return [
+        {k: v for k, v in m.items() if k in ("role", "content", "tool_calls")} for m in messages
+    ]
+
+
+def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
+    """The turns before the completions, where the column prompt has some of them and the
+    conversations begin with some."""
+    ours, theirs = _said(given), _said(shared)
+    if ours[-len(theirs) :] == theirs:
+        return given
+    if any(theirs[i : i + len(ours)] == ours for i in range(len(theirs))):
+        return shared
+    raise ValueError(
+        "chosen and rejected are conversations that do not repeat the turns of the prompt: leave "
+        "only the assistant's turns in them"
+    )
 
 
 def _split_texts(chosen: str, rejected: str) -> Row:
@@ -284,7 +328,10 @@ def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
 
 def _render(row: Row, renderer: Renderer) -> Judged:
     """The prompt with one completion, of which only the last assistant turns are its own."""
-    prompt_tokens = len(renderer.prompt_ids({"prompt": row["prompt"]}))
+    prompt = row["prompt"]
+    prompt_tokens = len(renderer.prompt_ids({"prompt": prompt}))
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with the assistant's turn: it must end with another's")
     sequence = renderer.training_sequence(row)
     # earlier assistant turns belong to the prompt
     sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens
@@ -292,11 +339,9 @@ def _render(row: Row, renderer: Renderer) -> Judged:
 
 
 def _useless(sides: list[Judged], renderer: Renderer) -> str | None:
-    if sides[0].completion == sides[1].completion:
-        return "equal"
     if any(not set(side.completion) - {*renderer.stop_token_ids} for side in sides):
         return "empty"
-    return None
+    return "equal" if sides[0].completion == sides[1].completion else None
 
 
 def _cut(side: Judged, max_length: int) -> Judged:
@@ -318,10 +363,9 @@ def _finished(sequence: Sequence, margin: float, train_prompt: bool, scores: boo
 
 def _margin(row: Row) -> float:
     value = row.get("margin", 0.0)
-    if value is None:
-        return 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"margin must be a number; found {value!r}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value)):
+        raise ValueError(f"margin must be a finite number; found {value!r}")
     return float(value)
 
 

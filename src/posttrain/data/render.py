@@ -16,7 +16,7 @@ import torch
 from posttrain.batch import Sequence
 from posttrain.data.load import Row
 
-Message = dict[str, str]  # role, content
+Message = dict[str, Any]  # role, content, and what else the chat template reads
 _PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
 
 
@@ -68,7 +68,7 @@ class Renderer:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a whole text for language modelling, closed by the stop token."""
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        ids = self._encoded(text)
         return ids if ids and ids[-1] in self.stop_token_ids else [*ids, self.turn_end]
 
     def decode(self, ids: list[int]) -> str:
@@ -135,13 +135,23 @@ class Renderer:
         if not text:
             return []
         # the template has written the special tokens already: never add them a second time
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, **keys: bool) -> list[int]:
+        try:
+            ids: list[int] = self.tokenizer(text, verbose=False, **keys)["input_ids"]
+        except TypeError:  # what a tokenizer says to a text that can not be encoded
+            halves = [c for c in text if "\ud800" <= c <= "\udfff"]
+            if not halves:
+                raise
+            raise ValueError(f"a text holds {halves[0]!r}, half of a character") from None
+        return ids
 
     def _plain_prompt(self, row: Row) -> list[int]:
         prompt = _text(row, "prompt")
         if self.system_prompt is not None:
             prompt = f"{self.system_prompt}\n\n{prompt}"
-        ids = self.tokenizer(prompt, verbose=False)["input_ids"]
+        ids = self._encoded(prompt)
         if ids and ids[-1] == self.tokenizer.eos_token_id:  # tokenizers that close every text
             ids = ids[:-1]
         if not ids:

@@ -80,15 +80,22 @@ def check_folder(path: str) -> Any:
     """The model's config; ValueError for anything but a reward model in safetensors."""
     from transformers import AutoConfig
 
+    from posttrain.models import check_adapter_file
+
     folder = Path(path)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         settings = json.loads(adapter.read_text())
         if settings.get("task_type") != "SEQ_CLS":
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
-        return AutoConfig.from_pretrained(
-            settings["base_model_name_or_path"], trust_remote_code=False, local_files_only=True
-        )
+        check_adapter_file(folder)
+        base = settings["base_model_name_or_path"]
+        try:
+            return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+        except OSError as error:
+            raise ValueError(
+                f"reward.path: {path} is an adapter of {base}, which is no model here"
+            ) from error
     if not (folder / "config.json").is_file():
         what = "holds no config.json" if folder.is_dir() else "is no folder"
         raise ValueError(f"reward.path: {path} {what}; a local reward-model folder is needed")
