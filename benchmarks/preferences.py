@@ -1,5 +1,6 @@
-"""Preference throughput and peak memory: posttrain against TRL's DPOTrainer, KTOTrainer,
-ORPOTrainer and RewardTrainer.
+"""Preference throughput and peak memory: posttrain against TRL's trainers.
+
+DPOTrainer, KTOTrainer, ORPOTrainer and RewardTrainer of TRL 1.16.
 
 Whole optimiser steps, the reference's log-probs included (not with `dpo_precomputed`, where both
 sides have them before the first step). The same weights, rows, loss and optimiser settings,
