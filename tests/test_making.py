@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from test_preference_data import making_tree, scored, user
 from test_render import renderer
 
 from posttrain import making
 from posttrain.data.load import read_file
+from posttrain.data.prepare import Prompt
+from posttrain.rollout.sampler import Rollout, SamplingParams
 
 
 def test_a_column_that_the_first_row_lacks_is_written(tmp_path):
@@ -37,3 +41,42 @@ def test_nothing_is_no_right_answer():
     entries = scored(("", 1.0), (" ", 1.0), ("yes", 1.0))
     kept = making.right_ones(entries, making.FilterConfig(min_score=1.0))
     assert [row["completion"] for row in kept] == ["yes"]
+
+
+def test_rows_of_equal_prompts_lie_in_one_file(tmp_path):
+    tree = making_tree(tmp_path, tmp_path, type="filter", min_score=1.0)
+    config = making.parse_making(tree | {"output_dir": str(tmp_path), "val_split": 0.5}, "test")
+    given = [{"prompt": [user(f"question {i % 5}")]} for i in range(40)]
+    groups = [scored((f"answer {i}", 1.0)) for i in range(40)]
+    making.write(config, given, groups, {})
+    prompts = [
+        {row["prompt"][0]["content"] for row in read_file(tmp_path / f"{name}.parquet")}
+        for name in ("train", "validation")
+    ]
+    assert len(prompts[0] | prompts[1]) == 5
+    assert not prompts[0] & prompts[1]
+
+
+def test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe(tmp_path):
+    """In all chunks; and the reward is asked about the prompt that was completed."""
+    keys = {"num_completions": 3, "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 4}
+    tree = making_tree(tmp_path, tmp_path, type="filter") | {"sampling": keys}
+    config, it, drawn, asked = making.parse_making(tree, "test"), renderer("plain"), [], []
+
+    def generate(prompts, params, seeds):
+        assert params == SamplingParams(7, it.stop_token_ids, 0.5, 0.9, 4)
+        drawn.extend(seeds)
+        return [Rollout(ids, [*ids, it.turn_end], [], "stop", 0) for ids in prompts]
+
+    def reward(prompts, completions, completion_ids, **columns):
+        asked.extend(zip(prompts, completions))
+        return [1.0] * len(prompts)
+
+    questions = [f"question {i}" for i in range(8)]
+    prompts = [Prompt(it.prompt_ids({"prompt": text}), {"prompt": text}) for text in questions]
+    for first in (0, 4):
+        chunk, sampler = prompts[first : first + 4], SimpleNamespace(generate=generate)
+        made = making.sample_and_score(chunk, first, config, it, sampler, reward)
+        assert [len(group) for group in made] == [3] * 4
+    assert len(set(drawn)) == 8 * 3
+    assert asked == [(text, text) for text in questions for _ in range(3)]

@@ -155,16 +155,20 @@ def chat() -> Renderer:
 
 
 def test_pairs_share_the_prompts_ids_and_train_on_the_completion(renderer):
-    ((chosen, rejected),), table = to_pairs([TEXTS["texts"]], renderer, "set", 64, "error")
+    row = TEXTS["texts"] | {"prompt": "q 12 34 maybe"}
+    prompt = renderer.prompt_ids(row)
+    assert len(prompt) > 2
+    ((chosen, rejected),), table = to_pairs([row], renderer, "set", 64, "error")
     own = [s.input_ids[s.per_token["completion"].bool()].tolist() for s in (chosen, rejected)]
     assert [renderer.decode(ids) for ids in own] == ["yes", "no"]
     assert all(ids[-1] == renderer.turn_end for ids in own)
+    assert [s.input_ids.tolist() for s in (chosen, rejected)] == [prompt + ids for ids in own]
     assert torch.equal(chosen.loss_mask, chosen.per_token["completion"].bool())
     assert table.trained_tokens == sum(map(len, own))
-    ((chosen, rejected),), _ = to_pairs([TEXTS["texts"]], renderer, "set", 64, "error", True)
-    assert chosen.loss_mask[1:].all()
-    assert not rejected.loss_mask.all()
-    ((chosen, _),), _ = to_pairs([TEXTS["texts"]], renderer, "set", 64, "error", False, True)
+    ((chosen, rejected),), _ = to_pairs([row], renderer, "set", 64, "error", True)
+    assert chosen.loss_mask.tolist() == [False] + [True] * (len(chosen) - 1)
+    assert torch.equal(rejected.loss_mask, rejected.per_token["completion"].bool())
+    ((chosen, _),), _ = to_pairs([row], renderer, "set", 64, "error", False, True)
     assert not chosen.loss_mask.any()
 
 

@@ -390,6 +390,9 @@ def test_log1mexp_near_both_ends():
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-300)
     (gradient,) = torch.autograd.grad(found.sum(), x)
     assert gradient.isfinite().all()
+    single = torch.tensor([-1e-6, -3e-4, -0.5, -0.7, -5.0])  # fp32, as in training
+    exact = [math.log(-math.expm1(v)) for v in single.tolist()]
+    assert log1mexp(single).tolist() == pytest.approx(exact, rel=1e-5)
     certain = torch.zeros(1, requires_grad=True)  # probability 1
     value = log1mexp(certain)
     assert value.isfinite()

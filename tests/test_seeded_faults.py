@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 import test_against_trl
@@ -326,9 +327,28 @@ def test_rollouts_of_a_group_differ(tmp_path):
     rollouts_of_a_group_differ(tmp_path)
 
 
-@pytest.mark.parametrize(("fault", "test"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])
-def test_a_seeded_fault_is_caught(fault, test, tmp_path, monkeypatch):
+def caught_by(faults, test, **keys):
+    """Adds a fault, and the call of `test` that is to catch it, to `faults`."""
+    wanted = inspect.signature(test).parameters
+
+    def call(folder, patch):
+        given = {"tmp_path": folder, "monkeypatch": patch}
+        test(**keys, **{name: value for name, value in given.items() if name in wanted})
+
+    def add(fault):
+        faults.append((fault, call))
+        return fault
+
+    return add
+
+
+def assert_caught(fault, test, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fault(patch)
         with pytest.raises((AssertionError, ValueError)):
             test(tmp_path, patch)
+
+
+@pytest.mark.parametrize(("fault", "test"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])
+def test_a_seeded_fault_is_caught(fault, test, tmp_path, monkeypatch):
+    assert_caught(fault, test, tmp_path, monkeypatch)
