@@ -28,7 +28,14 @@ from posttrain import distributed
 from posttrain.algorithms.base import TrainerConfig
 from posttrain.forward import VALUE, LanguageModel
 from posttrain.models import Models
-from posttrain.reward_head import ADAPTER_PREFIX, HEAD, SAVED, load_named, save_classifier
+from posttrain.reward_head import (
+    ADAPTER_PREFIX,
+    HEAD,
+    SAVED,
+    load_named,
+    save_classifier,
+    save_separator,
+)
 
 if TYPE_CHECKING:
     from posttrain.trainer import Trainer
@@ -146,6 +153,8 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
+    if models.step_separator is not None:
+        save_separator(folder, models.step_separator)
     if models.is_reward_model and not hasattr(model, "peft_config"):
         save_classifier(folder, causal_lm, weights)
         models.tokenizer.save_pretrained(folder)

@@ -120,7 +120,8 @@ def build_models(
         add_value_model(policy, own_network=value_model == "own")
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
     stops = list(renderer.stop_token_ids)
-    return Models(policy, tokenizer, stops, temperature, config.algorithm.scores)
+    separator = config.algorithm.step_separator(config.trainer)
+    return Models(policy, tokenizer, stops, temperature, config.algorithm.scores, separator)
 
 
 def train(config: Config, run_dir: Path | None = None) -> Path:

@@ -11,6 +11,7 @@ from posttrain.data import (
     mbpp,
     programs,
     ultrafeedback,
+    word_problem_steps,
     word_problems,
 )
 from posttrain.data.load import Row
@@ -24,5 +25,6 @@ DATASETS: dict[str, Callable[..., list[Row]]] = {
     "mbpp": mbpp.load,
     "programs": programs.load,
     "ultrafeedback": ultrafeedback.load,
+    "word_problem_steps": word_problem_steps.load,
     "word_problems": word_problems.load,
 }
