@@ -111,7 +111,7 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
     for network in (reference, whole.value_model):
         if network is not None:
             network.set_attn_implementation("eager")
-    logprobs, entropies, values, last_values = [], [], [], []
+    logprobs, entropies, values, next_values, last_values = [], [], [], [], []
     start = 0
     for length in batch.lengths:
         ids = batch.input_ids[start : start + length]
@@ -123,12 +123,14 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
         start += length
         if head is not None:
             states = (whole.value_model or reference).model(ids[None], use_cache=False)
-            values.append(head(states.last_hidden_state[0])[:, 0].roll(1))
-            last_values.append(values[-1][0])
+            next_values.append(head(states.last_hidden_state[0])[:, 0])
+            values.append(next_values[-1].roll(1))
+            last_values.append(next_values[-1][-1])
     mask = batch.loss_mask
     out = Output(torch.cat(logprobs) * mask, torch.cat(entropies) * mask)
     if head is not None:
         out.values, out.last_values = torch.cat(values) * mask, torch.stack(last_values)
+        out.next_values = torch.cat(next_values) * mask
     loss = trainer.algorithm.loss(out, batch, trainer.config)
     label = batch.per_seq.get("label", (torch.arange(len(batch.lengths)) + 1) % 2)
     of_chosen = [m for m, good in zip(mask.split(batch.lengths), label) if good]
@@ -147,7 +149,7 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
 @variants
 def test_loss_gradient_by_finite_differences(name, keys):
     if ALGORITHMS[name].scores:
-        pytest.skip("no log-prob is read; the reward's gradient is tested in test_preferences.py")
+        pytest.skip("no log-prob is read; the head's gradient has its own tests")
     if keys.get("surrogate") in ("cispo", "vespo"):
         pytest.skip("the weight is held still in the gradient: it is no derivative of the loss")
     trainer = tiny.trainer_of(name, tiny.models(), **keys)
@@ -256,7 +258,9 @@ def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
     assert not torch.equal(again, trainer.models.logprobs(batch, 10**6))
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "simpo", "cpo", "orpo", "reward_model"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "sft", "simpo", "cpo", "orpo", "reward_model", "process_reward_model"]
+)
 def test_a_rank_without_rows_counts_nothing(name):
     """The last step of an epoch may have fewer rows than there are ranks."""
     trainer = tiny.trainer_of(name, tiny.models())

@@ -94,7 +94,7 @@ def test_layers_change_their_class_and_nothing_else():
     torch.testing.assert_close(copy.deepcopy(model)(x), before(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sft", "grpo", "ppo", "reward_model"])
+@pytest.mark.parametrize("name", ["sft", "grpo", "ppo", "reward_model", "process_reward_model"])
 def test_the_invariants_hold_with_every_product(name, monkeypatch, calls):
     """Tiny models are below the size at which it pays."""
     monkeypatch.setattr(module, "MIN_SIZE", 0)

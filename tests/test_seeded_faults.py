@@ -130,7 +130,7 @@ def biased_standard_deviation(patch):
 
 
 def resume_forgets_the_optimiser(patch):
-    patch.setattr("posttrain.checkpoint.restore_optimizer", lambda *args: None)
+    patch.setattr("posttrain.checkpoint.restore_state", lambda *args: None)
 
 
 def resume_starts_the_data_over(patch):

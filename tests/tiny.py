@@ -103,6 +103,18 @@ def judged_rows(with_unrelated: bool) -> list[Example]:
     return found
 
 
+def labelled_steps(n: int = 7) -> list[Sequence]:
+    """Rows of several steps, right and wrong; every other one ends in its last step."""
+    rows = random_sequences(n)
+    generator = torch.Generator().manual_seed(4)
+    for i, row in enumerate(rows):
+        ends = torch.rand(len(row), generator=generator) < 0.3
+        row.loss_mask = ends & row.loss_mask
+        row.loss_mask[-1 - i % 2] = True
+        row.per_token["label"] = (torch.rand(len(row), generator=generator) < 0.5).float()
+    return rows
+
+
 def raw_batch(algorithm: Algorithm, policy_models: Models, config: Any = None) -> Batch:
     """What the method's source would hand over."""
     config = config or algorithm.config()
@@ -113,6 +125,8 @@ def raw_batch(algorithm: Algorithm, policy_models: Models, config: Any = None) -
         return pack(sequences_of(pairs))
     if algorithm.rows == "unpaired":
         return pack(sequences_of(judged_rows(algorithm.compares_prompts(config))))
+    if algorithm.rows == "steps":
+        return pack(labelled_steps())
     return pack(random_sequences())
 
 
@@ -190,6 +204,15 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
         ]
         pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tree["data"] = {"path": str(pairs)}
+    if ALGORITHMS[method].rows == "steps":
+        solved = tmp_path / "steps.jsonl"
+        rows = [
+            {"prompt": f"{i} and {i + 1}?", "labels": [True, i % 2 == 1],
+             "completions": [f"{i} + {i + 1}", f"{2 * i + 1}" if i % 2 else f"{3 * i} maybe"]}
+            for i in range(20)
+        ]  # fmt: skip
+        solved.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        tree["data"] = {"path": str(solved)}
     if ALGORITHMS[method].online:
         tree["rollout"] = {"group_size": 4, "max_new_tokens": 16}
         # a reward that random weights do get: short completions

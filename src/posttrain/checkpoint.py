@@ -28,7 +28,15 @@ from posttrain import distributed
 from posttrain.algorithms.base import TrainerConfig
 from posttrain.forward import VALUE, LanguageModel
 from posttrain.models import Models
-from posttrain.reward_head import ADAPTER_PREFIX, HEAD, SAVED, load_named, save_classifier
+from posttrain.optim import gather_state, restore_state
+from posttrain.reward_head import (
+    ADAPTER_PREFIX,
+    HEAD,
+    SAVED,
+    load_named,
+    save_classifier,
+    save_separator,
+)
 
 if TYPE_CHECKING:
     from posttrain.trainer import Trainer
@@ -57,7 +65,7 @@ class Checkpoints:
         weights = gather_weights(trainer.models)
         state = trainer.state_dict()
         tensors = {
-            "optimizer": gather_optimizer(trainer),
+            "optimizer": gather_state(trainer.optimizer, trainer.models.trainable()),
             "random": distributed.all_gather(random_state()),
             "source": state.pop("source"),
         }
@@ -96,7 +104,7 @@ class Checkpoints:
             )  # fmt: skip
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         restore_weights(trainer.models, path)
-        restore_optimizer(trainer, state["optimizer"])
+        restore_state(trainer.optimizer, trainer.models.trainable(), state["optimizer"])
         if "source" not in state:
             raise ValueError(f"{path} was saved by an older posttrain, which kept its state apart")
         for name, value in state.get("reference", {}).items():
@@ -151,6 +159,8 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
+    if models.step_separator is not None:
+        save_separator(folder, models.step_separator)
     if models.is_reward_model and not hasattr(model, "peft_config"):
         save_classifier(folder, causal_lm, weights)
         models.tokenizer.save_pretrained(folder)
@@ -219,28 +229,6 @@ def _peft_name(saved: str) -> str:
     """PEFT leaves the adapter's name out of its files: `...lora_A.weight` on disk."""
     stem, _, leaf = saved.rpartition(".")
     return f"model.{stem}.default.{leaf}"
-
-
-def gather_optimizer(trainer: Trainer) -> dict[str, Any]:
-    """AdamW's state by parameter name: whole tensors on the CPU."""
-    state: dict[str, Any] = {}
-    for name, parameter in trainer.models.trainable().items():
-        entry = trainer.optimizer.state.get(parameter, {})
-        state[name] = {key: distributed.full(value).cpu() for key, value in entry.items()}
-    return state
-
-
-def restore_optimizer(trainer: Trainer, saved: dict[str, Any]) -> None:
-    for name, parameter in trainer.models.trainable().items():
-        entry: dict[str, Tensor] = {}
-        for key, value in saved[name].items():
-            if value.shape == parameter.shape:
-                entry[key] = torch.zeros_like(parameter)
-                distributed.copy_full(entry[key], value)
-            else:
-                entry[key] = value.to(parameter.device)
-        if entry:
-            trainer.optimizer.state[parameter] = entry
 
 
 def random_state() -> dict[str, Tensor]:

@@ -65,6 +65,7 @@ HINTS = {
     "num_ppo_epochs": "trainer.num_inner_epochs",
     "clip_ratio": "trainer.epsilon",
     "reward_funcs": "reward.type",
+    "placeholder_token": "trainer.step_separator",
     "val_set_size": "eval.max_samples",
     "fsdp": "distributed.strategy: fsdp",
 }

@@ -32,6 +32,7 @@ class Output:
     logprobs: Tensor  # [T] log p(token t | earlier tokens of its sequence)
     entropy: Tensor | None = None  # [T] of the distribution that token t was drawn from, nats
     values: Tensor | None = None  # [T] of the state before token t, from the value model
+    next_values: Tensor | None = None  # [T] of the state after token t
     last_values: Tensor | None = None  # [N] of the state after the last token of each sequence
 
 
@@ -231,6 +232,7 @@ def forward(
     if state_values is not None:
         # what token t acts in is the state after token t - 1 of the same sequence
         out.values = zeros.index_copy(0, positions, state_values[positions - 1])
+        out.next_values = zeros.index_copy(0, positions, state_values[positions])
         out.last_values = state_values[batch.cu_seqlens[1:].long() - 1]
     return out
 

@@ -43,6 +43,8 @@ class Models:
     """Log-probs are those of the distribution that rollouts are sampled from."""
     is_reward_model: bool = False
     """The value head is what is trained for, and the folder a classifier's."""
+    step_separator: str | None = None
+    """Of a process reward model: what stands between two steps; saved with it."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept where a reference is needed."""
     other: LanguageModel | None = None

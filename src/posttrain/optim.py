@@ -1,13 +1,15 @@
-"""AdamW and learning-rate schedules."""
+"""AdamW, its state, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from posttrain import distributed
 from posttrain.algorithms.base import TrainerConfig
 
 
@@ -39,6 +41,32 @@ def build_optimizer(
         eps=config.adam_eps,
         fused=True,
     )
+
+
+def gather_state(
+    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]
+) -> dict[str, Any]:
+    """The optimiser's state by parameter name: whole tensors on the CPU."""
+    state: dict[str, Any] = {}
+    for name, parameter in trainable.items():
+        entry = optimizer.state.get(parameter, {})
+        state[name] = {key: distributed.full(value).cpu() for key, value in entry.items()}
+    return state
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: dict[str, Any]
+) -> None:
+    for name, parameter in trainable.items():
+        entry: dict[str, Tensor] = {}
+        for key, value in saved[name].items():
+            if value.shape == parameter.shape:
+                entry[key] = torch.zeros_like(parameter)
+                distributed.copy_full(entry[key], value)
+            else:
+                entry[key] = value.to(parameter.device)
+        if entry:
+            optimizer.state[parameter] = entry
 
 
 def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:

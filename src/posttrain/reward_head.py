@@ -2,7 +2,8 @@
 label, or a PEFT adapter of one.
 
 Scores are read by position, at a sequence's last token. transformers finds that token as the last
-that is not `pad_token_id`; so that id is never saved as one that ends a sequence.
+that is not `pad_token_id`; so that id is never saved as one that ends a sequence. Those of a
+process reward model are read at the ends of steps; what separates them lies in a file beside.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from posttrain.models import adapter_lacks
 
 HEAD, SAVED = "value_head.weight", "score.weight"
 ADAPTER_PREFIX = "base_model.model."
+STEPS_FILE = "process_reward_model.json"
 
 
 def add_reward_head(policy: LanguageModel, name: str | None) -> None:
@@ -53,7 +55,9 @@ def classifier_class(causal_lm: Any) -> str:
     own = type(causal_lm).__name__
     name = own.replace("ForCausalLM", "ForSequenceClassification")
     if name == own or not hasattr(transformers, name):
-        raise ValueError(f"reward_model: transformers has no sequence classifier for {own}")
+        raise ValueError(
+            f"transformers has no sequence classifier for {own}: it can be no reward model"
+        )
     return name
 
 
@@ -83,6 +87,17 @@ def save_classifier(folder: Path, causal_lm: Any, weights: dict[str, Tensor]) ->
         for name, x in weights.items()
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def save_separator(folder: Path, separator: str) -> None:
+    """Marks a folder as that of a process reward model."""
+    (folder / STEPS_FILE).write_text(json.dumps({"step_separator": separator}))
+
+
+def saved_separator(folder: Path) -> str | None:
+    """What stands between two steps, of a process reward model; None for any other folder."""
+    file = folder / STEPS_FILE
+    return str(json.loads(file.read_text())["step_separator"]) if file.is_file() else None
 
 
 def _ends(config: Any) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import sys
@@ -27,7 +26,7 @@ from posttrain.checkpoint import (
     read_info,
     versions,
 )
-from posttrain.config import Config, RolloutConfig, dump, save_config
+from posttrain.config import Config, dump, save_config
 from posttrain.data.build import (
     Data,
     build_renderer,
@@ -53,10 +52,9 @@ from posttrain.models import (
 )
 from posttrain.reward_head import add_reward_head
 from posttrain.rewards import Checked, RewardFn, build_reward, check_columns
-from posttrain.rollout.copied import CopySampler
-from posttrain.rollout.engines import build_engine, check_engine, close_engine
+from posttrain.rollout.engines import build_engine, check_engine, close_engine, native_sampler
 from posttrain.rollout.http_client import EngineError
-from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
+from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.rollout.source import RolloutSource
 from posttrain.tracking import Tracker
 from posttrain.tracking.report import write_report
@@ -123,7 +121,8 @@ def build_models(
         add_value_model(policy, own_network=value_model == "own")
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
     stops = list(renderer.stop_token_ids)
-    models = Models(policy, tokenizer, stops, temperature, config.algorithm.scores)
+    separator = config.algorithm.step_separator(config.trainer)
+    models = Models(policy, tokenizer, stops, temperature, config.algorithm.scores, separator)
     if config.reference is not None and config.reference.name is not None:
         other = resolve_model_path(config.reference.name)
         models.other = load_reference(config.model, other, policy, tokenizer)
@@ -275,18 +274,6 @@ def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
         for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
             for sequence, values in zip(sequences[place::ranks], share):
                 sequence.per_token["ref_logprobs"] = values
-
-
-def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
-    """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
-    rollout = config.rollout or RolloutConfig()
-    if not (sharded or rollout.one_step_off):
-        return NativeSampler(policy, rollout.max_num_seqs)
-    value_model, policy.value_model = policy.value_model, None  # it samples nothing
-    frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
-    whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
-    policy.value_model = value_model
-    return CopySampler(policy, whole, rollout.max_num_seqs)
 
 
 def build_source(

@@ -6,6 +6,7 @@ from posttrain.algorithms.kto import kto
 from posttrain.algorithms.language_modeling import pretrain, sft
 from posttrain.algorithms.policy_gradient import grpo, reinforce, rloo
 from posttrain.algorithms.preference import cpo, dpo, ipo, kto_pair, orpo, simpo
+from posttrain.algorithms.process_reward_model import process_reward_model
 from posttrain.algorithms.reward_model import reward_model
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -19,6 +20,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "cpo": cpo,
     "orpo": orpo,
     "reward_model": reward_model,
+    "process_reward_model": process_reward_model,
     "grpo": grpo,
     "rloo": rloo,
     "reinforce": reinforce,

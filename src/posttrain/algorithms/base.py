@@ -119,7 +119,7 @@ class Loss:
     metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)  # sum, count
 
 
-RowKind = Literal["text", "completion", "prompt", "pair", "unpaired"]
+RowKind = Literal["text", "completion", "prompt", "pair", "unpaired", "steps"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class Algorithm:
     """Pure: no model, no rank, no input or output."""
     rows: RowKind
     """What a data row must hold: text, a prompt with its completion, a prompt alone, a chosen and
-    a rejected completion of one prompt, or a completion and whether it is a good one."""
+    a rejected completion of one prompt, a completion and whether it is a good one, or a completion
+    in steps and whether each is right."""
     online: bool = False
     """True where completions are sampled from the policy during training."""
     prepare: Callable[[Batch, Models, Any], Batch] = lambda batch, models, config: batch
@@ -142,6 +143,8 @@ class Algorithm:
     """A value model with a network of its own, or as a head on the policy's."""
     scores: bool = False
     """True where the model trained is a scalar head, and no token's log-prob is asked for."""
+    step_separator: Callable[[Any], str | None] = lambda config: None
+    """Of rows "steps": what stands between two steps of a completion."""
     learning_rates: Callable[[Any], dict[str, float]] = lambda config: {}
     """Beginnings of parameter names -> their learning rate, where it is not the config's."""
     needs_groups: Callable[[Any], bool] = lambda config: False

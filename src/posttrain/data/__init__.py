@@ -12,6 +12,7 @@ from posttrain.data import (
     programs,
     stack_exchange_paired,
     ultrafeedback,
+    word_problem_steps,
     word_problems,
 )
 from posttrain.data.load import Row
@@ -26,5 +27,6 @@ DATASETS: dict[str, Callable[..., list[Row]]] = {
     "programs": programs.load,
     "stack_exchange_paired": stack_exchange_paired.load,
     "ultrafeedback": ultrafeedback.load,
+    "word_problem_steps": word_problem_steps.load,
     "word_problems": word_problems.load,
 }

@@ -14,6 +14,7 @@ from posttrain.data.load import Row, load_rows, mix
 from posttrain.data.preferences import to_judged, to_pairs
 from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.steps import to_steps
 from posttrain.models import load_tokenizer, model_not_found, resolve_model_path
 from posttrain.tokenizer import train_tokenizer
 
@@ -33,6 +34,8 @@ class Data:
         for sequence in sequences_of(self.examples):
             digest.update(sequence.input_ids.numpy().tobytes())
             digest.update(sequence.loss_mask.numpy().tobytes())
+            if "label" in sequence.per_token:
+                digest.update(sequence.per_token["label"].numpy().tobytes())
             if sequence.per_seq:
                 digest.update(repr(sequence.per_seq).encode())
         for prompt in self.prompts:
@@ -55,7 +58,7 @@ def build_tokenizer(
 
 TEXT_COLUMNS = (
     "text", "prompt", "completion", "messages", "chosen", "rejected", "conversations",
-    "instruction", "input",
+    "instruction", "input", "completions",
 )  # fmt: skip
 
 
@@ -141,6 +144,10 @@ def prepare_data(
             items, table = to_pairs(*given, algorithm.train_prompt(trainer), algorithm.scores)
         elif kind == "unpaired":
             items, table = to_judged(*given, algorithm.compares_prompts(trainer))
+        elif kind == "steps":
+            separator = algorithm.step_separator(trainer)
+            assert separator is not None
+            items, table = to_steps(*given, separator)
         else:
             sequences, table = to_sequences(rows, kind, renderer, name, limit, policy)
             items = [(sequence,) for sequence in sequences]

@@ -7,6 +7,8 @@ and the ids of a training prompt are the ids that the sampler gets for the same 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,33 @@ class Renderer:
             messages = prompt_messages + messages_of(row, "completion", role="assistant")
         return _sequence(self._chat_segments(messages))
 
+    def step_sequence(self, row: Row, separator: str) -> Sequence:
+        """Ids of a `prompt` with the steps of its completion (`completions`), joined by
+        `separator`.
+
+        Each step is tokenised together with what closes it, the separator or at the end the stop
+        token, and the mask is True at the last of these tokens alone: [T], one for each step.
+        """
+        *others, last = row["completions"]
+        steps = [*(step + separator for step in others), last]
+        if self.chat:
+            answer = {"role": "assistant", "content": "".join(steps)}
+            messages = [*self._with_system(messages_of(row, "prompt")), answer]
+            segments = self._chat_segments(messages, steps=steps)
+        else:
+            pieces = [self._ids(step) for step in steps]
+            pieces[-1] = [*pieces[-1], self.turn_end]
+            segments = [(self._plain_prompt(row), False), *((piece, True) for piece in pieces)]
+        if not all(ids for ids, is_step in segments if is_step):
+            raise ValueError("the tokenizer makes no token of one of the steps")
+        lengths = itertools.accumulate(len(ids) for ids, _ in segments)
+        ends = [length - 1 for length, (_, is_step) in zip(lengths, segments) if is_step]
+        sequence = _sequence(segments)
+        # earlier assistant turns belong to the prompt
+        mask = torch.zeros_like(sequence.loss_mask)
+        mask[ends[-len(steps) :]] = True
+        return Sequence(sequence.input_ids, mask)
+
     def text_ids(self, text: str) -> list[int]:
         """Ids of a whole text for language modelling, closed by the stop token."""
         ids = self._encoded(text)
@@ -78,9 +107,10 @@ class Renderer:
         return self.tokenizer.decode(ids)
 
     def _chat_segments(
-        self, messages: list[Message], generation: bool = False
+        self, messages: list[Message], generation: bool = False, steps: SequenceOf[str] = ()
     ) -> list[tuple[list[int], bool]]:
-        """Ids in pieces, cut at the edges of the assistant turns, and whether they are trained."""
+        """Ids in pieces, cut at the edges of the assistant turns, and whether they are trained.
+        The last message is cut at its `steps`, too, where it is made of such."""
         if not any(m["role"] == "assistant" for m in messages):
             raise ValueError("no assistant message to train on")
         full = self._template(messages, generation)
@@ -93,7 +123,8 @@ class Renderer:
                 raise ValueError("the chat begins with the assistant: no prompt leads to that turn")
             start = self._prefix(full, messages[:i], generation=True)
             end = self._prefix(full, messages[: i + 1], generation=False)
-            turn = self._ids(full[start:end])
+            pieces = _pieces(full[start:end], steps if i == len(messages) - 1 else ())
+            *closed, turn = [self._ids(piece) for piece in pieces]
             stops = [k for k, token in enumerate(turn) if token in self.stop_token_ids]
             if not stops:
                 raise ValueError(
@@ -102,8 +133,8 @@ class Renderer:
                     "the model would never learn to stop"
                 )
             cut = stops[-1] + 1  # what the template writes after the stop token is not sampled
-            segments += [(self._ids(full[done:start]), False), (turn[:cut], True)]
-            segments.append((turn[cut:], False))
+            segments.append((self._ids(full[done:start]), False))
+            segments += [*((ids, True) for ids in closed), (turn[:cut], True), (turn[cut:], False)]
             done = end
         if generation:
             segments.append((self._ids(full[done:]), False))
@@ -226,6 +257,22 @@ def _text(row: Row, column: str) -> str:
             f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
         )
     return value
+
+
+def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:
+    """The text of a turn, cut where one of its steps ends and the next begins."""
+    if not steps:
+        return [turn]
+    pieces = list(steps)
+    if "".join(pieces) not in turn:  # many templates trim what is said
+        pieces[0] = pieces[0].lstrip()
+        pieces[-1] = pieces[-1].rstrip()
+    before, said, after = turn.partition("".join(pieces))
+    if not said:
+        raise ValueError("the chat template changes the text of the completion: no steps in it")
+    pieces[0] = before + pieces[0]
+    pieces[-1] += after
+    return pieces
 
 
 def _sequence(segments: list[tuple[list[int], bool]]) -> Sequence:

@@ -1,4 +1,5 @@
 """Scores from a trained reward model: a sequence classifier with one output, in a local folder.
+That of a process reward model is read at the end of every step.
 
 Prompt and completion are rendered by the reward model's own tokenizer and chat template, the way
 that a reward model is trained on them here (`data/render.py`). A sequence that is longer than the
@@ -8,6 +9,8 @@ model takes is an error, for a score of its beginning would not be a score of it
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,8 +18,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from posttrain.rewards.call import RewardFailure
+
+COMBINE: dict[str, Callable[[list[float]], float]] = {
+    "product": math.prod, "min": min, "mean": statistics.fmean, "last": lambda p: p[-1],
+}  # fmt: skip
 
 
 class RewardModel(BaseModel, extra="forbid"):
@@ -27,6 +35,10 @@ class RewardModel(BaseModel, extra="forbid"):
     """A folder with config.json, *.safetensors and a tokenizer, or a run directory."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """As data.template, for the reward model's tokenizer: auto is chat where it has a template."""
+    steps: Literal["none", "product", "min", "mean", "last"] = "none"
+    """Of a process reward model: what the score is made of, which is one for each step, its
+    probability of being right. product: that all are (Lightman et al. 2023); min: the least
+    (Math-Shepherd, arXiv 2312.08935)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_length: int | None = Field(None, ge=1)
@@ -36,15 +48,18 @@ class RewardModel(BaseModel, extra="forbid"):
 
 
 def build(config: RewardModel) -> Callable[..., list[float | None]]:
-    """The reward function for `config`: the model's one logit, in fp32; no verdict.
+    """The reward function for `config`: the model's one logit, in fp32, or what `config.steps`
+    makes of the probabilities of the steps; no verdict.
 
     The folder is checked here, the weights are loaded when the first scores are asked for.
     """
     from posttrain.data.render import make_renderer  # these import the config, and it this
+    from posttrain.data.steps import steps_of
     from posttrain.models import choose_device, choose_dtype, load_tokenizer, resolve_model_path
 
     path = resolve_model_path(config.path)
     model_config = check_folder(path)
+    separator = check_steps(path, config.steps)
     try:
         renderer = make_renderer(load_tokenizer(path), config.template)
     except ValueError as error:
@@ -55,23 +70,36 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     loaded: list[Any] = []
     lock = threading.Lock()
 
+    def rendered(prompt: Any, completion: str) -> tuple[list[int], list[int]]:
+        """The ids, and where in them a step ends."""
+        row = {"prompt": prompt, "completion": completion}
+        if separator is None:
+            return renderer.training_sequence(row).input_ids.tolist(), []
+        row["completions"] = steps_of(completion, separator)
+        if not row["completions"]:
+            return renderer.prompt_ids(row), []
+        sequence = renderer.step_sequence(row, separator)
+        return sequence.input_ids.tolist(), sequence.loss_mask.nonzero()[:, 0].tolist()
+
     def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
     ) -> list[float | None]:
-        sequences = []
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            row = {"prompt": prompt, "completion": completion}
-            ids = renderer.training_sequence(row).input_ids.tolist()
+        rows = [rendered(*row) for row in zip(prompts, completions, strict=True)]
+        sequences = [ids for ids, _ in rows]
+        for i, ids in enumerate(sequences):
             if len(ids) > longest:
                 raise RewardFailure(
                     f"row {i + 1} has {len(ids)} tokens, but the reward model {path} takes "
                     f"{longest}: lower rollout.max_new_tokens or length.max_length"
                 )
-            sequences.append(ids)
         with lock:
             if not loaded:
                 loaded.append(load(path, device, dtype))
-            return score_ids(loaded[0], sequences, config.micro_batch_tokens)
+            if separator is None:
+                return score_ids(loaded[0], sequences, config.micro_batch_tokens)
+            found = step_probabilities(loaded[0], rows, config.micro_batch_tokens)
+        # a completion without a step must not be worth more than one with wrong steps
+        return [COMBINE[config.steps](p) if p else 0.0 for p in found]
 
     return reward
 
@@ -125,6 +153,24 @@ def check_folder(path: str) -> Any:
     return config
 
 
+def check_steps(path: str, steps: str) -> str | None:
+    """What separates the steps, of a process reward model; ValueError where `steps` does not fit
+    the folder."""
+    from posttrain.reward_head import STEPS_FILE, saved_separator
+
+    separator = saved_separator(Path(path))
+    if separator is not None and steps == "none":
+        raise ValueError(
+            f"reward.path: {path} is a process reward model, with a score for each step: set "
+            f"reward.steps to {', '.join(COMBINE)}"
+        )
+    if separator is None and steps != "none":
+        raise ValueError(
+            f"reward.steps: {path} is no process reward model (it holds no {STEPS_FILE})"
+        )
+    return separator
+
+
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The model in eval mode; ValueError where the folder lacks some of its weights."""
     from posttrain.reward_head import load_classifier
@@ -152,17 +198,38 @@ def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[f
         candidates = (text_config.pad_token_id, *range(text_config.vocab_size))
         pad = next(i for i in candidates if i is not None and i not in last)
         before, text_config.pad_token_id = text_config.pad_token_id, pad
-        width = max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-        device = next(model.parameters()).device
         try:
-            logits = model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
+            logits = model(**padded(rows, pad, next(model.parameters()).device)).logits
         finally:
             text_config.pad_token_id = before
         for i, value in zip(chosen, logits[:, 0].float().tolist()):
             scores[i] = value
     return scores
+
+
+@torch.inference_mode()
+def step_probabilities(
+    model: Any, rows: list[tuple[list[int], list[int]]], max_tokens: int
+) -> list[list[float]]:
+    """The probability of being right of every step, of rows of ids and the places where their
+    steps end."""
+    found: list[list[float]] = [[] for _ in rows]
+    backbone, device = getattr(model, model.base_model_prefix), next(model.parameters()).device
+    for chosen in token_batches([len(ids) for ids, _ in rows], max_tokens):
+        inputs = padded([rows[i][0] for i in chosen], 0, device)
+        states = backbone(**inputs, use_cache=False).last_hidden_state
+        probabilities = model.score(states)[..., 0].float().sigmoid().tolist()
+        for i, values in zip(chosen, probabilities):
+            found[i] = [values[place] for place in rows[i][1]]
+    return found
+
+
+def padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
+    """Ids [N, W], padded on the right, and their mask."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
 
 
 def token_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from posttrain import distributed
 from posttrain.config import Config, RolloutConfig
 from posttrain.data.prepare import Prompt
+from posttrain.rollout.copied import CopySampler
 from posttrain.rollout.dialects import DIALECTS, max_lora_rank
 from posttrain.rollout.http_client import Server
-from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.rollout.server import ServerSampler, check_server
 from posttrain.rollout.vllm_engine import VllmSampler, check_installed
 
@@ -66,6 +68,18 @@ def build_servers(config: Config, model: str) -> list[Server]:
                 f"rollout.api_key_env: the environment variable {rollout.api_key_env} is not set"
             )
     return [Server(url, rollout.timeout, rollout.retries, start, key) for url in rollout.servers]
+
+
+def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
+    """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
+    rollout = config.rollout or RolloutConfig()
+    if not (sharded or rollout.one_step_off):
+        return NativeSampler(policy, rollout.max_num_seqs)
+    value_model, policy.value_model = policy.value_model, None  # it samples nothing
+    frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
+    whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
+    policy.value_model = value_model
+    return CopySampler(policy, whole, rollout.max_num_seqs)
 
 
 def build_engine(

@@ -1,0 +1,56 @@
+"""`process_reward_model`: a scalar head that says of each step of a completion if it is right.
+
+    L = mean over steps of -log p_i for a right one, -log(1 - p_i) for a wrong one,
+    p_i = sigmoid(r_i)
+
+r_i is read after the token that closes step i: the separator's last, or after the last step the
+stop token. Uesato et al. 2022, arXiv 2211.14275; Lightman et al. 2023, arXiv 2305.20050, sec. 2.6.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+
+from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.batch import Batch
+from posttrain.forward import Output
+
+
+class ProcessRewardModelConfig(TrainerConfig):
+    type: Literal["process_reward_model"] = "process_reward_model"
+    learning_rate: float = Field(1e-5, ge=0)
+    step_separator: str = Field("\n", min_length=1)
+    """What stands between two steps of a completion. Saved with the model, and where it is used as
+    a reward, completions are split at it."""
+
+
+def step_cross_entropy(out: Output, batch: Batch, config: ProcessRewardModelConfig) -> Loss:
+    """The loss mask marks the tokens that close a step; there `per_token["label"]` is 1 for a right
+    step and 0 for a wrong one, and `out.next_values` the logit of its being right."""
+    assert out.next_values is not None
+    logits = out.next_values[batch.loss_mask]
+    labels = batch.per_token["label"][batch.loss_mask].to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    right, found = labels > 0, logits.detach() > 0
+    probability = logits.detach().sigmoid()
+    return Loss(
+        {"token": loss},
+        {
+            "accuracy": ((found == right).sum(), float(len(labels))),
+            "probability/right": (probability[right].sum(), right.sum()),
+            "probability/wrong": (probability[~right].sum(), (~right).sum()),
+        },
+    )
+
+
+process_reward_model = Algorithm(
+    ProcessRewardModelConfig,
+    step_cross_entropy,
+    rows="steps",
+    value_model=lambda config: "shared",
+    scores=True,
+    step_separator=lambda config: config.step_separator,
+)
