@@ -223,9 +223,10 @@ def list_datasets() -> None:
     """The data sets that have a name."""
     from posttrain.data import DATASETS
 
+    width = max(map(len, DATASETS)) + 2
     for name, load in DATASETS.items():
         doc = sys.modules[load.__module__].__doc__ or ""
-        print(f"{name:<20}{doc.strip().splitlines()[0]}")
+        print(f"{name:<{width}}{doc.strip().splitlines()[0]}")
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
-"""Questions of Stack Exchange with two answers, of which the first has more votes: the pairs of
-StackLLaMA, made from H4's Stack Exchange Preferences (Lambert et al. 2023; CC BY-SA 4.0)."""
+"""Stack Exchange, paired (Lambert et al. 2023; CC BY-SA 4.0): questions with two answers.
+
+The first has more votes. These are the pairs of StackLLaMA, made from H4's Stack Exchange
+Preferences.
+"""
 
 from __future__ import annotations
 
