@@ -77,3 +77,20 @@ def test_the_pretrained_model_writes_english(capsys, monkeypatch):
     words = output(monkeypatch, capsys, command).split()
     assert {"was", "a", "little"} & set(words)
     assert len(words) > 10
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "reward_model"])
+def test_preferences_of_real_dialogues(method, tmp_path):
+    overrides = [
+        f"model.name={shared('models/stories260k')}",
+        f"data.path={shared('data/hh_rlhf')}",
+        f"trainer.output_dir={tmp_path}",
+        "trainer.num_epochs=null",
+        "trainer.max_steps=3",
+        "trainer.eval_steps=3",
+        "data.max_samples=64",
+        "eval.max_samples=16",
+    ]
+    lines = metrics(train(load_config(ROOT / f"recipes/{method}/hh_rlhf_cpu.yaml", overrides)))
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert lines[-1]["eval_rewards/margins"] != 0

@@ -107,7 +107,7 @@ class Checkpoints:
         restore_state(trainer.optimizer, trainer.models.trainable(), state["optimizer"])
         if "source" not in state:
             raise ValueError(f"{path} was saved by an older posttrain, which kept its state apart")
-        for name, value in state.get("reference", {}).items():
+        for name, value in (state["reference"] if trainer.follows else {}).items():
             distributed.copy_full(trainer.models.start[name], value)
         if distributed.rank() < len(state["random"]):
             set_random_state(state["random"][distributed.rank()])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from rich.table import Table
 
 from posttrain.algorithms.base import StrictConfig
@@ -42,8 +42,8 @@ class StageConfig(StrictConfig):
     """A recipe file, relative to the pipeline file or to the working directory. One with a `make`
     section makes data."""
     start: str | None = None
-    """The stage whose model this one starts from, or null where its recipe says; by default the
-    last one before it that trained a policy."""
+    """The stage whose model this one starts from; by default the last one before it that trained a
+    policy."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the recipe: section.key: value."""
 
@@ -63,7 +63,7 @@ class PipelineConfig(StrictConfig):
     stages: list[StageConfig] = Field(min_length=1)
     evaluate: ComparisonConfig | None = None
     source: str = Field("", exclude=True)
-    moved_from: str | None = Field(None, exclude=True)
+    _moved_from: str | None = PrivateAttr(None)
 
     @field_validator("stages")
     @classmethod
@@ -91,7 +91,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
         stage, _, rest = override.partition(".")
         key, equals, value = rest.partition("=")
         if stage.partition("=")[0] == "output_dir":
-            pipeline.moved_from = pipeline.output_dir
+            pipeline._moved_from = pipeline._moved_from or pipeline.output_dir
             pipeline.output_dir = stage.partition("=")[2] + (f".{rest}" if rest else "")
         elif stage not in by_name or not equals:
             near = difflib.get_close_matches(stage, by_name, n=1)
@@ -111,8 +111,8 @@ def stage_config(
     tree = read_yaml(file)
     for key, value in stage.set.items():
         set_key(tree, key, value, f"{stage.name}.{key}")
-    if pipeline.moved_from is not None:
-        tree = moved(tree, f"{pipeline.moved_from}/", f"{pipeline.output_dir}/")
+    if pipeline._moved_from is not None:
+        tree = moved(tree, f"{pipeline._moved_from}/", f"{pipeline.output_dir}/")
     if start is not None:
         model = {k: v for k, v in tree.get("model", {}).items() if k != "scratch"}
         tree["model"] = model | {"name": str(start)}
@@ -167,7 +167,7 @@ def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
     starts: dict[str, Path | None] = {}
     policy: str | None = None
     for stage in pipeline.stages:
-        start = stage.start if "start" in stage.model_fields_set else policy
+        start = stage.start or policy
         starts[stage.name] = None if start is None else Path(pipeline.output_dir) / start
         config = stage_config(pipeline, stage, starts[stage.name])
         if isinstance(config, Config) and not config.algorithm.scores:
