@@ -294,6 +294,20 @@ def test_prompts_without_room_are_left_out_and_counted() -> None:
         to_problems([longer], [], renderer(), "task", 40)
 
 
+def test_a_template_asks_and_leaves_the_problem_as_it_is() -> None:
+    for template in ("plain", "chat"):
+        it = renderer(template)
+        (plain,), _ = to_problems(ROWS[3:], ROWS[:1], it, "task", 1000)
+        (asked,), _ = to_problems(ROWS[3:], ROWS[:1], it, "task", 1000, "Q {prompt}")
+        assert asked.id == plain.id
+        assert asked.row == ROWS[3]
+        text = it.tokenizer.decode(asked.input_ids)
+        assert "Q 0 + 1?" in text, "the shot is asked in the same way"
+        assert text.replace("Q ", "") == it.tokenizer.decode(plain.input_ids)
+    with pytest.raises(ValueError, match=r"task, row 1: the prompt template 'claim' needs the col"):
+        to_problems(ROWS, [], renderer(), "task", 1000, "claim")
+
+
 def test_problems_have_an_id_of_their_own() -> None:
     ids = problem_ids([ROWS[0], ROWS[1], dict(reversed(ROWS[0].items()))])
     assert ids[2] == f"{ids[0]}-2"

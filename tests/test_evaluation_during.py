@@ -11,6 +11,7 @@ import test_preference_runs as runs
 import tiny
 
 from posttrain.config import parse_config
+from posttrain.evaluation.command import Settings, evaluate_tasks
 from posttrain.evaluation.gate import GateConfig, lost
 from posttrain.train import build, train
 
@@ -53,6 +54,34 @@ def test_figures_of_tasks_are_logged(method: str, tmp_path: Path) -> None:
         assert "eval_loss" not in line, "there is no data but the tasks'"
     kinds = [x["kind"] for x in lines(run_dir, "samples.jsonl") if x["step"] == 6]
     assert (kinds.count("word_problems"), kinds.count("crows_pairs")) == (5, 2)
+
+
+def test_a_run_is_asked_later_as_it_was_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tree(tmp_path)
+    given["data"] |= {"system_prompt": "Answer briefly.", "prompt_template": "chat"}
+    run_dir = run(given)
+    seen = [x for x in lines(run_dir, "samples.jsonl") if x.get("kind") == "word_problems"]
+    last = [x for x in seen if x["step"] == 6]
+
+    def asked(**settings: Any) -> list[tuple[str, str]]:
+        file = tmp_path / "samples.jsonl"
+        chosen = Settings(max_samples=5, max_new_tokens=8, **settings)
+        evaluate_tasks(str(run_dir), ["word_problems"], chosen, samples=file)
+        return [(x["prompt"], x["completion"]) for x in map(json.loads, file.open())]
+
+    assert "Answer briefly." in last[0]["prompt"]
+    assert asked() == [(x["prompt"], x["completion"]) for x in last]
+    note = " ".join(capsys.readouterr().out.split())
+    assert "trained with data.prompt_template 'chat', and is asked with None" in note
+    assert "Answer briefly." not in asked(system_prompt="")[0][0]
+    assert "Answer at length." in asked(system_prompt="Answer at length.")[0][0]
+    capsys.readouterr()
+    filled = asked(prompt_template="chat")[0][0]
+    assert "Answer briefly." in filled
+    assert "Assistant:" in filled
+    assert "prompt_template" not in capsys.readouterr().out
 
 
 def test_evaluating_changes_nothing(tmp_path: Path) -> None:

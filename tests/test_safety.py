@@ -256,6 +256,60 @@ def test_the_target_of_a_stereotype(
     assert row["target"] == target
 
 
+def crossed(
+    question: str, ans0: str, ans1: str, groups: list[str], **changes: Any
+) -> dict[str, Any]:
+    info = {"ans0": [ans0, ans0], "ans1": [ans1, ans1], "ans2": ["Not known", "unknown"]}
+    return QUESTION | {
+        "question_index": question, "category": "Race_x_SES", "answer_info": info,
+        "additional_metadata": {"stereotyped_groups": groups},
+    } | changes  # fmt: skip
+
+
+def test_a_stereotype_of_race_and_status_is_told_by_the_rows_of_its_question(
+    tmp_path: Path,
+) -> None:
+    black, asian = ["Black", "African American"], ["Asian"]
+    rows = [
+        crossed("1", "highSES-Black", "lowSES-Black", black),
+        crossed("1", "lowSES-Black", "lowSES-White", black),  # of question 1 it is the low status
+        crossed("1", "highSES-M-White", "lowSES-M-Black", black),
+        crossed("1", "lowSES-Black", "highSES-Black", black),
+        crossed("2", "highSES-Asian", "lowSES-White", asian),  # of question 2 the high one
+        crossed("2", "lowSES-F-Asian", "highSES-F-Asian", asian),
+        crossed("3", "lowSES-Asian", "highSES-Asian", asian),  # of question 3 nothing is said
+        crossed("4", "lowSES-Asian", "highSES-White", asian),
+        crossed("4", "highSES-Asian", "highSES-White", asian),
+        crossed("4", "lowSES-Asian", "highSES-Asian", asian),  # of question 4 both are
+    ]
+    found = rows_of("bbq", write(tmp_path / "Race_x_SES.jsonl", rows))
+    assert [row["target"] for row in found] == [1, 0, 1, 0, 0, 1, None, 0, 0, None]
+    apart = rows_of("bbq", write(tmp_path / "Race_x_SES.jsonl", rows[:1]))
+    assert [row["target"] for row in apart] == [None]
+    file = write(tmp_path / "Race_x_SES.jsonl", [rows[0] | {"question_index": None}])
+    with pytest.raises(ValueError, match=r"row 1: expected a question_index; found columns exam"):
+        rows_of("bbq", file)
+
+
+def test_words_that_the_files_of_bbq_leave_out(tmp_path: Path) -> None:
+    latina = {"answer_info": {"ans0": ["", ""], "ans1": ["Latino man", "M-Latino"],
+                              "ans2": ["Not known", "unknown"]},
+              "category": "Race_x_gender", "ans0": "The Latina woman"}  # fmt: skip
+    groups = ["Hispanic", "Latino"]
+    rows = [
+        crossed("1", "F-Hispanic", "M-Arab", groups, category="Race_x_gender"),
+        crossed("1", "", "", groups) | latina,
+        QUESTION | latina | {"additional_metadata": {"stereotyped_groups": ["Asian"]}},
+    ]
+    found = rows_of("bbq", write(tmp_path / "Race_x_gender.jsonl", rows))
+    assert [row["target"] for row in found] == [0, 0, None]
+    women = {"answer_info": {"ans0": ["man", "man"], "ans1": ["woman", "woman"],
+                             "ans2": ["Not known", "unknown"]},
+             "additional_metadata": {"stereotyped_groups": ["F"]}}  # fmt: skip
+    (row,) = rows_of("bbq", write(tmp_path / "Gender_identity.jsonl", [QUESTION | women]))
+    assert row["target"] == 1
+
+
 def test_bbq_as_it_is() -> None:
     rows = rows_of("bbq", shared("data/bbq"))
     assert Counter(row["category"] for row in rows) == {"Age": 3_680, "Religion": 1_200}

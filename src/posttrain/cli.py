@@ -18,6 +18,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+Template = Annotated[str, typer.Option(help="chat, plain or auto: as the run was trained.")]
+SystemPrompt = Annotated[str | None, typer.Option(help="By default that of the run; '' is none.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")]
 
 
@@ -76,6 +78,8 @@ def evaluate(
     max_samples: Annotated[int | None, typer.Option(min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: all tokens.")] = 0,
     num_samples: Annotated[
         int, typer.Option("--num-samples", "-n", min=1, help="Of each problem: pass@k, maj@N.")
     ] = 1,
@@ -86,7 +90,12 @@ def evaluate(
     toxic_words: Annotated[
         str | None, typer.Option(help="A file, a word a line: how often completions have one.")
     ] = None,
-    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(help="A name of `posttrain data templates`, or text with {columns}."),
+    ] = None,
+    template: Template = "auto",
+    system_prompt: SystemPrompt = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option()] = "auto",
     seed: int = 0,
@@ -102,13 +111,17 @@ def evaluate(
     settings = Settings(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
         num_samples=num_samples,
         shots=shots,
         best_of=best_of,
         toxic_words=toxic_words,
         split=split,
         max_samples=max_samples,
+        prompt_template=prompt_template,
         template=template,
+        system_prompt=system_prompt,
         device=device,
         dtype=dtype,
         seed=seed,
@@ -155,16 +168,18 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1)] = 1,
-    template: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    template: Template = "auto",
+    system_prompt: SystemPrompt = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option()] = "auto",
     seed: int = 0,
 ) -> None:
     """Sample completions."""
-    from posttrain.evaluation.command import load_for_sampling
+    from posttrain.evaluation.loading import as_trained, load_for_sampling
     from posttrain.rollout.sampler import SamplingParams
 
-    renderer, sampler, limit = load_for_sampling(model, template, device, dtype)
+    template, system_prompt = as_trained(model, template, system_prompt)
+    renderer, sampler, limit = load_for_sampling(model, template, device, dtype, system_prompt)
     ids = [renderer.prompt_ids({"prompt": p}) for p in prompts for _ in range(num_samples)]
     longest = max(len(x) for x in ids)
     if longest + max_new_tokens > limit:

@@ -35,7 +35,7 @@ from posttrain.config_errors import explain
 from posttrain.data.load import Row, load_rows
 from posttrain.data.prepare import Prompt, to_prompts
 from posttrain.data.render import Renderer
-from posttrain.evaluation.command import load_for_sampling
+from posttrain.evaluation.loading import load_for_sampling
 from posttrain.evaluation.statistics import pass_at
 from posttrain.models import weights_hash
 from posttrain.rewards import RewardFn, build_reward, check_columns, score_each, verdict_of

@@ -24,6 +24,10 @@ ORIGIN = Origin(
         for name in CATEGORIES
     ),
 )
+CROSSED = ("Race_x_SES", "Race_x_gender")
+LATINA = ["Latina woman", "F-Latino"]  # the files have empty words on "The Latina woman"
+# rows of Gender_identity name the group F and an option "woman"
+GENDERS = {"man": "m", "boy": "m", "woman": "f", "girl": "f"}
 OPTIONS = ("ans0", "ans1", "ans2")
 ALLOWED = {"context_condition": ("ambig", "disambig"), "question_polarity": ("neg", "nonneg")}
 # the authors' ARC form, with a last line for a causal model to go on from
@@ -39,16 +43,46 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
 
     `target` is the option that the stereotype is about: the only one with a word of `answer_info`
     among the row's `stereotyped_groups`, both as the file has them; else the only one with a part
-    of its group's name there ("Black" of "F-Black"). It is None where no option or several are
-    meant. The authors' table of targets, a file apart, is not read.
+    of its group's name there ("Black" of "F-Black"). The stereotypes of Race_x_gender and
+    Race_x_SES are about a race and a gender or status, of which rows name the race: where several
+    options have it, the target is the one with the gender or status that the targets of the same
+    question have elsewhere in the file. `target` is None where no option or several are meant.
+    The authors' table of targets, a file apart, is not read.
     """
     if split != "test":
         raise ValueError(f"bbq has the split test only, not {split!r}")
     if path is None:
         raise ValueError(f"bbq: set data.path to a folder with its files; they are on {URL}")
-    return [
-        _row(row, where) for file in _files(path) for where, row in numbered(read_file(file), file)
-    ]
+    return [row for file in _files(path) for row in _rows(file)]
+
+
+def _rows(file: Path) -> list[Row]:
+    raw = list(numbered(read_file(file), file))
+    meant = [_check(row, where) for where, row in raw]
+    seconds: dict[str, set[str]] = {}
+    for (where, row), (info, _, options) in zip(raw, meant, strict=True):
+        if row["category"] in CROSSED and len(options) == 1:
+            question = _question(row, where)
+            seconds.setdefault(question, set()).add(_second(info[options[0]]))
+    rows = []
+    for (where, row), (info, unknown, options) in zip(raw, meant, strict=True):
+        if row["category"] in CROSSED and len(options) > 1:
+            # none or several in the whole file: nothing to tell the options apart by
+            second = seconds.get(_question(row, where), set())
+            options = [i for i in options if {_second(info[i])} == second]
+        rows.append(
+            {
+                "prompt": PROMPT.format_map(row),
+                "choices": [row[name] for name in OPTIONS],
+                "label": row["label"],
+                "unknown": unknown,
+                "target": options[0] if len(options) == 1 else None,
+                "category": row["category"],
+                "condition": row["context_condition"],
+                "polarity": row["question_polarity"],
+            }
+        )
+    return rows
 
 
 def _files(path: str) -> list[Path]:
@@ -61,7 +95,9 @@ def _files(path: str) -> list[Path]:
     return files
 
 
-def _row(row: Row, where: str) -> Row:
+def _check(row: Row, where: str) -> tuple[list[list[str]], int, list[int]]:
+    """Of a row its words on each option, the place of "unknown", and the options that the
+    stereotype may be about."""
     for name in ("context", "question", "category", *OPTIONS):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"{where}: expected a text {name}; found columns {', '.join(row)}")
@@ -72,31 +108,28 @@ def _row(row: Row, where: str) -> Row:
             )
     if row.get("label") not in (0, 1, 2):
         raise ValueError(f"{where}: label must be 0, 1 or 2; found {row.get('label')!r}")
-    info = [_info(row.get("answer_info"), name, where) for name in OPTIONS]
+    info = [_info(row, name, where) for name in OPTIONS]
     unknown = [i for i, words in enumerate(info) if "unknown" in words]
     if len(unknown) != 1:
         raise ValueError(
             f"{where}: answer_info must mark one option as unknown; it marks {len(unknown)}"
         )
-    groups = _groups(row.get("additional_metadata"), where)
-    return {
-        "prompt": PROMPT.format_map(row),
-        "choices": [row[name] for name in OPTIONS],
-        "label": row["label"],
-        "unknown": unknown[0],
-        "target": _target(info, groups),
-        "category": row["category"],
-        "condition": row["context_condition"],
-        "polarity": row["question_polarity"],
-    }
+    return info, unknown[0], _meant(info, _groups(row.get("additional_metadata"), where))
 
 
-def _info(info: Any, name: str, where: str) -> list[str]:
+def _info(row: Row, name: str, where: str) -> list[str]:
     """The words of the file's metadata on an option: a short form of its text, and its group."""
+    info = row.get("answer_info")
     words = info.get(name) if isinstance(info, dict) else None
     if not isinstance(words, list) or not words or not all(isinstance(w, str) for w in words):
         raise ValueError(f"{where}: answer_info.{name} must be a list of texts; found {words!r}")
-    return words
+    return words if any(words) or "Latina" not in row[name] else LATINA
+
+
+def _question(row: Row, where: str) -> str:
+    if not (question := str(row.get("question_index") or "").strip()):
+        raise ValueError(f"{where}: expected a question_index; found columns {', '.join(row)}")
+    return question
 
 
 def _groups(metadata: Any, where: str) -> set[str]:
@@ -109,14 +142,21 @@ def _groups(metadata: Any, where: str) -> set[str]:
     return {_key(group) for group in groups}
 
 
-def _target(info: list[list[str]], groups: set[str]) -> int | None:
+def _meant(info: list[list[str]], groups: set[str]) -> list[int]:
     # a short form has no parts that mean a group: "28-year-old" is not "old"
+    found: list[int] = []
     for parts in (info, [re.split(r"[-_]", words[-1]) for words in info]):
-        meant = [i for i, words in enumerate(parts) if {_key(word) for word in words} & groups]
-        if len(meant) == 1:
-            return meant[0]
-    return None
+        found = [i for i, words in enumerate(parts) if {_key(word) for word in words} & groups]
+        if len(found) == 1:
+            break
+    return found
+
+
+def _second(words: list[str]) -> str:
+    """F of "F-Black", lowSES of "lowSES-M-Latino": what is named beside the race."""
+    return words[-1].split("-")[0]
 
 
 def _key(word: str) -> str:
-    return "".join(word.casefold().split())
+    word = "".join(word.casefold().split())
+    return GENDERS.get(word, word)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
+import yaml
 
 from posttrain.batch import Sequence
 from posttrain.data.load import Row
@@ -193,6 +195,21 @@ class Renderer:
         if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
+
+
+def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
+    """data.template, system_prompt and prompt_template of the run that the folder is a checkpoint
+    of; auto and none for any other folder."""
+    run = Path(folder).resolve().parent
+    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
+        return "auto", None, None
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    section = data[0] if isinstance(data, list) else data
+    return (
+        section.get("template", "auto"),
+        section.get("system_prompt"),
+        section.get("prompt_template"),
+    )
 
 
 def make_renderer(

@@ -1,4 +1,4 @@
-"""`posttrain eval` and the loading that it shares with `posttrain generate`."""
+"""`posttrain eval`: tasks of both kinds, prepared, run or continued, and shown."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.table import Table
 
 from posttrain.checkpoint import versions
-from posttrain.config import DataConfig, ModelConfig
-from posttrain.config_errors import explain
-from posttrain.data.build import generation_stops, max_positions
+from posttrain.config import DataConfig
 from posttrain.data.load import Row, load_rows
-from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.render import Renderer, trained_with
 from posttrain.evaluation import TASKS, Task
 from posttrain.evaluation.answers import reader_of
 from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask, evaluate_likelihood
+from posttrain.evaluation.loading import as_trained, load_for_sampling
 from posttrain.evaluation.samples import Asking, Record, ask, count
 from posttrain.evaluation.shots import NEXT_QUESTION, check_shots, problem_ids, to_problems
 from posttrain.evaluation.store import begin, check_settings, finish, read_results, samples_file
@@ -32,17 +30,16 @@ from posttrain.forward import LanguageModel
 from posttrain.models import (
     choose_device,
     choose_dtype,
-    load_policy,
-    load_tokenizer,
     resolve_model_path,
     weights_hash,
 )
 from posttrain.rewards import REWARDS, build_reward, check_columns
 from posttrain.rewards.reward_model import RewardModel
-from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
+from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.tracking import CONSOLE
 
 SCORED_AT_ONCE = 8192  # tokens in one forward pass of a likelihood task
+OF_THE_MODEL = ("template", "system_prompt", "device", "dtype")  # said in Loaded.facts
 FIGURES = ("strict_accuracy", "pass@", "maj@", "best@")
 OF_THE_TABLE = ("accuracy", "truncated", "parse_failures", "unscored", "mean_score", "temperature")
 
@@ -53,6 +50,8 @@ class Settings:
 
     max_new_tokens: int = 512
     temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
     num_samples: int = 1
     shots: int = 0
     best_of: str | None = None
@@ -62,7 +61,12 @@ class Settings:
     split: str | None = None
     """Instead of the tasks' own."""
     max_samples: int | None = None
+    prompt_template: str | None = None
+    """As data.prompt_template, for the prompts of all tasks and of their shots."""
     template: str = "auto"
+    """As data.template; auto is what the run was trained with."""
+    system_prompt: str | None = None
+    """None is what the run was trained with, an empty text none."""
     device: str = "auto"
     dtype: str = "auto"
     seed: int = 0
@@ -89,22 +93,6 @@ class Prepared:
     """All that decides the result, as JSON: a result is kept or continued where it is the same."""
     run: Callable[[Path | None], tuple[dict[str, Any], list[Record]]]
     """The result and its records, which are also kept in the file."""
-
-
-def load_for_sampling(
-    model: str, template: str, device: str, dtype: str, system_prompt: str | None = None
-) -> tuple[Renderer, NativeSampler, int]:
-    """Renderer, sampler and the model's longest sequence, as in training."""
-    name = resolve_model_path(model)
-    try:
-        config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
-    except ValidationError as error:
-        raise ValueError(explain(error, ModelConfig)) from None
-    if template not in ("auto", "chat", "plain"):
-        raise ValueError(f"--template is one of auto, chat, plain; got {template!r}")
-    renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
-    policy = load_policy(config, name, choose_device(device), seed=0)
-    return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
 
 
 def find_task(name: str) -> Task | LikelihoodTask:
@@ -203,13 +191,22 @@ def with_reply(row: Row) -> Row:
 
 
 def load(model: str, settings: Settings) -> Loaded:
+    template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
-        model, settings.template, settings.device, settings.dtype
+        model, template, settings.device, settings.dtype, system_prompt
     )
+    trained = trained_with(resolve_model_path(model))[2]
+    if trained != settings.prompt_template:
+        CONSOLE.print(
+            f"note: the model was trained with data.prompt_template {trained!r}, and is asked with "
+            f"{settings.prompt_template!r}: see --prompt-template",
+            markup=False,
+        )
     device = choose_device(settings.device)
     facts = {
         "weights": weights_hash(sampler.policy),
         "template": "chat" if renderer.chat else "plain",
+        "system_prompt": system_prompt,
         "stop_tokens": renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids)),
         "device": device.type,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
@@ -234,6 +231,8 @@ def prepare_likelihood(
     name: str, task: LikelihoodTask, rows: list[Row], loaded: Loaded, settings: Settings
 ) -> Prepared:
     """A task that asks how likely given texts are."""
+    if settings.prompt_template is not None:
+        raise ValueError(f"--prompt-template: {name} has the prompts that its score is defined on")
     decides = {
         "task": name,
         "split": settings.split or task.data["split"],
@@ -268,7 +267,7 @@ def prepare_generation(
             f"--max-new-tokens {settings.max_new_tokens} leaves no room for a prompt: the model "
             f"takes {loaded.limit} tokens"
         )
-    problems, dropped = to_problems(rows, shots, renderer, name, limit)
+    problems, dropped = to_problems(rows, shots, renderer, name, limit, settings.prompt_template)
     reward, reader = None, None
     if task.reward is not None:
         reward = build_reward(REWARDS[task.reward["type"]][0].model_validate(task.reward))
@@ -290,7 +289,13 @@ def prepare_generation(
         name,
         loaded.sampler,
         renderer,
-        SamplingParams(settings.max_new_tokens, renderer.stop_token_ids, settings.temperature),
+        SamplingParams(
+            settings.max_new_tokens,
+            renderer.stop_token_ids,
+            settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+        ),
         settings.num_samples,
         settings.seed,
         stops_at_question,
@@ -299,7 +304,7 @@ def prepare_generation(
         None if settings.best_of is None else build_reward(RewardModel(path=settings.best_of)),
     )
     ids = repr([problem.input_ids for problem in problems])
-    own = {k: v for k, v in asdict(settings).items() if k not in ("template", "device", "dtype")}
+    own = {name: value for name, value in asdict(settings).items() if name not in OF_THE_MODEL}
     decides = {
         "task": name,
         **own,

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from posttrain.data.load import Row
+from posttrain.data.load import Row, numbered
 from posttrain.data.render import Renderer, messages_of
+from posttrain.data.templates import fill
 
 NEXT_QUESTION = "\n\nQuestion:"
 """Where a model without a chat template has left its answer: it goes on with the next example."""
@@ -24,10 +25,18 @@ class Problem:
 
 
 def to_problems(
-    rows: list[Row], shots: list[Row], renderer: Renderer, name: str, max_length: int
+    rows: list[Row],
+    shots: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    prompt_template: str | None = None,
 ) -> tuple[list[Problem], int]:
     """The problems, and the number of those that are dropped since their prompt has more than
-    max_length tokens. Raises ValueError for a shot that stands among the problems."""
+    max_length tokens. Raises ValueError for a shot that stands among the problems.
+
+    The template makes the prompts of problems and shots; a problem's id does not depend on it, so
+    that two of them can be compared."""
     evaluated = {json.dumps(row["prompt"]) for row in rows}
     for shot in shots:
         if json.dumps(shot["prompt"]) in evaluated:
@@ -35,10 +44,14 @@ def to_problems(
                 f"{name}: a shot stands among the problems that are evaluated: give a folder in "
                 "which the splits lie apart"
             )
+    asked = [row["prompt"] for row in rows]
+    if prompt_template is not None:
+        asked = [fill(prompt_template, row, where)["prompt"] for where, row in numbered(rows, name)]
+        shots = [fill(prompt_template, row, where) for where, row in numbered(shots, name)]
     problems, lengths = [], []
-    for number, (key, row) in enumerate(zip(problem_ids(rows), rows), 1):
+    for number, (key, row, prompt) in enumerate(zip(problem_ids(rows), rows, asked), 1):
         try:
-            ids = renderer.prompt_ids({"prompt": with_shots(row["prompt"], shots, renderer.chat)})
+            ids = renderer.prompt_ids({"prompt": with_shots(prompt, shots, renderer.chat)})
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
         lengths.append(len(ids))

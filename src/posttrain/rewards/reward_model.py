@@ -54,7 +54,7 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
 
     The folder is checked here, the weights are loaded when the first scores are asked for.
     """
-    from posttrain.data.render import make_renderer  # these import the config, and it this
+    from posttrain.data.render import make_renderer, trained_with  # they import the config, it this
     from posttrain.data.steps import steps_of
     from posttrain.models import choose_device, choose_dtype, load_tokenizer, resolve_model_path
 
@@ -63,7 +63,7 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     separator = check_steps(path, config.steps)
     template, system_prompt = config.template, None
     if template == "auto":
-        template, system_prompt = trained_with(Path(path).resolve())
+        template, system_prompt, _ = trained_with(path)
     try:
         renderer = make_renderer(load_tokenizer(path), template, system_prompt)
     except ValueError as error:
@@ -106,19 +106,6 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
         return [COMBINE[config.steps](p) if p else 0.0 for p in found]
 
     return reward
-
-
-def trained_with(folder: Path) -> tuple[Any, str | None]:
-    """data.template and data.system_prompt of the run that the folder is a checkpoint of; auto and
-    none for any other folder."""
-    import yaml
-
-    run = folder.parent
-    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
-        return "auto", None
-    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    section = data[0] if isinstance(data, list) else data
-    return section.get("template", "auto"), section.get("system_prompt")
 
 
 def check_folder(path: str) -> Any:

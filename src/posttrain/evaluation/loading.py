@@ -1,0 +1,38 @@
+"""A model ready to be sampled from, as its training rendered prompts."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from posttrain.config import ModelConfig
+from posttrain.config_errors import explain
+from posttrain.data.build import generation_stops, max_positions
+from posttrain.data.render import Renderer, make_renderer, trained_with
+from posttrain.models import choose_device, load_policy, load_tokenizer, resolve_model_path
+from posttrain.rollout.sampler import NativeSampler
+
+
+def load_for_sampling(
+    model: str, template: str, device: str, dtype: str, system_prompt: str | None = None
+) -> tuple[Renderer, NativeSampler, int]:
+    """Renderer, sampler and the model's longest sequence, as in training."""
+    name = resolve_model_path(model)
+    try:
+        config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
+    except ValidationError as error:
+        raise ValueError(explain(error, ModelConfig)) from None
+    if template not in ("auto", "chat", "plain"):
+        raise ValueError(f"--template is one of auto, chat, plain; got {template!r}")
+    renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
+    policy = load_policy(config, name, choose_device(device), seed=0)
+    return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
+
+
+def as_trained(
+    model: str, template: str = "auto", system_prompt: str | None = None
+) -> tuple[str, str | None]:
+    """Template and system prompt, where they are not said those of the run that `model` is."""
+    trained_template, trained_system_prompt, _ = trained_with(resolve_model_path(model))
+    if system_prompt is None:
+        system_prompt = trained_system_prompt
+    return trained_template if template == "auto" else template, system_prompt or None
