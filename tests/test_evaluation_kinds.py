@@ -82,6 +82,21 @@ def test_every_kind_in_one_call(model: str, tasks: dict[str, str], tmp_path: Pat
     assert table(results).row_count == 1
 
 
+def test_choices_may_be_asked_after_examples(
+    model: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    chosen = Settings(prompt_template="Q: Is 7 even?\nA: no\n\n{prompt}")
+    shown = evaluate_tasks(model, [tasks["truthfulqa"]], chosen)["truthfulqa"]
+    plain = evaluate(model, [tasks["truthfulqa"]])["truthfulqa"]
+    assert shown["outcomes"].keys() == plain["outcomes"].keys()
+    assert shown["prompt_hash"] != plain["prompt_hash"]
+    assert shown["rows_hash"] == plain["rows_hash"]
+    assert (shown["prompt_template"], plain["prompt_template"]) == (chosen.prompt_template, None)
+    assert shown["mc2"] != plain["mc2"]
+    with pytest.raises(ValueError, match=r"crows_pairs, row 1: .* needs the column prompt; found"):
+        evaluate_tasks(model, [tasks["crows_pairs"]], chosen)
+
+
 def test_figures_are_those_of_the_metrics_on_the_completions(
     model: str, tasks: dict[str, str], tmp_path: Path
 ) -> None:

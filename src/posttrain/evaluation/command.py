@@ -15,8 +15,9 @@ from rich.table import Table
 
 from posttrain.checkpoint import versions
 from posttrain.config import DataConfig
-from posttrain.data.load import Row, load_rows
+from posttrain.data.load import Row, load_rows, numbered
 from posttrain.data.render import Renderer, trained_with
+from posttrain.data.templates import fill
 from posttrain.evaluation import TASKS, Task
 from posttrain.evaluation.answers import reader_of
 from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask, evaluate_likelihood
@@ -231,10 +232,12 @@ def prepare_likelihood(
     name: str, task: LikelihoodTask, rows: list[Row], loaded: Loaded, settings: Settings
 ) -> Prepared:
     """A task that asks how likely given texts are."""
-    if settings.prompt_template is not None:
-        raise ValueError(f"--prompt-template: {name} has the prompts that its score is defined on")
+    asked = rows
+    if (template := settings.prompt_template) is not None:
+        asked = [fill(template, row, where) for where, row in numbered(rows, name)]
     decides = {
         "task": name,
+        "prompt_template": template,
         "split": settings.split or task.data["split"],
         "max_samples": settings.max_samples,
         **loaded.facts,
@@ -244,7 +247,7 @@ def prepare_likelihood(
     def run(file: Path | None) -> tuple[dict[str, Any], list[Record]]:
         records: list[Record] = []
         result = evaluate_likelihood(
-            loaded.policy, loaded.renderer, task, rows, SCORED_AT_ONCE, records.append
+            loaded.policy, loaded.renderer, task, asked, SCORED_AT_ONCE, records.append
         )
         if file is not None:
             file.write_text("".join(json.dumps(record, default=str) + "\n" for record in records))
