@@ -161,10 +161,11 @@ def generate(
     seed: int = 0,
 ) -> None:
     """Sample completions."""
-    from posttrain.evaluation.command import load_for_sampling
+    from posttrain.evaluation.command import as_trained, load_for_sampling
     from posttrain.rollout.sampler import SamplingParams
 
-    renderer, sampler, limit = load_for_sampling(model, template, device, dtype)
+    template, system_prompt = as_trained(model, template)
+    renderer, sampler, limit = load_for_sampling(model, template, device, dtype, system_prompt)
     ids = [renderer.prompt_ids({"prompt": p}) for p in prompts for _ in range(num_samples)]
     longest = max(len(x) for x in ids)
     if longest + max_new_tokens > limit:

@@ -26,7 +26,7 @@ from posttrain.config import (
 from posttrain.config_errors import explain
 from posttrain.data.load import load_rows
 from posttrain.data.prepare import Prompt, to_prompts
-from posttrain.evaluation.command import load_for_sampling
+from posttrain.evaluation.command import as_trained, load_for_sampling
 from posttrain.evaluation.run import evaluate_generation
 from posttrain.evaluation.statistics import wilson
 from posttrain.making import MakingConfig, make, parse_making
@@ -198,7 +198,10 @@ def compare(
     run_dir: Path, config: ComparisonConfig, splits: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """Greedy and sampled accuracy of a run's model, by split and over all problems."""
-    renderer, sampler, limit = load_for_sampling(str(run_dir), "auto", "auto", "auto")
+    template, system_prompt = as_trained(str(run_dir), "auto")
+    renderer, sampler, limit = load_for_sampling(
+        str(run_dir), template, "auto", "auto", system_prompt
+    )
     reward = build_reward(config.reward)
     by_split: dict[str, dict[str, Any]] = {}
     for name, rows in splits.items():

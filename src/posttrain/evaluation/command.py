@@ -37,8 +37,9 @@ from posttrain.models import (
     resolve_model_path,
     weights_hash,
 )
+from posttrain.reward_head import holds_classifier
 from posttrain.rewards import REWARDS, build_reward, check_columns
-from posttrain.rewards.reward_model import RewardModel
+from posttrain.rewards.reward_model import RewardModel, trained_with
 from posttrain.rollout.sampler import NativeSampler, Sampler, SamplingParams
 from posttrain.tracking import CONSOLE
 
@@ -96,6 +97,10 @@ def load_for_sampling(
 ) -> tuple[Renderer, NativeSampler, int]:
     """Renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
+    if holds_classifier(Path(name)):
+        raise ValueError(
+            f"model.name: {name} is a reward model or a classifier: it was not trained to write"
+        )
     try:
         config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
     except ValidationError as error:
@@ -105,6 +110,13 @@ def load_for_sampling(
     renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
+
+
+def as_trained(model: str, template: str) -> tuple[str, str | None]:
+    """Template and system prompt that the run was trained with of which `model` is; none where it
+    is of no run. A template other than auto stays."""
+    trained, system_prompt = trained_with(Path(resolve_model_path(model)).resolve())
+    return (trained if template == "auto" else template), system_prompt
 
 
 def find_task(name: str) -> Task | LikelihoodTask:
@@ -203,13 +215,15 @@ def with_reply(row: Row) -> Row:
 
 
 def load(model: str, settings: Settings) -> Loaded:
+    template, system_prompt = as_trained(model, settings.template)
     renderer, sampler, limit = load_for_sampling(
-        model, settings.template, settings.device, settings.dtype
+        model, template, settings.device, settings.dtype, system_prompt
     )
     device = choose_device(settings.device)
     facts = {
         "weights": weights_hash(sampler.policy),
         "template": "chat" if renderer.chat else "plain",
+        "system_prompt": system_prompt,
         "stop_tokens": renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids)),
         "device": device.type,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
