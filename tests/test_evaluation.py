@@ -19,8 +19,8 @@ from posttrain.evaluation.command import (
     find_task,
     prepare_generation,
     rows_of,
-    table,
 )
+from posttrain.evaluation.console import table
 from posttrain.evaluation.samples import powers_up_to
 from posttrain.evaluation.shots import check_shots, problem_ids, to_problems, with_shots
 from posttrain.evaluation.statistics import interval, sign_flip_test, wilson

@@ -165,3 +165,29 @@ def test_the_report_shows_what_lies_in_the_run(trained: Path, capsys: Capture) -
     assert "maj@2" in out
     page = Path(output_of(capsys, "report", trained).strip()).read_text()
     assert '"evaluation":[{"name":"word_problems","accuracy":' in page
+
+
+def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, capsys: Capture) -> None:
+    """With its template and its system prompt, which no option of the command names."""
+    data = {"path": str(tmp_path / "rows.jsonl"), "template": "plain", "system_prompt": "Count."}
+    assert command("train", recipe(tmp_path, data=data)) == 0
+    (run,) = (tmp_path / "out").glob("sft_*")
+    file = tmp_path / "samples.jsonl"
+    options = ["--tasks", "word_problems", "--max-samples", "1", "--max-new-tokens", "2",
+               "--samples", file]  # fmt: skip
+    (problem,) = word_problems("test", num_rows=1)
+    for given, start in (([], "Count.\n\n"), (["--template", "chat"], "<|system|>Count.<|end|>")):
+        output_of(capsys, "eval", run, *options, *given)
+        prompt = json.loads(file.read_text())["prompt"]
+        assert prompt.startswith(start)
+        assert problem["prompt"] in prompt
+
+
+def test_what_was_not_trained_to_write_is_not_asked(tmp_path: Path, capsys: Capture) -> None:
+    """Its heads are tied, so that transformers would find nothing missing."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
+    for folder in (save(tmp_path / "rm", tie_word_embeddings=True), adapter):
+        text = complaint(capsys, "eval", folder, "--tasks", "word_problems", "--max-samples", "1")
+        assert f"{folder} is a reward model or a classifier: it was not trained to write" in text

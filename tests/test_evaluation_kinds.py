@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from test_reward_model import save
 
 from posttrain.config import parse_config
-from posttrain.evaluation.command import Settings, evaluate_tasks, find_task, lines_of, table
+from posttrain.evaluation.command import Settings, evaluate_tasks, find_task
 from posttrain.evaluation.compare import compare_files
+from posttrain.evaluation.console import lines_of, table
+from posttrain.evaluation.statistics import interval, wilson
 from posttrain.evaluation.text_metrics import METRICS
 from posttrain.train import train
 
@@ -173,6 +177,102 @@ def test_poems_without_references_are_not_compared_with_nothing(model: str, tmp_
     file.write_text('{"prompt": "Write a line."}\n{"prompt": "Write two.", "completion": "a"}\n')
     with pytest.raises(ValueError, match="poetry: 1 of 2 rows have no completion"):
         evaluate(model, [f"poetry={file}"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a"}, r"poetry, row 1: expected messages, or a prompt .* found columns text"),
+        (
+            {"prompt": "a", "completion": [{"role": "assistant"}]},
+            "row 1: expected messages, or a p",
+        ),
+        ({"messages": "a"}, "poetry, row 1: messages must be a list of"),
+        ({"messages": []}, "poetry, row 1: messages must hold a turn of the assistant"),
+        ({"messages": POEMS[1]["messages"][1:]}, "messages must hold a turn of the assistant"),
+    ],
+)
+def test_rows_without_what_is_asked_are_one_line(
+    model: str, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "poems.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, [f"poetry={file}"])
+
+
+def test_the_reference_is_a_turn_of_the_assistant(model: str, tmp_path: Path) -> None:
+    """The conversation goes on with the user; what the model is asked must lead to it."""
+    longer = [*POEMS[1]["messages"], {"role": "user", "content": "What rhymes with it?"}]
+    found = []
+    for row in (POEMS[1], {"messages": longer}):
+        (tmp_path / "poems.jsonl").write_text(json.dumps(row) + "\n")
+        result = evaluate(model, [f"poetry={tmp_path / 'poems.jsonl'}"])["poetry"]
+        found.append([result[name] for name in ("prompt_hash", "words_ratio", "same_lines")])
+    assert found[0] == found[1]
+
+
+def test_a_task_has_one_place(model: str, tasks: dict[str, str]) -> None:
+    given = [tasks["poetry"], tasks["xstest"], f"{tasks['poetry']}2"]
+    with pytest.raises(ValueError, match="the task poetry is given twice"):
+        evaluate(model, given)
+
+
+def test_results_are_json_for_everybody(model: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """A share of nothing is no number, and JSON has no NaN."""
+    file = tmp_path / "xstest_prompts.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+    first = evaluate(model, [tasks["xstest"]], tmp_path / "r.json")
+    assert first["xstest"]["refused_unsafe"] is None
+    written = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert written == first == evaluate(model, [tasks["xstest"]], tmp_path / "r.json")
+    assert len(lines_of("xstest", first["xstest"])) == 2
+    unscored = first["xstest"] | {"accuracy": None}
+    assert table({"xstest": unscored}).row_count == 1
+
+
+def test_intervals_of_metrics_have_the_problem_as_their_unit(
+    model: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("\n".join("abcdefghij0123456789"))
+    settings = Settings(8, 1.0, num_samples=3, toxic_words=str(tmp_path / "words.txt"))
+    results = evaluate_tasks(model, [tasks["xstest"], tasks["poetry"]], settings, tmp_path / "r")
+    assert results["xstest"]["refused_safe_ci95"] == wilson(0, 1)
+    texts = [
+        json.loads(line)["completion"]
+        for line in (tmp_path / "r/results.samples/poetry.jsonl").read_text().splitlines()
+    ]
+    each = [METRICS["toxicity"](texts[i : i + 3], words=settings.toxic_words) for i in (0, 3)]
+    means = [one["toxic"] for one in each]
+    assert results["poetry"]["toxic"] == pytest.approx(sum(means) / 2)
+    assert results["poetry"]["toxic_ci95"] == interval(means)[1]
+
+
+def test_files_behind_the_same_path_decide(
+    model: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    """The word list, the reward model, and the chat template that likelihoods are asked with."""
+    words, rm = tmp_path / "words.txt", tmp_path / "rm"
+    words.write_text("a\n")
+    save(rm, max_position_embeddings=256)
+    chosen = Settings(8, 1.0, num_samples=2, best_of=str(rm), toxic_words=str(words), max_samples=1)
+    output = tmp_path / "a.json"
+    evaluate_tasks(model, ["word_problems"], chosen, output)
+    words.write_text("b\n")
+    with pytest.raises(ValueError, match=r"other settings \(toxic_words_hash was"):
+        evaluate_tasks(model, ["word_problems"], chosen, output)
+    words.write_text("a\n")
+    save(rm, max_position_embeddings=128)
+    with pytest.raises(ValueError, match=r"other settings \(best_of_hash was"):
+        evaluate_tasks(model, ["word_problems"], chosen, output)
+
+    folder = tmp_path / "model"
+    shutil.copytree(Path(model) / "checkpoint-2", folder)
+    evaluate(str(folder), [tasks["truthfulqa"]], output)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", ".<|end|>"))
+    with pytest.raises(ValueError, match=r"holds truthfulqa with other settings \(prompt_hash was"):
+        evaluate(str(folder), [tasks["truthfulqa"]], output)
 
 
 @pytest.mark.parametrize(

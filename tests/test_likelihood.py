@@ -21,6 +21,7 @@ from posttrain.evaluation.likelihood import (
     LIKELIHOOD_TASKS,
     continuation,
     evaluate_likelihood,
+    to_sequences,
     whole_text,
 )
 from posttrain.evaluation.run import wilson
@@ -45,7 +46,9 @@ def real_rows(name: str, every: int) -> Rows:
 def run(stories: Any, name: str, rows: Rows, tokens: int = 2048) -> tuple[dict[str, Any], Rows]:
     records: Rows = []
     task = LIKELIHOOD_TASKS[name]
-    return evaluate_likelihood(*stories, task, rows, tokens, records.append), records
+    policy, renderer = stories
+    sequences = to_sequences(renderer, rows, 512)
+    return evaluate_likelihood(policy, task, rows, sequences, tokens, records.append), records
 
 
 # --- BBQ by hand ----------------------------------------------------------------------------------
@@ -238,7 +241,8 @@ def test_the_policy_is_left_in_its_mode() -> None:
     policy.causal_lm().resize_token_embeddings(len(renderer.tokenizer))
     row = {"choices": ["a", "b"], "direction": "stereo", "bias_type": "age"}
     policy.train()
-    evaluate_likelihood(policy, renderer, LIKELIHOOD_TASKS["crows_pairs"], [row], 100)
+    sequences = to_sequences(renderer, [row], 100)
+    evaluate_likelihood(policy, LIKELIHOOD_TASKS["crows_pairs"], [row], sequences, 100)
     assert policy.training
 
 

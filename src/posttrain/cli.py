@@ -105,7 +105,8 @@ def evaluate(
     samples: Annotated[Path | None, typer.Option(help="Write every completion as JSONL.")] = None,
 ) -> None:
     """Accuracy of a model on tasks, with confidence intervals and verdict counts."""
-    from posttrain.evaluation.command import Settings, evaluate_tasks, lines_of, table
+    from posttrain.evaluation.command import Settings, evaluate_tasks
+    from posttrain.evaluation.console import lines_of, table
     from posttrain.tracking import CONSOLE
 
     settings = Settings(

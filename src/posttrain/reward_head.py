@@ -70,6 +70,17 @@ def _is_classifier(config: Any) -> bool:
     return any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
 
 
+def holds_classifier(folder: Path) -> bool:
+    """Whether a folder is that of a reward model or classifier, or of an adapter of one. Such a
+    folder has no output head of its own, yet loads as a model that writes where heads are tied."""
+    adapter, config = folder / "adapter_config.json", folder / "config.json"
+    if adapter.is_file():
+        return json.loads(adapter.read_text()).get("task_type") == "SEQ_CLS"
+    known = json.loads(config.read_text()) if config.is_file() else {}
+    kinds = known.get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
 def saved_head(folder: Path) -> Tensor | None:
     places = {"model.safetensors": SAVED, "adapter_model.safetensors": ADAPTER_PREFIX + SAVED}
     for name, key in places.items():

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from posttrain.checkpoint import versions
 from posttrain.config import DataConfig
 from posttrain.data.load import Row, load_rows, numbered
@@ -20,13 +18,32 @@ from posttrain.data.render import Renderer, trained_with
 from posttrain.data.templates import fill
 from posttrain.evaluation import TASKS, Task
 from posttrain.evaluation.answers import reader_of
-from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask, evaluate_likelihood
+from posttrain.evaluation.likelihood import (
+    LIKELIHOOD_TASKS,
+    LikelihoodTask,
+    evaluate_likelihood,
+    prompt_hash,
+    to_sequences,
+)
 from posttrain.evaluation.loading import as_trained, load_for_sampling
 from posttrain.evaluation.samples import Asking, Record, ask, count
-from posttrain.evaluation.shots import NEXT_QUESTION, check_shots, problem_ids, to_problems
-from posttrain.evaluation.store import begin, check_settings, finish, read_results, samples_file
+from posttrain.evaluation.shots import (
+    NEXT_QUESTION,
+    check_shots,
+    problem_ids,
+    to_problems,
+    with_reply,
+)
+from posttrain.evaluation.store import (
+    begin,
+    check_settings,
+    contents_hash,
+    finish,
+    read_results,
+    samples_file,
+)
 from posttrain.evaluation.store import settings_hash as hash_of
-from posttrain.evaluation.text_metrics import METRICS
+from posttrain.evaluation.text_metrics import METRICS, measured
 from posttrain.forward import LanguageModel
 from posttrain.models import (
     choose_device,
@@ -38,11 +55,10 @@ from posttrain.rewards import REWARDS, build_reward, check_columns
 from posttrain.rewards.reward_model import RewardModel
 from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.tracking import CONSOLE
+from posttrain.tracking.report import finite
 
 SCORED_AT_ONCE = 8192  # tokens in one forward pass of a likelihood task
 OF_THE_MODEL = ("template", "system_prompt", "device", "dtype")  # said in Loaded.facts
-FIGURES = ("strict_accuracy", "pass@", "maj@", "best@")
-OF_THE_TABLE = ("accuracy", "truncated", "parse_failures", "unscored", "mean_score", "temperature")
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,20 @@ def find_task(name: str) -> Task | LikelihoodTask:
     return replace(found, data=found.data | {"path": path}) if path else found
 
 
+def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
+    """The tasks by name; ValueError for one that is given twice."""
+    chosen: dict[str, Task | LikelihoodTask] = {}
+    for name in names:
+        task = name.partition("=")[0]
+        if task in chosen:
+            raise ValueError(
+                f"the task {task} is given twice, and results go by task: evaluate one of the two "
+                "on its own"
+            )
+        chosen[task] = find_task(name)
+    return chosen
+
+
 def evaluate_tasks(
     model: str,
     tasks: list[str],
@@ -123,7 +153,7 @@ def evaluate_tasks(
     ValueError where it was made with other settings, before anything is sampled.
     """
     check(settings)
-    chosen = {name.partition("=")[0]: find_task(name) for name in tasks}
+    chosen = find_tasks(tasks)
     rows = {name: rows_of(name, task, settings) for name, task in chosen.items()}
     loaded = load(model, settings)
     prepared = {
@@ -145,7 +175,8 @@ def evaluate_tasks(
             file = None if output is None else begin(output, name, one.settings)
             result, found = one.run(file)
             facts = {"settings_hash": hash_of(one.settings), "versions": versions()}
-            results[name] = result | one.settings | {"model": model} | facts
+            # JSON has no NaN: a figure that nothing counts in is null
+            results[name] = finite(result | one.settings | {"model": model} | facts)
             if output is not None:
                 finish(output, name, results[name])
         records += [{"task": name, **record} for record in found]
@@ -174,7 +205,7 @@ def rows_of(
     update = {"max_samples": settings.max_samples, "split": split}
     rows = load_rows(section.model_copy(update=update))
     if isinstance(task, Task) and task.reward is None:
-        rows = [with_reply(row) for row in rows]
+        rows = [with_reply(row, where) for where, row in numbered(rows, name)]
     if settings.shots == 0:
         return rows, []
     if isinstance(task, LikelihoodTask) or task.shots is None:
@@ -183,21 +214,13 @@ def rows_of(
     return rows, check_shots(shown, settings.shots, name)
 
 
-def with_reply(row: Row) -> Row:
-    """A conversation as prompt and completion, its last turn."""
-    if "messages" not in row:
-        return row
-    *asked, reply = row["messages"]
-    return {"prompt": asked, "completion": reply["content"]}
-
-
 def load(model: str, settings: Settings) -> Loaded:
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
         model, template, settings.device, settings.dtype, system_prompt
     )
     trained = trained_with(resolve_model_path(model))[2]
-    if trained != settings.prompt_template:
+    if trained is not None and trained != settings.prompt_template:
         CONSOLE.print(
             f"note: the model was trained with data.prompt_template {trained!r}, and is asked with "
             f"{settings.prompt_template!r}: see --prompt-template",
@@ -235,6 +258,7 @@ def prepare_likelihood(
     asked = rows
     if (template := settings.prompt_template) is not None:
         asked = [fill(template, row, where) for where, row in numbered(rows, name)]
+    sequences = to_sequences(loaded.renderer, asked, loaded.limit)
     decides = {
         "task": name,
         "prompt_template": template,
@@ -242,12 +266,13 @@ def prepare_likelihood(
         "max_samples": settings.max_samples,
         **loaded.facts,
         "rows_hash": hash_of({"rows": rows}),
+        "prompt_hash": prompt_hash(sequences.values()),
     }
 
     def run(file: Path | None) -> tuple[dict[str, Any], list[Record]]:
         records: list[Record] = []
         result = evaluate_likelihood(
-            loaded.policy, loaded.renderer, task, asked, SCORED_AT_ONCE, records.append
+            loaded.policy, task, rows, sequences, SCORED_AT_ONCE, records.append
         )
         if file is not None:
             file.write_text("".join(json.dumps(record, default=str) + "\n" for record in records))
@@ -319,6 +344,8 @@ def prepare_generation(
         "problems_hash": hash_of({"ids": [problem.id for problem in problems]}),
         "prompt_hash": hashlib.sha256(ids.encode()).hexdigest()[:16],
         "dropped_prompts": dropped,
+        "best_of_hash": contents_hash(settings.best_of),
+        "toxic_words_hash": contents_hash(settings.toxic_words),
     }
 
     def run(file: Path | None) -> tuple[dict[str, Any], list[Record]]:
@@ -327,45 +354,7 @@ def prepare_generation(
         texts = [record["completion"] for record in records]
         references = [text for text in column for _ in range(settings.num_samples)]
         for metric in metrics:
-            found |= metric(texts, references)
+            found |= measured(metric, texts, references, settings.num_samples)
         return found, records
 
     return Prepared(decides, run)
-
-
-def lines_of(task: str, result: dict[str, Any]) -> list[str]:
-    """The figures of a task that the table has no column for: those of text metrics and of
-    likelihoods, with their intervals."""
-    lines = []
-    for name, value in result.items():
-        if not isinstance(value, float) or name in OF_THE_TABLE or name.startswith(FIGURES):
-            continue
-        low, high = result.get(f"{name}_ci95", (None, None))
-        interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
-        lines.append(f"{task:<16}{name:<28}{value:.4f}{interval}")
-    return lines
-
-
-def table(results: dict[str, dict[str, Any]]) -> Table:
-    """What the console shows; a column for each figure that one of the tasks has."""
-    results = {task: result for task, result in results.items() if "accuracy" in result}
-    figures = [
-        name
-        for name in dict.fromkeys(key for result in results.values() for key in result)
-        if name.startswith(FIGURES) and not name.endswith("_ci95")
-    ]
-    shown = Table()
-    shares = ("truncated", "parse_failures", "unscored")
-    names = ("problems", "accuracy", "95 % interval", *figures, *shares)
-    for name in ("task", *names):
-        label = name.replace("_", " ")
-        shown.add_column(label, justify="left" if name == "task" else "right", no_wrap=True)
-    for task, result in results.items():
-        cells = [
-            f"{100 * result[name]:.1f} %" if name in result else ""
-            for name in ("accuracy", *figures, *shares)
-        ]
-        bounds = " to ".join(f"{100 * bound:.1f}" for bound in result.get("ci95", ()))
-        number = f"{result['num_problems']:,}" if "num_problems" in result else ""
-        shown.add_row(task, number, cells[0], bounds, *cells[1:])
-    return shown

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.config import Config
 from posttrain.data.load import Row
 from posttrain.evaluation import Task
-from posttrain.evaluation.command import Loaded, Prepared, Settings, find_task, prepare, rows_of
+from posttrain.evaluation.command import Loaded, Prepared, Settings, find_tasks, prepare, rows_of
 from posttrain.evaluation.likelihood import LikelihoodTask
 from posttrain.evaluation.run import evaluate_generation, evaluate_loss
 from posttrain.rewards import RewardFn
@@ -28,9 +28,8 @@ def load_tasks(config: Config) -> Tasks:
         return {}
     settings = Settings(max_samples=config.eval.max_samples)
     found: Tasks = {}
-    for name in config.eval.tasks:
-        task = find_task(name)
-        found[name.partition("=")[0]] = task, rows_of(name, task, settings)[0]
+    for name, task in find_tasks(config.eval.tasks).items():
+        found[name] = task, rows_of(name, task, settings)[0]
     return found
 
 

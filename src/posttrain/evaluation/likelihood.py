@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,24 +35,36 @@ LIKELIHOOD_TASKS: dict[str, LikelihoodTask] = {
 }
 
 
+def to_sequences(renderer: Renderer, rows: list[Row], most: int) -> dict[int, list[Sequence]]:
+    """A sequence for each choice of a row, by the row's place; without the rows of which one has
+    more than `most` tokens."""
+    sequences = {i: _sequences(renderer, row, i + 1) for i, row in enumerate(rows)}
+    kept = {i: found for i, found in sequences.items() if max(map(len, found)) <= most}
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} rows fits into the model's {most} positions")
+    return kept
+
+
+def prompt_hash(sequences: Iterable[list[Sequence]]) -> str:
+    """Of all ids."""
+    ids = [[sequence.input_ids.tolist() for sequence in found] for found in sequences]
+    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+
 def evaluate_likelihood(
     policy: LanguageModel,
-    renderer: Renderer,
     task: LikelihoodTask,
     rows: list[Row],
+    sequences: dict[int, list[Sequence]],
     micro_batch_tokens: int,
     record: Record = lambda row: None,
 ) -> dict[str, Any]:
-    """The task's metrics over `rows`, with num_rows, dropped_rows and prompt_hash (of the ids).
+    """The task's metrics over those of `rows` that have sequences, with num_rows, dropped_rows and
+    prompt_hash.
 
-    Rows of which a sequence is longer than the model takes are dropped. Rows are shared out over
-    the ranks; each gives `record` its own.
+    Rows are shared out over the ranks; each gives `record` its own.
     """
-    sequences = [_sequences(renderer, row, number) for number, row in enumerate(rows, 1)]
-    most = getattr(policy.causal_lm().config, "max_position_embeddings", 2**31)
-    kept = [i for i, found in enumerate(sequences) if max(map(len, found)) <= most]
-    if not kept:
-        raise ValueError(f"none of the {len(rows)} rows fits into the model's {most} positions")
+    kept = list(sequences)
     mine = kept[distributed.rank() :: distributed.num_ranks()]
     assert mine, "every rank needs a row"
     own = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
@@ -61,11 +73,10 @@ def evaluate_likelihood(
     for i, found in zip(kept, records):
         if i in own:
             record({"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]})
-    ids = [[s.input_ids.tolist() for s in sequences[i]] for i in kept]
     return metrics | {
         "num_rows": len(kept),
         "dropped_rows": len(rows) - len(kept),
-        "prompt_hash": hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
+        "prompt_hash": prompt_hash(sequences.values()),
     }
 
 

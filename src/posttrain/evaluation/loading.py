@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from posttrain.config import ModelConfig
@@ -9,6 +11,7 @@ from posttrain.config_errors import explain
 from posttrain.data.build import generation_stops, max_positions
 from posttrain.data.render import Renderer, make_renderer, trained_with
 from posttrain.models import choose_device, load_policy, load_tokenizer, resolve_model_path
+from posttrain.reward_head import holds_classifier
 from posttrain.rollout.sampler import NativeSampler
 
 
@@ -17,6 +20,10 @@ def load_for_sampling(
 ) -> tuple[Renderer, NativeSampler, int]:
     """Renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
+    if holds_classifier(Path(name)):
+        raise ValueError(
+            f"model.name: {name} is a reward model or a classifier: it was not trained to write"
+        )
     try:
         config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
     except ValidationError as error:

@@ -24,6 +24,26 @@ class Problem:
     row: Row
 
 
+def with_reply(row: Row, where: str) -> Row:
+    """A row with a prompt; of a conversation what stands before the assistant's last turn, with
+    that turn as its completion."""
+    if "messages" not in row:
+        if "prompt" not in row or not isinstance(row.get("completion") or "", str):
+            raise ValueError(
+                f"{where}: expected messages, or a prompt and perhaps a completion that is a text; "
+                f"found columns {', '.join(row)}"
+            )
+        return row
+    try:
+        turns = messages_of(row, "messages")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i > 0]
+    if not replies:
+        raise ValueError(f"{where}: messages must hold a turn of the assistant after another's")
+    return {"prompt": turns[: replies[-1]], "completion": turns[replies[-1]]["content"]}
+
+
 def to_problems(
     rows: list[Row],
     shots: list[Row],

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.checkpoint import write_atomically
+from posttrain.checkpoint import file_hash, write_atomically
+from posttrain.models import resolve_model_path
 
 RESULTS = "results.json"
 
@@ -26,6 +27,16 @@ def samples_file(output: Path, task: str) -> Path:
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def contents_hash(place: str | None) -> str | None:
+    """Of what a file holds, or a model folder (of a run the checkpoint that stands for it)."""
+    if place is None:
+        return None
+    path = Path(resolve_model_path(place))
+    kinds = (".safetensors", ".json", ".jinja")
+    files = [path] if path.is_file() else sorted(f for f in path.glob("*") if f.suffix in kinds)
+    return settings_hash({file.name: file_hash(file) for file in files})
 
 
 def read_results(output: Path) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ reference, and those of safety.py read labels. To add one: a function, and a lin
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,8 +20,32 @@ import torch
 
 from posttrain.evaluation.choices import Metrics, share
 from posttrain.evaluation.safety import advbench, repetition, toxicity, xstest
+from posttrain.evaluation.statistics import interval
 
 WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*")
+
+
+def measured(
+    metric: Callable[..., Metrics],
+    predictions: Sequence[str],
+    references: Sequence[str],
+    per_problem: int,
+) -> Metrics:
+    """A metric over all predictions, `per_problem` neighbours of which answer one problem.
+
+    Where there are several, the intervals of its shares are those of the problems' means, for
+    predictions of one problem depend on one another.
+    """
+    found = metric(predictions, references)
+    shares = [name for name in found if f"{name}_ci95" in found]
+    if per_problem == 1 or not shares:
+        return found
+    problems = [slice(i, i + per_problem) for i in range(0, len(predictions), per_problem)]
+    each = [metric(predictions[own], references[own]) for own in problems]
+    for name in shares:
+        means = [one[name] for one in each if not math.isnan(one[name])]
+        found[f"{name}_ci95"] = interval(means)[1]
+    return found
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Metrics:
