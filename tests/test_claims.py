@@ -49,6 +49,16 @@ def test_a_row_of_liar(tmp_path: Path) -> None:
     assert scores(reward, [row] * 3, answers) == [1, 0, 1]
 
 
+def test_quotation_marks_of_liar_are_text(tmp_path: Path) -> None:
+    """Read as CSV, a statement would go on to the next mark, lines later."""
+    lines = [STATEMENT.replace("It rains.", said) for said in ('"It rains', "It snows", '"Both."')]
+    (tmp_path / "train.tsv").write_text("".join(f"{line}\n" for line in lines))
+    rows = rows_of("liar", "train", tmp_path)
+    assert [row["prompt"].partition("\nStatement: ")[2] for row in rows] == [
+        '"It rains', "It snows", '"Both."'
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("split", "rows", "labels"),
     [
@@ -142,6 +152,14 @@ def test_spans_end_before_their_end(tmp_path: Path) -> None:
         "<<It was so, and so it is.>>",
         "They are <<vile “liars”>> and thieves.",
     ]
+
+
+def test_offsets_count_marks_of_order_and_line_ends_too(tmp_path: Path) -> None:
+    article = "\ufeffA title\r\n\r\nThey are vile, all of them.\r\n"
+    begin = article.index("vile")
+    folder = propaganda(tmp_path, f"1\tDoubt\t{begin}\t{begin + 4}".encode(), article.encode())
+    (row,) = rows_of("semeval2020_task11", "train", folder)
+    assert "\nText: They are <<vile>>, all of them." in row["prompt"]
 
 
 def test_lines_with_their_spans(tmp_path: Path) -> None:

@@ -184,6 +184,19 @@ def test_training_steps_count_no_confusion() -> None:
     ]  # fmt: skip
 
 
+def test_a_label_is_found_where_it_is_likelier_than_not() -> None:
+    """Its logit is above 0 then. A row is right where all its labels are."""
+    out = Output(torch.zeros(2), logits=torch.tensor([[0.2, -0.2, 0.2], [-0.2, 0.2, 0.2]]))
+    with torch.no_grad():
+        rows = batch([[1, 0, 1], [1, 0, 1]])
+        metrics = cross_entropy(out, rows, config(multi_label=True)).metrics
+    assert float(metrics["accuracy"][0]) == 1
+    cells = {name: int(cell) for name, (cell, _) in metrics.items() if "/" in name and cell}
+    assert cells == {
+        "confusion/0/tp": 1, "confusion/2/tp": 2, "confusion/1/fp": 1, "confusion/0/fn": 1,
+    }  # fmt: skip
+
+
 # --- the rows and the label map -------------------------------------------------------------------
 
 

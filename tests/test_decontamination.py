@@ -63,6 +63,8 @@ def test_the_form_of_the_prompts_is_no_overlap(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i} {form}"} for i in range(MOST_ROWS + 1)]
     assert not overlaps(tmp_path, rows, {"prompt": f"something else. {form}"})
     assert overlaps(tmp_path, rows[:-1], {"prompt": f"something else. {form}"})
+    # nor is it a form where one row alone says it many times
+    assert overlaps(tmp_path, [{"prompt": f"{form} " * (MOST_ROWS + 1)}], {"prompt": form})
 
 
 words = st.lists(st.sampled_from("abc"), min_size=1, max_size=14)

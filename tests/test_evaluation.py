@@ -38,7 +38,8 @@ def renderer(template: str = "plain") -> Renderer:
 
 
 class Says:
-    """A sampler whose completions are given: texts[prompt][number of the completion]."""
+    """A sampler whose completions are given: texts[prompt][number of the completion]. Those that
+    end in three dots are cut off."""
 
     def __init__(self, it: Renderer, texts: dict[str, list[str]]) -> None:
         self.it, self.texts = it, texts
@@ -53,7 +54,8 @@ class Says:
         found = []
         for ids in prompts:
             text = next(left[self.it.tokenizer.decode(ids)])
-            found.append(Rollout(ids, self.it.text_ids(text), [], "stop", 0))
+            reason = "length" if text.endswith("...") else "stop"
+            found.append(Rollout(ids, self.it.text_ids(text), [], reason, 0))
         return found
 
 
@@ -92,6 +94,17 @@ def test_with_one_sample_each_it_is_mcnemars(only_a: int, only_b: int) -> None:
     n = only_a + only_b
     tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
     assert sign_flip_test(differences) == pytest.approx(min(1.0, 2 * tail))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 20), (1, 29), (81, 263), (7, 7)])
+def test_wilsons_bounds_by_their_definition(successes: int, n: int) -> None:
+    """Shares of which what was found is 1.96 of their own standard deviations away."""
+    low, high = wilson(successes, n)
+    assert low <= successes / n <= high
+    assert low < high
+    for bound in (low, high):
+        away = 1.959964 * math.sqrt(bound * (1 - bound) / n)
+        assert abs(successes / n - bound) == pytest.approx(away, abs=1e-12)
 
 
 def test_intervals_have_the_problem_as_their_unit() -> None:
@@ -177,6 +190,16 @@ def test_pass_at_k_and_the_majority_by_hand() -> None:
     assert "pass@1" not in evaluated(ROWS, [said[:1] for said in SAID])[0]
 
 
+def test_what_is_cut_off_and_what_has_no_score() -> None:
+    """Shares of the completions of problems that count; those without a gold answer do not."""
+    rows = [ROWS[0], ROWS[1] | {"answer": None}]
+    result, records = evaluated(rows, [["#### 1", "0 and then ..."]] * 2, temperature=1.0)
+    assert [record["correct"] for record in records] == [True, False, None, None]
+    assert (result["num_problems"], result["accuracy"]) == (1, 0.5)
+    assert (result["unscored"], result["truncated"]) == (0.5, 0.5)
+    assert list(result["outcomes"].values()) == ["10"]
+
+
 def test_the_best_by_a_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """It prefers long completions here, and the first of equally long ones."""
     asked = []
@@ -192,8 +215,9 @@ def test_the_best_by_a_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     build_reward = module.build_reward
     monkeypatch.setattr(module, "build_reward", build)
-    result, records = evaluated(ROWS, SAID, temperature=1.0, best_of="rm")
-    assert result["best@4"] == 1 / 4  # "The answer is 1."; "#### 9"; "#### 4"; "who knows"
+    said = [SAID[0], ["#### 9", "#### 2", "#### 9", "The answer is 2."], *SAID[2:]]
+    result, records = evaluated(ROWS, said, temperature=1.0, best_of="rm")
+    assert result["best@4"] == 2 / 4  # "The answer is 1.", and 2.; "#### 4"; "who knows"
     assert {path for path, _ in asked} == {"rm"}
     assert records[3]["reward_model"] == 16.0
     # equal completions of a problem are asked about once
@@ -266,7 +290,7 @@ def test_shots_are_turns_of_a_chat_or_marked_text() -> None:
 
 
 def test_text_ends_where_the_next_question_begins() -> None:
-    said = [["#### 4\n\nQuestion: 8 + 1?\nAnswer: easy\n#### 9"]]
+    said = [["#### 4\n\nQuestion: 8 + 1?\nAnswer: easy\n#### 9\n\nQuestion: 2 ..."]]
     result, (record,) = evaluated(ROWS[3:], said, shots=ROWS[:2])
     assert result["accuracy"] == 1.0
     assert result["truncated"] == 0.0

@@ -132,7 +132,10 @@ def test_a_run_is_evaluated_before_it_begins_and_fails_by_its_gate(tmp_path: Pat
 
 def test_gates_by_hand(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    steps = [{"step": 0, "eval_a": 0.6}, {"step": 4, "loss": 1}, {"step": 4, "eval_a": 0.58}]
+    steps = [
+        {"step": 0, "eval_a": 0.6}, {"step": 2, "eval_a": 0.5}, {"step": 4, "loss": 1},
+        {"step": 4, "eval_a": 0.58},
+    ]  # fmt: skip
     file.write_text("".join(f"{json.dumps(line)}\n" for line in steps))
     assert lost([GateConfig(metric="eval_a", max_drop=0.021)], file) is None
     assert lost([GateConfig(metric="eval_a", max_rise=0)], file) is None

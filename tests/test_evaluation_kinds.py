@@ -143,6 +143,18 @@ def test_finished_tasks_are_not_run_again(
         evaluate(model, names, output)
 
 
+def test_a_result_that_was_deleted_is_made_anew(
+    model: str, tasks: dict[str, str], tmp_path: Path
+) -> None:
+    """Of no completion that lies there still."""
+    evaluate(model, [tasks["poetry"]], tmp_path / "r.json")
+    (tmp_path / "r.json").unlink()
+    settings = Settings(max_new_tokens=4)
+    again = evaluate_tasks(model, [tasks["poetry"]], settings, tmp_path / "r.json")
+    assert again == evaluate_tasks(model, [tasks["poetry"]], settings)
+    assert again["poetry"]["mean_length"] <= 4
+
+
 def test_what_has_right_answers_is_compared(
     model: str, tasks: dict[str, str], tmp_path: Path
 ) -> None:

@@ -151,15 +151,16 @@ def test_mc1_and_mc2_by_hand() -> None:
         [0.4, 0.1, 0.3, 0.2],  # the true answer is likeliest; 0.5 of 1
         [0.2, 0.05, 0.2, 0.55],  # it is as likely as a false one, and another is likelier
         [0.1, 0.6, 0.2, 0.1],  # the likeliest is true, but no answer of MC1
+        [0.3, 0.2, 0.3, 0.2],  # no likelier than the likeliest false one
     ]
     logprobs = [[math.log(p) for p in values] for values in shares]
-    metrics, records = truthfulqa([row] * 3, logprobs)
-    assert [r["mc1"] for r in records] == [True, False, False]
-    assert [r["mc2"] for r in records] == pytest.approx([0.5, 0.25, 0.7])
-    assert [r["chosen"] for r in records] == [0, 3, 2]
-    assert metrics["mc1"] == pytest.approx(1 / 3)
-    assert metrics["mc1_ci95"] == wilson(1, 3)
-    assert metrics["mc2"] == pytest.approx((0.5 + 0.25 + 0.7) / 3)
+    metrics, records = truthfulqa([row] * 4, logprobs)
+    assert [r["mc1"] for r in records] == [True, False, False, False]
+    assert [r["mc2"] for r in records] == pytest.approx([0.5, 0.25, 0.7, 0.5])
+    assert [r["chosen"] for r in records] == [0, 3, 2, 0]
+    assert metrics["mc1"] == pytest.approx(1 / 4)
+    assert metrics["mc1_ci95"] == wilson(1, 4)
+    assert metrics["mc2"] == pytest.approx((0.5 + 0.25 + 0.7 + 0.5) / 4)
     # probabilities far below what a float holds
     two = row | {"choices": ["a", "b"], "mc1_labels": [1, 0], "mc2_labels": [1, 0]}
     far, _ = truthfulqa([two], [[-2000.0, -2001.0]])

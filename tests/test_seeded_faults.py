@@ -345,7 +345,7 @@ def caught_by(faults, test, **keys):
 def assert_caught(fault, test, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fault(patch)
-        with pytest.raises((AssertionError, ValueError)):
+        with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
             test(tmp_path, patch)
 
 

@@ -33,6 +33,8 @@ def test_a_prompt_by_hand() -> None:
 def test_braces_in_a_row_are_text() -> None:
     row = fill("claim", {"claim": "{label} {0} \\1 {claim}", "label": "x"}, "here")
     assert row["prompt"].endswith("Claim: {label} {0} \\1 {claim}")
+    row = {"instruction": "What does {input} mean here?", "input": "print('{input}')"}
+    assert fill("instruction", row, "here")["prompt"] == "\n\n".join(row.values())
 
 
 def test_an_empty_field_leaves_no_empty_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def test_bleu_by_hand_and_by_sacrebleu() -> None:
     # of the n-grams 5 of 6, 3 of 5, 2 of 4 and 1 of 3 are in the reference, which is as long
     by_hand = 100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
     assert METRICS["bleu"](SAID[:1], WANTED[:1]) == {"bleu": pytest.approx(by_hand)}
+    # every n-gram is in the reference, which has 6 words: the brevity penalty alone is left
+    short = METRICS["bleu"](["the cat sat on"], ["the cat sat on the mat"])
+    assert short == {"bleu": pytest.approx(100 * math.exp(1 - 6 / 4))}
     theirs = sacrebleu.corpus_bleu(SAID, [WANTED]).score
     assert METRICS["bleu"](SAID, WANTED) == {"bleu": theirs}
 
@@ -141,6 +145,7 @@ def test_distinct_by_hand() -> None:
         "distinct_2": 5 / 8,  # to be, be or, or not, not to, that that
         "distinct_3": 4 / 8,
     }
+    assert METRICS["distinct"](["a b", "b a", "a c"])["distinct_1"] == 3 / 6  # over all texts
     assert METRICS["distinct"]([""]) == {f"distinct_{n}": 0.0 for n in (1, 2, 3)}
 
 
