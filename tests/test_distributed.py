@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.checkpoint import STATE, checkpoints_in
+from posttrain.config import parse_config
+from posttrain.train import train
 
 
 def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) -> Path:
@@ -24,18 +26,24 @@ def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) ->
     tree["trainer"]["output_dir"] = str(folder / f"runs-{ranks}")
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))
+    command(ranks, "train", recipe)
+    if run_dir is None:
+        (run_dir,) = (folder / f"runs-{ranks}").iterdir()
+    return run_dir
+
+
+def command(ranks: int, *arguments: object) -> str:
+    """What the command writes to stdout."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
                 "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
                 "-m", "posttrain"]  # fmt: skip
     program = [sys.executable, "-m", "posttrain"] if ranks == 1 else torchrun
     done = subprocess.run(
-        [*program, "train", str(recipe)],
+        [*program, *map(str, arguments)],
         capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    if run_dir is None:
-        (run_dir,) = (folder / f"runs-{ranks}").iterdir()
-    return run_dir
+    return done.stdout
 
 
 def steps(run_dir: Path) -> list[dict]:
@@ -67,6 +75,9 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
     if method == "kto_pair":  # a second model beside the policy
         other = tiny.run_config(tmp_path, method, **keys | {"max_steps": 2})
         tree["reference"] = {"name": str(launch(other, tmp_path / "other", ranks=1))}
+    if method == "sft":  # a task on the way, its problems shared out
+        tree["eval"] = {"tasks": ["word_problems"], "max_samples": 5, "max_new_tokens": 8}
+        tree["trainer"]["eval_steps"] = 2
     if method == "rloo":  # groups without signal, replaced across ranks
         tree["rollout"]["max_resamples"] = 2
         (tmp_path / "reward.py").write_text(
@@ -87,6 +98,8 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
             "entropy",
             "num_resampled",
             "sampling/staleness",
+            "eval_word_problems/mean_length",
+            "eval_word_problems/accuracy",
         ):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=2e-4, abs=1e-7), name
@@ -97,6 +110,35 @@ def test_two_ranks_equal_one(method, strategy, tmp_path):
     for name in left:
         # Adam divides by the gradient's own size: rounding shows most where that is near 0
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
+
+
+def test_two_ranks_evaluate_as_one_does(tmp_path):
+    """7 problems and 3 pairs: the ranks' shares are of unequal size."""
+    model = train(parse_config(tiny.run_config(tmp_path, "sft", max_steps=2), "test"))
+    pairs = tmp_path / "crows_pairs_anonymized.csv"
+    pairs.write_text(
+        "sent_more,sent_less,stereo_antistereo,bias_type\n"
+        "Tom has 3 apples.,Tom has 4 apples.,stereo,age\n"
+        "Ann buys 2 cups.,Ann buys 5 cups.,antistereo,age\n"
+        "Ann buys 2 cups.,Tom buys 2 cups.,stereo,gender\n"
+    )
+    options = ["--max-samples", 7, "--max-new-tokens", 8, "-n", 3, "--temperature", 1]
+    found, shown, samples = [], [], []
+    for ranks in (1, 2):
+        output = tmp_path / str(ranks)
+        tasks = f"word_problems,crows_pairs={pairs}"
+        again = ["eval", model, "--tasks", tasks, *options, "--output", output]
+        shown.append(command(ranks, *again))
+        found.append(json.loads((output / "results.json").read_text()))
+        lines = (output / "results.samples/word_problems.jsonl").read_text().splitlines()
+        samples.append([json.loads(line) for line in lines])
+    assert "finished before" in command(2, *again)
+    assert shown[0] == shown[1]
+    assert len(samples[0]) == 21
+    assert samples[0] == samples[1]
+    one, two = (x["crows_pairs"].pop("mean_difference") for x in found)
+    assert two == pytest.approx(one, rel=1e-4)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("method", "items"), [("grpo", "prompts"), ("dpo", "rows")])

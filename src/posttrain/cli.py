@@ -105,6 +105,7 @@ def evaluate(
     samples: Annotated[Path | None, typer.Option(help="Write every completion as JSONL.")] = None,
 ) -> None:
     """Accuracy of a model on tasks, with confidence intervals and verdict counts."""
+    from posttrain import distributed
     from posttrain.evaluation.command import Settings, evaluate_tasks
     from posttrain.evaluation.console import lines_of, table
     from posttrain.tracking import CONSOLE
@@ -127,7 +128,10 @@ def evaluate(
         dtype=dtype,
         seed=seed,
     )
-    results = evaluate_tasks(model, tasks.split(","), settings, output, samples)
+    try:
+        results = evaluate_tasks(model, tasks.split(","), settings, output, samples)
+    finally:
+        distributed.stop()
     if any("accuracy" in result for result in results.values()):
         CONSOLE.print(table(results))
     for task, result in results.items():

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from posttrain import distributed
 from posttrain.checkpoint import versions
 from posttrain.config import DataConfig
 from posttrain.data.load import Row, load_rows, numbered
@@ -151,7 +152,12 @@ def evaluate_tasks(
 
     With `output` what was finished before is taken from there and what was begun is continued;
     ValueError where it was made with other settings, before anything is sampled.
+
+    The work is shared out over the ranks; rank 0 writes the files and returns the results of all.
     """
+    distributed.start(settings.device)
+    if distributed.rank() != 0:
+        output, samples, CONSOLE.quiet = None, None, True
     check(settings)
     chosen = find_tasks(tasks)
     rows = {name: rows_of(name, task, settings) for name, task in chosen.items()}
@@ -159,14 +165,18 @@ def evaluate_tasks(
     prepared = {
         name: prepare(name, task, *rows[name], loaded, settings) for name, task in chosen.items()
     }
-    finished = {
-        name: output is not None and check_settings(output, name, one.settings)
-        for name, one in prepared.items()
-    }
+    finished = distributed.from_rank_0(
+        {
+            name: output is not None and check_settings(output, name, one.settings)
+            for name, one in prepared.items()
+        }
+    )
     results: dict[str, dict[str, Any]] = {}
     records: list[Record] = []
     for name, one in prepared.items():
-        if output is not None and finished[name]:
+        if finished[name]:
+            if output is None:  # of another rank
+                continue
             results[name] = read_results(output)[name]
             kept = [] if samples is None else samples_file(output, name).read_text().splitlines()
             found = [json.loads(line) for line in kept]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from posttrain import distributed
 from posttrain.config import Config
 from posttrain.data.load import Row
 from posttrain.evaluation import Task
@@ -73,7 +74,7 @@ def build_evaluation(
             found, records = task.run(None)
             figures = {k: v for k, v in found.items() if isinstance(v, float)}
             metrics |= {f"eval_{name}/{figure}": value for figure, value in figures.items()}
-            for record in records:
+            for record in records if distributed.rank() == 0 else ():
                 tracker.sample({"step": step, **record, "kind": name})
         return metrics
 

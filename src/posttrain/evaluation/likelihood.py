@@ -62,17 +62,17 @@ def evaluate_likelihood(
     """The task's metrics over those of `rows` that have sequences, with num_rows, dropped_rows and
     prompt_hash.
 
-    Rows are shared out over the ranks; each gives `record` its own.
+    Rows are shared out over the ranks; each gives `record` those of all.
     """
     kept = list(sequences)
     mine = kept[distributed.rank() :: distributed.num_ranks()]
-    assert mine, "every rank needs a row"
+    if len(kept) < distributed.num_ranks():
+        raise ValueError(f"{len(kept)} rows are less than the ranks, each of which needs one")
     own = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
     logprobs = {i: sums for part in distributed.all_gather(own) for i, sums in part.items()}
     metrics, records = task.evaluate([rows[i] for i in kept], [logprobs[i] for i in kept])
     for i, found in zip(kept, records):
-        if i in own:
-            record({"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]})
+        record({"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]})
     return metrics | {
         "num_rows": len(kept),
         "dropped_rows": len(rows) - len(kept),

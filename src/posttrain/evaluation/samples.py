@@ -7,10 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from posttrain import distributed
 from posttrain.checkpoint import write_atomically
 from posttrain.data.render import Renderer
 from posttrain.evaluation.answers import UNREAD, Reader, majority
@@ -52,18 +54,24 @@ def ask(problems: Sequence[Problem], asking: Asking, file: Path | None) -> list[
 
     They are appended to `file` chunk by chunk. What it holds already is not sampled again: a
     completion depends on its problem, its number and the seed alone.
+
+    Problems are shared out over the ranks; each returns the records of all. `file` is rank 0's.
     """
-    size = max(1, CHUNK // asking.num_samples)
-    records = [] if file is None else kept(file, len(problems), size, asking.num_samples)
-    done = len(records) // asking.num_samples
-    for start in range(done, len(problems), size):
-        found = complete(problems[start : start + size], start, asking)
+    n, ranks = asking.num_samples, distributed.num_ranks()
+    size = max(1, CHUNK // n) * ranks
+    records = distributed.from_rank_0([] if file is None else kept(file, len(problems), size, n))
+    for start in range(len(records) // n, len(problems), size):
+        places = range(start, min(start + size, len(problems)))
+        mine = places[distributed.rank() :: ranks]
+        parts = distributed.all_gather(complete([problems[i] for i in mine], mine, asking))
+        shares = [iter(part) for part in parts]
+        found = [record for i in places for record in islice(shares[(i - start) % ranks], n)]
         records += found
         if file is not None:
             with file.open("a") as out:
                 out.write("".join(json.dumps(record, default=str) + "\n" for record in found))
         if len(problems) > size:
-            count = len(records) // asking.num_samples
+            count = len(records) // n
             CONSOLE.print(f"{asking.name}: {count:,} of {len(problems):,} problems", markup=False)
     return records
 
@@ -81,12 +89,12 @@ def kept(file: Path, num_problems: int, size: int, num_samples: int) -> list[Rec
     return [json.loads(line) for line in lines]
 
 
-def complete(problems: Sequence[Problem], first: int, asking: Asking) -> list[Record]:
-    """Sample and score. `first` is the place of the first problem among all."""
+def complete(problems: Sequence[Problem], places: Sequence[int], asking: Asking) -> list[Record]:
+    """Sample and score. `places` are those of the problems among all."""
     n, decode = asking.num_samples, asking.renderer.tokenizer.decode
     seeds = [
-        ((asking.seed * 1_000_003 + first + place) * 1_000_003 + number) % 2**63
-        for place in range(len(problems))
+        ((asking.seed * 1_000_003 + place) * 1_000_003 + number) % 2**63
+        for place in places
         for number in range(n)
     ]
     ids = [problem.input_ids for problem in problems for _ in range(n)]
