@@ -48,11 +48,11 @@ def test_kill_and_resume_give_the_result_of_one_go(
     output_of(capsys, "eval", trained, *OPTIONS, "--output", whole)
     complete, calls = samples.complete, []
 
-    def dies(problems: Any, first: int, asking: Any) -> Any:
-        calls.append((asking.name, first))
+    def dies(problems: Any, places: Any, asking: Any) -> Any:
+        calls.append((asking.name, places[0]))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return complete(problems, first, asking)
+        return complete(problems, places, asking)
 
     monkeypatch.setattr(samples, "complete", dies)
     assert command("eval", trained, *OPTIONS, "--output", killed) == 130
@@ -61,7 +61,7 @@ def test_kill_and_resume_give_the_result_of_one_go(
     with file.open("a") as out:
         out.write('{"id": "a whole record, its chunk is not"}\n{"id": "torn')
     calls.clear()
-    monkeypatch.setattr(samples, "complete", lambda *a: calls.append(a[1]) or complete(*a))
+    monkeypatch.setattr(samples, "complete", lambda *a: calls.append(a[1][0]) or complete(*a))
     every = tmp_path / "every.jsonl"
     again = ["eval", trained, *OPTIONS, "--output", killed, "--samples", every]
     out = output_of(capsys, *again)

@@ -143,7 +143,7 @@ def what_ends_before_a_question_is_cut_off(patch):
 
 @caught_by(counting.test_completions_have_noise_of_their_own)
 def every_chunk_draws_the_same_noise(patch):
-    edit(patch, samples.complete, "first + place", "place")
+    edit(patch, samples.complete, "for place in places", "for place in range(len(places))")
 
 
 # --- shots, results and gates ---------------------------------------------------------------------
