@@ -166,6 +166,26 @@ def test_stops_early(tmp_path, monkeypatch):
     assert [p.name for p in checkpoints_in(run(tree))] == ["checkpoint-2", "checkpoint-4"]
 
 
+@pytest.mark.parametrize(
+    ("losses", "saved"),
+    [
+        ([math.nan, 3.0, 1.0, math.nan, 2.0], [3, 5]),
+        ([math.nan, math.nan], [2]),
+    ],
+)
+def test_what_is_no_number_is_no_gain(losses, saved, tmp_path, monkeypatch):
+    """A first NaN must not be the best for ever."""
+    values = iter(losses)
+    monkeypatch.setattr(
+        "posttrain.evaluation.during.evaluate_loss", lambda *a: {"eval_loss": next(values)}
+    )
+    tree = tiny.run_config(
+        tmp_path, eval_steps=1, max_steps=50, early_stopping={"metric": "eval_loss", "patience": 2}
+    )
+    tree["eval"] = {"max_samples": 3}
+    assert [p.name for p in checkpoints_in(run(tree))] == [f"checkpoint-{step}" for step in saved]
+
+
 @pytest.mark.parametrize("saved_by", ["this version", "an older one"])
 def test_keys_that_the_version_which_saved_did_not_have(saved_by, tmp_path, caplog):
     folder = run(tiny.run_config(tmp_path, save_steps=1, max_steps=2))

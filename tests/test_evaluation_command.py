@@ -14,6 +14,7 @@ from test_rewards import make
 from posttrain.data.word_problems import load as word_problems
 from posttrain.evaluation import samples
 from posttrain.evaluation.compare import compare_task
+from posttrain.tracking.report import task_results
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,22 @@ def test_the_report_shows_what_lies_in_the_run(trained: Path, capsys: Capture) -
     assert "maj@2" in out
     page = Path(output_of(capsys, "report", trained).strip()).read_text()
     assert '"evaluation":[{"name":"word_problems","accuracy":' in page
+
+
+def test_the_report_has_every_share_with_its_interval(tmp_path: Path) -> None:
+    """Also of a task without accuracy, whose row would be empty."""
+    strict = {"accuracy": 0.5, "ci95": [0.1, 0.9], "strict_accuracy": 0.25}
+    results = {
+        "gsm8k": strict | {"strict_accuracy_ci95": [0.0, 0.6], "num_problems": 4},
+        "truthfulqa": {"mc1": 0.2, "mc1_ci95": [0.1, 0.3], "mc2": 0.3, "num_rows": 9},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    one, other = task_results(tmp_path)
+    assert one["splits"] == {"strict_accuracy": {"accuracy": 0.25, "ci95": [0.0, 0.6]}}
+    assert other == {
+        "name": "truthfulqa", "num_problems": 9,
+        "splits": {"mc1": {"accuracy": 0.2, "ci95": [0.1, 0.3]}},
+    }  # fmt: skip
 
 
 def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, capsys: Capture) -> None:

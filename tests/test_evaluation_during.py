@@ -110,6 +110,18 @@ def test_a_wrong_task_is_said_before_anything_is_built(tmp_path: Path) -> None:
         build(parse_config(tree(tmp_path, tasks=["word_problem"]), "test"))
     with pytest.raises(ValueError, match=r"the task poetry has no data of its own: write poetry=F"):
         build(parse_config(tree(tmp_path, tasks=["poetry"]), "test"))
+    with pytest.raises(ValueError, match="the task word_problems is given twice"):
+        build(parse_config(tree(tmp_path, tasks=["word_problems"] * 2), "test"))
+
+
+def test_what_a_task_needs_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    given = tree(tmp_path, max_new_tokens=256)
+    with pytest.raises(ValueError, match=r"^eval\.max_new_tokens 256 leaves no room for a prompt"):
+        run(given)
+    assert list(tmp_path.glob("sft_*")) == []
+    with pytest.raises(ValueError, match=r"eval\.tasks: reward_model trains no model that writes"):
+        run(tree(tmp_path, "reward_model"))
+    assert list(tmp_path.glob("reward_model_*")) == []
 
 
 # --- gates ----------------------------------------------------------------------------------------
@@ -128,6 +140,8 @@ def test_a_run_is_evaluated_before_it_begins_and_fails_by_its_gate(tmp_path: Pat
     unknown = tree(tmp_path / "c", gate=[{"metric": "eval_accuracy", "max_drop": 0.1}])
     with pytest.raises(ValueError, match="no metric eval_accuracy; there are eval_word_problems/"):
         run(unknown)
+    (run_dir,) = (tmp_path / "c").glob("sft_*")
+    assert lines(run_dir)[-1]["step"] == 0, "it is known before the first step"
 
 
 def test_gates_by_hand(tmp_path: Path) -> None:
@@ -144,6 +158,24 @@ def test_gates_by_hand(tmp_path: Path) -> None:
         "eval.gate: eval_a was 0.6 before training and is 0.58 after step 4 (max_drop 0.019); the "
         "run is saved"
     )
+
+
+def test_a_gate_judges_the_checkpoint_that_the_run_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With early stopping that is the best one, not the last."""
+    accuracy = {0: 0.6, 3: 0.1, 6: 0.6}
+    step = iter(accuracy)
+    monkeypatch.setattr(
+        "posttrain.evaluation.during.evaluate_loss",
+        lambda *a: {"eval_loss": float(now := next(step)), "eval_accuracy": accuracy[now]},
+    )
+    data = {"name": "word_problems", "split": "test", "options": {"num_rows": 5}}
+    gate = [{"metric": "eval_accuracy", "max_drop": 0.1}]
+    given = tree(tmp_path, data=data, tasks=[], gate=gate)
+    given["trainer"]["early_stopping"] = {"metric": "eval_loss", "mode": "min", "patience": 2}
+    with pytest.raises(ValueError, match=r"was 0\.6 before training and is 0\.1 after step 3"):
+        run(given)
 
 
 @pytest.mark.parametrize("keys", [{}, {"max_drop": 0.1, "max_rise": 0.1}, {"max_drop": -0.1}])

@@ -39,8 +39,8 @@ from posttrain.data.labelled import label_record
 from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer
 from posttrain.data.source import OfflineSource, Source
-from posttrain.evaluation.during import Tasks, build_evaluation, load_tasks
-from posttrain.evaluation.gate import lost
+from posttrain.evaluation.during import Tasks, build_evaluation, check_tasks, load_tasks
+from posttrain.evaluation.gate import GateConfig, lost
 from posttrain.models import (
     Models,
     add_value_model,
@@ -102,7 +102,9 @@ def build(config: Config) -> Run:
     steps_per_epoch = -(-items // items_per_step(config))
     trainer = config.trainer
     num_steps = trainer.max_steps or max(1, round(trainer.num_epochs * steps_per_epoch))
-    return Run(config, models, renderer, data, num_steps, steps_per_epoch, name, reward, tasks)
+    run = Run(config, models, renderer, data, num_steps, steps_per_epoch, name, reward, tasks)
+    check_tasks(run)
+    return run
 
 
 def items_per_step(config: Config) -> int:
@@ -260,6 +262,7 @@ def _train(
         if gates and trainer.step == 0:
             assert trainer.evaluate is not None
             tracker.evaluation(0, trainer.evaluate(0))
+            refuse_loss(gates, run_dir)  # a metric that is not there is known now
         trainer.fit()
     except EngineError as error:  # met by all ranks, between two steps
         if trainer.step == 0:
@@ -271,7 +274,14 @@ def _train(
         ) from error
     finally:
         source.close()
-    found = lost(gates, run_dir / "metrics.jsonl") if gates and distributed.rank() == 0 else None
+    refuse_loss(gates, run_dir, trainer.best_step)
+
+
+def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
+    """A ValueError on every rank for what the evaluation at `step`, or the last, has lost."""
+    found = None
+    if gates and distributed.rank() == 0:
+        found = lost(gates, run_dir / "metrics.jsonl", step)
     if (problem := distributed.from_rank_0(found or "")) != "":
         raise ValueError(problem)
 

@@ -83,7 +83,8 @@ class Trainer:
             if last or stop or (every is not None and self.step % every == 0):
                 self.checkpoints.save(self)
             if stop:
-                self.tracker.say(f"stopped early at step {self.step}: best was {self.best:.4g}")
+                best = "no number at all" if self.best is None else f"{self.best:.4g}"
+                self.tracker.say(f"stopped early at step {self.step}: best was {best}")
                 break
 
     def train_step(self) -> dict[str, float]:
@@ -230,7 +231,7 @@ class Trainer:
             raise ValueError(f"trainer.early_stopping.metric: no {early.metric}; there are {known}")
         value = metrics[early.metric] * (1 if early.mode == "max" else -1)
         before = None if self.best is None else self.best * (1 if early.mode == "max" else -1)
-        if before is None or value > before:
+        if not math.isnan(value) and (before is None or value > before):
             self.best, self.best_step = metrics[early.metric], self.step
             self.evaluations_without_gain = 0
             self.checkpoints.save(self)

@@ -27,11 +27,21 @@ def load_tasks(config: Config) -> Tasks:
     """The tasks of the eval section with their rows."""
     if config.eval is None:
         return {}
+    if config.eval.tasks and config.algorithm.scores(config.trainer):
+        raise ValueError(f"eval.tasks: {config.trainer.type} trains no model that writes")
     settings = Settings(max_samples=config.eval.max_samples)
     found: Tasks = {}
     for name, task in find_tasks(config.eval.tasks).items():
         found[name] = task, rows_of(name, task, settings)[0]
     return found
+
+
+def check_tasks(run: Run) -> None:
+    """ValueError for what the tasks lack, before anything is written."""
+    try:
+        _prepared(run, sampler=None)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--max-new-tokens", "eval.max_new_tokens")) from None
 
 
 def build_evaluation(
@@ -81,11 +91,10 @@ def build_evaluation(
     return evaluate
 
 
-def _prepared(run: Run, sampler: Sampler | None) -> dict[str, Prepared]:
+def _prepared(run: Run, sampler: Any) -> dict[str, Prepared]:
     if not run.tasks:
         return {}
     assert run.config.eval is not None
-    assert sampler is not None
     policy: Any = run.models.policy
     limit = getattr(policy.causal_lm().config, "max_position_embeddings", 2**31)
     loaded = Loaded(run.renderer, sampler, policy, int(limit), facts={})

@@ -25,12 +25,14 @@ class GateConfig(StrictConfig):
         return self
 
 
-def lost(gates: list[GateConfig], metrics_file: Path) -> str | None:
-    """What the last evaluation of a run has lost against the one at step 0, in words; None where
-    every gate holds. A metric that the evaluations do not have counts as lost."""
+def lost(gates: list[GateConfig], metrics_file: Path, step: int | None = None) -> str | None:
+    """What the evaluation of a run at `step`, or its last, has lost against the one at step 0, in
+    words; None where every gate holds. A metric that the evaluations do not have, or which is no
+    number there, counts as lost."""
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     evaluations = [x for x in lines if any(name.startswith("eval_") for name in x)]
-    first, last = evaluations[0], evaluations[-1]
+    first = evaluations[0]
+    last = [x for x in evaluations if step in (None, x["step"])][-1]
     assert first["step"] == 0, "nothing was evaluated before the first step"
     for gate in gates:
         missing = [line for line in (first, last) if gate.metric not in line]

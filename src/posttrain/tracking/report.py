@@ -103,14 +103,19 @@ def read_run(run_dir: Path, name: str) -> Json:
 
 
 def task_results(run_dir: Path) -> list[Json]:
-    """What `posttrain eval --output` wrote into the run directory, each task as one evaluation."""
+    """What `posttrain eval --output` wrote into the run directory, each task as one evaluation,
+    and its other shares as parts of it."""
     results = read_json(run_dir / "results.json", dict)
-    shown = ("accuracy", "ci95", "num_problems")
-    return [
-        {"name": task} | {name: result[name] for name in shown if name in result}
-        for task, result in results.items()
-        if isinstance(result, dict)
-    ]
+    found = []
+    for task, result in results.items():
+        if not isinstance(result, dict):
+            continue
+        numbers = {"num_problems": result["num_rows"]} if "num_rows" in result else {}
+        numbers |= {k: result[k] for k in ("accuracy", "ci95", "num_problems") if k in result}
+        shares = [name for name in result if f"{name}_ci95" in result]
+        parts = {k: {"accuracy": result[k], "ci95": result[f"{k}_ci95"]} for k in shares}
+        found.append({"name": task} | numbers | ({"splits": parts} if parts else {}))
+    return found
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Json]]:
