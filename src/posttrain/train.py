@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from posttrain import distributed
 from posttrain.batch import pack, sequences_of
@@ -146,7 +145,6 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     line for whatever is wrong with the config, the files or the data.
     """
     distributed.start(config.model.device)
-    transformers.utils.logging.disable_progress_bar()
     resume = find_resume(config.trainer, run_name(config))
     if resume is not None:
         run_dir = resume.parent
