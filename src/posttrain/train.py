@@ -85,8 +85,8 @@ def build(config: Config) -> Run:
     mixture = [(section, load_rows(section)) for section in config.mixture]
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
+    config = resolve_labels(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
-    config = resolve_labels(config, mixture, name)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, renderer, limit)
