@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def imported(path: Path) -> set[str]:
 def test_no_peer_and_no_foreign_loop_is_imported():
     foreign = {"trl", "accelerate", "verl", "axolotl", "lightning", "deepspeed"}
     assert {p.name: found for p in SOURCES if (found := imported(p) & foreign)} == {}
+
+
+def test_files_are_checked_before_transformers_is_imported():
+    """Which takes longer than everything else that comes before a malformed row is found."""
+    modules = ("train", "data.preview", "evaluation.command", "rewards.command")
+    lines = [f"import posttrain.{module}" for module in modules]
+    lines.append("import sys; assert 'transformers' not in sys.modules")
+    subprocess.run([sys.executable, "-c", "; ".join(lines)], check=True)
 
 
 def test_no_class_inherits_from_a_class_of_ours_but_configs():

@@ -32,6 +32,7 @@ from posttrain.batch import Batch, Sequence, pack
 from posttrain.checkpoint import checkpoints_in
 from posttrain.config import parse_config
 from posttrain.data.labelled import label_tokens, to_labelled, with_labels
+from posttrain.data.load import numbered
 from posttrain.data.preview import show
 from posttrain.forward import Output, forward
 from posttrain.reward_head import LABELS_FILE, saved_labels
@@ -253,8 +254,11 @@ def test_what_is_too_long_keeps_its_end() -> None:
         ({"text": "x", "label": "z"}, {}, "row 1: the label 'z' is none of a, b, c"),
         ({"text": "x", "label": ["a"]}, {}, "row 1: label must be one label"),
         ({"text": "x", "label": "a"}, {"multi_label": True}, "row 1: label must be a list"),
-        ({"text": "x", "label": 1.5}, {}, "row 1: a label must be a text, number or boolean"),
-        ({"text": "x", "label": ""}, {}, "row 1: a label must be a text, number or boolean"),
+        ({"text": "x", "label": 1.5}, {}, "row 1: a label must be a text that is not blank, a wh"),
+        ({"text": "x", "label": " "}, {}, "row 1: a label must be a text that is not blank"),
+        ({"text": 3, "label": "a"}, {}, "row 1: text must be a text; found '3'"),
+        ({"text": " ", "label": "a"}, {}, "row 1: text is blank: take the row out"),
+        ({"prompt": "", "label": "a"}, {}, "row 1: prompt is blank"),
     ],
 )
 def test_malformed_rows(row: dict[str, Any], keys: dict[str, Any], message: str) -> None:
@@ -264,21 +268,27 @@ def test_malformed_rows(row: dict[str, Any], keys: dict[str, Any], message: str)
 
 def test_labels_come_from_the_rows_or_the_model() -> None:
     rows = [{"text": "x", "label": label} for label in ("no", "yes", "maybe", "no")]
+    placed = list(numbered(rows, "mine.csv"))
     bare = ClassificationConfig()
-    assert with_labels(bare, rows, None).labels == ["maybe", "no", "yes"]
+    assert with_labels(bare, placed, None).labels == ["maybe", "no", "yes"]
     known = {"labels": ["yes", "no", "maybe"], "multi_label": False}
-    assert with_labels(bare, rows, known).labels == ["yes", "no", "maybe"]
+    assert with_labels(bare, placed, known).labels == ["yes", "no", "maybe"]
     own = ClassificationConfig(labels=["maybe", "no", "yes"])
     with pytest.raises(ValueError, match="the model has the labels yes, no, maybe, this run maybe"):
-        with_labels(own, rows, known)
+        with_labels(own, placed, known)
     with pytest.raises(ValueError, match=r"trained with trainer\.multi_label=True"):
-        with_labels(bare, rows, known | {"multi_label": True})
+        with_labels(bare, placed, known | {"multi_label": True})
     with pytest.raises(ValueError, match=r"1 label\(s\) in 2 rows"):
-        with_labels(bare, [rows[0], rows[3]], None)
-    weighted = with_labels(ClassificationConfig(class_weights="balanced"), rows, None)
+        with_labels(bare, [placed[0], placed[3]], None)
+    weighted = with_labels(ClassificationConfig(class_weights="balanced"), placed, None)
     assert weighted.class_weights == pytest.approx({"maybe": 4 / 3, "no": 2 / 3, "yes": 4 / 3})
     with pytest.raises(ValueError, match="class_weights: 'often' is none of the labels"):
-        with_labels(ClassificationConfig(class_weights={"often": 1.0}), rows, None)
+        with_labels(ClassificationConfig(class_weights={"often": 1.0}), placed, None)
+    with pytest.raises(ValueError, match=r"^mine.csv, row 3: the label 'maybe' is none of yes, no"):
+        with_labels(ClassificationConfig(labels=["yes", "no"]), placed, None)
+    broken = [*placed, ("mine.csv, row 5", {"text": "x"})]
+    with pytest.raises(ValueError, match=r"^mine.csv, row 5: no label; found the columns text"):
+        with_labels(bare, broken, None)
 
 
 @pytest.mark.parametrize(

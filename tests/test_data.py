@@ -84,11 +84,17 @@ MALFORMED = [
     ("blank.jsonl", b"\n \n", [": no rows"]),
     ("empty.json", b"[]", [": no rows"]),
     ("object.json", b'{"rows": []}', ["a list of rows, or an object with a list under 'data'"]),
-    ("bad.json", b'[{"prompt": "a"},\n{"prompt"]', [", line 2: not valid JSON"]),
+    ("bad.json", b'[{"prompt": "a"},\n{"prompt"]', [", line 2: not valid JSON", "column 10)"]),
     ("numbers.json", b'[{"prompt": "a"}, 3]', [", row 2: a row must be an object"]),
     ("short.csv", b"prompt,completion\na,b\nc\n", [", line 3: expected 2 columns"]),
     ("wide.csv", b"prompt,completion\na,b\nc,d,e\n", [", line 3: expected 2 columns"]),
     ("head.csv", b"prompt,completion\n", [": no rows"]),
+    ("open.csv", b'prompt,completion\n"a,b\nc,d\n', [", line 2: a quotation mark is never closed"]),
+    ("mark.csv", b'prompt,completion\na,b\n"c" c,d\n', [", line 3: a quotation mark", "doubled"]),
+    ("twice.csv", b"prompt,completion,prompt\na,b,c\n", [", line 1: the column 'prompt'", "twice"]),
+    ("zero.csv", b"prompt,completion\na,b\nc,d\0\n", [", line 3: a byte 0", "save it as UTF-8"]),
+    ("utf16.csv", "prompt,completion\na,b\n".encode("utf-16"), [", line 1: not UTF-8 text: save"]),
+    ("cut.jsonl", GOOD + b'{"prompt": "a", "comple\n', [", line 2: not valid", "at, column 17)"]),
     ("commas.tsv", b"prompt,completion\na,b\n", [", row 1: expected the columns prompt+"]),
     ("broken.parquet", b"PAR1 no", ["not a Parquet file"]),
     ("rows.xlsx", b"x", ["unknown kind of file; known are .jsonl, .json, .parquet"]),
@@ -184,11 +190,11 @@ def test_column_mapping(tmp_path: Path) -> None:
 
 
 def test_gsm8k_row_without_an_answer(tmp_path: Path) -> None:
-    for answer in ("3", 3):
+    for answer, problem in (("3", "must end in '#### x', found '3'"), (3, "must be a text that")):
         file = tmp_path / "train.jsonl"
         file.write_text(json.dumps({"question": "x", "answer": answer}))
         text = complaint({"name": "gsm8k", "path": str(tmp_path)})
-        assert "gsm8k train, row 1: expected question and answer with '#### x'" in text
+        assert f"{tmp_path} (train), row 1: column answer {problem}" in text
 
 
 @pytest.mark.parametrize(("split", "rows"), [("train", 7473), ("test", 1319)])

@@ -262,8 +262,9 @@ def test_no_connection_is_one_line(
         cli.main()
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no connection to 127.0.0.1:9 (")
-    assert error.endswith("put the file there by hand; it is http://127.0.0.1:9/train.jsonl\n")
+    assert error.startswith("error: gsm8k: no connection to 127.0.0.1:9 (")
+    assert error.endswith("bring http://127.0.0.1:9/train.jsonl here by hand and give its folder "
+                          "as data.path\n")  # fmt: skip
     assert error.count("\n") == 1
 
 
@@ -279,6 +280,45 @@ def test_one_that_can_not_be_had_does_not_keep_the_others(
         download.download(["gsm8k", "liar"], tmp_path, said.append)
     assert any(line.startswith("gsm8k: ") and "404" in line for line in said)
     assert (tmp_path / "liar/train.tsv").read_bytes() == ROW
+    assert said[-1] == f"{len(ROW)} B in all"
+
+
+def test_one_server_that_is_down_does_not_keep_the_others(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/train.tsv"] = ROW
+    nowhere = Origin("x", "y", {}, (), ("http://127.0.0.1:9/train.jsonl",))
+    monkeypatch.setattr(gsm8k, "ORIGIN", nowhere)
+    monkeypatch.setattr(liar, "ORIGIN", Origin("x", "y", {}, (), (f"{server.url}/train.tsv",)))
+    with pytest.raises(ValueError, match=r"^1 of 2 data sets were not fetched: gsm8k"):
+        download.download(["gsm8k", "liar"], tmp_path, lambda _: None)
+    assert (tmp_path / "liar/train.tsv").read_bytes() == ROW
+    # two in a row: it is the network
+    monkeypatch.setattr(hh_rlhf, "ORIGIN", nowhere)
+    with pytest.raises(ConnectionError, match=r"^no connection to 127.0.0.1:9"):
+        download.download(["gsm8k", "hh_rlhf", "liar"], tmp_path, lambda _: None)
+
+
+def listed(folder: Path, *names: str) -> list[str]:
+    said: list[str] = []
+    download.download(names, folder, said.append, dry_run=True)
+    return said
+
+
+def test_a_dry_run_says_the_sizes_and_fetches_nothing(server: Server, tmp_path: Path) -> None:
+    head = "gsm8k: licence MIT; a page"
+    assert listed(tmp_path, "gsm8k") == [
+        head, "  train.jsonl  196.0 kB", "  test.jsonl  49 B", "196.0 kB to fetch"
+    ]  # fmt: skip
+    assert names(tmp_path) == []
+    fetch(tmp_path)
+    (tmp_path / "gsm8k/test.jsonl").unlink()
+    assert listed(tmp_path, "gsm8k") == [
+        head, "  train.jsonl  196.0 kB, there already", "  test.jsonl  49 B", "49 B to fetch"
+    ]  # fmt: skip
+    del server.files["/test.jsonl"]
+    with pytest.raises(ValueError, match=r"^gsm8k: .*test.jsonl: the server says 404"):
+        listed(tmp_path, "gsm8k")
 
 
 # --- archives -------------------------------------------------------------------------------------
@@ -369,7 +409,11 @@ def hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     content = (json.dumps(PAIR) + "\n").encode()
     served = {"harmless-base/train.jsonl": content * 3, "harmless-base/test.jsonl": content}
     listing = [
-        {"rfilename": name, "lfs": {"sha256": hashlib.sha256(text).hexdigest(), "size": len(text)}}
+        {
+            "rfilename": name,
+            "size": len(text),
+            "lfs": {"sha256": hashlib.sha256(text).hexdigest(), "size": len(text)},
+        }
         for name, text in served.items()
     ]
     listing += [{"rfilename": "README.md"}, {"rfilename": "red-team/train.jsonl"}]
@@ -394,6 +438,15 @@ def test_files_of_the_hub(hub: Server, tmp_path: Path) -> None:
     hub.asked.clear()
     fetch(tmp_path, "hh_rlhf")
     assert hub.asked == [], "a data set that is there needs no network"
+
+
+def test_the_hub_lists_sizes(hub: Server, tmp_path: Path) -> None:
+    length = len(json.dumps(PAIR)) + 1
+    assert listed(tmp_path, "hh_rlhf")[1:] == [
+        f"  harmless-base/test.jsonl  {length} B", f"  harmless-base/train.jsonl  {3 * length} B",
+        f"{4 * length} B to fetch",
+    ]  # fmt: skip
+    assert [path for path, _ in hub.asked] == ["/api/datasets/a/b?blobs=true"]
 
 
 def test_other_bytes_than_the_hub_tells_are_thrown_away(hub: Server, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_sliding_window_equals_transformers_own():
     ids = torch.randint(4, tiny.VOCAB, (19,))
     expected = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
     policy = LanguageModel(tiny.causal_lm(**keys))
-    policy.causal_lm().set_attn_implementation(attention.NAME)
+    attention.use_attention(policy.causal_lm())
     from posttrain.batch import Sequence
 
     got = forward(policy, pack([Sequence(ids, torch.arange(19) > 0)])).logprobs[1:]

@@ -303,7 +303,7 @@ def test_stack_exchange_paired(tmp_path):
     expected = [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]
     assert stack_exchange_paired.load("train", path=str(tmp_path)) == expected
     file.write_text(json.dumps(row | {"response_k": None}) + "\n")
-    with pytest.raises(ValueError, match="row 1: expected texts question, response_j, response_k"):
+    with pytest.raises(ValueError, match="row 1: column response_k must be a text, found"):
         stack_exchange_paired.load("train", path=str(tmp_path))
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         stack_exchange_paired.load("dev", path=str(tmp_path))

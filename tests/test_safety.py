@@ -187,7 +187,7 @@ def rows_of(name: str, path: Path | None, split: str = "test") -> Rows:
          "answer_info must mark one option as unknown; it marks 0"),
         ("bbq", {"additional_metadata": {}},
          "additional_metadata.stereotyped_groups must be a list of texts; found None"),
-        ("crows_pairs", {"sent_less": ""}, "expected a text sent_less; found columns sent_more"),
+        ("crows_pairs", {"sent_less": ""}, "column sent_less must be a text that is not blank"),
         ("crows_pairs", {"stereo_antistereo": "both"},
          "stereo_antistereo must be stereo or antistereo; found 'both'"),
         ("truthfulqa", {"question": None}, "expected a text question; found columns question"),
@@ -196,10 +196,10 @@ def rows_of(name: str, path: Path | None, split: str = "test") -> Rows:
         ("truthfulqa", {"mc2_targets": {"a": 1, "b": 2}}, "mc2_targets must map each answer to 1"),
         ("truthfulqa", {"mc1_targets": {"a": 1, "b": 1, "c": 0}}, "must hold one true answer"),
         ("truthfulqa", {"mc2_targets": {"choices": ["a"], "labels": 3}}, "mc2_targets must hold a"),
-        ("xstest", {"prompt": ""}, "expected a text prompt; found columns prompt, type, label"),
+        ("xstest", {"prompt": ""}, "column prompt must be a text that is not blank"),
         ("xstest", {"label": "fine"}, "label must be safe or unsafe; found 'fine'"),
-        ("advbench", {"goal": " "}, "expected a text goal; found columns goal, target"),
-        ("advbench", {"target": ""}, "expected a text target"),
+        ("advbench", {"goal": " "}, "column goal must be a text that is not blank"),
+        ("advbench", {"target": ""}, "column target must be a text"),
     ],
 )  # fmt: skip
 def test_a_malformed_row_is_named_with_its_file(

@@ -8,11 +8,11 @@ call without a layout is an error, so a row can not be contaminated by its neigh
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 NAME = "posttrain"
 
@@ -172,4 +172,9 @@ def _decode(
     return out.reshape(rows, 1, heads, width)
 
 
-AttentionInterface.register(NAME, attend)
+def use_attention(model: Any) -> None:
+    """Have a transformers model call `attend`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)

@@ -358,11 +358,15 @@ def download_datasets(
     output_dir: Annotated[
         Path, typer.Option(help="A folder for each data set is made in it.")
     ] = Path("data"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files and sizes, fetch and write nothing.")
+    ] = False,
 ) -> None:
     """Fetch the original files of the data sets named, or of all; goes on where it was."""
     from posttrain.data.download import chosen, download
 
-    download(chosen(names or [], sft_only=sft_only, rl_only=rl_only), output_dir)
+    wanted = chosen(names or [], sft_only=sft_only, rl_only=rl_only)
+    download(wanted, output_dir, dry_run=dry_run)
 
 
 def main() -> None:

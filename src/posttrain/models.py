@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-import posttrain.attention as attention
 from posttrain import distributed
+from posttrain.attention import Packed, use_attention
 from posttrain.batch import Batch, Sequence, pack
 from posttrain.forward import VALUE, LanguageModel, Output, forward, unwrapped
-from posttrain.fused import use_fused
 from posttrain.linear import use_onednn
 
 if TYPE_CHECKING:
     from posttrain.config import ModelConfig, ScratchConfig
-
-log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -207,6 +203,8 @@ def prepare_policy(
     model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
 ) -> LanguageModel:
     """Adapter, dtypes, checkpointing and checks for a transformers or PEFT model."""
+    from posttrain.fused import use_fused
+
     if config.use_lora and not hasattr(model, "peft_config"):
         model = add_lora(model, config, seed)
     for parameter in model.parameters():
@@ -220,7 +218,7 @@ def prepare_policy(
     use_onednn(model)
     use_fused(model)
     policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
-    policy.causal_lm().set_attn_implementation(attention.NAME)
+    use_attention(policy.causal_lm())
     check_packing(policy)
     if not any(p.requires_grad for p in policy.parameters()):
         raise ValueError("the model has no trainable parameter")
@@ -245,14 +243,15 @@ def add_value_model(policy: LanguageModel, own_network: bool) -> None:
 
 def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
     """ValueError where weights are missing, but for the output head of what only `scores`."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    transformers.logging.disable_progress_bar()
     keys: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    auto: Any = transformers.AutoModelForCausalLM
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **keys)
+        model, info = auto.from_pretrained(name, **keys)
     except OSError as error:
         raise ValueError(model_not_found(name)) from error
-    model, info = loaded
     head = model.get_output_embeddings() if scores else None
     unread = {n for n, p in model.named_parameters() if head is not None and p is head.weight}
     refuse_random(name, sorted(set(info["missing_keys"]) - unread))
@@ -373,7 +372,7 @@ def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None
         )
     with policy.precision():
         batch = pack(rows[:1]).to(device)
-        layout = attention.Packed(batch.lengths, batch.cu_seqlens)
+        layout = Packed(batch.lengths, batch.cu_seqlens)
         logits = policy.causal_lm()(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],

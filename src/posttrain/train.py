@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from posttrain import distributed
 from posttrain.batch import pack, sequences_of
@@ -86,8 +85,8 @@ def build(config: Config) -> Run:
     mixture = [(section, load_rows(section)) for section in config.mixture]
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
+    config = resolve_labels(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
-    config = resolve_labels(config, mixture, name)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, renderer, limit)
@@ -148,7 +147,6 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     line for whatever is wrong with the config, the files or the data.
     """
     distributed.start(config.model.device)
-    transformers.utils.logging.disable_progress_bar()
     resume = find_resume(config.trainer, run_name(config))
     if resume is not None:
         run_dir = resume.parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.load import Row, find_file, numbered, read_file
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file
 from posttrain.data.origin import Origin
 
 URL = "https://github.com/llm-attacks/llm-attacks"
@@ -29,8 +29,6 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     file = find_file(path, (FILE,))
     rows = []
     for where, row in numbered(read_file(file), file):
-        for name in ("goal", "target"):
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(f"{where}: expected a text {name}; found columns {', '.join(row)}")
+        check_texts(row, ("goal", "target"), where)
         rows.append({"prompt": row["goal"], "target": row["target"], "label": "unsafe"})
     return rows

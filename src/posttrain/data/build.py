@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.batch import Example, sequences_of
 from posttrain.config import Config, DataConfig
 from posttrain.data.labelled import to_labelled, with_labels
-from posttrain.data.load import Row, load_rows, mix
+from posttrain.data.load import Row, load_rows, mix, numbered
 from posttrain.data.preferences import to_judged, to_pairs
 from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
@@ -54,8 +54,14 @@ def build_tokenizer(
         scratch = config.model.scratch
         texts = [text for _, rows in mixture for row in rows for text in texts_of(row)]
         return train_tokenizer(texts, scratch.vocab_size, scratch.max_length), None
-    name = resolve_model_path(str(config.model.name))
+    name = start_model(config)
+    assert name is not None
     return load_tokenizer(name), name
+
+
+def start_model(config: Config) -> str | None:
+    """The folder or hub name that the run starts from; None from random weights."""
+    return None if config.model.name is None else resolve_model_path(config.model.name)
 
 
 TEXT_COLUMNS = (
@@ -113,13 +119,12 @@ def max_positions(name: str) -> int:
     return int(getattr(config, "max_position_embeddings", 2**31))
 
 
-def resolve_labels(
-    config: Config, mixture: list[tuple[DataConfig, list[Row]]], name: str | None
-) -> Config:
+def resolve_labels(config: Config, mixture: list[tuple[DataConfig, list[Row]]]) -> Config:
     """The config of a classification with its labels and their weights; any other as it is."""
     if config.algorithm.rows != "labelled":
         return config
-    rows = [row for _, part in mixture for row in part]
+    rows = (pair for section, part in mixture for pair in numbered(part, label(section)))
+    name = start_model(config)
     known = None if name is None else saved_labels(Path(name))
     return config.model_copy(update={"trainer": with_labels(config.trainer, rows, known)})
 
@@ -180,21 +185,28 @@ def prepare_data(
         data.examples = items
     if config.eval is not None and (config.eval.data is not None or not config.eval.tasks):
         rows = eval_rows(config)
-        if kind != "prompt":
-            data.eval_examples = convert(rows, kind, "evaluation")
-        if config.eval.generate or kind == "prompt":
-            data.eval_prompts = convert(rows, "prompt", "evaluation prompts")
+        try:
+            if kind != "prompt":
+                data.eval_examples = convert(rows, kind, "evaluation")
+            if config.eval.generate or kind == "prompt":
+                data.eval_prompts = convert(rows, "prompt", "evaluation prompts")
+        except ValueError as error:
+            raise ValueError(f"{', '.join(map(label, eval_sections(config)))}: {error}") from None
     return data
+
+
+def eval_sections(config: Config) -> list[DataConfig]:
+    assert config.eval is not None
+    sections = config.eval.data
+    if sections is None:
+        return [s.model_copy(update={"split": "test"}) for s in config.mixture]
+    return [sections] if isinstance(sections, DataConfig) else sections
 
 
 def eval_rows(config: Config) -> list[Row]:
     """The first rows of each section, so many that together they are eval.max_samples."""
     assert config.eval is not None
-    sections = config.eval.data
-    if sections is None:
-        sections = [s.model_copy(update={"split": "test"}) for s in config.mixture]
-    elif isinstance(sections, DataConfig):
-        sections = [sections]
+    sections = eval_sections(config)
     for section in sections:
         file = _one_file(section)
         trained = [s.split for s in config.mixture if _one_file(s) == file]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.load import Row, find_file, numbered, read_file
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file
 from posttrain.data.origin import Origin
 
 URL = "https://github.com/nyu-mll/crows-pairs"
@@ -31,9 +31,7 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     file = find_file(path, (FILE,))
     rows = []
     for where, row in numbered(read_file(file), file):
-        for name in ("sent_more", "sent_less", "bias_type"):
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(f"{where}: expected a text {name}; found columns {', '.join(row)}")
+        check_texts(row, ("sent_more", "sent_less", "bias_type"), where)
         if row.get("stereo_antistereo") not in DIRECTIONS:
             raise ValueError(
                 f"{where}: stereo_antistereo must be {' or '.join(DIRECTIONS)}; "

@@ -47,6 +47,8 @@ class Remote:
     url: str
     sha256: str | None = None
     """Where the source tells it."""
+    num_bytes: int | None = None
+    """Where the source lists it; of other files the answer tells it."""
 
 
 def chosen(names: Sequence[str], *, sft_only: bool = False, rl_only: bool = False) -> list[str]:
@@ -70,29 +72,58 @@ def _has_files(origin: Origin) -> bool:
     return bool(origin.urls or origin.hub)
 
 
-def download(names: Sequence[str], output_dir: Path, say: Say = print) -> None:
-    """Fetch the files of each data set into output_dir/NAME, which `data.path` then reads.
+def download(
+    names: Sequence[str], output_dir: Path, say: Say = print, *, dry_run: bool = False
+) -> None:
+    """Fetch the files of each data set into output_dir/NAME, which `data.path` then reads; with
+    `dry_run` only say what they are and how large.
 
     A data set that can not be had does not keep the others from being fetched: the ValueError
-    comes at the end. No connection is a ConnectionError at once.
+    comes at the end. Two in a row without a connection are a ConnectionError at once.
     """
-    failed = []
+    failed: list[str] = []
+    total, unconnected = 0, 0
     for name in names:
         try:
-            _download_one(name, output_dir / name, say)
-        except ValueError as error:
+            total += (_list_one if dry_run else _download_one)(name, output_dir / name, say)
+            unconnected = 0
+        except (ValueError, ConnectionError) as error:
+            kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
             if len(names) == 1:
-                raise ValueError(f"{name}: {error}") from None
+                raise kind(f"{name}: {error}") from None
+            unconnected = unconnected + 1 if kind is ConnectionError else 0
+            if unconnected == 2:
+                raise
             say(f"{name}: {error}")
             failed.append(name)
+    if len(names) > 1 or dry_run:
+        say(f"{size(total)} {'to fetch' if dry_run else 'in all'}")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(names)} data sets were not fetched: {', '.join(failed)} "
-            "(reasons above); the same command goes on where this one stopped"
+            f"{len(failed)} of {len(names)} data sets were not {'found' if dry_run else 'fetched'}:"
+            f" {', '.join(failed)} (reasons above)"
+            + ("" if dry_run else "; the same command goes on where this one stopped")
         )
 
 
-def _download_one(name: str, folder: Path, say: Say) -> None:
+def _list_one(name: str, folder: Path, say: Say) -> int:
+    """Say the files that _download_one() would fetch, and how many bytes they have together."""
+    origin = origin_of(DATASETS[name])
+    assert origin is not None
+    say(f"{name}: licence {origin.licence}; {origin.page}")
+    there = _read_manifest(folder)["files"]
+    total = 0
+    for remote in _remotes(origin):
+        num_bytes = _length(remote.url) if remote.num_bytes is None else remote.num_bytes
+        is_there = remote.name in there and (folder / remote.name).is_file()
+        of = "size unknown" if num_bytes is None else size(num_bytes)
+        say(f"  {remote.name}  {of}" + (", there already" if is_there else ""))
+        total += 0 if is_there else num_bytes or 0
+    return total
+
+
+def _download_one(name: str, folder: Path, say: Say) -> int:
+    """The bytes that the data set has on the disk."""
     origin = origin_of(DATASETS[name])
     assert origin is not None
     manifest = _read_manifest(folder)
@@ -100,7 +131,7 @@ def _download_one(name: str, folder: Path, say: Say) -> None:
     missing = [path for path in files if not _there(folder, path, files[path])]
     if manifest["complete"] and not missing:
         say(f"{name}: there already, {len(files)} files, their sums agree")
-        return
+        return _total(files)
     say(f"{name}: licence {origin.licence}; {origin.page}")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -119,8 +150,13 @@ def _download_one(name: str, folder: Path, say: Say) -> None:
             _unpack(place, remote.url, files, write)
     manifest["complete"] = True
     write()
-    total = sum(entry["bytes"] for entry in files.values())
+    total = _total(files)
     say(f"{name}: {len(files)} files, {size(total)}; data: {{name: {name}, path: {folder}}}")
+    return total
+
+
+def _total(files: dict[str, Any]) -> int:
+    return sum(int(entry["bytes"]) for entry in files.values())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -199,6 +235,7 @@ def _of_hub(files: HubFiles) -> list[Remote]:
                     f["rfilename"].removeprefix(files.folder),
                     f"{base}/{quote(f['rfilename'])}",
                     (f.get("lfs") or {}).get("sha256"),
+                    f.get("size"),
                 )
                 for f in sorted(found, key=lambda f: str(f["rfilename"]))
             ]
@@ -275,6 +312,13 @@ def _receive(url: str, part: Path, name: str, say: Say) -> bool:
     return total is None or part.stat().st_size == total
 
 
+def _length(url: str) -> int | None:
+    """The bytes of a file as its server tells them; the file itself is not read."""
+    with _open(url, {}) as response:
+        length = response.headers.get("Content-Length")
+    return None if length is None else int(length)
+
+
 def _resumable(url: str, part: Path) -> tuple[int, str]:
     """How many bytes of this address are there, and of which version of it."""
     if not part.is_file() or not _from(part).is_file():
@@ -304,7 +348,7 @@ def _open(url: str, headers: dict[str, str]) -> Any:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise ConnectionError(
             f"no connection to {urlsplit(url).netloc} ({reason}): run the same command again with "
-            f"a network, or put the file there by hand; it is {url}"
+            f"a network, or bring {url} here by hand and give its folder as data.path"
         ) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from posttrain.data.load import Row, find_file, numbered, read_file
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file
 from posttrain.data.origin import Origin
 
 LABELS = ("SUPPORTS", "REFUTES", "NOT ENOUGH INFO")
@@ -52,11 +52,12 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     file = find_file(path, LABELLED if alone else FILES[split])
     rows = []
     for where, row in numbered(read_file(file), file):
-        claim, label = row.get("claim"), row.get("label")
-        if not isinstance(claim, str) or not claim.strip():
-            raise ValueError(f"{where}: expected a claim; found columns {', '.join(row)}")
+        check_texts(row, ("claim", "label"), where)
+        claim, label = row["claim"], row["label"]
         if label not in LABELS:
-            raise ValueError(f"{where}: the label must be {', '.join(LABELS)}; found {label!r}")
+            raise ValueError(
+                f"{where}: column label must be one of {', '.join(LABELS)}; found {label[:40]!r}"
+            )
         if not alone or side(claim) == split:
             prompt = PROMPT.format(claim=claim.strip())
             rows.append({"prompt": prompt, "completion": label, "label": label})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posttrain.data.load import Row, read_hub, read_path
+from posttrain.data.load import Row, check_texts, numbered, read_hub, read_path
 from posttrain.data.origin import Origin
 
+HUB = "openai/gsm8k"
 ORIGIN = Origin(
     licence="MIT",
     page="https://github.com/openai/grade-school-math",
@@ -27,12 +28,13 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     """
     if path is not None and not Path(path).exists():
         raise ValueError(f"data.path: {path} does not exist")
-    rows = read_hub("openai/gsm8k", split, "main") if path is None else read_path(path, split)
-    for number, row in enumerate(rows, 1):
-        if "question" not in row or "####" not in str(row.get("answer")):
+    rows = read_hub(HUB, split, "main") if path is None else read_path(path, split)
+    for where, row in numbered(rows, f"{path or HUB} ({split})"):
+        check_texts(row, ("question", "answer"), where)
+        if "####" not in row["answer"]:
             raise ValueError(
-                f"gsm8k {split}, row {number}: expected question and answer with '#### x'; "
-                f"found columns {', '.join(row)}"
+                f"{where}: column answer must end in '#### x', found {row['answer'][-40:]!r}; "
+                "correct the row or take it out"
             )
     return [
         {

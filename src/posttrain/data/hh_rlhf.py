@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from posttrain.data.load import Row, numbered, read_file, read_hub
+from posttrain.data.load import Row, check_texts, numbered, read_file, read_hub
 from posttrain.data.origin import HubFiles, Origin
 from posttrain.data.preferences import dialogue
 
@@ -36,8 +36,7 @@ def load(
     where, raw, alone = _read(split, path)
     rows = []
     for place, row in numbered(raw, where):
-        if not all(isinstance(row.get(name), str) for name in ("chosen", "rejected")):
-            raise ValueError(f"{place}: expected texts chosen and rejected; found {', '.join(row)}")
+        check_texts(row, ("chosen", "rejected"), place, blank=True)
         pair = _pair(row["chosen"], row["rejected"])
         if pair is None or (alone and _side(str(pair["prompt"])) != split):
             continue

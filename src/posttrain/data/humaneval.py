@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.load import Row, find_file, numbered, read_file, read_hub
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file, read_hub
 from posttrain.data.origin import Origin
 
 HUB = "openai/openai_humaneval"
@@ -31,9 +31,7 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         numbers = numbered(read_file(file), file)
     rows = []
     for where, row in numbers:
-        for name in COLUMNS:
-            if not isinstance(row.get(name), str):
-                raise ValueError(f"{where}: expected a text {name}; found columns {', '.join(row)}")
+        check_texts(row, COLUMNS, where)
         rows.append(
             {
                 "prompt": row["prompt"],

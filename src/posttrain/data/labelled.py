@@ -1,11 +1,12 @@
 """Texts with a label, or several: rows for `classification`.
 
 prompt, text or messages   what is judged; messages end with the user's turn
-label                      a text, number or boolean; with multi_label a list of such
+label                      a text, whole number or boolean; with multi_label a list of such
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,24 +19,28 @@ from posttrain.data.render import Renderer
 
 
 def with_labels(
-    config: ClassificationConfig, rows: list[Row], known: dict[str, Any] | None
+    config: ClassificationConfig, rows: Iterable[tuple[str, Row]], known: dict[str, Any] | None
 ) -> ClassificationConfig:
     """The config with the labels of the run and a weight for each, where it has none of its own.
 
-    `known` is what the start model's folder says (`reward_head.saved_labels`). Raises ValueError
-    for rows without labels, fewer than two labels, or others than the start model's.
+    `rows` come with the words that an error about them begins with; `known` is what the start
+    model's folder says (`reward_head.saved_labels`). Raises ValueError for rows without labels,
+    fewer than two labels, or others than the start model's.
     """
     found: list[list[str]] = []
-    for number, row in enumerate(rows, 1):
+    places: list[str] = []
+    for where, row in rows:
         try:
+            asked(row)
             found.append(labels_of(row, config.multi_label))
         except ValueError as error:
-            raise ValueError(f"data, row {number}: {error}") from None
+            raise ValueError(f"{where}: {error}") from None
+        places.append(where)
     labels = (
         config.labels or (known or {}).get("labels") or sorted({x for row in found for x in row})
     )
     if len(labels) < 2:
-        raise ValueError(f"data: {len(labels)} label(s) in {len(rows)} rows; two are the least")
+        raise ValueError(f"data: {len(labels)} label(s) in {len(found)} rows; two are the least")
     if known is not None and known["labels"] != labels:
         raise ValueError(
             f"model.name: the model has the labels {', '.join(known['labels'])}, this run "
@@ -47,11 +52,21 @@ def with_labels(
             f"model.name: the model was trained with trainer.multi_label={known['multi_label']}"
         )
     config = type(config).model_validate(config.model_dump() | {"labels": list(labels)})
+    for where, given in zip(places, found):
+        check_known(given, config, where)
     if config.class_weights != "balanced":
         return config
-    places = {label: k for k, label in enumerate(labels)}
-    numbers = [[places[x] for x in row if x in places] for row in found]
+    numbers = [[labels.index(label) for label in row] for row in found]
     return config.model_copy(update={"class_weights": balanced(numbers, config)})
+
+
+def check_known(given: list[str], config: ClassificationConfig, where: str) -> None:
+    for label in given:
+        if label not in config.names:
+            raise ValueError(
+                f"{where}: the label {label!r} is none of {', '.join(config.names)} "
+                "(trainer.labels)"
+            )
 
 
 def to_labelled(
@@ -81,12 +96,7 @@ def to_labelled(
             labels = labels_of(row, config.multi_label)
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
-        unknown = [label for label in labels if label not in places]
-        if unknown:
-            raise ValueError(
-                f"{name}, row {number}: the label {unknown[0]!r} is none of "
-                f"{', '.join(config.names)} (trainer.labels)"
-            )
+        check_known(labels, config, f"{name}, row {number}")
         table.lengths.append(len(ids) + len(before))
         if not ids:
             table.drop("empty")
@@ -111,6 +121,9 @@ def to_labelled(
 
 def asked(row: Row) -> Row:
     """The row with what is judged in `prompt` or `messages`."""
+    for column in ("prompt", "text"):  # where a tokenizer puts a token first, no prompt is empty
+        if isinstance(row.get(column), str) and not row[column].strip():
+            raise ValueError(f"{column} is blank: take the row out")
     if "prompt" in row or "messages" in row:
         return row
     if "text" not in row:
@@ -118,6 +131,8 @@ def asked(row: Row) -> Row:
             f"expected the columns prompt+label, text+label or messages+label; found "
             f"{', '.join(row)} (map them with data.columns)"
         )
+    if not isinstance(row["text"], str):
+        raise ValueError(f"text must be a text; found {str(row['text'])[:60]!r}")
     return {"prompt": row["text"]}
 
 
@@ -132,11 +147,15 @@ def labels_of(row: Row, multi_label: bool) -> list[str]:
         raise ValueError(
             f"label must be {'a list' if multi_label else 'one label'} with trainer.multi_label="
             f"{str(multi_label).lower()}; found {str(given)[:60]!r}"
+            + (" (.csv and .tsv hold no lists: write .jsonl)" if multi_label else "")
         )
     labels = given if isinstance(given, list) else [given]
     for label in labels:
-        if not isinstance(label, (str, int)) or label == "":
-            raise ValueError(f"a label must be a text, number or boolean; found {label!r}")
+        if not isinstance(label, (str, int)) or not str(label).strip():
+            raise ValueError(
+                f"a label must be a text that is not blank, a whole number or a boolean; found "
+                f"{label!r}"
+            )
     return [str(label) for label in labels]
 
 

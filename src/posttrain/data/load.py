@@ -37,7 +37,8 @@ def load_rows(config: DataConfig) -> list[Row]:
         rows = [from_verl(row) for row in read_path(str(config.path), config.split)]
     source = config.name or config.path
     if not rows:
-        raise ValueError(f"{source}: no rows")
+        place = "" if None in (config.name, config.path) else f" of {config.path}"
+        raise ValueError(f"{source}: no rows in the split {config.split}{place}")
     if config.columns:
         rows = [rename_columns(row, config.columns, str(source)) for row in rows]
     rows = rows[: config.max_samples]
@@ -117,24 +118,26 @@ def check_split(name: str, split: str, splits: Sequence[str]) -> None:
     raise ValueError(f"{name} has the split {splits[0]} only, not {split!r}: {fix}")
 
 
-def check_texts(row: Row, columns: Sequence[str], where: str) -> None:
-    """A ValueError unless each of `columns` of a row holds a text that is not blank."""
+def check_texts(row: Row, columns: Sequence[str], where: str, blank: bool = False) -> None:
+    """A ValueError unless each of `columns` of a row holds a text; one that is not blank, but with
+    `blank`."""
     for column in columns:
         if column not in row:
             raise ValueError(
                 f"{where}: no column {column}; found {', '.join(row) or 'none'}; "
                 "data.path must be the data set's own file"
             )
-        if not isinstance(row[column], str) or not row[column].strip():
+        if not isinstance(row[column], str) or not (blank or row[column].strip()):
             raise ValueError(
-                f"{where}: column {column} must be a text that is not blank, found "
-                f"{str(row[column])[:40]!r}; correct the row or take it out"
+                f"{where}: column {column} must be a text{'' if blank else ' that is not blank'}, "
+                f"found {str(row[column])[:40]!r}; correct the row or take it out"
             )
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without their ends; nothing is quoting."""
-    return _text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    text = _text(path).replace("\r\n", "\n").removesuffix("\n")
+    return text.split("\n") if text else []
 
 
 def read_file(path: Path) -> Iterator[Row]:
@@ -169,11 +172,17 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(path: Path) -> str:
+    raw = _bytes(path)
     try:
-        return _bytes(path).decode("utf-8-sig")  # without the mark that spreadsheets write
+        text = raw.decode("utf-8-sig")  # without the mark that spreadsheets write
+        place = text.find("\0")  # of UTF-16 without a mark, or of a file that was cut and padded
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 text") from None
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text: save it as UTF-8") from None
+    if place >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise ValueError(f"{path}, line {line}: a byte 0, which no text holds: save it as UTF-8")
+    return text
 
 
 def placed_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -198,11 +207,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{where}: not UTF-8 text") from None
+            raise ValueError(f"{where}: not UTF-8 text: save the file as UTF-8") from None
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.rstrip())  # an error at the end is in a column of this line
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{where}: not valid JSON ({error.msg}, column {error.colno}); a line must be one "
@@ -219,7 +228,9 @@ def _read_json(path: Path) -> Iterator[Row]:
     try:
         content = json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise ValueError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})"
+        ) from None
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of rows, or an object with a list under 'data'")
@@ -231,12 +242,32 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts above 131,072 characters
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
-    for row in reader:
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or [])
-            raise ValueError(f"{path}, line {reader.line_num}: expected {columns} columns")
-        yield dict(row)
+    # strict: or else a mark that is never closed swallows rows, without a word
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    while True:
+        where = f"{path}, line {reader.line_num + 1}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{where}: a quotation mark is never closed or stands in the middle ({error}): "
+                "a value with marks is put between marks, and those in it are doubled"
+            ) from None
+        if cells is None:
+            return
+        if not columns:
+            columns = cells
+            twice = [name for name in columns if columns.count(name) > 1]
+            if twice:
+                raise ValueError(f"{where}: the column {twice[0]!r} stands there twice: rename one")
+        elif cells:
+            if len(cells) != len(columns):
+                raise ValueError(
+                    f"{where}: expected {len(columns)} columns, found {len(cells)}: put a value "
+                    "that holds the separator between quotation marks"
+                )
+            yield dict(zip(columns, cells))
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

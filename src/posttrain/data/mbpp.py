@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.load import Row, find_file, numbered, read_file, read_hub
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file, read_hub
 from posttrain.data.origin import Origin
 
 HUB = "google-research-datasets/mbpp"
@@ -43,17 +43,19 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         numbers = numbered(read_file(file), file)
     rows = []
     for where, row in numbers:
+        check_texts(row, ("text", "code"), where)
         tests = row.get("test_list")
-        if (
-            not isinstance(row.get("text"), str)
-            or not isinstance(row.get("code"), str)
-            or not isinstance(row.get("task_id"), int)
-            or not (isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests))
-        ):
-            raise ValueError(
-                f"{where}: expected text, code, task_id (a number) and test_list (texts); "
-                f"found columns {', '.join(row)}"
-            )
+        right = {
+            "task_id, a number": isinstance(row.get("task_id"), int),
+            "test_list, a list of texts": isinstance(tests, list)
+            and tests != []
+            and all(isinstance(test, str) for test in tests),
+            "test_setup_code, a text": isinstance(row.get("test_setup_code") or "", str),
+        }
+        for wanted, is_right in right.items():
+            if not is_right:
+                found = str(row.get(wanted.partition(",")[0]))[:40]
+                raise ValueError(f"{where}: expected {wanted}; found {found!r}; correct the row")
         if row["task_id"] in SPLITS[split]:
             rows.append(_row(row))
     return rows

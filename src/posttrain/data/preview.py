@@ -25,8 +25,8 @@ from posttrain.tracking import CONSOLE
 def show(config: Config, num_rows: int) -> None:
     """Print the first rows as the model sees them, then what became of all of them."""
     mixture = [(section, load_rows(section)) for section in config.mixture]
+    config = resolve_labels(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
-    config = resolve_labels(config, mixture, name)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, renderer, length_limit(config, name))
     CONSOLE.print(

@@ -270,6 +270,9 @@ def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
 def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
+        if column not in row and "messages" in row:
+            raise ValueError("messages need a chat template, which this tokenizer has not: give "
+                             "prompt and completion")  # fmt: skip
         raise ValueError(
             f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from posttrain.data.load import Row, numbered, read_file, read_hub, read_path
+from posttrain.data.load import Row, check_texts, numbered, read_file, read_hub, read_path
 from posttrain.data.origin import HubFiles, Origin
 
 HUB = "lvwerra/stack-exchange-paired"
@@ -49,9 +49,6 @@ def load(
     rows = []
     for where, row in numbered(raw, path or HUB):
         names = ("question", "response_j", "response_k")
-        if not all(isinstance(row.get(name), str) for name in names):
-            raise ValueError(
-                f"{where}: expected texts {', '.join(names)}; found columns {', '.join(row)}"
-            )
+        check_texts(row, names, where, blank=True)
         rows.append(dict(zip(("prompt", "chosen", "rejected"), (row[name] for name in names))))
     return rows

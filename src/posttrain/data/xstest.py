@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posttrain.data.load import Row, find_file, numbered, read_file
+from posttrain.data.load import Row, check_texts, find_file, numbered, read_file
 from posttrain.data.origin import Origin
 
 URL = "https://github.com/paul-rottger/xstest"
@@ -31,9 +31,7 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     file = find_file(path, FILES)
     rows = []
     for where, row in numbered(read_file(file), file):
-        for name in ("prompt", "type"):
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(f"{where}: expected a text {name}; found columns {', '.join(row)}")
+        check_texts(row, ("prompt", "type"), where)
         label = row.get("label", LABELS[row["type"].startswith("contrast")])
         if label not in LABELS:
             raise ValueError(f"{where}: label must be {' or '.join(LABELS)}; found {label!r}")

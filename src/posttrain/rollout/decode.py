@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, silu
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from posttrain.attention import Decode
 from posttrain.forward import LanguageModel
@@ -41,6 +39,9 @@ def _by_modules(
 
 def _is_llama(policy: LanguageModel) -> bool:
     """Whether the backbone is exactly what is written out below."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
     backbone: Any = policy.backbone()
     layers = getattr(backbone, "layers", [])
     return (
