@@ -107,8 +107,7 @@ def evaluate(
     """Accuracy of a model on tasks, with confidence intervals and verdict counts."""
     from posttrain import distributed
     from posttrain.evaluation.command import Settings, evaluate_tasks
-    from posttrain.evaluation.console import lines_of, table
-    from posttrain.tracking import CONSOLE
+    from posttrain.evaluation.console import show
 
     settings = Settings(
         max_new_tokens=max_new_tokens,
@@ -132,18 +131,7 @@ def evaluate(
         results = evaluate_tasks(model, tasks.split(","), settings, output, samples)
     finally:
         distributed.stop()
-    if any("accuracy" in result for result in results.values()):
-        CONSOLE.print(table(results))
-    for task, result in results.items():
-        for line in lines_of(task, result):
-            CONSOLE.print(line, markup=False)
-        if verdicts := result.get("verdicts"):
-            counts = ", ".join(f"{name} {number:,}" for name, number in verdicts.items())
-            CONSOLE.print(f"{task}: {counts}", markup=False)
-        if dropped := result.get("dropped_prompts"):
-            CONSOLE.print(
-                f"note: {task}: {dropped} problems left out: no room for their prompt", markup=False
-            )
+    show(results)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `posttrain eval` shows of its results."""
+"""What `posttrain eval` prints of its results."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from typing import Any
 
 from rich.table import Table
 
+from posttrain.tracking import CONSOLE
+
 FIGURES = ("strict_accuracy", "pass@", "maj@", "best@")
 OF_THE_TABLE = ("accuracy", "truncated", "parse_failures", "unscored", "mean_score", "temperature",
                 "top_p")  # fmt: skip
+
+
+def show(results: dict[str, dict[str, Any]]) -> None:
+    """Print all of it."""
+    if any("accuracy" in result for result in results.values()):
+        CONSOLE.print(table(results))
+    for task, result in results.items():
+        for line in lines_of(task, result):
+            CONSOLE.print(line, markup=False)
+        if verdicts := result.get("verdicts"):
+            counts = ", ".join(f"{name} {number:,}" for name, number in verdicts.items())
+            CONSOLE.print(f"{task}: {counts}", markup=False)
+        if dropped := result.get("dropped_prompts"):
+            CONSOLE.print(
+                f"note: {task}: {dropped} problems left out: no room for their prompt", markup=False
+            )
 
 
 def lines_of(task: str, result: dict[str, Any]) -> list[str]:
