@@ -186,7 +186,7 @@ def a_gate_fails_what_has_risen(patch):
 
 @caught_by(in_training.test_gates_by_hand)
 def a_gate_compares_with_the_evaluation_before(patch):
-    edit(patch, gate.lost, "evaluations[0], evaluations[-1]", "evaluations[-2], evaluations[-1]")
+    edit(patch, gate.lost, "first = evaluations[0]", 'first = evaluations[-2] | {"step": 0}')
 
 
 # --- likelihoods and texts ------------------------------------------------------------------------
