@@ -146,6 +146,26 @@ def test_comparing_by_hand(tmp_path: Path, capsys: Capture) -> None:
     assert several.test == "exact sign flips of problem means"
 
 
+def test_what_was_asked_otherwise_is_named_and_the_rest_compared() -> None:
+    a = result_of(p="1") | {"template": "chat", "system_prompt": "Count.", "dtype": "float32"}
+    b = result_of(p="1") | {"template": "plain", "system_prompt": None, "dtype": "bfloat16"}
+    assert compare_task("t", a, b).notes == [
+        "template is chat in A and plain in B", "system_prompt is Count. in A and None in B",
+        "dtype is float32 in A and bfloat16 in B",
+    ]  # fmt: skip
+
+
+def test_one_task_without_common_problems_does_not_hide_the_others(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for name, other in (("a", result_of(p="1")), ("b", result_of(q="1"))):
+        results = {"t": result_of(p="1", q="0"), "u": other}
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    out = output_of(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert "exact McNemar" in out
+    assert "u: not compared, no outcomes in both of the same problem" in out
+
+
 def test_what_can_not_be_compared(tmp_path: Path, capsys: Capture) -> None:
     for name, results in (("a", {"t": result_of(p="1")}), ("b", {"u": result_of(p="1")})):
         (tmp_path / f"{name}.json").write_text(json.dumps(results))

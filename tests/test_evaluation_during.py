@@ -178,6 +178,21 @@ def test_a_gate_judges_the_checkpoint_that_the_run_stands_for(
         run(given)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "bound"),
+    [(0.8, 0.7, {"max_drop": 0.1}), (0.1, 0.3, {"max_rise": 0.2}), (0.5, 0.5, {"max_drop": 0})],
+)
+def test_a_gate_lets_through_what_it_says(
+    before: float, now: float, bound: dict[str, float], tmp_path: Path
+) -> None:
+    """0.8 - 0.7 is more than 0.1 in floats."""
+    file = tmp_path / "metrics.jsonl"
+    for value, holds in ((now, True), (2 * now - before, before == now)):
+        steps = [{"step": 0, "eval_a": before}, {"step": 4, "eval_a": value}]
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in steps))
+        assert (lost([GateConfig(metric="eval_a", **bound)], file) is None) == holds
+
+
 @pytest.mark.parametrize("keys", [{}, {"max_drop": 0.1, "max_rise": 0.1}, {"max_drop": -0.1}])
 def test_a_gate_has_one_bound(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"give max_drop|greater than or equal to 0"):

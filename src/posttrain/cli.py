@@ -146,7 +146,9 @@ def compare(
     comparisons, left_out = compare_files(a, b)
     CONSOLE.print(table(comparisons))
     for task in left_out:
-        CONSOLE.print(f"note: {task}: not compared, no outcomes in both", markup=False)
+        CONSOLE.print(
+            f"note: {task}: not compared, no outcomes in both of the same problem", markup=False
+        )
     for one in comparisons:
         for note in one.notes:
             CONSOLE.print(f"note: {one.task}: {note}", markup=False)

@@ -16,6 +16,7 @@ from posttrain.evaluation.store import read_results, results_file
 
 LIKE = (
     "temperature", "num_samples", "max_new_tokens", "shots", "split", "reward", "stop_texts",
+    "template", "system_prompt", "dtype",
 )  # fmt: skip
 """Settings in which results that are compared should be alike."""
 
@@ -38,27 +39,28 @@ class Comparison:
 
 
 def compare_files(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
-    """Of each task that both hold with outcomes by problem, and the other tasks' names.
+    """Of each task that both hold with outcomes of the same problems, and the other tasks' names.
 
     Raises ValueError where there is no such task.
     """
     first, second = _results(a), _results(b)
-    common = [
+    both = [
         task for task in first if "outcomes" in first[task] and "outcomes" in second.get(task, {})
     ]
-    if not common:
+    if not both:
         raise ValueError(
             f"no task in common with outcomes by problem: {results_file(a)} has "
             f"{', '.join(first)}, {results_file(b)} has {', '.join(second)}"
         )
+    common = [t for t in both if first[t]["outcomes"].keys() & second[t]["outcomes"].keys()]
+    if not common:
+        raise ValueError(f"{', '.join(both)}: the two results have no problem in common")
     left_out = [task for task in {**first, **second} if task not in common]
     return [compare_task(task, first[task], second[task]) for task in common], left_out
 
 
 def compare_task(task: str, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     common = [problem for problem in a["outcomes"] if problem in b["outcomes"]]
-    if not common:
-        raise ValueError(f"{task}: the two results have no problem in common")
     solved_a = [solved(a["outcomes"][problem]) for problem in common]
     solved_b = [solved(b["outcomes"][problem]) for problem in common]
     differences = [x - y for x, y in zip(solved_a, solved_b)]

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from posttrain.algorithms.base import StrictConfig
 
+ROUNDING = 1e-9  # 0.8 - 0.7 is more than 0.1
+
 
 class GateConfig(StrictConfig):
     metric: str
@@ -40,8 +42,8 @@ def lost(gates: list[GateConfig], metrics_file: Path, step: int | None = None) -
             known = ", ".join(name for name in missing[0] if name.startswith("eval_"))
             return f"eval.gate: no metric {gate.metric}; there are {known}"
         before, now = first[gate.metric], last[gate.metric]
-        fell = gate.max_drop is not None and now < before - gate.max_drop
-        rose = gate.max_rise is not None and now > before + gate.max_rise
+        fell = gate.max_drop is not None and before - now > gate.max_drop + ROUNDING
+        rose = gate.max_rise is not None and now - before > gate.max_rise + ROUNDING
         if fell or rose:
             bound = f"max_drop {gate.max_drop}" if fell else f"max_rise {gate.max_rise}"
             return (
