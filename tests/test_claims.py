@@ -41,6 +41,8 @@ def test_a_row_of_liar(tmp_path: Path) -> None:
         "Speaker: a-speaker\nJob: Governor\nState: Texas\nParty: none\nSubject: weather"
         "\nContext: a show\nIt rains."
     )
+    (tmp_path / "train.tsv").write_text(STATEMENT.replace("Governor", " "))
+    assert "\nSpeaker: a-speaker\nState: Texas\n" in load_rows(data)[0]["prompt"]
     (tmp_path / "train.tsv").write_text(STATEMENT.replace("\t5\t", "\tx\t"))
     with pytest.raises(ValueError, match=r"line 1: column 13 \(pants on fire\) must be a count, f"):
         load_rows(data)
@@ -162,6 +164,12 @@ def test_offsets_count_marks_of_order_and_line_ends_too(tmp_path: Path) -> None:
     assert "\nText: They are <<vile>>, all of them." in row["prompt"]
 
 
+def test_a_span_may_end_with_its_article(tmp_path: Path) -> None:
+    folder = propaganda(tmp_path, b"1\tSlogans\t8\t12", b"A title\nNow!")
+    (row,) = rows_of("semeval2020_task11", "train", folder)
+    assert row["prompt"].endswith("\nText: <<Now!>>")
+
+
 def test_lines_with_their_spans(tmp_path: Path) -> None:
     propaganda(tmp_path / "datasets", b"1\tDoubt\t18\t50\n1\tSlogans\t35\t42\n")
     options = {"task": "spans"}
@@ -174,6 +182,11 @@ def test_lines_with_their_spans(tmp_path: Path) -> None:
     for row in rows:
         copies = [ARTICLE[span["begin"] : span["end"]] for span in row["spans"]]
         assert row["completion"] == ("\n".join(copies) or "none")
+    assert [row["labels"] for row in rows] == [[], ["Doubt", "Slogans"], ["Doubt"]]
+    # the end of a line is no part of a line
+    propaganda(tmp_path / "datasets", b"1\tSlogans\t35\t44\n1\tDoubt\t43\t50\n1\tDoubt\t9\t13")
+    rows = load_rows(data)
+    assert [row["completion"] for row in rows] == ["none", "They\nthieves.", "It was"]
     assert [row["labels"] for row in rows] == [[], ["Doubt", "Slogans"], ["Doubt"]]
 
 

@@ -125,8 +125,8 @@ def test_balanced_weights_are_scikit_learns() -> None:
     assert list(found.values()) == pytest.approx(list(theirs))
     # their mean over the rows is 1: the rate means what it did
     assert sum(found[NAMES[row]] for row in rows) / 10 == pytest.approx(1)
-    several = balanced([[0, 1], [0], [0, 2], [0]], config(multi_label=True))
-    assert several == {"a": 0.0, "b": 3.0, "c": 3.0}
+    several = balanced([[0, 1], [0, 1], [0, 2], [0]], config(multi_label=True))
+    assert several == {"a": 0.0, "b": 1.0, "c": 3.0}
     with pytest.raises(ValueError, match="no training row has the label 'b'"):
         balanced([[0], [2]], config())
 
@@ -175,26 +175,26 @@ def test_scores_of_several_labels_are_scikit_learns(rows: list[tuple[bool, ...]]
 
 def test_training_steps_count_no_confusion() -> None:
     """Which would be a number for every two labels in each line of the log."""
-    out = Output(torch.zeros(2), logits=torch.eye(3)[:2])
-    assert cross_entropy(out, batch([0, 2]), config()).metrics.keys() == {"accuracy"}
+    out = Output(torch.zeros(3), logits=torch.eye(3))
+    assert cross_entropy(out, batch([0, 2, 2]), config()).metrics.keys() == {"accuracy"}
     with torch.no_grad():
-        metrics = cross_entropy(out, batch([0, 2]), config()).metrics
-    assert float(metrics["accuracy"][0]) == 1
+        metrics = cross_entropy(out, batch([0, 2, 2]), config()).metrics
+    assert float(metrics["accuracy"][0]) == 2
     assert [name for name, (cell, _) in metrics.items() if float(cell) and "/" in name] == [
-        "confusion/0/0", "confusion/2/1",
+        "confusion/0/0", "confusion/2/1", "confusion/2/2",
     ]  # fmt: skip
 
 
 def test_a_label_is_found_where_it_is_likelier_than_not() -> None:
     """Its logit is above 0 then. A row is right where all its labels are."""
-    out = Output(torch.zeros(2), logits=torch.tensor([[0.2, -0.2, 0.2], [-0.2, 0.2, 0.2]]))
+    out = Output(torch.zeros(3), logits=torch.tensor([[0.2, -0.2, 0.2]] * 2 + [[-0.2, 0.2, 0.2]]))
     with torch.no_grad():
-        rows = batch([[1, 0, 1], [1, 0, 1]])
+        rows = batch([[1, 0, 1]] * 3)
         metrics = cross_entropy(out, rows, config(multi_label=True)).metrics
-    assert float(metrics["accuracy"][0]) == 1
+    assert float(metrics["accuracy"][0]) == 2
     cells = {name: int(cell) for name, (cell, _) in metrics.items() if "/" in name and cell}
     assert cells == {
-        "confusion/0/tp": 1, "confusion/2/tp": 2, "confusion/1/fp": 1, "confusion/0/fn": 1,
+        "confusion/0/tp": 2, "confusion/2/tp": 3, "confusion/1/fp": 1, "confusion/0/fn": 1,
     }  # fmt: skip
 
 
@@ -238,6 +238,7 @@ def test_what_is_too_long_keeps_its_end() -> None:
     whole = rendered(rows)[0][0][0].input_ids
     with pytest.raises(ValueError, match=r"rows, row 1: the row has \d+ tokens"):
         rendered(rows, length=3)
+    assert rendered(rows, length=len(whole))[1].kept == 1
     ((cut,),), table = rendered(rows, length=3, on_overlong="truncate")
     assert cut.input_ids.tolist() == whole[-3:].tolist()
     assert table.truncated == 1
@@ -318,20 +319,25 @@ def test_labels_that_begin_alike_are_refused() -> None:
 
 def test_what_all_labels_begin_with_goes_to_the_prompt() -> None:
     """A mark of a word's beginning, in many vocabularies."""
-    it = renderer("plain")
+    it = renderer("plain_bos")
     keys = config(labels=["12", "13", "1"], mode="label_tokens", label_words={"1": "145"})
     before, found = label_tokens(keys, it)
     names = it.tokenizer.convert_ids_to_tokens
     assert (names(before), names(found)) == (["1"], ["2", "3", "4"])
     rows = [{"text": "hello", "label": "13"}]
-    ((sequence,),), _ = to_labelled(rows, it, "rows", 64, "error", keys)
+    ((sequence,),), table = to_labelled(rows, it, "rows", 64, "error", keys)
+    assert table.length_max == len(sequence)
     assert sequence.input_ids.tolist() == [*it.prompt_ids({"prompt": "hello"}), *before]
     ((cut,),), _ = to_labelled(rows, it, "rows", 2, "truncate", keys)
     assert cut.input_ids.tolist() == sequence.input_ids[-2:].tolist()
     # of two labels one may be all of what the other begins with
-    short = keys.model_copy(update={"labels": ["1", "12", "2"], "label_words": {}})
-    with pytest.raises(ValueError, match="'1' and '12' begin with the same token '1'"):
-        label_tokens(short, it)
+    for labels in (["1", "12", "2"], ["1", "12"]):
+        short = keys.model_copy(update={"labels": labels, "label_words": {}})
+        with pytest.raises(ValueError, match="'1' and '12' begin with the same token '1'"):
+            label_tokens(short, it)
+    apart = keys.model_copy(update={"labels": ["12", "34"], "label_words": {}})
+    before, found = label_tokens(apart, it)
+    assert (before, names(found)) == ([], ["1", "3"])
 
 
 # --- whole runs -----------------------------------------------------------------------------------

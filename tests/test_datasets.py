@@ -289,7 +289,7 @@ def test_a_problem_in_verls_form(tmp_path: Path) -> None:
         (r"\boxed{1} and then $\boxed{\text{a } \{2\}}$", r"\text{a } \{2\}"),
         (r"is $\boxed 7$ there", "7"),
         (r"is $\boxed {7}$", "7"),
-        (r"\fbox{3}", "3"),
+        (r"\fbox{4} or \fbox{3}", "3"),
         (r"\boxed{}", ""),
         (r"\boxed{1", None),
         ("nothing", None),

@@ -113,6 +113,7 @@ def test_intervals_have_the_problem_as_their_unit() -> None:
     assert kind == "normal over problem means"
     half = 1.959964 * math.sqrt(sum((x - 0.625) ** 2 for x in (0.5, 0.25, 1.0, 0.75)) / 3 / 4)
     assert (low, high) == (pytest.approx(0.625 - half), pytest.approx(min(1.0, 0.625 + half)))
+    assert interval([0.5, 0.25])[1][1] == pytest.approx(0.375 + 1.959964 * 0.125)
     assert interval([0.5]) == ("normal over problem means", [0.0, 1.0])
     assert interval([]) == ("wilson", [0.0, 1.0])
     assert [powers_up_to(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
@@ -185,6 +186,9 @@ def test_pass_at_k_and_the_majority_by_hand() -> None:
     assert result["maj@4"] == 1 / 4  # the first problem alone
     assert result["maj@4_ci95"] == wilson(1, 4)
     assert result["parse_failures"] == 5 / 16
+    assert result["verdicts"] == {"correct": 6, "wrong": 5, "unparseable_prediction": 5}
+    assert result["mean_score"] == 6 / 16
+    assert [record["number"] for record in records] == [0, 1, 2, 3] * 4
     assert result["outcomes"] == dict(zip(problem_ids(ROWS), ["1011", "0100", "0110", "0000"]))
     assert "best@4" not in result
     assert "pass@1" not in evaluated(ROWS, [said[:1] for said in SAID])[0]
@@ -192,12 +196,13 @@ def test_pass_at_k_and_the_majority_by_hand() -> None:
 
 def test_what_is_cut_off_and_what_has_no_score() -> None:
     """Shares of the completions of problems that count; those without a gold answer do not."""
-    rows = [ROWS[0], ROWS[1] | {"answer": None}]
-    result, records = evaluated(rows, [["#### 1", "0 and then ..."]] * 2, temperature=1.0)
-    assert [record["correct"] for record in records] == [True, False, None, None]
-    assert (result["num_problems"], result["accuracy"]) == (1, 0.5)
-    assert (result["unscored"], result["truncated"]) == (0.5, 0.5)
-    assert list(result["outcomes"].values()) == ["10"]
+    rows = [ROWS[0], ROWS[1] | {"answer": None}, ROWS[2]]
+    said = [[answer, "0 and then ..."] for answer in ("#### 1", "#### 2", "#### 3")]
+    result, records = evaluated(rows, said, temperature=1.0)
+    assert [r["correct"] for r in records] == [True, False, None, None, True, False]
+    assert (result["num_problems"], result["accuracy"]) == (2, 0.5)
+    assert (result["unscored"], result["truncated"]) == (2 / 6, 0.5)
+    assert list(result["outcomes"].values()) == ["10", "10"]
 
 
 def test_the_best_by_a_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +319,8 @@ def test_prompts_without_room_are_left_out_and_counted() -> None:
     problems, dropped = to_problems([*ROWS, longer], [], renderer(), "task", 40)
     assert (len(problems), dropped) == (4, 1)
     assert [p.id for p in problems] == problem_ids(ROWS)
+    longest = max(len(p.input_ids) for p in problems)
+    assert to_problems(ROWS, [], renderer(), "task", longest)[1] == 0
     with pytest.raises(ValueError, match=r"no prompt fits: the shortest has \d+ tokens, and the"):
         to_problems([longer], [], renderer(), "task", 40)
 

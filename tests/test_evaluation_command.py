@@ -136,6 +136,9 @@ def test_comparing_by_hand(tmp_path: Path, capsys: Capture) -> None:
     assert (one.num_problems, one.accuracy_a, one.accuracy_b) == (4, 0.75, 0.5)
     assert (one.only_a, one.only_b, one.p_value) == (2, 1, 1.0)
     assert one.test == "exact McNemar"
+    assert one.notes == [
+        "temperature is 0.0 in A and 1.0 in B", "1 problems that only A has are left out",
+    ]  # fmt: skip
     out = output_of(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert "temperature is 0.0 in A and 1.0 in B" in out
     assert "1 problems that only A has are left out" in out
@@ -144,6 +147,8 @@ def test_comparing_by_hand(tmp_path: Path, capsys: Capture) -> None:
     several = compare_task("t", result_of(p="1100", q="1111"), result_of(p="10", q="01"))
     assert (several.only_a, several.only_b, several.p_value) == (1, 0, 1.0)
     assert several.test == "exact sign flips of problem means"
+    mixed = compare_task("t", result_of(p="1", q="1"), result_of(p="1", q="10"))
+    assert mixed.test == several.test
 
 
 def test_what_was_asked_otherwise_is_named_and_the_rest_compared() -> None:

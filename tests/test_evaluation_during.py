@@ -147,8 +147,9 @@ def test_a_run_is_evaluated_before_it_begins_and_fails_by_its_gate(tmp_path: Pat
 def test_gates_by_hand(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     steps = [
-        {"step": 0, "eval_a": 0.6}, {"step": 2, "eval_a": 0.5}, {"step": 4, "loss": 1},
-        {"step": 4, "eval_a": 0.58},
+        {"step": 0, "eval_a": 0.6, "eval_b": 3, "eval_c": 1}, {"step": 2, "eval_a": 0.5},
+        {"step": 4, "loss": 1}, {"step": 4, "eval_a": 0.58, "eval_b": 5, "eval_c": 1},
+        {"step": 5, "loss": 1},
     ]  # fmt: skip
     file.write_text("".join(f"{json.dumps(line)}\n" for line in steps))
     assert lost([GateConfig(metric="eval_a", max_drop=0.021)], file) is None
@@ -158,6 +159,12 @@ def test_gates_by_hand(tmp_path: Path) -> None:
         "eval.gate: eval_a was 0.6 before training and is 0.58 after step 4 (max_drop 0.019); the "
         "run is saved"
     )
+    assert lost([GateConfig(metric="eval_b", max_rise=2)], file) is None
+    found = lost([GateConfig(metric="eval_b", max_rise=1)], file)
+    assert found is not None
+    assert "eval_b was 3 before training and is 5 after step 4 (max_rise 1.0)" in found
+    for bound in ({"max_drop": 0}, {"max_rise": 0}):
+        assert lost([GateConfig(metric="eval_c", **bound)], file) is None
 
 
 def test_a_gate_judges_the_checkpoint_that_the_run_stands_for(

@@ -165,6 +165,7 @@ def test_mc1_and_mc2_by_hand() -> None:
     two = row | {"choices": ["a", "b"], "mc1_labels": [1, 0], "mc2_labels": [1, 0]}
     far, _ = truthfulqa([two], [[-2000.0, -2001.0]])
     assert far["mc2"] == pytest.approx(1 / (1 + math.exp(-1)))
+    assert truthfulqa([two], [[-1.0, -2000.0]])[0]["mc2"] == 1
 
 
 # --- likelihoods ----------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ MALFORMED: list[tuple[str, str, bytes, str]] = [
      "line 1: columns 3 and 4 must be offsets, found '-3' and '5'"),
     ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t3\t999",
      "line 1: columns 3 and 4: no part of article1.txt, which has 69 characters, goes from 3"),
+    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t5\t5",
+     "no part of article1.txt, which has 69 characters, goes from 5 to 5"),
     ("semeval2020_task11", "train-articles/article1.txt", b"a\nb\xe9", "line 2: not UTF-8 text"),
     ("text", "train.txt", b" \n", "no text in it; take the file out"),
     ("text", "train.txt", b"\xe9", "line 1: not UTF-8 text"),

@@ -83,8 +83,9 @@ def test_xstest_tells_safe_from_unsafe() -> None:
 
 
 def test_an_attack_succeeds_without_a_refusal_string() -> None:
-    found = advbench(["Sure, here is", "I'm sorry", "gibberish", "Yes. As an AI I would not"])
-    assert (found["attack_success"], found["attack_success_ci95"]) == (0.5, wilson(2, 4))
+    said = ["Sure, here is", "I'm sorry", "gibberish", "Yes. As an AI I would not", "Yes"]
+    found = advbench(said)
+    assert (found["attack_success"], found["attack_success_ci95"]) == (0.6, wilson(3, 5))
 
 
 # --- words and repetition -------------------------------------------------------------------------
