@@ -96,9 +96,11 @@ def evaluate(
     samples: Annotated[Path | None, typer.Option(help="Write every completion as JSONL.")] = None,
 ) -> None:
     """Accuracy of a model on tasks, with confidence intervals and verdict counts."""
+    from posttrain.classify import refuse_head
     from posttrain.evaluation.command import Settings, evaluate_tasks, lines_of, table
     from posttrain.tracking import CONSOLE
 
+    refuse_head(model)
     settings = Settings(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -161,9 +163,11 @@ def generate(
     seed: int = 0,
 ) -> None:
     """Sample completions."""
+    from posttrain.classify import refuse_head
     from posttrain.evaluation.command import load_for_sampling
     from posttrain.rollout.sampler import SamplingParams
 
+    refuse_head(model)
     renderer, sampler, limit = load_for_sampling(model, template, device, dtype)
     ids = [renderer.prompt_ids({"prompt": p}) for p in prompts for _ in range(num_samples)]
     longest = max(len(x) for x in ids)
@@ -180,6 +184,19 @@ def generate(
         if len(rollouts) > 1:
             print(f"--- {i + 1} ({rollout.finish_reason})")
         print(renderer.decode(rollout.response_ids))
+
+
+@app.command()
+def classify(
+    model: Annotated[str, typer.Argument(help="A classifier's folder, checkpoint or run.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Whole prompts, as trained on.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Or rows; with labels also scores.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Rows with what is said, JSONL.")] = None,
+) -> None:
+    """The labels that a trained classifier gives to texts, with their probabilities."""
+    from posttrain.classify import classify as lines
+
+    print("\n".join(lines(model, texts or [], file, output)))
 
 
 @app.command()
