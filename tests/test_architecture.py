@@ -46,7 +46,7 @@ def test_no_peer_and_no_foreign_loop_is_imported():
 
 def test_files_are_checked_before_transformers_is_imported():
     """Which takes longer than everything else that comes before a malformed row is found."""
-    modules = ("train", "data.preview", "evaluation.command", "rewards.command")
+    modules = ("train", "data.preview", "evaluation.command", "rewards.command", "classify")
     lines = [f"import posttrain.{module}" for module in modules]
     lines.append("import sys; assert 'transformers' not in sys.modules")
     subprocess.run([sys.executable, "-c", "; ".join(lines)], check=True)

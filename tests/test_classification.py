@@ -13,6 +13,7 @@ import pytest
 import test_preference_runs as runs
 import tiny
 import torch
+from command import complaint, output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_fscore_support
@@ -310,7 +311,8 @@ def test_keys_that_do_not_fit(keys: dict[str, Any], message: str) -> None:
 def test_labels_that_begin_alike_are_refused() -> None:
     it = renderer("plain")
     alike = config(labels=["half-true", "half-false", "no"], mode="label_tokens")
-    with pytest.raises(ValueError, match="'half-true' and 'half-false' begin with the same token"):
+    message = r"'half-true' and 'half-false' begin with the same token '.'.*\(tokens: .+, .+, .+\)$"
+    with pytest.raises(ValueError, match=message):
         label_tokens(alike, it)
     words = {"half-true": "1", "half-false": "2", "no": "3"}
     before, found = label_tokens(alike.model_copy(update={"label_words": words}), it)
@@ -431,3 +433,57 @@ def test_with_lora_the_head_is_saved_and_resumed(tmp_path: Path, monkeypatch: An
     runs.assert_same_bits(whole, parts)
     folder = checkpoints_in(whole)[-1]
     assert saved_labels(folder) == {"labels": ["even", "odd"], "multi_label": False}
+
+
+# --- posttrain classify ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["head", "several", "label_tokens", "lora"])
+def test_classify_gives_the_labels_and_the_scores_of_the_run(
+    tmp_path: Path, capsys: Any, kind: str
+) -> None:
+    keys: dict[str, Any] = {"multi_label": kind == "several"}
+    base = None
+    if kind in ("label_tokens", "lora"):
+        base = str(run(tiny.run_config(tmp_path / "base", "sft", max_steps=1)))
+    if kind == "label_tokens":
+        keys |= {"mode": "label_tokens", "label_words": {"odd": "1", "even": "2"}}
+    given = tree(tmp_path, base, **keys)
+    if kind == "lora":
+        given["model"] |= {"use_lora": True}
+    run_dir = run(given)
+    held_out, out = tmp_path / "held_out.jsonl", tmp_path / "new" / "out.jsonl"
+    shown = output_of(capsys, "classify", run_dir, "--file", held_out, "--output", out)
+    last = evaluations(run_dir)[-1]
+    scores = "  ".join(f"{x} {last[f'eval_{x}']:.4f}" for x in ("accuracy", "f1_macro", "f1_micro"))
+    assert shown.splitlines()[-1] == f"rows 7  {scores}"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    right = [row["predicted"] == row["label"] for row in rows]
+    assert sum(right) / 7 == pytest.approx(last["eval_accuracy"])
+    p = rows[0]["probabilities"]
+    assert p.keys() == {"even", "odd"}
+    assert kind == "several" or sum(p.values()) == pytest.approx(1)
+    if kind == "head":
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoints_in(run_dir)[-1])
+        built = build(parse_config(given, "test"))
+        with torch.no_grad():
+            theirs = model(built.data.eval_examples[0][0].input_ids[None]).logits.softmax(-1)[0]
+        assert list(p.values()) == pytest.approx(theirs.tolist(), abs=1e-4)
+    one = output_of(capsys, "classify", run_dir, rows[0]["text"]).splitlines()
+    assert one == shown.splitlines()[:1]
+
+
+def test_a_classifier_writes_no_text(tmp_path: Path, capsys: Any) -> None:
+    run_dir = run(tree(tmp_path))
+    for call in (("generate", run_dir, "1"), ("eval", run_dir, "--tasks", "gsm8k")):
+        assert f"{run_dir} is a classifier, which writes no text" in complaint(capsys, *call)
+    base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=1))
+    assert "is no classifier" in complaint(capsys, "classify", base, "1")
+    assert "nowhere does not exist" in complaint(capsys, "classify", "nowhere", "1")
+    assert "give either texts or --file" in complaint(capsys, "classify", run_dir)
+    (tmp_path / "bad.jsonl").write_text('{"text": "1"}\n{"txt": "2"}\n')
+    call = ("classify", run_dir, "--file", tmp_path / "bad.jsonl")
+    assert f"{tmp_path / 'bad.jsonl'}, row 2: expected the columns" in complaint(capsys, *call)
+    (tmp_path / "bad.jsonl").write_text('{"text": "1", "label": "big"}\n')
+    assert "row 1: the label 'big' is none of even, odd" in complaint(capsys, *call)
+    assert "tokens, more than the model's" in complaint(capsys, "classify", run_dir, "1 " * 999)

@@ -258,6 +258,7 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
         (SFT, ["trainer.eval_steps=1"], "trainer.eval_steps needs an eval section"),
         (SFT, ["trainer.early_stopping.patience=1"], "early_stopping needs an eval section"),
         (SFT, ["trainer.num_epochs=1"], "give either trainer.num_epochs or trainer.max_steps"),
+        (SFT, ["trainer.run_name=no"], "a valid string (got False): put it in quotes"),
         (SFT, ["trainer.max_steps=null"], "give either trainer.num_epochs or trainer.max_steps"),
         (SFT, ["length.on_overlong=split"], "split is for texts"),
         (GRPO, ["length.on_overlong=truncate"], "a prompt can not be truncated"),

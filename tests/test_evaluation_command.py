@@ -232,4 +232,4 @@ def test_what_was_not_trained_to_write_is_not_asked(tmp_path: Path, capsys: Capt
     (adapter / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     for folder in (save(tmp_path / "rm", tie_word_embeddings=True), adapter):
         text = complaint(capsys, "eval", folder, "--tasks", "word_problems", "--max-samples", "1")
-        assert f"{folder} is a reward model or a classifier: it was not trained to write" in text
+        assert f"{folder} is a reward model, which writes no text" in text

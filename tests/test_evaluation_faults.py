@@ -181,7 +181,7 @@ def what_a_kill_left_stays_in_the_file(patch):
 
 @caught_by(in_training.test_gates_by_hand)
 def a_gate_fails_what_has_risen(patch):
-    edit(patch, gate.lost, "now < before - gate.max_drop", "before < now - gate.max_drop")
+    edit(patch, gate.lost, "before - now > gate.max_drop", "now - before > gate.max_drop")
 
 
 @caught_by(in_training.test_gates_by_hand)

@@ -163,6 +163,17 @@ def test_everything_is_drawn_and_fits(
     assert driver.get_log("browser") == []
 
 
+def test_ticks_of_a_small_range_are_told_apart(driver: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    lines = [{"step": step, "eval_loss": 1.7801 + step / 50_000} for step in range(1, STEPS + 1)]
+    write_lines(run / "metrics.jsonl", lines)
+    open_page(driver, write_report([run]))
+    script = """return [...document.querySelectorAll('figure[data-metric=eval_loss] text')]
+        .filter((text) => text.getAttribute('text-anchor') === 'end').map((t) => t.textContent)"""
+    found = [text for text in driver.execute_script(script) if "." in text]
+    assert found == ["1.7805", "1.781", "1.7815", "1.782"]
+
+
 @pytest.mark.parametrize("size", WIDTHS)
 def test_pointing_at_a_curve_reads_out_its_values(
     driver: Any, pages: dict[int, Path], size: tuple[int, int]

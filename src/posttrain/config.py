@@ -256,7 +256,9 @@ class Config(StrictConfig):
         """A section or key that this method would not read is an error."""
         trainer, method = self.trainer, self.trainer.type
         if (trainer.num_epochs is None) == (trainer.max_steps is None):
-            raise ValueError("give either trainer.num_epochs or trainer.max_steps")
+            raise ValueError(
+                "give either trainer.num_epochs or trainer.max_steps; the other is null"
+            )
         if self.algorithm.online:
             if self.reward is None:
                 example = next(iter(REWARDS))

@@ -114,7 +114,10 @@ def _explain_one(error: dict[str, Any], root: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
-    return f"{where}: {message[0].lower() + message[1:]} (got {error['input']!r})"
+    # YAML reads yes, no, on and off as booleans
+    quotes = error["type"] == "string_type" and not isinstance(error["input"], (dict, list))
+    fix = ": put it in quotes" if quotes and error["input"] is not None else ""
+    return f"{where}: {message[0].lower() + message[1:]} (got {error['input']!r}){fix}"
 
 
 def _children(paths: list[str], section: str) -> list[str]:

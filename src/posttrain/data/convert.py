@@ -150,7 +150,9 @@ def expand(patterns: list[str], suffixes: tuple[str, ...] = STREAMED) -> list[Pa
             raise ValueError(f"no file matches {pattern}")
         for file in files:
             if not file.name.removesuffix(".gz").endswith(suffixes):
-                raise ValueError(f"{file}: expected {' or '.join(suffixes)}, each also .gz")
+                raise ValueError(
+                    f"{file}: expected {' or '.join(suffixes)}, each also .gz: write it as .jsonl"
+                )
             found.setdefault(file.resolve(), file)
     return list(found.values())
 

@@ -133,7 +133,6 @@ def _download_one(name: str, folder: Path, say: Say) -> int:
         say(f"{name}: there already, {len(files)} files, their sums agree")
         return _total(files)
     say(f"{name}: licence {origin.licence}; {origin.page}")
-    folder.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
         _write_manifest(folder, manifest)
@@ -252,7 +251,6 @@ def _of_hub(files: HubFiles) -> list[Remote]:
 def _fetch(
     remote: Remote, place: Path, files: dict[str, Any], write: Callable[[], None], say: Say
 ) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f"{place.name}.part")
     for left in reversed(range(TRIES)):
         if _receive(remote.url, part, remote.name, say):
@@ -298,6 +296,7 @@ def _receive(url: str, part: Path, name: str, say: Say) -> bool:
         of = "size unknown" if total is None else size(total)
         say(f"  {name}  {of}" + (f", going on at {size(start)}" if start else ""))
         if not start:
+            part.parent.mkdir(parents=True, exist_ok=True)
             tag = response.headers.get("ETag", "")
             _from(part).write_text(f"{url}\n{'' if tag.startswith('W/') else tag}")
         with part.open("ab" if start else "wb") as out:

@@ -189,10 +189,11 @@ def label_tokens(config: ClassificationConfig, renderer: Renderer) -> tuple[list
         if not found:
             raise ValueError(f"trainer.label_words: the tokenizer makes no token of {word!r}")
         if found[shared] in tokens:
-            token = renderer.tokenizer.convert_ids_to_tokens(found[shared])
+            names = renderer.tokenizer.convert_ids_to_tokens
             raise ValueError(
                 f"the labels {tokens[found[shared]]!r} and {label!r} begin with the same token "
-                f"{token!r}: give other words in trainer.label_words, or use trainer.mode: head"
+                f"{names(found[shared])!r}: give other words in trainer.label_words, or use "
+                f"trainer.mode: head (tokens: {', '.join(' '.join(names(word)) for word in ids)})"
             )
         tokens[found[shared]] = label
     return ids[0][:shared], list(tokens)

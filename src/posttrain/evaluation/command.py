@@ -26,7 +26,7 @@ from posttrain.evaluation.likelihood import (
     prompt_hash,
     to_sequences,
 )
-from posttrain.evaluation.loading import as_trained, load_for_sampling
+from posttrain.evaluation.loading import as_trained, check_writes, load_for_sampling
 from posttrain.evaluation.samples import Asking, Record, ask, count
 from posttrain.evaluation.shots import (
     NEXT_QUESTION,
@@ -159,6 +159,7 @@ def evaluate_tasks(
     if distributed.rank() != 0:
         output, samples, CONSOLE.quiet = None, None, True
     check(settings)
+    check_writes(model)
     chosen = find_tasks(tasks)
     rows = {name: rows_of(name, task, settings) for name, task in chosen.items()}
     loaded = load(model, settings)

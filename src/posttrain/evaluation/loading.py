@@ -11,7 +11,7 @@ from posttrain.config_errors import explain
 from posttrain.data.build import generation_stops, max_positions
 from posttrain.data.render import Renderer, make_renderer, trained_with
 from posttrain.models import choose_device, load_policy, load_tokenizer, resolve_model_path
-from posttrain.reward_head import holds_classifier
+from posttrain.reward_head import holds_classifier, saved_labels
 from posttrain.rollout.sampler import NativeSampler
 
 
@@ -20,10 +20,7 @@ def load_for_sampling(
 ) -> tuple[Renderer, NativeSampler, int]:
     """Renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
-    if holds_classifier(Path(name)):
-        raise ValueError(
-            f"model.name: {name} is a reward model or a classifier: it was not trained to write"
-        )
+    check_writes(model)
     try:
         config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
     except ValidationError as error:
@@ -33,6 +30,16 @@ def load_for_sampling(
     renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
+
+
+def check_writes(model: str) -> None:
+    """A ValueError for a model with a head that scores texts: it would write nonsense."""
+    name = resolve_model_path(model)
+    if holds_classifier(Path(name)):
+        kind, fix = "reward model", "posttrain score reward_model ROWS path=FOLDER"
+        if saved_labels(Path(name)) is not None:
+            kind, fix = "classifier", f"posttrain classify {model} TEXT"
+        raise ValueError(f"{model} is a {kind}, which writes no text: see {fix}")
 
 
 def as_trained(
