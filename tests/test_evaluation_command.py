@@ -233,3 +233,14 @@ def test_what_was_not_trained_to_write_is_not_asked(tmp_path: Path, capsys: Capt
     for folder in (save(tmp_path / "rm", tie_word_embeddings=True), adapter):
         text = complaint(capsys, "eval", folder, "--tasks", "word_problems", "--max-samples", "1")
         assert f"{folder} is a reward model, which writes no text" in text
+
+
+def test_rows_of_likelihoods_without_room_are_said(trained: Path, tmp_path: Path, capsys: Capture):
+    file = tmp_path / "crows_pairs_anonymized.csv"
+    long = "Tom has 3 apples. " * 400
+    file.write_text(
+        "sent_more,sent_less,stereo_antistereo,bias_type\n"
+        f"Tom has 3 apples.,Tom has 4 apples.,stereo,age\n{long},{long}So.,stereo,age\n"
+    )
+    out = output_of(capsys, "eval", trained, "--tasks", f"crows_pairs={file}")
+    assert "note: crows_pairs: 1 problems left out: no room for their prompt" in out

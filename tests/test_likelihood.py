@@ -237,6 +237,13 @@ def test_a_row_that_is_too_long_is_dropped_and_counted(stories: Any) -> None:
         run(stories, "crows_pairs", [rows[0] | {"choices": ["", "a dog"]}])
 
 
+def test_every_rank_needs_a_row(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"choices": ["a cat", "a dog"], "direction": "stereo", "bias_type": "age"}
+    monkeypatch.setattr("posttrain.distributed.num_ranks", lambda: 2)
+    with pytest.raises(ValueError, match="1 rows are fewer than there are ranks"):
+        run(stories, "crows_pairs", [row])
+
+
 def test_the_policy_is_left_in_its_mode() -> None:
     policy = tiny.models().policy
     renderer = test_render.renderer("plain")

@@ -8,8 +8,10 @@ import pytest
 from conftest import shared
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from posttrain.batch import Sequence
+from posttrain.data.build import generation_stops
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.tokenizer import train_tokenizer
 
@@ -401,3 +403,25 @@ def test_a_tokenizer_of_the_sentencepiece_kind(prompt: str, completion: str) -> 
     assert sequence.input_ids[:first].tolist() == it.prompt_ids(row)
     assert sequence.input_ids.tolist().count(1) == 1, "one BOS"
     assert it.decode(trained(sequence)) == completion
+
+
+def test_the_stop_set_is_the_same_wherever_the_model_lies(tmp_path, monkeypatch):
+    """In a folder, on the hub, and under an adapter that brings no generation config."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    saved = GenerationConfig(eos_token_id=[1, 2])
+    saved.save_pretrained(base)
+    (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}"}}')
+    there = {"org/model": saved}
+
+    def from_hub(name):
+        if name not in there:
+            raise OSError(f"{name} has no generation_config.json")
+        return there[name]
+
+    monkeypatch.setattr(GenerationConfig, "from_pretrained", from_hub)
+    for name in (base, adapter, "org/model"):
+        assert generation_stops(str(name)) == [1, 2]
+    assert generation_stops("org/other") == generation_stops(str(tmp_path)) == []
+    assert generation_stops(None) == []

@@ -138,11 +138,25 @@ def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer
 
 
 def generation_stops(name: str | None) -> list[int]:
-    """Stop tokens that a pre-trained model's generation config names."""
-    file = Path(name or "") / "generation_config.json"
-    if name is None or not file.is_file():
+    """Stop tokens that the generation config of a pre-trained model names, in a folder or on the
+    hub; of an adapter without one, that of its base model."""
+    if name is None:
         return []
-    stops = json.loads(file.read_text()).get("eos_token_id")
+    folder = Path(name)
+    file, adapter = folder / "generation_config.json", folder / "adapter_config.json"
+    if file.is_file():
+        stops = json.loads(file.read_text()).get("eos_token_id")
+    elif adapter.is_file():
+        return generation_stops(json.loads(adapter.read_text())["base_model_name_or_path"])
+    elif folder.is_dir():
+        return []
+    else:
+        from transformers import GenerationConfig
+
+        try:
+            stops = GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:  # it has none
+            return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 

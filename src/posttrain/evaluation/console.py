@@ -23,7 +23,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         if verdicts := result.get("verdicts"):
             counts = ", ".join(f"{name} {number:,}" for name, number in verdicts.items())
             CONSOLE.print(f"{task}: {counts}", markup=False)
-        if dropped := result.get("dropped_prompts"):
+        if dropped := result.get("dropped_prompts", result.get("dropped_rows")):
             CONSOLE.print(
                 f"note: {task}: {dropped} problems left out: no room for their prompt", markup=False
             )

@@ -42,6 +42,8 @@ def to_sequences(renderer: Renderer, rows: list[Row], most: int) -> dict[int, li
     kept = {i: found for i, found in sequences.items() if max(map(len, found)) <= most}
     if not kept:
         raise ValueError(f"none of the {len(rows)} rows fits into the model's {most} positions")
+    if len(kept) < distributed.num_ranks():
+        raise ValueError(f"{len(kept)} rows are fewer than there are ranks")
     return kept
 
 
@@ -66,8 +68,6 @@ def evaluate_likelihood(
     """
     kept = list(sequences)
     mine = kept[distributed.rank() :: distributed.num_ranks()]
-    if len(kept) < distributed.num_ranks():
-        raise ValueError(f"{len(kept)} rows are less than the ranks, each of which needs one")
     own = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
     logprobs = {i: sums for part in distributed.all_gather(own) for i, sums in part.items()}
     metrics, records = task.evaluate([rows[i] for i in kept], [logprobs[i] for i in kept])
