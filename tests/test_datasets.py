@@ -191,6 +191,12 @@ def claims(rows: Rows) -> list[str]:
     return [row["prompt"].partition("\nClaim: ")[2] for row in rows]
 
 
+def test_a_claim_with_half_a_character_has_a_side(tmp_path: Path) -> None:
+    """The renderer then says which row it is."""
+    file = write(tmp_path / "claims.jsonl", [CLAIM | {"claim": "A \ud800 moon."}] * 2)
+    assert len(rows_of("fever", side("A \ud800 moon."), file)) == 2
+
+
 def test_a_row_of_fever(tmp_path: Path) -> None:
     file = write(tmp_path / "claims.jsonl", [CLAIM] * 2)
     row = rows_of("fever", side(CLAIM["claim"]), file)[1]

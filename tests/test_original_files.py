@@ -79,6 +79,8 @@ MALFORMED: list[tuple[str, str, bytes, str]] = [
     ("magicoder", "data-oss_instruct-decontaminated.jsonl", jsonl(TASK)[:-9], "line 1: not valid"),
     ("metamathqa", "MetaMathQA-395K.json", b'[{"query": "a", "response": null}]',
      "row 1: column response must be a text that is not blank, found 'None'"),
+    ("metamathqa", "MetaMathQA-395K.json", b'[{"question": "a", "answer": "b", "output": 3}]',
+     "row 1: column output must be a text, found '3'; correct the row"),
     ("metamathqa", "MetaMathQA-395K.json", b"[3]", "row 1: a row must be an object"),
     ("smoltalk", "train.jsonl", jsonl(CHAT, {"messages": "Hi"}),
      "row 2: column messages must be a list of {role, content} messages; found 'Hi'; correct"),

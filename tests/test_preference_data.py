@@ -136,6 +136,12 @@ def test_dialogue():
         ({"prompt": "q", "chosen": 3, "rejected": 4}, "chosen must be a text, or messages"),
         ({"chosen": "a b", "rejected": "c d"}, "no prompt in common"),
         ({"chosen": [user("a")], "rejected": [user("b")]}, "no prompt in common"),
+        (
+            {"instruction": "q", "history": [["a"]], "chosen": "b", "rejected": "c"},
+            "history must be a list of .asked, answered.; found",
+        ),
+        ({"instruction": "q", "history": 3, "chosen": "b", "rejected": "c"}, r"found '.3.'"),
+        ({"chosen": [], "rejected": [user("b"), assistant("c")]}, "no prompt in common"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no prompt in common"),
     ],
 )

@@ -49,7 +49,9 @@ def _row(where: str, row: Row) -> Row:
     if "question" in row:
         check_texts(row, ("question", "answer"), where)
         prompt, answer = row["question"], row["answer"]
-        completion = row.get("output") or row.get("inv_question_pred_answer") or ""
+        solutions = [name for name in ("output", "inv_question_pred_answer") if row.get(name)]
+        check_texts(row, solutions, where, blank=True)
+        completion = row[solutions[0]] if solutions else ""
     else:
         check_texts(row, ("query", "response"), where)
         prompt, completion = row["query"], row["response"]

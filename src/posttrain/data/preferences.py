@@ -159,13 +159,13 @@ def _given_prompt(row: Row) -> str | list[Message] | None:
         return None
     more = row.get("input")
     asked = f"{row['instruction']}\n\n{more}" if more else row["instruction"]
-    if not row.get("history"):
+    if not (history := row.get("history")):
         return asked
-    earlier = [
-        {"role": role, "content": said}
-        for turn in row["history"]
-        for role, said in zip(("user", "assistant"), turn, strict=True)
-    ]
+    pairs = history if isinstance(history, list) else [history]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"history must be a list of [asked, answered]; found {str(pairs)[:60]!r}")
+    roles = ("user", "assistant")
+    earlier = [{"role": r, "content": said} for pair in pairs for r, said in zip(roles, pair)]
     return messages_from([*earlier, {"role": "user", "content": asked}], "history")
 
 
@@ -188,7 +188,7 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
         chosen[shared]["role"] != "assistant" or chosen[shared - 1]["role"] == "assistant"
     ):
         shared -= 1
-    if shared == 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
+    if shared <= 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
         raise ValueError("chosen and rejected have no prompt in common that an answer follows")
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
