@@ -72,8 +72,9 @@ def evaluated(
     sampler: Any = Says(it, dict(zip(shown, texts)))
     chosen = Settings(num_samples=len(texts[0]), shots=len(shots), **settings)
     task = Task({"name": "word_problems", "split": "test"}, reward)
-    loaded = Loaded(it, sampler, None, 100_000, {})
-    return prepare_generation("task", task, rows, list(shots), loaded, chosen).run(None)
+    loaded = Loaded(it, None, 100_000, {})  # type: ignore[arg-type]
+    prepared = prepare_generation("task", task, rows, list(shots), loaded, chosen)
+    return prepared.run(sampler, None)
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -236,9 +237,10 @@ def test_completions_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(samples, "CHUNK", size)
         it = renderer()
         sampler = Says(it, {row["prompt"]: said for row, said in zip(ROWS, SAID)})
-        loaded = Loaded(it, sampler, None, 1000, {})  # type: ignore[arg-type]
+        loaded = Loaded(it, None, 1000, {})  # type: ignore[arg-type]
         chosen = Settings(num_samples=4, temperature=1.0, seed=3)
-        prepare_generation("t", Task({"split": "x"}, MATH), ROWS, [], loaded, chosen).run(None)
+        prepared = prepare_generation("t", Task({"split": "x"}, MATH), ROWS, [], loaded, chosen)
+        prepared.run(sampler, None)  # type: ignore[arg-type]
         seeds.append(sampler.seeds)
     assert seeds[0] == seeds[1] == seeds[2]
     assert len(set(seeds[0])) == 16
@@ -250,14 +252,14 @@ def test_canonical_solutions_are_right_by_the_tasks_own_path(name: str) -> None:
     task = find_task(f"{name}={shared(f'data/{name}')}")
     rows, _ = rows_of(name, task, Settings())
     sampler = Says(it, {row["prompt"]: [row["completion"]] for row in rows})
-    loaded = Loaded(it, sampler, None, 100_000, {})  # type: ignore[arg-type]
+    loaded = Loaded(it, None, 100_000, {})  # type: ignore[arg-type]
     try:
         prepared = prepare_generation(name, task, rows, [], loaded, Settings())
     except ValueError as error:
         if "isolation" not in str(error):
             raise
         pytest.skip(f"programs can not be run here: {error}")
-    result, _ = prepared.run(None)
+    result, _ = prepared.run(sampler, None)  # type: ignore[arg-type]
     assert result["accuracy"] == 1.0
     assert result["num_problems"] == {"humaneval": 164, "mbpp": 500}[name]
     assert "strict_accuracy" not in result

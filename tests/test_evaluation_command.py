@@ -49,11 +49,11 @@ def test_kill_and_resume_give_the_result_of_one_go(
     output_of(capsys, "eval", trained, *OPTIONS, "--output", whole)
     complete, calls = samples.complete, []
 
-    def dies(problems: Any, places: Any, asking: Any) -> Any:
+    def dies(problems: Any, places: Any, asking: Any, sampler: Any) -> Any:
         calls.append((asking.name, places[0]))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return complete(problems, places, asking)
+        return complete(problems, places, asking, sampler)
 
     monkeypatch.setattr(samples, "complete", dies)
     assert command("eval", trained, *OPTIONS, "--output", killed) == 130

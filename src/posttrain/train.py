@@ -38,7 +38,8 @@ from posttrain.data.labelled import label_record
 from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer
 from posttrain.data.source import OfflineSource, Source
-from posttrain.evaluation.during import Tasks, build_evaluation, check_tasks, load_tasks
+from posttrain.evaluation.command import Prepared
+from posttrain.evaluation.during import build_evaluation, load_tasks, prepare_tasks
 from posttrain.evaluation.gate import GateConfig, lost
 from posttrain.models import (
     Models,
@@ -76,7 +77,7 @@ class Run:
     steps_per_epoch: int
     base_model: str | None
     reward: RewardFn | None
-    tasks: Tasks
+    tasks: dict[str, Prepared]
     """Of `posttrain eval`, to be evaluated during training."""
 
 
@@ -101,9 +102,8 @@ def build(config: Config) -> Run:
     steps_per_epoch = -(-items // items_per_step(config))
     trainer = config.trainer
     num_steps = trainer.max_steps or max(1, round(trainer.num_epochs * steps_per_epoch))
-    run = Run(config, models, renderer, data, num_steps, steps_per_epoch, name, reward, tasks)
-    check_tasks(run)
-    return run
+    prepared = prepare_tasks(config, tasks, models, renderer)
+    return Run(config, models, renderer, data, num_steps, steps_per_epoch, name, reward, prepared)
 
 
 def items_per_step(config: Config) -> int:

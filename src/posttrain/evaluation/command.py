@@ -95,7 +95,6 @@ class Loaded:
     """The model, as every kind of task takes it."""
 
     renderer: Renderer
-    sampler: Sampler
     policy: LanguageModel
     limit: int
     """Its longest sequence in tokens."""
@@ -109,7 +108,7 @@ class Prepared:
 
     settings: dict[str, Any]
     """All that decides the result, as JSON: a result is kept or continued where it is the same."""
-    run: Callable[[Path | None], tuple[dict[str, Any], list[Record]]]
+    run: Callable[[Sampler, Path | None], tuple[dict[str, Any], list[Record]]]
     """The result and its records, which are also kept in the file."""
 
 
@@ -162,7 +161,7 @@ def evaluate_tasks(
     check_writes(model)
     chosen = find_tasks(tasks)
     rows = {name: rows_of(name, task, settings) for name, task in chosen.items()}
-    loaded = load(model, settings)
+    loaded, sampler = load(model, settings)
     prepared = {
         name: prepare(name, task, *rows[name], loaded, settings) for name, task in chosen.items()
     }
@@ -184,7 +183,7 @@ def evaluate_tasks(
             CONSOLE.print(f"{name}: finished before, not run again", markup=False)
         else:
             file = None if output is None else begin(output, name, one.settings)
-            result, found = one.run(file)
+            result, found = one.run(sampler, file)
             facts = {"settings_hash": hash_of(one.settings), "versions": versions()}
             # JSON has no NaN: a figure that nothing counts in is null
             results[name] = finite(result | one.settings | {"model": model} | facts)
@@ -225,7 +224,7 @@ def rows_of(
     return rows, check_shots(shown, settings.shots, name)
 
 
-def load(model: str, settings: Settings) -> Loaded:
+def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
         model, template, settings.device, settings.dtype, system_prompt
@@ -246,7 +245,7 @@ def load(model: str, settings: Settings) -> Loaded:
         "device": device.type,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
     }
-    return Loaded(renderer, sampler, sampler.policy, limit, facts)
+    return Loaded(renderer, sampler.policy, limit, facts), sampler
 
 
 def prepare(
@@ -280,7 +279,7 @@ def prepare_likelihood(
         "prompt_hash": prompt_hash(sequences.values()),
     }
 
-    def run(file: Path | None) -> tuple[dict[str, Any], list[Record]]:
+    def run(sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
         records: list[Record] = []
         result = evaluate_likelihood(
             loaded.policy, task, rows, sequences, SCORED_AT_ONCE, records.append
@@ -326,7 +325,6 @@ def prepare_generation(
         metric(["a"], column[:1])
     asking = Asking(
         name,
-        loaded.sampler,
         renderer,
         SamplingParams(
             settings.max_new_tokens,
@@ -359,8 +357,8 @@ def prepare_generation(
         "toxic_words_hash": contents_hash(settings.toxic_words),
     }
 
-    def run(file: Path | None) -> tuple[dict[str, Any], list[Record]]:
-        records = ask(problems, asking, file)
+    def run(sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
+        records = ask(problems, asking, sampler, file)
         found = count(records, asking)
         texts = [record["completion"] for record in records]
         references = [text for text in column for _ in range(settings.num_samples)]

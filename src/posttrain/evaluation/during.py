@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from posttrain import distributed
 from posttrain.config import Config
 from posttrain.data.load import Row
+from posttrain.data.render import Renderer
 from posttrain.evaluation import Task
 from posttrain.evaluation.command import Loaded, Prepared, Settings, find_tasks, prepare, rows_of
 from posttrain.evaluation.likelihood import LikelihoodTask
 from posttrain.evaluation.run import evaluate_generation, evaluate_loss
+from posttrain.models import Models
 from posttrain.rewards import RewardFn
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
@@ -36,10 +38,21 @@ def load_tasks(config: Config) -> Tasks:
     return found
 
 
-def check_tasks(run: Run) -> None:
-    """ValueError for what the tasks lack, before anything is written."""
+def prepare_tasks(
+    config: Config, tasks: Tasks, models: Models, renderer: Renderer
+) -> dict[str, Prepared]:
+    """The tasks ready to run; ValueError for what they lack."""
+    if config.eval is None:
+        return {}
+    policy: Any = models.policy
+    limit = getattr(policy.causal_lm().config, "max_position_embeddings", 2**31)
+    loaded = Loaded(renderer, policy, int(limit), facts={})
+    settings = Settings(config.eval.max_new_tokens, max_samples=config.eval.max_samples)
     try:
-        _prepared(run, sampler=None)
+        return {
+            name: prepare(name, task, rows, [], loaded, settings)
+            for name, (task, rows) in tasks.items()
+        }
     except ValueError as error:
         raise ValueError(str(error).replace("--max-new-tokens", "eval.max_new_tokens")) from None
 
@@ -51,7 +64,6 @@ def build_evaluation(
     settings = run.config.eval
     if settings is None:
         return None
-    tasks = _prepared(run, sampler)
 
     def evaluate(step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -59,7 +71,7 @@ def build_evaluation(
             metrics |= evaluate_loss(
                 run.models, run.config.algorithm, run.config.trainer, run.data.eval_examples
             )
-        if run.data.eval_prompts or tasks:
+        if run.data.eval_prompts or run.tasks:
             source.settle()
         if run.data.eval_prompts:
             assert sampler is not None
@@ -80,8 +92,9 @@ def build_evaluation(
             metrics["eval_frac_reward_none"] = result["unscored"]
             metrics["eval_completions/mean_length"] = result["mean_length"]
             metrics["eval_completions/clipped_ratio"] = result["truncated"]
-        for name, task in tasks.items():
-            found, records = task.run(None)
+        for name, task in run.tasks.items():
+            assert sampler is not None
+            found, records = task.run(sampler, None)
             figures = {k: v for k, v in found.items() if isinstance(v, float)}
             metrics |= {f"eval_{name}/{figure}": value for figure, value in figures.items()}
             for record in records if distributed.rank() == 0 else ():
@@ -89,17 +102,3 @@ def build_evaluation(
         return metrics
 
     return evaluate
-
-
-def _prepared(run: Run, sampler: Any) -> dict[str, Prepared]:
-    if not run.tasks:
-        return {}
-    assert run.config.eval is not None
-    policy: Any = run.models.policy
-    limit = getattr(policy.causal_lm().config, "max_position_embeddings", 2**31)
-    loaded = Loaded(run.renderer, sampler, policy, int(limit), facts={})
-    settings = Settings(run.config.eval.max_new_tokens, max_samples=run.config.eval.max_samples)
-    return {
-        name: prepare(name, task, rows, [], loaded, settings)
-        for name, (task, rows) in run.tasks.items()
-    }

@@ -35,7 +35,6 @@ class Asking:
     """How the problems of a task are put to a model, and its completions judged."""
 
     name: str
-    sampler: Sampler
     renderer: Renderer
     params: SamplingParams
     num_samples: int
@@ -49,7 +48,9 @@ class Asking:
     """Which of a problem's completions is the best."""
 
 
-def ask(problems: Sequence[Problem], asking: Asking, file: Path | None) -> list[Record]:
+def ask(
+    problems: Sequence[Problem], asking: Asking, sampler: Sampler, file: Path | None
+) -> list[Record]:
     """A record of every completion, num_samples to a problem, in the problems' order.
 
     They are appended to `file` chunk by chunk. What it holds already is not sampled again: a
@@ -63,7 +64,7 @@ def ask(problems: Sequence[Problem], asking: Asking, file: Path | None) -> list[
     for start in range(len(records) // n, len(problems), size):
         places = range(start, min(start + size, len(problems)))
         mine = places[distributed.rank() :: ranks]
-        parts = distributed.all_gather(complete([problems[i] for i in mine], mine, asking))
+        parts = distributed.all_gather(complete([problems[i] for i in mine], mine, asking, sampler))
         shares = [iter(part) for part in parts]
         found = [record for i in places for record in islice(shares[(i - start) % ranks], n)]
         records += found
@@ -89,7 +90,9 @@ def kept(file: Path, num_problems: int, size: int, num_samples: int) -> list[Rec
     return [json.loads(line) for line in lines]
 
 
-def complete(problems: Sequence[Problem], places: Sequence[int], asking: Asking) -> list[Record]:
+def complete(
+    problems: Sequence[Problem], places: Sequence[int], asking: Asking, sampler: Sampler
+) -> list[Record]:
     """Sample and score. `places` are those of the problems among all."""
     n, decode = asking.num_samples, asking.renderer.tokenizer.decode
     seeds = [
@@ -98,7 +101,7 @@ def complete(problems: Sequence[Problem], places: Sequence[int], asking: Asking)
         for number in range(n)
     ]
     ids = [problem.input_ids for problem in problems for _ in range(n)]
-    rollouts = generate(asking.sampler, ids, asking.params, seeds)
+    rollouts = generate(sampler, ids, asking.params, seeds)
     records: list[Record] = []
     for i, rollout in enumerate(rollouts):
         text, reason = asking.renderer.decode(rollout.response_ids), rollout.finish_reason
