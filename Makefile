@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## random weights -> SFT -> GRPO -> evaluation, on a CP
 	$(BIN)/posttrain pipeline recipes/pipeline/demo.yaml
 
 test: $(VENV)/installed-dev check  ## what must pass before every commit
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/installed-dev  ## SIGKILL at random moments, and the rest that takes minutes
 	$(BIN)/python -m pytest -m slow

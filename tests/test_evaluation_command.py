@@ -14,12 +14,13 @@ from test_rewards import make
 from posttrain.data.word_problems import load as word_problems
 from posttrain.evaluation import samples
 from posttrain.evaluation.compare import compare_task
+from posttrain.tracking import CONSOLE
 from posttrain.tracking.report import task_results
 
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(CONSOLE, "_width", 250)
     monkeypatch.delenv("POSTTRAIN_TRACEBACK", raising=False)
 
 
