@@ -236,7 +236,9 @@ def test_what_was_not_trained_to_write_is_not_asked(tmp_path: Path, capsys: Capt
         assert f"{folder} is a reward model, which writes no text" in text
 
 
-def test_rows_of_likelihoods_without_room_are_said(trained: Path, tmp_path: Path, capsys: Capture):
+def test_rows_of_likelihoods_without_room_are_said(
+    trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
     file = tmp_path / "crows_pairs_anonymized.csv"
     long = "Tom has 3 apples. " * 400
     file.write_text(

@@ -292,6 +292,21 @@ def test_a_worker_that_waits_is_killed_by_the_wall_clock() -> None:
     assert check("\\boxed{x}", "x") == YES
 
 
+def test_a_fresh_worker_is_as_fast_as_a_warm_one() -> None:
+    """Else one that a busy machine makes late would be followed by one that is late again."""
+
+    def cpu_seconds(pid: int) -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    math_worker.close()
+    math_worker._child = math_worker._Child()
+    pid = math_worker._child.process.pid
+    before = cpu_seconds(pid)
+    assert check("\\boxed{\\frac{\\pi}{7} + y}", "y + \\frac{\\pi}{7}") == YES
+    assert cpu_seconds(pid) - before < 0.05
+
+
 def test_an_interrupt_leaves_no_late_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker interrupted before its reply was read would answer the next question wrongly."""
     _worker_pid()
