@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -107,6 +108,30 @@ def test_malformed_rows(tmp_path: Path, capsys: Capture, content: str, expected:
     for arguments in (["train", file], ["train", file, "--dry-run"], ["data", "preview", file]):
         assert expected in complaint(capsys, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "expected"),
+    [
+        ("sft", {"prompt": 3, "completion": "b"}, "row 1: prompt must be"),
+        ("pretrain", {"text": None}, "row 1: text must be"),
+        ("classification", {"text": "a", "label": ""}, "row 1: a label must be"),
+    ],
+)
+def test_malformed_rows_are_found_before_transformers_is_imported(
+    tmp_path: Path, method: str, row: dict[str, Any], expected: str
+) -> None:
+    """Which takes longer than everything before: an error comes in half of the time."""
+    trainer = {"type": method, "max_steps": 1}
+    file = recipe(tmp_path, [row], model={"name": "some/model"}, trainer=trainer)
+    program = (
+        "import atexit, sys; from posttrain.cli import main; "
+        "atexit.register(lambda: print('transformers' in sys.modules)); main()"
+    )
+    call = [sys.executable, "-c", program, "train", str(file), "--dry-run"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert expected in one_line(done.stderr)
+    assert (done.returncode, done.stdout.split()) == (2, ["False"])
 
 
 def test_missing_recipe_names_the_nearest(

@@ -29,9 +29,9 @@ from posttrain.data.build import (
     Data,
     build_renderer,
     build_tokenizer,
+    check_mixture,
     length_limit,
     prepare_data,
-    resolve_labels,
     table_lines,
 )
 from posttrain.data.labelled import label_record
@@ -86,7 +86,7 @@ def build(config: Config) -> Run:
     mixture = [(section, load_rows(section)) for section in config.mixture]
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
-    config = resolve_labels(config, mixture)
+    config = check_mixture(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)

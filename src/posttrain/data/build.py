@@ -13,7 +13,7 @@ from posttrain.config import Config, DataConfig
 from posttrain.data.labelled import to_labelled, with_labels
 from posttrain.data.load import Row, load_rows, mix, numbered
 from posttrain.data.preferences import to_judged, to_pairs
-from posttrain.data.prepare import LengthTable, Prompt, to_prompts, to_sequences
+from posttrain.data.prepare import LengthTable, Prompt, check_rows, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.steps import to_steps
 from posttrain.models import load_tokenizer, model_not_found, resolve_model_path
@@ -119,8 +119,11 @@ def max_positions(name: str) -> int:
     return int(getattr(config, "max_position_embeddings", 2**31))
 
 
-def resolve_labels(config: Config, mixture: list[tuple[DataConfig, list[Row]]]) -> Config:
-    """The config of a classification with its labels and their weights; any other as it is."""
+def check_mixture(config: Config, mixture: list[tuple[DataConfig, list[Row]]]) -> Config:
+    """Checks the rows as far as that needs no tokenizer. Returns the config of a classification
+    with its labels and their weights; any other as it is."""
+    for section, part in mixture:
+        check_rows(part, config.algorithm.rows, label(section))
     if config.algorithm.rows != "labelled":
         return config
     rows = (pair for section, part in mixture for pair in numbered(part, label(section)))

@@ -10,9 +10,14 @@ import torch
 
 from posttrain.batch import Sequence
 from posttrain.data.load import Row
-from posttrain.data.render import Renderer
+from posttrain.data.render import Renderer, messages_of
 
 OnOverlong = Literal["error", "drop", "truncate", "split"]
+COLUMNS: dict[str, list[tuple[str, ...]]] = {
+    "text": [("text",)],
+    "completion": [("prompt", "completion"), ("messages",)],
+    "prompt": [("prompt",), ("messages",)],
+}
 
 
 @dataclass
@@ -63,6 +68,25 @@ class LengthTable:
         return {k: v for k, v in asdict(self).items() if k != "lengths"}
 
 
+def check_rows(rows: list[Row], kind: str, name: str) -> None:
+    """What can be told of rows before there is a tokenizer, which takes seconds to load. Raises
+    ValueError naming a row without its columns, or with neither texts nor messages in them."""
+    if kind not in COLUMNS:
+        return
+
+    def check(row: Row) -> None:
+        forms = [wanted for wanted in COLUMNS[kind] if set(wanted) <= row.keys()]
+        if len(forms) == 1:  # of two it is the tokenizer that decides which is read
+            for column in forms[0]:
+                if column == "text":
+                    _check_text(row)
+                else:
+                    messages_of(row, column)
+
+    for number, row in enumerate(rows, 1):
+        _render(row, number, name, COLUMNS[kind], check)
+
+
 def to_sequences(
     rows: list[Row], kind: str, renderer: Renderer, name: str, max_length: int, policy: OnOverlong
 ) -> tuple[list[Sequence], LengthTable]:
@@ -72,12 +96,10 @@ def to_sequences(
     the policy "error", an overlong row.
     """
     make = _text_sequence if kind == "text" else Renderer.training_sequence
-    columns: list[tuple[str, ...]]
-    columns = [("text",)] if kind == "text" else [("prompt", "completion"), ("messages",)]
     table = LengthTable(name)
     kept: list[Sequence] = []
     for number, row in enumerate(rows, 1):
-        sequence = _render(row, number, name, columns, lambda r: make(renderer, r))
+        sequence = _render(row, number, name, COLUMNS[kind], lambda r: make(renderer, r))
         table.lengths.append(len(sequence))
         trained = sequence.input_ids[sequence.loss_mask].tolist()
         if set(trained) <= {*renderer.stop_token_ids}:
@@ -101,7 +123,7 @@ def to_prompts(
     table = LengthTable(name)
     kept: list[Prompt] = []
     for number, row in enumerate(rows, 1):
-        ids = _render(row, number, name, [("prompt",), ("messages",)], renderer.prompt_ids)
+        ids = _render(row, number, name, COLUMNS["prompt"], renderer.prompt_ids)
         table.lengths.append(len(ids))
         if len(ids) <= max_length:
             kept.append(Prompt(ids, row))
@@ -128,9 +150,13 @@ def _render(
         raise ValueError(f"{name}, row {number}: {error}") from None
 
 
-def _text_sequence(renderer: Renderer, row: Row) -> Sequence:
+def _check_text(row: Row) -> None:
     if not isinstance(row["text"], str):
         raise ValueError(f"text must be a string; found {str(row['text'])[:60]!r}")
+
+
+def _text_sequence(renderer: Renderer, row: Row) -> Sequence:
+    _check_text(row)
     ids = torch.tensor(renderer.text_ids(row["text"]))
     return Sequence(ids, torch.arange(len(ids)) > 0)
 

@@ -10,9 +10,9 @@ from posttrain.config import Config
 from posttrain.data.build import (
     build_renderer,
     build_tokenizer,
+    check_mixture,
     length_limit,
     prepare_data,
-    resolve_labels,
     table_lines,
 )
 from posttrain.data.labelled import labels_in
@@ -25,7 +25,7 @@ from posttrain.tracking import CONSOLE
 def show(config: Config, num_rows: int) -> None:
     """Print the first rows as the model sees them, then what became of all of them."""
     mixture = [(section, load_rows(section)) for section in config.mixture]
-    config = resolve_labels(config, mixture)
+    config = check_mixture(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, renderer, length_limit(config, name))
