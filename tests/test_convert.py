@@ -241,6 +241,22 @@ def test_verls_own_columns_need_not_be_named(tmp_path: Path) -> None:
     assert {(row["data_source"], row["ability"]) for row in files["train"]} == {("x", "y")}
 
 
+def test_an_answer_in_verls_column_is_kept_once(tmp_path: Path) -> None:
+    rows: list[Row] = [{"prompt": RL["prompt"], "response": "It is 2."}]
+    named = {"prompt": "1+1?", "completion": "It is 2."}
+    assert prepared(tmp_path / "theirs", rows, val_split=0)["train"] == [named]
+    options = {"val_split": 0, "response_key": "response"}
+    assert prepared(tmp_path / "mapped", rows, **options)["train"] == [named]
+    both = [{"prompt": "1+1?", "completion": "2", "response": "It is 2."}]
+    assert prepared(tmp_path / "ours", both, val_split=0)["train"] == both
+
+
+def test_a_column_that_is_named_goes_before_messages(tmp_path: Path) -> None:
+    rows = [{"messages": chat("a", "b"), "question": "x", "answer": "y"}]
+    files = prepared(tmp_path, rows, val_split=0, prompt_key="question")
+    assert files["train"] == [{"prompt": "x", "answer": "y"}]
+
+
 def chat(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
 
@@ -253,6 +269,17 @@ def test_messages_stay_messages_and_chats_of_one_beginning_lie_together(tmp_path
     asked_of = [{row["messages"][0]["content"] for row in part} for part in files.values()]
     assert not asked_of[0] & asked_of[1]
     assert len(asked_of[0] | asked_of[1]) == 30
+
+
+def test_chats_that_differ_in_their_system_message_lie_together(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": f"s{k}"}, *chat(f"q{i}", f"a{k}")]}
+        for i in range(30)
+        for k in range(2)
+    ]
+    files = prepared(tmp_path, rows, val_split=0.5)
+    asked_of = [{row["messages"][1]["content"] for row in part} for part in files.values()]
+    assert not asked_of[0] & asked_of[1]
 
 
 def test_prompts_that_two_groups_share_are_not_in_both_files(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Server:
     breaks: list[int] = field(default_factory=list)
     """After how many bytes the next answers break off."""
     ranges: bool = True
+    moved: int = 0
+    """By how many bytes its ranges begin too late."""
     tags: bool = True
 
 
@@ -63,6 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 self.send_header("Content-Range", f"bytes */{len(content)}")
                 self.end_headers()
                 return
+            start += state.moved if start else 0
             self.send_response(206 if start else 200)
             if start:
                 self.send_header(
@@ -173,6 +176,15 @@ def test_a_server_without_ranges_sends_all_of_it_again(
     server.ranges, server.tags, server.breaks = False, tags, [70_000]
     fetch(tmp_path)
     assert server.asked[1] == ("/train.jsonl", "bytes=70000-")
+    assert holds(tmp_path / "gsm8k/train.jsonl", TRAIN)
+
+
+def test_another_range_than_was_asked_for_is_not_joined(server: Server, tmp_path: Path) -> None:
+    server.moved, server.breaks = 7, [70_000]
+    fetch(tmp_path)
+    assert [wanted for path, wanted in server.asked if path == "/train.jsonl"] == [
+        None, "bytes=70000-", None,
+    ]  # fmt: skip
     assert holds(tmp_path / "gsm8k/train.jsonl", TRAIN)
 
 
