@@ -283,7 +283,8 @@ def check(completion: str, gold: str, *, timeout: float = 5.0) -> str:
     Args:
         completion: the model's text.
         gold: the reference: a number, LaTeX, `\boxed{...}`, or a solution ending in `#### x`.
-        timeout: seconds that one symbolic comparison may take. Plain numbers need none.
+        timeout: seconds of CPU time that one symbolic comparison may take. Plain numbers need
+            none.
 
     Returns:
         One of `VERDICTS`. "unparseable_gold" says that the reference is empty or unreadable, so
@@ -333,6 +334,7 @@ class MathCorrectness(BaseModel, extra="forbid"):
     positive: float = 1.0
     negative: float = 0.0
     timeout: float = 5.0
+    """Seconds of CPU time that one symbolic comparison may take."""
 
 
 def build(config: MathCorrectness) -> Callable[..., list[float | None]]:

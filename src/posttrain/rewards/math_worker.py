@@ -3,7 +3,8 @@
 sympy can run for hours on a short input, and neither a thread nor a signal stops it reliably:
 SIGALRM needs the main thread, and a long integer power never returns to the interpreter. So
 math-verify lives in one warm child process. The parent keeps the clock: a comparison that
-overruns is ended with SIGKILL, reaped, and the next call starts a fresh child.
+overruns is ended with SIGKILL, reaped, and the next call starts a fresh child. The clock is the
+child's CPU time, so that a verdict does not depend on what else the machine does.
 
 The upper half of this file is the parent's side (`compare`), the lower half the child's, which
 runs this file as a script and so never imports the package or torch.
@@ -24,6 +25,7 @@ from functools import lru_cache
 from typing import Any
 
 STARTUP_SECONDS = 60.0  # imports of sympy and math-verify on a cold disk
+PATIENCE = 10  # a child that gets no CPU is ended after so many times its seconds
 MEMORY_BYTES = 2 * 1024**3
 VERDICTS = ("correct", "wrong", "unparseable_prediction", "unparseable_gold", "timeout")
 
@@ -32,6 +34,7 @@ class _Child:
     """The warm child process, owned by the process that started it."""
 
     def __init__(self) -> None:
+        self.killed = False
         # -P: without it this folder leads the child's path, and math.py here hides the stdlib's.
         self.process = subprocess.Popen(
             [sys.executable, "-P", os.path.abspath(__file__)],
@@ -46,15 +49,16 @@ class _Child:
             raise RuntimeError(f"the math checker's worker did not start: {greeting or 'no reply'}")
 
     def ask(self, request: dict[str, Any], timeout: float) -> str | None:
-        """The child's reply, or None when it was killed or died; then it must be replaced."""
+        """The child's reply, or None when it died. Where it died or was killed it must be
+        replaced; it may have been killed just after it replied."""
         return self._within(timeout, json.dumps(request).encode() + b"\n")
 
     def _within(self, timeout: float, line: bytes | None) -> str | None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        # Killing the child closes its pipes, which ends a blocked write as well as a blocked read.
-        clock = threading.Timer(timeout, self.process.kill)
-        clock.start()
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(timeout, over), daemon=True)
+        watch.start()
         try:
             if line is not None:
                 self.process.stdin.write(line)
@@ -63,8 +67,23 @@ class _Child:
         except OSError:
             reply = b""
         finally:
-            clock.cancel()
+            over.set()
+            watch.join()
         return reply.decode().strip() or None
+
+    def _watch(self, timeout: float, over: threading.Event) -> None:
+        """Kill the child once it has computed for `timeout` seconds without being `over`. That
+        closes its pipes, which ends a blocked write as well as a blocked read."""
+        began, before = time.monotonic(), _cpu_seconds(self.process.pid)
+        left = timeout
+        while not over.wait(left):
+            waited, now = time.monotonic() - began, _cpu_seconds(self.process.pid)
+            used = waited if before is None or now is None else now - before
+            left = min(timeout - used, PATIENCE * timeout - waited)
+            if left <= 0:
+                self.killed = True
+                self.process.kill()
+                return
 
     def kill(self) -> None:
         """End the child and reap it."""
@@ -79,6 +98,16 @@ class _Child:
                     pipe.close()
 
 
+def _cpu_seconds(pid: int) -> float | None:
+    """What a process has computed so far; None where no /proc tells it."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 _lock = threading.Lock()
 _child: _Child | None = None
 
@@ -90,7 +119,8 @@ def compare(gold: str, answer: str, *, whole_text: bool, timeout: float) -> str:
         gold: the reference answer, plain text or LaTeX.
         answer: the candidate's answer, or its whole text.
         whole_text: `answer` is prose in which math-verify shall look for the answer itself.
-        timeout: seconds that this one comparison may take (starting the child is not counted).
+        timeout: seconds of CPU time that this one comparison may take (starting the child is not
+            counted).
 
     Returns:
         One of `VERDICTS`. "timeout" also stands for a child that hit its memory limit or crashed.
@@ -104,11 +134,9 @@ def compare(gold: str, answer: str, *, whole_text: bool, timeout: float) -> str:
         if _child is None:
             _child = _Child()
         healthy = False
-        start = time.monotonic()
         try:
             verdict = _child.ask(request, timeout)
-            # After the limit the clock may already have fired: such a child is not kept.
-            healthy = verdict in VERDICTS and time.monotonic() - start < timeout
+            healthy = verdict in VERDICTS and not _child.killed
         finally:  # also on KeyboardInterrupt: a late reply must not answer the next question
             if not healthy:
                 _child.kill()
