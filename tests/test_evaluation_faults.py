@@ -53,7 +53,7 @@ from posttrain.evaluation import (
     text_metrics,
 )
 
-FAULTS = []
+FAULTS: list[tuple] = []
 # what tests below are given
 model, tasks, trained = kinds.model, kinds.tasks, commands.trained
 stories, server = likelihoods.stories, downloads.server
@@ -68,7 +68,7 @@ def edit(patch, function, old, new):
     """Puts `new` for `old`, which stands once in the function's source."""
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(old) == 1, f"{function.__name__} holds {old!r} {source.count(old)} times"
-    made = {}
+    made: dict = {}
     exec(source.replace(old, new), function.__globals__, made)
     # the function itself, since modules that import it have names of their own for it
     for part in ("__code__", "__kwdefaults__"):
