@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 from conftest import shared
 
@@ -109,15 +110,30 @@ def test_wilsons_bounds_by_their_definition(successes: int, n: int) -> None:
 
 
 def test_intervals_have_the_problem_as_their_unit() -> None:
-    assert interval([1.0, 0.0, 1.0, 1.0]) == ("wilson", wilson(3, 4))
-    kind, (low, high) = interval([0.5, 0.25, 1.0, 0.75])
-    assert kind == "normal over problem means"
-    half = 1.959964 * math.sqrt(sum((x - 0.625) ** 2 for x in (0.5, 0.25, 1.0, 0.75)) / 3 / 4)
-    assert (low, high) == (pytest.approx(0.625 - half), pytest.approx(min(1.0, 0.625 + half)))
-    assert interval([0.5, 0.25])[1][1] == pytest.approx(0.375 + 1.959964 * 0.125)
-    assert interval([0.5]) == ("normal over problem means", [0.0, 1.0])
-    assert interval([]) == ("wilson", [0.0, 1.0])
+    assert interval([1.0, 0.0, 1.0, 1.0]) == interval([1.0, 0.0, 1.0, 1.0], 8) == wilson(3, 4)
+    assert interval([0.0, 0.0], 8) == wilson(0, 2)
+    assert interval([]) == [0.0, 1.0]
+    # completions of a problem that are not alike at all are as good as independent ones
+    assert interval([0.5] * 6, 4) == pytest.approx(wilson(12, 24))
+    assert interval([0.5], 2) == pytest.approx(wilson(1, 2))
+    means = [0.5, 0.25, 1.0, 0.75, 0.0, 1.0, 1.0, 0.25]
+    share = sum(means) / 8
+    error = math.sqrt(sum((x - share) ** 2 for x in means)) / 8
+    for bound in interval(means, 4):  # Wilson's, the uncertainty scaled from the share to the bound
+        away = 1.959964 * error * math.sqrt(bound * (1 - bound) / (share * (1 - share)))
+        assert abs(share - bound) == pytest.approx(away, abs=1e-12)
     assert [powers_up_to(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
+def test_intervals_hold_the_true_share_as_often_as_they_say(share: float) -> None:
+    """50 problems of 4 completions, some problems easier than others."""
+    generator = numpy.random.default_rng(0)
+    chances = generator.beta(share, 1 - share, (2000, 50))
+    means = generator.binomial(4, chances) / 4
+    bounds = [interval(row.tolist(), 4) for row in means]
+    held = sum(low <= share <= high for low, high in bounds) / len(bounds)
+    assert 0.92 <= held <= 0.98  # 0.88 at 2 % by the normal interval of the means
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -175,7 +191,7 @@ def test_pass_at_k_and_the_majority_by_hand() -> None:
     assert result["num_problems"] == 4
     assert result["num_correct"] == 6
     assert result["accuracy"] == result["pass@1"] == 6 / 16
-    assert result["ci95"] == interval([n / 4 for n in right])[1]
+    assert result["ci95"] == interval([n / 4 for n in right], 4)
     assert result["strict_accuracy"] == 5 / 16
     for k in (1, 2, 4):  # by trying every choice of k completions
         chances = []

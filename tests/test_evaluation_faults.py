@@ -86,12 +86,12 @@ def pass_at_k_is_that_of_the_rate(patch):
 
 @caught_by(counting.test_wilsons_bounds_by_their_definition, successes=1, n=29)
 def wilsons_interval_has_the_share_in_its_middle(patch):
-    edit(patch, statistics.wilson, "(share + z * z / (2 * n)) / (1 + z * z / n)", "share")
+    edit(patch, statistics._wilson, "(share + z * z / (2 * n)) / (1 + z * z / n)", "share")
 
 
 @caught_by(counting.test_pass_at_k_and_the_majority_by_hand)
 def intervals_have_the_completion_as_their_unit(patch):
-    edit(patch, samples.count, "interval(means)", "interval([r['correct'] for r in judged])")
+    edit(patch, samples.count, "interval(means, n)", "interval([r['correct'] for r in judged])")
 
 
 @caught_by(counting.test_with_one_sample_each_it_is_mcnemars, only_a=3, only_b=9)

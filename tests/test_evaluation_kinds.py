@@ -257,7 +257,7 @@ def test_intervals_of_metrics_have_the_problem_as_their_unit(
     each = [METRICS["toxicity"](texts[i : i + 3], words=settings.toxic_words) for i in (0, 3)]
     means = [one["toxic"] for one in each]
     assert results["poetry"]["toxic"] == pytest.approx(sum(means) / 2)
-    assert results["poetry"]["toxic_ci95"] == interval(means)[1]
+    assert results["poetry"]["toxic_ci95"] == interval(means, 3)
 
 
 def test_files_behind_the_same_path_decide(

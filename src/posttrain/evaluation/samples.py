@@ -161,14 +161,12 @@ def count(records: Sequence[Record], asking: Asking) -> dict[str, Any]:
     found = [sum(r["correct"] for r in group) for group in known]
 
     def mean(name: str, values: Sequence[float]) -> dict[str, Any]:
-        return {name: fmean(values) if values else math.nan, f"{name}_ci95": interval(values)[1]}
+        return {name: fmean(values) if values else math.nan, f"{name}_ci95": interval(values, n)}
 
     means = [right / n for right in found]
-    kind, bounds = interval(means)
     result = {
         "accuracy": fmean(means) if means else math.nan,
-        "ci95": bounds,
-        "interval": kind,
+        "ci95": interval(means, n),
         "num_problems": len(known),
         "num_correct": sum(found),
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from statistics import fmean, stdev
+from statistics import fmean, pvariance
 
 import numpy
 
@@ -19,31 +19,35 @@ def pass_at(k: int, n: int, num_correct: int) -> float:
     return 1 - math.comb(n - num_correct, k) / math.comb(n, k)
 
 
-def wilson(successes: int, n: int, z: float = Z) -> list[float]:
+def wilson(successes: int, n: int) -> list[float]:
     """95 % interval of a share (Wilson 1927), right near 0 and 1 too."""
-    if n == 0:
-        return [0.0, 1.0]
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    if successes in (0, n):  # exact there; the formula is off by rounding
+    return _wilson(successes / n, n) if n else [0.0, 1.0]
+
+
+def _wilson(share: float, n: float, z: float = Z) -> list[float]:
+    if share in (0, 1):  # exact there; the formula is off by rounding
         bound = z * z / (n + z * z)
-        return [0.0, bound] if successes == 0 else [1.0 - bound, 1.0]
+        return [0.0, bound] if share == 0 else [1.0 - bound, 1.0]
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def interval(means: Sequence[float]) -> tuple[str, list[float]]:
-    """Name and bounds of a 95 % interval of the mean of values in [0, 1], one for each problem.
+def interval(means: Sequence[float], each: int = 1) -> list[float]:
+    """95 % interval of the mean of values in [0, 1], one for each problem, of `each` completions.
 
-    Wilson's where every value is 0 or 1; else the normal one, from the spread of the problems.
+    Wilson's, with the effective number of completions: as many independent ones would leave the
+    mean as uncertain as the spread of the problems does (Dean and Pagano 2015, J. Survey Statistics
+    and Methodology 3). At least the number of problems, which it is where every value is 0 or 1; at
+    most that of all completions.
     """
-    if all(value in (0, 1) for value in means):
-        return "wilson", wilson(round(sum(means)), len(means))
-    if len(means) < 2:
-        return "normal over problem means", [0.0, 1.0]
-    half = Z * stdev(means) / math.sqrt(len(means))
-    centre = fmean(means)
-    return "normal over problem means", [max(0.0, centre - half), min(1.0, centre + half)]
+    if not means:
+        return [0.0, 1.0]
+    share, n = fmean(means), len(means)
+    spread = pvariance(means, share)
+    most = n * each
+    effective = most if spread == 0 else min(most, n * share * (1 - share) / spread)
+    return _wilson(share, n if share in (0, 1) else effective)
 
 
 def sign_flip_test(differences: Sequence[Fraction]) -> float:

@@ -44,7 +44,7 @@ def measured(
     each = [metric(predictions[own], references[own]) for own in problems]
     for name in shares:
         means = [one[name] for one in each if not math.isnan(one[name])]
-        found[f"{name}_ci95"] = interval(means)[1]
+        found[f"{name}_ci95"] = interval(means, per_problem)
     return found
 
 
