@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from fractions import Fraction
@@ -10,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 from conftest import shared
+from rich.console import Console
 
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.evaluation import TASKS, Task, samples
@@ -21,7 +23,7 @@ from posttrain.evaluation.command import (
     prepare_generation,
     rows_of,
 )
-from posttrain.evaluation.console import table
+from posttrain.evaluation.console import lines_of, table
 from posttrain.evaluation.samples import powers_up_to
 from posttrain.evaluation.shots import check_shots, problem_ids, to_problems, with_shots
 from posttrain.evaluation.statistics import interval, sign_flip_test, wilson
@@ -363,11 +365,21 @@ def test_problems_have_an_id_of_their_own() -> None:
     assert ids[0] != ids[1]
 
 
-def test_the_table_has_a_column_for_what_some_task_has() -> None:
-    base = {
-        "accuracy": 0.5, "ci95": [0.1, 0.9], "num_problems": 4, "truncated": 0.0,
-        "parse_failures": 0.0, "unscored": 0.0,
+def test_what_is_shown_fits_into_80_columns() -> None:
+    result = {
+        "accuracy": 0.5, "ci95": [0.1, 0.9], "num_problems": 10_000, "truncated": 1.0,
+        "parse_failures": 0.25, "unscored": 0.0, "mean_score": 0.5, "temperature": 1.0,
+        "strict_accuracy": 0.25, "strict_accuracy_ci95": [0.0, 0.5], "pass@2": 0.75,
     }  # fmt: skip
-    shown = table({"mbpp": base, "gsm8k": base | {"strict_accuracy": 0.25, "pass@2": 0.75}})
-    assert [c.header for c in shown.columns][4:6] == ["strict accuracy", "pass@2"]
-    assert list(shown.columns[4].cells) == ["", "25.0 %"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table({"word_problems_harder": result, "crows_pairs": {"num_pairs": 3}}))
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    cells = ["word_problems_harder", "10,000", "50.0 %", "10.0 to 90.0", "100.0 %", "25.0 %"]
+    assert all(cell in out for cell in cells)
+    assert "…" not in out
+    assert "crows_pairs" not in out
+    lines = [line.split() for line in lines_of("task", result)]
+    assert lines == [
+        ["task", "strict_accuracy", "0.2500", "[0.0000,", "0.5000]"], ["task", "pass@2", "0.7500"],
+    ]  # fmt: skip
+    assert lines_of("task", {"unscored": 0.5}) != []

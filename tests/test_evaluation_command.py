@@ -119,7 +119,9 @@ def test_a_reward_model_of_ours_chooses(trained: Path, tmp_path: Path, capsys: C
     assert "best@3" in output_of(capsys, "eval", trained, *options)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     reward = make(type="reward_model", path=str(folder))
-    for row, prompt in zip(rows, [p for p in word_problems("test", num_rows=3) for _ in range(3)]):
+    every = word_problems("test", num_rows=1000)
+    asked = [every[i] for i in (0, 333, 666) for _ in range(3)]
+    for row, prompt in zip(rows, asked, strict=True):
         (expected,) = reward([prompt["prompt"]], [row["completion"]], [[]])
         assert row["reward_model"] == pytest.approx(expected, abs=1e-4)
 

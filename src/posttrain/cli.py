@@ -75,7 +75,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Hub name, model folder, checkpoint or run.")],
     tasks: Annotated[str, typer.Option(help="Comma-separated; TASK or TASK=PATH of its files.")],
     split: Annotated[str | None, typer.Option(help="Instead of the task's own split.")] = None,
-    max_samples: Annotated[int | None, typer.Option(min=1)] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Of each task, at equal distances; by default all.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
@@ -150,6 +152,7 @@ def compare(
             f"note: {task}: not compared, no outcomes in both of the same problem", markup=False
         )
     for one in comparisons:
+        CONSOLE.print(f"{one.task}: p by {one.test}", markup=False)
         for note in one.notes:
             CONSOLE.print(f"note: {one.task}: {note}", markup=False)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from posttrain.batch import Example, sequences_of
 from posttrain.config import Config, DataConfig
 from posttrain.data.labelled import to_labelled, with_labels
-from posttrain.data.load import Row, load_rows, mix, numbered
+from posttrain.data.load import Row, evenly, load_rows, mix, numbered
 from posttrain.data.preferences import to_judged, to_pairs
 from posttrain.data.prepare import LengthTable, Prompt, check_rows, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
@@ -221,7 +222,7 @@ def eval_sections(config: Config) -> list[DataConfig]:
 
 
 def eval_rows(config: Config) -> list[Row]:
-    """The first rows of each section, so many that together they are eval.max_samples."""
+    """Rows of each section, so many that together they are eval.max_samples."""
     assert config.eval is not None
     sections = eval_sections(config)
     for section in sections:
@@ -236,7 +237,8 @@ def eval_rows(config: Config) -> list[Row]:
     total = sum(map(len, parts))
     most = min(config.eval.max_samples or total, total)
     ends = [round(most * sum(map(len, parts[:i])) / total) for i in range(len(parts) + 1)]
-    return [row for part, a, b in zip(parts, ends, ends[1:]) for row in part[: b - a]]
+    shares = (b - a for a, b in pairwise(ends))
+    return [row for part, n in zip(parts, shares) if n for row in evenly(part, n)]
 
 
 def _one_file(section: DataConfig) -> Path | None:

@@ -47,6 +47,12 @@ def load_rows(config: DataConfig) -> list[Row]:
     return [fill(config.prompt_template, row, where) for where, row in numbered(rows, source)]
 
 
+def evenly(rows: list[Row], most: int | None) -> list[Row]:
+    """At most so many rows, at equal distances: files are often sorted, by kind or by label."""
+    n = min(most or len(rows), len(rows))
+    return [rows[i * len(rows) // n] for i in range(n)]
+
+
 def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:
     """Rows of several sources, each taken `weight` times (a fraction: a random part)."""
     mixed: list[Any] = []

@@ -14,7 +14,7 @@ from typing import Any
 from posttrain import distributed
 from posttrain.checkpoint import versions
 from posttrain.config import DataConfig
-from posttrain.data.load import Row, load_rows, numbered
+from posttrain.data.load import Row, evenly, load_rows, numbered
 from posttrain.data.render import Renderer, trained_with
 from posttrain.data.templates import fill
 from posttrain.evaluation import TASKS, Task
@@ -212,8 +212,8 @@ def rows_of(
     """The rows to evaluate, and those to show before them."""
     section = DataConfig.model_validate(task.data)
     split = settings.split or section.split
-    update = {"max_samples": settings.max_samples, "split": split}
-    rows = load_rows(section.model_copy(update=update))
+    rows = load_rows(section.model_copy(update={"split": split}))
+    rows = evenly(rows, settings.max_samples)
     if isinstance(task, Task) and task.reward is None:
         rows = [with_reply(row, where) for where, row in numbered(rows, name)]
     if settings.shots == 0:

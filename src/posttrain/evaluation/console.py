@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from posttrain.tracking import CONSOLE
 
-FIGURES = ("strict_accuracy", "pass@", "maj@", "best@")
-OF_THE_TABLE = ("accuracy", "truncated", "parse_failures", "unscored", "mean_score", "temperature",
-                "top_p")  # fmt: skip
+OF_THE_TABLE = ("accuracy", "truncated", "parse_failures")
+NOT_SHOWN = ("mean_score", "temperature", "top_p")  # settings, and what the verdicts say better
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
@@ -30,11 +30,12 @@ def show(results: dict[str, dict[str, Any]]) -> None:
 
 
 def lines_of(task: str, result: dict[str, Any]) -> list[str]:
-    """The figures of a task that the table has no column for: those of text metrics and of
-    likelihoods, with their intervals."""
+    """The figures of a task that the table has no column for, with their intervals."""
     lines = []
     for name, value in result.items():
-        if not isinstance(value, float) or name in OF_THE_TABLE or name.startswith(FIGURES):
+        if not isinstance(value, float) or name in OF_THE_TABLE + NOT_SHOWN:
+            continue
+        if name == "unscored" and value == 0:
             continue
         low, high = result.get(f"{name}_ci95", (None, None))
         interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
@@ -43,25 +44,18 @@ def lines_of(task: str, result: dict[str, Any]) -> list[str]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    """What the console shows; a column for each figure that one of the tasks has."""
-    results = {task: result for task, result in results.items() if "accuracy" in result}
-    figures = [
-        name
-        for name in dict.fromkeys(key for result in results.values() for key in result)
-        if name.startswith(FIGURES) and not name.endswith("_ci95")
-    ]
-    shown = Table()
-    shares = ("truncated", "parse_failures", "unscored")
-    names = ("problems", "accuracy", "95 % interval", *figures, *shares)
-    for name in ("task", *names):
-        label = name.replace("_", " ")
-        shown.add_column(label, justify="left" if name == "task" else "right", no_wrap=True)
+    """Accuracy of the tasks that have one; narrow enough for 80 columns."""
+    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("task", "problems", "accuracy", "95 % interval", "truncated", "unread"):
+        shown.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for task, result in results.items():
-        cells = [
+        if "accuracy" not in result:
+            continue
+        accuracy, *shares = (
             "" if result.get(name) is None else f"{100 * result[name]:.1f} %"
-            for name in ("accuracy", *figures, *shares)
-        ]
+            for name in OF_THE_TABLE
+        )
         bounds = " to ".join(f"{100 * bound:.1f}" for bound in result.get("ci95", ()))
         number = f"{result['num_problems']:,}" if "num_problems" in result else ""
-        shown.add_row(task, number, cells[0], bounds, *cells[1:])
+        shown.add_row(task, number, accuracy, bounds, *shares)
     return shown
