@@ -15,7 +15,7 @@ from conftest import shared
 
 from posttrain.config import DataConfig, parse_config
 from posttrain.data import DATASETS
-from posttrain.data.build import eval_rows, texts_of
+from posttrain.data.build import eval_rows, other_prompts, texts_of
 from posttrain.data.load import load_rows, mix
 from posttrain.data.prepare import to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
@@ -295,6 +295,28 @@ def test_each_part_of_a_mixture_has_its_share_of_the_evaluation(tmp_path: Path) 
     assert found == ["a0", "a5", "a10", "a15", "a20", "a25", "b0", "b5"]
     tree["eval"]["max_samples"] = None
     assert len(eval_rows(parse_config(tree, "test"))) == 41
+
+
+def test_an_evaluation_that_asks_otherwise_than_training_is_noted() -> None:
+    tree: dict[str, Any] = {
+        "model": {"name": "m"},
+        "data": {"name": "word_problems", "prompt_template": "chat"},
+        "trainer": {"type": "sft", "max_steps": 1, "eval_steps": 1},
+    }
+
+    def notes(**evaluation: Any) -> list[str]:
+        return other_prompts(parse_config(tree | {"eval": evaluation}, "test"))
+
+    assert notes() == []
+    assert notes(data=tree["data"] | {"split": "test"}) == []
+    (note,) = notes(data={"name": "word_problems", "split": "test"}, tasks=["gsm8k"])
+    assert note == (
+        "note: word_problems (test), gsm8k: asked with another prompt template than is trained "
+        "with (chat)"
+    )
+    assert notes(tasks=["gsm8k"])[0].startswith("note: gsm8k: ")
+    tree["data"] = {"name": "word_problems"}
+    assert notes(tasks=["gsm8k"]) == []
 
 
 def test_max_samples(tmp_path: Path) -> None:

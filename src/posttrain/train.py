@@ -31,6 +31,7 @@ from posttrain.data.build import (
     build_tokenizer,
     check_mixture,
     length_limit,
+    other_prompts,
     prepare_data,
     table_lines,
 )
@@ -353,7 +354,7 @@ def describe(run: Run) -> str:
     if isinstance(run.reward, Checked):
         facts = ", ".join(f"{name} {fact}" for name, fact in run.reward.about().items())
         lines.append(f"reward {run.config.reward.type}: {facts}")
-    return "\n".join([*lines, *table_lines(run.data.tables)])
+    return "\n".join([*lines, *table_lines(run.data.tables), *other_prompts(run.config)])
 
 
 def write_run_info(run: Run, run_dir: Path, started: float) -> None:

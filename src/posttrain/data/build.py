@@ -241,6 +241,23 @@ def eval_rows(config: Config) -> list[Row]:
     return [row for part, n in zip(parts, shares) if n for row in evenly(part, n)]
 
 
+def other_prompts(config: Config) -> list[str]:
+    """Notes where the evaluation asks otherwise than the training rows do."""
+    trained = {section.prompt_template for section in config.mixture}
+    if config.eval is None:
+        return []
+    sections = [] if config.eval.tasks and config.eval.data is None else eval_sections(config)
+    asked: dict[str, str | None] = {label(s): s.prompt_template for s in sections}
+    asked |= dict.fromkeys(config.eval.tasks, None)
+    names = [name for name, template in asked.items() if template not in trained]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)}: asked with another prompt template than is trained with "
+        f"({', '.join(sorted(t or 'none' for t in trained))})"
+    ]
+
+
 def _one_file(section: DataConfig) -> Path | None:
     """The file whose rows a section has in every split."""
     path = None if section.name or section.path is None else Path(section.path).resolve()
