@@ -1,5 +1,6 @@
 """The parts of the sandbox: what passes between the two sides, the levels, and the end of it."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -134,6 +135,39 @@ def test_an_object_of_another_class_is_never_rebuilt():
 )
 def test_the_code_of_a_completion(text: str, code: str):
     assert extract.code_of(text).rstrip(" ") == code
+
+
+F = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (F, F),
+        (f"{F}\nThis function returns its argument.", f"{F}"),
+        (f"{F}[DONE]\nassert f(1) == 1\nIt's so.\n\nTask 2: (", f"{F}[DONE]\nassert f(1) == 1"),
+        (f"{F}\ndef g(x):\n    return (x,\n", F),  # breaks off
+        (f"{F}\ndef g(x):\n    return x +\n\n    never\n", F),
+        (f'{F}\n"""And so', F),
+        ("Here it is:\n" + F, ""),
+        ("    return x\n", ""),
+        ("def f(x):\n    return (x", ""),
+        ("", ""),
+        ("x = 1\0", ""),
+        ("(" * 5000, ""),
+        ("1 2\n" * 50, ""),
+    ],
+)
+def test_the_python_that_a_text_begins_with(text: str, code: str):
+    found = extract.leading(text)
+    assert found.strip() == code.strip()
+    ast.parse(found)
+
+
+def test_words_after_a_program_are_left_out():
+    words = f"{F}\nThis function returns its argument; it doesn't copy it."
+    assert extract.program_of(words, "Write f(x).", "f") == F
+    assert extract.program_of(f"g = 1\n{words}", "import re\n\ndef f(x):\n", "f") is not None
 
 
 def test_names_that_tests_leave_to_the_candidate():

@@ -5,6 +5,7 @@ import re
 import warnings
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n`]*$", re.MULTILINE)
+MOST_CUTS = 20
 _PYTHON = ("python", "py", "python3")
 # Where a base model has left the function: the stop words of HumanEval (Chen et al. 2021).
 _STOP = re.compile(r"\n(?=class |def |#|if |print|@|```)")
@@ -31,6 +32,26 @@ def code_of(completion: str) -> str:
         if marked:
             return marked[-1]
     return completion
+
+
+def leading(code: str) -> str:
+    """The statements before the first that is not Python: a model that writes no fences may go on
+    in words. "" where there are none; a statement that breaks off does not count."""
+    lines = code.split("\n")
+    for _ in range(MOST_CUTS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                ast.parse("\n".join(lines))
+                return "\n".join(lines)
+            except SyntaxError as error:
+                wrong = min((error.lineno or 1) - 1, len(lines) - 1)
+            except (ValueError, RecursionError, MemoryError):
+                return ""
+        while wrong > 0 and not lines[wrong][:1].strip():  # in the middle of a statement
+            wrong -= 1
+        lines = lines[:wrong]
+    return ""
 
 
 def defines(tree: ast.Module, name: str) -> bool:
@@ -85,10 +106,10 @@ def program_of(completion: str, prompt: str, entry_point: str) -> str | None:
     parse ends at the first line that leaves the function.
     """
     code = code_of(completion)
-    tree = parsed(code)
+    whole = leading(code)
     before = prompt_code(prompt, entry_point)
-    if tree is not None and defines(tree, entry_point):
-        return f"{before}\n\n{code}" if before else code
+    if defines(ast.parse(whole), entry_point):
+        return f"{before}\n\n{whole}" if before else whole
     if not before:
         return None
     for body in (code, _STOP.split(code)[0]):
