@@ -25,7 +25,7 @@ from posttrain.sandbox.tester import Verdict, run_tests
 from posttrain.sandbox.view import Unavailable, View, system_view
 from posttrain.sandbox.wire import encode, write_frame
 
-GRACE = 2.0  # seconds that the tests may go on after the candidate was stopped
+GRACE = 2.0  # seconds that the tests may go on after the candidate was stopped, or it takes to end
 TESTER_MEMORY = 2 << 30
 MEMORY_STATUS = 99  # see child.py
 
@@ -176,7 +176,7 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     if text.endswith(b"\n"):
         verdict = Verdict(**json.loads(text))
     if not late:
-        ending = lane.end(0.5 if verdict.verdict == "died" else 0.0)
+        ending = lane.end(GRACE if verdict.verdict == "died" else 0.0)
     if late and verdict.verdict == "correct":  # in the last moment
         late = False
     if late or verdict.verdict == "died":
