@@ -27,7 +27,7 @@ SPANS_PROMPT = (
 ORIGIN = Origin(
     licence="see the source",
     page="https://zenodo.org/records/3952415",
-    rows={"train": None, "dev": 1_063},
+    rows={"train": 6_129, "dev": 1_063},
     uses=("sft", "rl"),
     urls=("https://zenodo.org/records/3952415/files/datasets-v2.tgz",),
 )

@@ -17,7 +17,7 @@ from posttrain.evaluation.store import read_results, results_file
 
 LIKE = (
     "temperature", "num_samples", "max_new_tokens", "shots", "split", "reward", "stop_texts",
-    "template", "system_prompt", "dtype",
+    "template", "system_prompt", "prompt_template", "top_p", "top_k", "dtype",
 )  # fmt: skip
 """Settings in which results that are compared should be alike."""
 
