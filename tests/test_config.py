@@ -18,11 +18,11 @@ from posttrain.config import (
     load_config,
     parse_config,
     save_config,
-    with_overrides,
 )
 from posttrain.config_errors import HINTS, key_paths
 from posttrain.making import load_making
 from posttrain.pipeline import load_pipeline, stage_config
+from posttrain.recipe import with_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

@@ -12,7 +12,7 @@ from test_reward_model import save
 from test_rewards import make
 
 from posttrain.data.word_problems import load as word_problems
-from posttrain.evaluation import samples
+from posttrain.evaluation import loading, samples
 from posttrain.evaluation.compare import compare_task
 from posttrain.tracking import CONSOLE
 from posttrain.tracking.report import task_results
@@ -124,6 +124,20 @@ def test_a_reward_model_of_ours_chooses(trained: Path, tmp_path: Path, capsys: C
     for row, prompt in zip(rows, asked, strict=True):
         (expected,) = reward([prompt["prompt"]], [row["completion"]], [[]])
         assert row["reward_model"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_how_many_at_a_time_changes_no_result(
+    trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    sampler = loading.NativeSampler
+    monkeypatch.setattr(
+        loading, "NativeSampler", lambda policy, most: made.append(most) or sampler(policy, most)
+    )
+    for name, more in (("a", []), ("b", ["--max-num-seqs", "3"])):
+        output_of(capsys, "eval", trained, *OPTIONS, "--output", tmp_path / name, *more)
+    assert made == [256, 3]
+    assert results_in(tmp_path / "a") == results_in(tmp_path / "b")
 
 
 def result_of(**outcomes: str) -> dict[str, Any]:

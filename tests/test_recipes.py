@@ -13,9 +13,10 @@ import pytest
 from conftest import shared
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.config import dump, load_config, parse_config, read_yaml
+from posttrain.config import dump, load_config, parse_config
 from posttrain.making import MakingConfig, load_making
 from posttrain.pipeline import load_pipeline, load_splits, stage_config, starts_of
+from posttrain.recipe import read_yaml
 from posttrain.rewards.code import CodeExecution, build
 from posttrain.sandbox import pool
 from posttrain.train import train

@@ -13,7 +13,8 @@ import yaml
 from command import complaint, state
 
 from posttrain.checkpoint import differences
-from posttrain.config import ENGINE_KEYS, Config, RolloutConfig, dump, parse_config, with_overrides
+from posttrain.config import ENGINE_KEYS, Config, RolloutConfig, dump, parse_config
+from posttrain.recipe import with_overrides
 
 GRPO: dict[str, Any] = {
     "model": {"name": "org/model", "use_lora": True},
@@ -61,6 +62,13 @@ def test_the_saved_config_has_the_keys_of_its_engine_and_runs(engine: str) -> No
     optional = {"api_key_env", "adapter_dir"}
     assert tree["rollout"].keys() & ENGINE_KEYS.keys() == read - optional
     assert parse_config(copy.deepcopy(tree), "saved") == config
+
+
+def test_how_many_at_a_time_is_said_once() -> None:
+    message = "eval.max_num_seqs: for grpo it is rollout.max_num_seqs"
+    with pytest.raises(ValueError, match=message):
+        parse("eval.max_num_seqs=8", "trainer.eval_steps=1")
+    assert parse("eval.max_samples=8", "trainer.eval_steps=1").eval is not None
 
 
 def test_urls_are_taken_with_or_without_v1() -> None:

@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 Template = Annotated[str, typer.Option(help="chat, plain or auto: as the run was trained.")]
+MaxNumSeqs = Annotated[int, typer.Option(min=1, help="At the same time: bounds the memory.")]
 SystemPrompt = Annotated[str | None, typer.Option(help="By default that of the run; '' is none.")]
 
 
@@ -100,6 +101,7 @@ def evaluate(
     system_prompt: SystemPrompt = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option()] = "auto",
+    max_num_seqs: MaxNumSeqs = 256,
     seed: int = 0,
     output: Annotated[
         Path | None, typer.Option(help="Results as JSON: a file or a folder; continued if there.")
@@ -127,6 +129,7 @@ def evaluate(
         system_prompt=system_prompt,
         device=device,
         dtype=dtype,
+        max_num_seqs=max_num_seqs,
         seed=seed,
     )
     try:
@@ -170,6 +173,7 @@ def generate(
     system_prompt: SystemPrompt = None,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option()] = "auto",
+    max_num_seqs: MaxNumSeqs = 256,
     seed: int = 0,
 ) -> None:
     """Sample completions."""
@@ -177,7 +181,9 @@ def generate(
     from posttrain.rollout.sampler import SamplingParams
 
     template, system_prompt = as_trained(model, template, system_prompt)
-    renderer, sampler, limit = load_for_sampling(model, template, device, dtype, system_prompt)
+    renderer, sampler, limit = load_for_sampling(
+        model, template, device, dtype, system_prompt, max_num_seqs
+    )
     ids = [renderer.prompt_ids({"prompt": p}) for p in prompts for _ in range(num_samples)]
     longest = max(len(x) for x in ids)
     if longest + max_new_tokens > limit:

@@ -6,7 +6,6 @@ directory and can itself be run.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import re
@@ -21,6 +20,7 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm, ReferenceConfig, StrictConfig
 from posttrain.config_errors import explain
 from posttrain.evaluation.gate import GateConfig
+from posttrain.recipe import read_yaml, with_overrides
 from posttrain.rewards import REWARDS
 
 
@@ -200,6 +200,8 @@ class EvalConfig(StrictConfig):
     generate: bool = False
     """Also generate greedily and score with the reward: eval_accuracy."""
     max_new_tokens: int = Field(512, ge=1)
+    max_num_seqs: int | None = Field(None, ge=1)
+    """As rollout.max_num_seqs, for a method without a rollout section."""
     tasks: list[str] = Field(default_factory=list)
     """Of `posttrain eval` besides, TASK or TASK=PATH of its files: eval_TASK/FIGURE."""
     gate: list[GateConfig] = Field(default_factory=list)
@@ -278,6 +280,9 @@ class Config(StrictConfig):
                 raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")
         elif self.rollout is not None:
             raise ValueError(f"{method} samples nothing: remove the rollout section")
+        at_once = None if self.eval is None else self.eval.max_num_seqs
+        if self.rollout is not None and at_once is not None:
+            raise ValueError(f"eval.max_num_seqs: for {method} it is rollout.max_num_seqs")
         generates = self.eval is not None and (self.eval.generate or self.algorithm.online)
         if self.reward is not None and not self.algorithm.online and not generates:
             raise ValueError(f"{method} uses a reward with eval.generate: true only")
@@ -342,59 +347,3 @@ def _drop_default_nones(model: BaseModel, tree: dict[str, Any]) -> None:
             for item, part in zip(value, tree[name]):
                 if isinstance(item, BaseModel):
                     _drop_default_nones(item, part)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    file = Path(path)
-    if not file.is_file():
-        there = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
-        near = difflib.get_close_matches(str(file), [str(p) for p in there])
-        raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold sections (model, data, trainer, ...)")
-    return tree
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML asks for unique keys; PyYAML keeps the last of two without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"override {override!r} is not of the form section.key=value")
-        set_key(tree, key, parse_value(override, value), override)
-    return tree
-
-
-def parse_value(override: str, value: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
-
-
-def set_key(tree: dict[str, Any], key: str, value: Any, written: str) -> None:
-    """tree[a][b] = value for the key "a.b", which the user wrote in `written`."""
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"override {written!r}: {section} is not a section with keys")
-    tree[last] = value

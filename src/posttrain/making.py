@@ -28,8 +28,6 @@ from posttrain.config import (
     Mixture,
     ModelConfig,
     dump,
-    read_yaml,
-    with_overrides,
 )
 from posttrain.config_errors import explain
 from posttrain.data.load import Row, load_rows
@@ -38,6 +36,7 @@ from posttrain.data.render import Renderer
 from posttrain.evaluation.loading import load_for_sampling
 from posttrain.evaluation.statistics import pass_at
 from posttrain.models import weights_hash
+from posttrain.recipe import read_yaml, with_overrides
 from posttrain.rewards import RewardFn, build_reward, check_columns, score_each, verdict_of
 from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.tracking import CONSOLE

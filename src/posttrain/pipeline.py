@@ -19,9 +19,6 @@ from posttrain.config import (
     Config,
     DataConfig,
     parse_config,
-    parse_value,
-    read_yaml,
-    set_key,
 )
 from posttrain.config_errors import explain
 from posttrain.data.load import load_rows
@@ -30,6 +27,7 @@ from posttrain.evaluation.loading import as_trained, load_for_sampling
 from posttrain.evaluation.run import evaluate_generation
 from posttrain.evaluation.statistics import wilson
 from posttrain.making import MakingConfig, make, parse_making
+from posttrain.recipe import parse_value, read_yaml, set_key
 from posttrain.rewards import build_reward
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.tracking import CONSOLE

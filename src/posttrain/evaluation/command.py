@@ -59,7 +59,7 @@ from posttrain.tracking import CONSOLE
 from posttrain.tracking.report import finite
 
 SCORED_AT_ONCE = 8192  # tokens in one forward pass of a likelihood task
-OF_THE_MODEL = ("template", "system_prompt", "device", "dtype")  # said in Loaded.facts
+SAID_BY_FACTS = ("template", "system_prompt", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Settings:
     """None is what the run was trained with, an empty text none."""
     device: str = "auto"
     dtype: str = "auto"
+    max_num_seqs: int = 256
+    """Completions generated at the same time: bounds the memory, decides nothing."""
     seed: int = 0
 
 
@@ -227,7 +229,7 @@ def rows_of(
 def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
-        model, template, settings.device, settings.dtype, system_prompt
+        model, template, settings.device, settings.dtype, system_prompt, settings.max_num_seqs
     )
     trained = trained_with(resolve_model_path(model))[2]
     if trained is not None and trained != settings.prompt_template:
@@ -341,7 +343,7 @@ def prepare_generation(
         None if settings.best_of is None else build_reward(RewardModel(path=settings.best_of)),
     )
     ids = repr([problem.input_ids for problem in problems])
-    own = {name: value for name, value in asdict(settings).items() if name not in OF_THE_MODEL}
+    own = {k: v for k, v in asdict(settings).items() if k not in (*SAID_BY_FACTS, "max_num_seqs")}
     decides = {
         "task": name,
         **own,

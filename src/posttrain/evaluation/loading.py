@@ -16,7 +16,12 @@ from posttrain.rollout.sampler import NativeSampler
 
 
 def load_for_sampling(
-    model: str, template: str, device: str, dtype: str, system_prompt: str | None = None
+    model: str,
+    template: str,
+    device: str,
+    dtype: str,
+    system_prompt: str | None = None,
+    max_num_seqs: int = 256,
 ) -> tuple[Renderer, NativeSampler, int]:
     """Renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
@@ -29,7 +34,7 @@ def load_for_sampling(
         raise ValueError(f"--template is one of auto, chat, plain; got {template!r}")
     renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
-    return renderer, NativeSampler(policy, max_num_seqs=256), max_positions(name)
+    return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
 
 
 def check_writes(model: str) -> None:

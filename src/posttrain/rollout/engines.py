@@ -73,13 +73,15 @@ def build_servers(config: Config, model: str) -> list[Server]:
 def native_sampler(config: Config, policy: Any, sharded: bool) -> Sampler:
     """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
     rollout = config.rollout or RolloutConfig()
+    of_eval = None if config.eval is None else config.eval.max_num_seqs
+    max_num_seqs = of_eval or rollout.max_num_seqs
     if not (sharded or rollout.one_step_off):
-        return NativeSampler(policy, rollout.max_num_seqs)
+        return NativeSampler(policy, max_num_seqs)
     value_model, policy.value_model = policy.value_model, None  # it samples nothing
     frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
     whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
     policy.value_model = value_model
-    return CopySampler(policy, whole, rollout.max_num_seqs)
+    return CopySampler(policy, whole, max_num_seqs)
 
 
 def build_engine(
