@@ -271,6 +271,26 @@ def test_model_output_is_inert(driver: Any, pages: dict[int, Path]) -> None:
         driver.get_log("browser")
 
 
+def test_samples_of_tasks_show_what_they_have(driver: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_lines(run / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    written = {"prompt": "Write.", "completion": "Ho", "answer": "Hi"}
+    pair = {"choices": ["So.", INJECTION], "logprobs": [-2, -3.5]}
+    asked = {"prompt": "Who?", "chosen": 1, "choices": ["A", "B"], "logprobs": [-4, -1]}
+    samples = [written, pair, asked, {"reward": None}]
+    write_lines(run / "samples.jsonl", [{"step": 1, "kind": "task"} | x for x in samples])
+    open_page(driver, write_report([run]))
+    head = "Choices, each after its log-prob"
+    assert [card.text.splitlines() for card in find(driver, "article.sample")] == [
+        ["task · step 1", "Prompt", "Write.", "Completion", "Ho", "Expected answer", "Hi"],
+        ["task · step 1", head, "-2 So.", f"-3.5 {INJECTION}"],
+        ["task · step 1", "Prompt", "Who?", head, "-4 A", "-1 B"],
+        ["no reward", "task · step 1"],
+    ]
+    assert driver.get_log("browser") == []
+
+
 def test_odd_and_sparse_records_are_shown(driver: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

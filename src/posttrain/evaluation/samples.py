@@ -14,6 +14,7 @@ from typing import Any
 
 from posttrain import distributed
 from posttrain.checkpoint import write_atomically
+from posttrain.data.load import Row
 from posttrain.data.render import Renderer
 from posttrain.evaluation.answers import UNREAD, Reader, majority
 from posttrain.evaluation.shots import NEXT_QUESTION, Problem
@@ -115,7 +116,7 @@ def complete(
                 "completion": text,
                 "finish_reason": reason,
                 "num_tokens": len(rollout.response_ids),
-                "answer": problems[i // n].row.get("answer", problems[i // n].row.get("label")),
+                "answer": expected(problems[i // n].row, asking.reward is not None),
             }
         )
     # equal completions of a problem are scored once: a sandbox takes time
@@ -142,6 +143,11 @@ def complete(
         for record, value in zip(records, scores(asking.reward_model)):
             record["reward_model"] = value
     return records
+
+
+def expected(row: Row, judged: bool) -> Any:
+    """What the completion is held against: the answer or label, else the reference."""
+    return row.get("answer", row.get("label")) if judged else row.get("completion")
 
 
 def count(records: Sequence[Record], asking: Asking) -> dict[str, Any]:
