@@ -16,7 +16,7 @@ from conftest import shared
 from posttrain.config import DataConfig, parse_config
 from posttrain.data import DATASETS
 from posttrain.data.build import eval_rows, other_prompts, texts_of
-from posttrain.data.load import load_rows, mix
+from posttrain.data.load import draw, load_rows, mix
 from posttrain.data.prepare import to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.tokenizer import train_tokenizer
@@ -292,9 +292,22 @@ def test_each_part_of_a_mixture_has_its_share_of_the_evaluation(tmp_path: Path) 
         "eval": {"data": sections, "max_samples": 8},
     }
     found = [row["text"] for row in eval_rows(parse_config(tree, "test"))]
-    assert found == ["a0", "a5", "a10", "a15", "a20", "a25", "b0", "b5"]
+    assert [text[0] for text in found] == [*"aaaaaabb"]
     tree["eval"]["max_samples"] = None
     assert len(eval_rows(parse_config(tree, "test"))) == 41
+
+
+@pytest.mark.parametrize("kind", [lambda i: i // 600, lambda i: i % 20], ids=["sorted", "cyclic"])
+def test_a_part_of_the_rows_has_all_kinds(kind: Any) -> None:
+    rows = [{"kind": kind(i), "place": i} for i in range(12_000)]
+    part = draw(rows, 200)
+    counts = Counter(row["kind"] for row in part)
+    assert len(part) == 200
+    assert len(counts) == 20
+    assert max(counts.values()) <= 25
+    assert [row["place"] for row in part] == sorted(row["place"] for row in part)
+    assert draw(rows, 200) == part
+    assert draw(rows, None) == draw(rows, 99_999) == rows
 
 
 def test_an_evaluation_that_asks_otherwise_than_training_is_noted() -> None:

@@ -11,6 +11,7 @@ from command import Capture, command, complaint, output_of, recipe
 from test_reward_model import save
 from test_rewards import make
 
+from posttrain.data.load import draw
 from posttrain.data.word_problems import load as word_problems
 from posttrain.evaluation import loading, samples
 from posttrain.evaluation.compare import compare_task
@@ -119,8 +120,7 @@ def test_a_reward_model_of_ours_chooses(trained: Path, tmp_path: Path, capsys: C
     assert "best@3" in output_of(capsys, "eval", trained, *options)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     reward = make(type="reward_model", path=str(folder))
-    every = word_problems("test", num_rows=1000)
-    asked = [every[i] for i in (0, 333, 666) for _ in range(3)]
+    asked = [row for row in draw(word_problems("test", num_rows=1000), 3) for _ in range(3)]
     for row, prompt in zip(rows, asked, strict=True):
         (expected,) = reward([prompt["prompt"]], [row["completion"]], [[]])
         assert row["reward_model"] == pytest.approx(expected, abs=1e-4)
@@ -234,7 +234,7 @@ def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, capsys: Capture) -> No
     file = tmp_path / "samples.jsonl"
     options = ["--tasks", "word_problems", "--max-samples", "1", "--max-new-tokens", "2",
                "--samples", file]  # fmt: skip
-    (problem,) = word_problems("test", num_rows=1)
+    (problem,) = draw(word_problems("test", num_rows=1000), 1)
     for given, start in (([], "Count.\n\n"), (["--template", "chat"], "<|system|>Count.<|end|>")):
         output_of(capsys, "eval", run, *options, *given)
         prompt = json.loads(file.read_text())["prompt"]

@@ -77,7 +77,7 @@ def evaluate(
     tasks: Annotated[str, typer.Option(help="Comma-separated; TASK or TASK=PATH of its files.")],
     split: Annotated[str | None, typer.Option(help="Instead of the task's own split.")] = None,
     max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Of each task, at equal distances; by default all.")
+        int | None, typer.Option(min=1, help="Of each task, drawn by chance; by default all.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,

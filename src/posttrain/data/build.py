@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.batch import Example, sequences_of
 from posttrain.config import Config, DataConfig
 from posttrain.data.labelled import to_labelled, with_labels
-from posttrain.data.load import Row, evenly, load_rows, mix, numbered
+from posttrain.data.load import Row, draw, load_rows, mix, numbered
 from posttrain.data.preferences import to_judged, to_pairs
 from posttrain.data.prepare import LengthTable, Prompt, check_rows, to_prompts, to_sequences
 from posttrain.data.render import Renderer, make_renderer
@@ -238,7 +238,7 @@ def eval_rows(config: Config) -> list[Row]:
     most = min(config.eval.max_samples or total, total)
     ends = [round(most * sum(map(len, parts[:i])) / total) for i in range(len(parts) + 1)]
     shares = (b - a for a, b in pairwise(ends))
-    return [row for part, n in zip(parts, shares) if n for row in evenly(part, n)]
+    return [row for part, n in zip(parts, shares) if n for row in draw(part, n)]
 
 
 def other_prompts(config: Config) -> list[str]:

@@ -47,10 +47,11 @@ def load_rows(config: DataConfig) -> list[Row]:
     return [fill(config.prompt_template, row, where) for where, row in numbered(rows, source)]
 
 
-def evenly(rows: list[Row], most: int | None) -> list[Row]:
-    """At most so many rows, at equal distances: files are often sorted, by kind or by label."""
+def draw(rows: list[Row], most: int | None) -> list[Row]:
+    """At most so many rows in their order, always the same ones, drawn by chance: files are often
+    sorted by kind or label, and others go through the kinds in turn."""
     n = min(most or len(rows), len(rows))
-    return [rows[i * len(rows) // n] for i in range(n)]
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), n))]
 
 
 def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:

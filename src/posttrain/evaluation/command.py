@@ -14,7 +14,7 @@ from typing import Any
 from posttrain import distributed
 from posttrain.checkpoint import versions
 from posttrain.config import DataConfig
-from posttrain.data.load import Row, evenly, load_rows, numbered
+from posttrain.data.load import Row, draw, load_rows, numbered
 from posttrain.data.render import Renderer, trained_with
 from posttrain.data.templates import fill
 from posttrain.evaluation import TASKS, Task
@@ -215,7 +215,7 @@ def rows_of(
     section = DataConfig.model_validate(task.data)
     split = settings.split or section.split
     rows = load_rows(section.model_copy(update={"split": split}))
-    rows = evenly(rows, settings.max_samples)
+    rows = draw(rows, settings.max_samples)
     if isinstance(task, Task) and task.reward is None:
         rows = [with_reply(row, where) for where, row in numbered(rows, name)]
     if settings.shots == 0:
