@@ -13,6 +13,7 @@ import pytest
 import test_preference_runs as runs
 import tiny
 import torch
+import yaml
 from command import complaint, output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -489,3 +490,8 @@ def test_a_classifier_writes_no_text(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "1", "label": "big"}\n')
     assert "row 1: the label 'big' is none of even, odd" in complaint(capsys, *call)
     assert "tokens, more than the model's" in complaint(capsys, "classify", run_dir, "1 " * 999)
+    (tmp_path / "bad.jsonl").write_text('{"text": "1"}\n')
+    assert "note:" not in output_of(capsys, *call)
+    config = run_dir / "config.yaml"
+    config.write_text(yaml.safe_dump({"data": {"prompt_template": "Is {text} odd?"}}))
+    assert "note: trained with data.prompt_template 'Is {text}" in output_of(capsys, *call)

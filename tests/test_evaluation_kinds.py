@@ -12,7 +12,7 @@ import tiny
 from test_reward_model import save
 
 from posttrain.config import parse_config
-from posttrain.evaluation.command import Settings, evaluate_tasks, find_task
+from posttrain.evaluation.command import Settings, evaluate_tasks, find_task, load
 from posttrain.evaluation.compare import compare_files
 from posttrain.evaluation.console import lines_of, table
 from posttrain.evaluation.statistics import interval, wilson
@@ -99,6 +99,15 @@ def test_choices_may_be_asked_after_examples(
     assert shown["mc2"] != plain["mc2"]
     with pytest.raises(ValueError, match=r"crows_pairs, row 1: .* needs the column prompt; found"):
         evaluate_tasks(model, [tasks["crows_pairs"]], chosen)
+
+
+def test_how_many_are_generated_at_once_decides_nothing(model: str, tmp_path: Path) -> None:
+    one, many = (Settings(8, 1.0, num_samples=3, max_samples=3, max_num_seqs=n) for n in (1, 256))
+    sampler: Any = load(model, one)[1]
+    assert sampler.max_num_seqs == 1
+    found = evaluate_tasks(model, ["word_problems"], one, tmp_path)
+    assert evaluate_tasks(model, ["word_problems"], many) == found
+    assert evaluate_tasks(model, ["word_problems"], many, tmp_path) == found, "it is not refused"
 
 
 def test_figures_are_those_of_the_metrics_on_the_completions(

@@ -2,6 +2,7 @@
 
 import unicodedata
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import GenerationConfig
 
 from posttrain.batch import Sequence
 from posttrain.data.build import generation_stops
-from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.render import Renderer, make_renderer, trained_with
 from posttrain.tokenizer import train_tokenizer
 
 CHATML = (
@@ -425,3 +426,20 @@ def test_the_stop_set_is_the_same_wherever_the_model_lies(tmp_path, monkeypatch)
         assert generation_stops(str(name)) == [1, 2]
     assert generation_stops("org/other") == generation_stops(str(tmp_path)) == []
     assert generation_stops(None) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("data: {template: plain, system_prompt: S}", ("plain", "S", None)),
+        ("data: [{prompt_template: chat}, {template: plain}]", ("auto", None, "chat")),
+        ("data: rows.jsonl", ("auto", None, None)),
+        ("model: m", ("auto", None, None)),
+        ("", ("auto", None, None)),
+    ],
+)
+def test_what_a_folder_was_trained_with(written: str, found: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(written)
+    assert trained_with(str(tmp_path / "checkpoint-1")) == ("auto", None, None), "it is no run"
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert trained_with(str(tmp_path / "checkpoint-1")) == found

@@ -86,8 +86,10 @@ def test_completions_of_one_prompt_differ_and_repeat_with_the_seed():
 
 
 @pytest.mark.parametrize(
-    "keys", [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.8}]
-)
+    "keys",
+    [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.8},
+     {"top_p": 0.0}],
+)  # fmt: skip
 def test_first_tokens_follow_the_distribution(keys):
     """4,000 draws of the first token against the distribution worked out here."""
     models = tiny.models()

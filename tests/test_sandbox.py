@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter, OrderedDict, deque
 from contextlib import suppress
 from datetime import date
@@ -168,6 +169,23 @@ def test_words_after_a_program_are_left_out():
     words = f"{F}\nThis function returns its argument; it doesn't copy it."
     assert extract.program_of(words, "Write f(x).", "f") == F
     assert extract.program_of(f"g = 1\n{words}", "import re\n\ndef f(x):\n", "f") is not None
+
+
+def test_a_fenced_block_is_python_as_a_whole_or_not_at_all():
+    broken = f"```python\n{F}\ndef g(x):\n    return (\n```\nIt returns its argument."
+    assert extract.python_of(broken) == ""
+    assert extract.program_of(broken, "Write f(x).", "f") is None
+    assert extract.python_of(f"```\n{F}```\nIt returns its argument.") == F
+    assert extract.python_of(f"{F}It returns its argument.").strip() == F.strip()
+
+
+def test_a_program_that_python_warns_of_is_one():
+    """Also where warnings are errors."""
+    program = 'import re\n\ndef f(x):\n    return re.match("\\d", x)\n'
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert extract.program_of(program, "Write f(x).", "f") == program
+        assert extract.python_of(program) == program
 
 
 def test_names_that_tests_leave_to_the_candidate():

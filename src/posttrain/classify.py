@@ -49,6 +49,12 @@ def classify(
     for labels, row in zip(said, found.tolist()):
         shown = sorted(zip(row, config.names), reverse=True)
         yield f"{', '.join(labels) or 'none'}  ({', '.join(f'{x} {p:.3f}' for p, x in shown)})"
+    template = trained_with(name)[2]
+    if file is not None and template is not None:
+        yield (
+            f"note: trained with data.prompt_template {template!r}, which rows here are not put "
+            "into: they must hold the whole prompt"
+        )
     if wanted is not None:
         metrics = scores(wanted, said, config)
         yield f"rows {len(rows)}  " + "  ".join(f"{name} {metrics[name]:.4f}" for name in SCORES)

@@ -203,8 +203,11 @@ def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
     run = Path(folder).resolve().parent
     if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
         return "auto", None, None
-    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    section = data[0] if isinstance(data, list) else data
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = config.get("data") if isinstance(config, dict) else None
+    section = data[0] if isinstance(data, list) and data else data
+    if not isinstance(section, dict):  # other programs write files of these names
+        return "auto", None, None
     return (
         section.get("template", "auto"),
         section.get("system_prompt"),

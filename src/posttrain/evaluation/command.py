@@ -1,4 +1,4 @@
-"""`posttrain eval`: tasks of both kinds, prepared, run or continued, and shown."""
+"""`posttrain eval`: tasks of both kinds, prepared, and run or continued."""
 
 from __future__ import annotations
 

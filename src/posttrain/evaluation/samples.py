@@ -60,8 +60,9 @@ def ask(
     Problems are shared out over the ranks; each returns the records of all. `file` is rank 0's.
     """
     n, ranks = asking.num_samples, distributed.num_ranks()
-    size = max(1, CHUNK // n) * ranks
-    records = distributed.from_rank_0([] if file is None else kept(file, len(problems), size, n))
+    each = max(1, CHUNK // n)  # of a rank
+    size = each * ranks
+    records = distributed.from_rank_0([] if file is None else kept(file, len(problems), each, n))
     for start in range(len(records) // n, len(problems), size):
         places = range(start, min(start + size, len(problems)))
         mine = places[distributed.rank() :: ranks]
@@ -72,14 +73,15 @@ def ask(
         if file is not None:
             with file.open("a") as out:
                 out.write("".join(json.dumps(record, default=str) + "\n" for record in found))
-        if len(problems) > size:
+        if len(problems) > size and distributed.rank() == 0:
             count = len(records) // n
             CONSOLE.print(f"{asking.name}: {count:,} of {len(problems):,} problems", markup=False)
     return records
 
 
 def kept(file: Path, num_problems: int, size: int, num_samples: int) -> list[Record]:
-    """The records of whole chunks; what a kill left of another is cut off the file."""
+    """The records of whole chunks of one rank, since there may have been fewer ranks than now; what
+    a kill left of another is cut off the file."""
     if not file.is_file():
         return []
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -304,6 +304,7 @@ def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
         mass = torch.where(keep, ordered.exp(), 0.0)
         before = mass.cumsum(-1) - mass
         keep &= before < params.top_p * mass.sum(-1, keepdim=True)
+        keep[:, 0] = True  # where top_p is 0
     ordered = torch.where(keep, ordered, -torch.inf)
     return torch.empty_like(logprobs).scatter_(1, index, ordered)
 

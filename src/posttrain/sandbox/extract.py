@@ -34,6 +34,15 @@ def code_of(completion: str) -> str:
     return completion
 
 
+def python_of(completion: str) -> str:
+    """The program of a completion, "" where there is none. A fenced block is Python as a whole or
+    not at all: its author says where it ends."""
+    code = code_of(completion)
+    if code == completion:
+        return leading(code)
+    return "" if parsed(code) is None else code
+
+
 def leading(code: str) -> str:
     """The statements before the first that is not Python: a model that writes no fences may go on
     in words. "" where there are none; a statement that breaks off does not count."""
@@ -106,9 +115,10 @@ def program_of(completion: str, prompt: str, entry_point: str) -> str | None:
     parse ends at the first line that leaves the function.
     """
     code = code_of(completion)
-    whole = leading(code)
+    whole = python_of(completion)
+    tree = parsed(whole)
     before = prompt_code(prompt, entry_point)
-    if defines(ast.parse(whole), entry_point):
+    if tree is not None and defines(tree, entry_point):
         return f"{before}\n\n{whole}" if before else whole
     if not before:
         return None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from types import CodeType
 from typing import Any
 
-from posttrain.sandbox.extract import code_of, leading, program_of, prompt_code
+from posttrain.sandbox.extract import program_of, prompt_code, python_of
 from posttrain.sandbox.remote import CandidateGone, NotPlain, Session, Unsendable
 
 DETAIL = 300  # characters
@@ -136,7 +136,7 @@ def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -
     tests: list[str] = job["tests"]
     text = "\n".join([job["setup"], *tests])
     names = free_names(text) or called_builtins(text)
-    program = leading(code_of(job["completion"]))
+    program = python_of(job["completion"])
     if not program.strip():
         return Verdict("no_code", 0, len(tests), "no Python in the completion")
     tally = Tally(session)
