@@ -43,7 +43,7 @@ def to_sequences(renderer: Renderer, rows: list[Row], most: int) -> dict[int, li
     if not kept:
         raise ValueError(f"none of the {len(rows)} rows fits into the model's {most} positions")
     if len(kept) < distributed.num_ranks():
-        raise ValueError(f"{len(kept)} rows are fewer than there are ranks")
+        raise ValueError(f"{len(kept)} rows are fewer than there are ranks: start fewer")
     return kept
 
 
