@@ -197,6 +197,7 @@ class EvalConfig(StrictConfig):
     data: Mixture | None = None
     """By default the training data's own `test` split; none where there are only tasks."""
     max_samples: int | None = Field(200, ge=1)
+    """Drawn by chance, always the same rows."""
     generate: bool = False
     """Also generate greedily and score with the reward: eval_accuracy."""
     max_new_tokens: int = Field(512, ge=1)
