@@ -66,8 +66,8 @@ def posttrain_policy(model: Any) -> Any:
     """The model as posttrain trains and samples it: fp32, on the CPU, without adapter."""
     import torch
 
-    from posttrain.config import ModelConfig
-    from posttrain.models import prepare_policy
+    from posttrain.model.config import ModelConfig
+    from posttrain.model.load import prepare_policy
 
     config = ModelConfig(name="benchmark", device="cpu", dtype="float32")
     return prepare_policy(model, config, torch.device("cpu"), torch.float32, seed=0)

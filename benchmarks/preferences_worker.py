@@ -237,14 +237,15 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     import torch
 
     from posttrain.algorithms import ALGORITHMS
-    from posttrain.data.build import Data
-    from posttrain.data.preferences import to_judged, to_pairs
+    from posttrain.data.kinds.pair import to_examples as to_pairs
+    from posttrain.data.kinds.unpaired import to_examples as to_judged
     from posttrain.data.render import make_renderer
     from posttrain.data.source import OfflineSource
-    from posttrain.models import Models
-    from posttrain.reward_head import add_reward_head
-    from posttrain.tracking import Tracker
-    from posttrain.trainer import Trainer
+    from posttrain.model.heads import add_scoring_head as add_reward_head
+    from posttrain.model.models import Models
+    from posttrain.runs.data import Data
+    from posttrain.tracking.tracker import Tracker
+    from posttrain.training.trainer import Trainer
 
     log = Log()
 
@@ -291,7 +292,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     if method.needs_reference(config):
         models.keep_reference()
     if method.precomputes_reference(config):
-        from posttrain.train import add_reference_logprobs
+        from posttrain.runs.train import add_reference_logprobs
 
         add_reference_logprobs(models, Data(examples, [], [], [], []), micro_batch_tokens)
     source = OfflineSource(examples, task.items_per_step, seed=0, rank=0, num_ranks=1)

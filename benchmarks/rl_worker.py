@@ -200,14 +200,14 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     """The loop of `posttrain train`: its renderer, sampler, source, trainer and tracker. No
     checkpoint is written."""
     from posttrain.algorithms import ALGORITHMS
-    from posttrain.config import RolloutConfig
-    from posttrain.data.prepare import Prompt
+    from posttrain.data.kinds.prompt import Prompt
     from posttrain.data.render import make_renderer
-    from posttrain.models import Models
-    from posttrain.rollout.sampler import NativeSampler
+    from posttrain.model.models import Models
+    from posttrain.rollout.config import RolloutConfig
+    from posttrain.rollout.native.sampler import NativeSampler
     from posttrain.rollout.source import RolloutSource
-    from posttrain.tracking import Tracker
-    from posttrain.trainer import Trainer
+    from posttrain.tracking.tracker import Tracker
+    from posttrain.training.trainer import Trainer
 
     log = Log()
 

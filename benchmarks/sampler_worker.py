@@ -112,7 +112,8 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 def posttrain_sampler(model: Any, stops: list[int], mode: str) -> Any:
     """prompts, new tokens -> ids up to and including the stop token. Log-probs come along."""
-    from posttrain.rollout.sampler import NativeSampler, SamplingParams
+    from posttrain.rollout.native.sampler import NativeSampler
+    from posttrain.rollout.sampler import SamplingParams
 
     sampler = NativeSampler(posttrain_policy(model), max_num_seqs=256)
     copies, temperature = (GROUP, 1.0) if mode == "group" else (1, 0.0)

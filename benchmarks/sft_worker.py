@@ -119,11 +119,11 @@ def run_posttrain(
     import torch
 
     from posttrain.algorithms import ALGORITHMS
-    from posttrain.batch import Sequence
+    from posttrain.common.batch import Sequence
     from posttrain.data.source import OfflineSource
-    from posttrain.models import Models
-    from posttrain.tracking import Tracker
-    from posttrain.trainer import Trainer
+    from posttrain.model.models import Models
+    from posttrain.tracking.tracker import Tracker
+    from posttrain.training.trainer import Trainer
 
     log = Log()
 

@@ -19,11 +19,12 @@ import tiny
 import torch
 from peft import PeftModel
 
-from posttrain.batch import Sequence, pack
-from posttrain.config import ModelConfig
-from posttrain.forward import forward
-from posttrain.models import load_causal_lm, prepare_policy
-from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
+from posttrain.common.batch import Sequence, pack
+from posttrain.model.config import ModelConfig
+from posttrain.model.forward import forward
+from posttrain.model.load import load_causal_lm, prepare_policy
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Rollout, SamplingParams
 
 # loading a model switches the default device to `meta` for all threads while it lasts
 ONE_AT_A_TIME = threading.Lock()

@@ -13,8 +13,8 @@ import torch
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import UNITS
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import Output
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model.forward import Output
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 trl = pytest.importorskip("trl", reason="parity with TRL needs trl==1.16.0")

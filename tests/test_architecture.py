@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import TrainerConfig
-from posttrain.data import DATASETS
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.data.sets import DATASETS
 from posttrain.rewards import REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]

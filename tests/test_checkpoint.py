@@ -14,12 +14,17 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from posttrain import checkpoint
-from posttrain.checkpoint import INFO, STATE, best_or_newest, checkpoints_in
-from posttrain.config import ModelConfig, parse_config
-from posttrain.models import add_value_model, load_policy
-from posttrain.train import build, train
-from posttrain.trainer import Trainer
+from posttrain.model.config import ModelConfig
+from posttrain.model.folder import CHECKPOINT_INFO as INFO
+from posttrain.model.folder import best_or_newest, checkpoints_in
+from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.load import load_policy
+from posttrain.runs.config import parse_config
+from posttrain.runs.plan import plan as build
+from posttrain.runs.train import train
+from posttrain.training import checkpoint
+from posttrain.training.checkpoint import STATE
+from posttrain.training.trainer import Trainer
 
 PROBE = """
 import sys, torch
@@ -142,7 +147,7 @@ def test_what_is_saved_stops_where_training_stopped(tmp_path):
 def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
     monkeypatch.setattr(
-        "posttrain.evaluation.during.evaluate_loss", lambda *a: {"eval_loss": next(losses)}
+        "posttrain.runs.evaluation.evaluate_loss", lambda *a: {"eval_loss": next(losses)}
     )
     tree = tiny.run_config(
         tmp_path, eval_steps=1, save_steps=1, keep_checkpoints=2,
@@ -157,7 +162,7 @@ def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
 def test_stops_early(tmp_path, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5])
     monkeypatch.setattr(
-        "posttrain.evaluation.during.evaluate_loss", lambda *a: {"eval_loss": next(losses)}
+        "posttrain.runs.evaluation.evaluate_loss", lambda *a: {"eval_loss": next(losses)}
     )
     tree = tiny.run_config(
         tmp_path, eval_steps=1, max_steps=50, early_stopping={"metric": "eval_loss", "patience": 2}
@@ -177,7 +182,7 @@ def test_what_is_no_number_is_no_gain(losses, saved, tmp_path, monkeypatch):
     """A first NaN must not be the best for ever."""
     values = iter(losses)
     monkeypatch.setattr(
-        "posttrain.evaluation.during.evaluate_loss", lambda *a: {"eval_loss": next(values)}
+        "posttrain.runs.evaluation.evaluate_loss", lambda *a: {"eval_loss": next(values)}
     )
     tree = tiny.run_config(
         tmp_path, eval_steps=1, max_steps=50, early_stopping={"metric": "eval_loss", "patience": 2}

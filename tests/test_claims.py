@@ -11,10 +11,10 @@ from conftest import shared
 from test_datasets import rows_of, scores, write
 from test_original_files import ARTICLE, CLAIM, STATEMENT, propaganda
 
-from posttrain.config import DataConfig
-from posttrain.data import liar, liar_plus, semeval2020_task11
+from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
-from posttrain.rewards.classification import Classification, build
+from posttrain.data.sets import liar, liar_plus, semeval2020_task11
+from posttrain.rewards.rules.classification import Classification, build
 
 # --- facts ----------------------------------------------------------------------------------------
 

@@ -29,16 +29,18 @@ from posttrain.algorithms.classification import (
     balanced,
     confusion,
     cross_entropy,
+    with_labels,
 )
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.checkpoint import checkpoints_in
-from posttrain.config import parse_config
-from posttrain.data.labelled import label_tokens, to_labelled, with_labels
-from posttrain.data.load import numbered
-from posttrain.data.preview import show
-from posttrain.forward import Output, forward
-from posttrain.reward_head import LABELS_FILE, saved_labels
-from posttrain.train import build, train
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.data.kinds.labelled import to_examples as to_labelled
+from posttrain.data.labels import label_tokens
+from posttrain.data.rows import numbered
+from posttrain.model.folder import LABELS_FILE, checkpoints_in, saved_labels
+from posttrain.model.forward import Output, forward
+from posttrain.runs.config import parse_config
+from posttrain.runs.preview import show
+from posttrain.runs.plan import plan as build
+from posttrain.runs.train import train
 
 NAMES = ["a", "b", "c"]
 

@@ -125,7 +125,7 @@ def test_malformed_rows_are_found_before_transformers_is_imported(
     trainer = {"type": method, "max_steps": 1}
     file = recipe(tmp_path, [row], model={"name": "some/model"}, trainer=trainer)
     program = (
-        "import atexit, sys; from posttrain.cli import main; "
+        "import atexit, sys; from posttrain.cli.main import main; "
         "atexit.register(lambda: print('transformers' in sys.modules)); main()"
     )
     call = [sys.executable, "-c", program, "train", str(file), "--dry-run"]
@@ -255,9 +255,9 @@ def test_data_preview(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_data_preview_marks_exactly_the_trained_tokens() -> None:
-    from posttrain.data.preview import coloured
     from posttrain.data.render import make_renderer
-    from posttrain.tokenizer import train_tokenizer
+    from posttrain.model.scratch import train_tokenizer
+    from posttrain.runs.preview import coloured
 
     renderer = make_renderer(train_tokenizer(["abc"], 300, 64))
     text = coloured(renderer.training_sequence({"prompt": "hé", "completion": "日本"}), renderer)
@@ -266,7 +266,7 @@ def test_data_preview_marks_exactly_the_trained_tokens() -> None:
 
 
 def test_data_list(capsys: Capture) -> None:
-    from posttrain.data import DATASETS
+    from posttrain.data.sets import DATASETS
 
     lines = output_of(capsys, "data", "list").splitlines()
     first = [line for line in lines if not line.startswith(" ")]

@@ -11,8 +11,10 @@ import pytest
 from command import Capture, complaint, output_of
 from conftest import shared
 
-from posttrain.rewards import check_columns, code, score
+from posttrain.rewards import code
+from posttrain.rewards.build import check_columns
 from posttrain.rewards.code import CodeExecution, CodeReward, build
+from posttrain.rewards.scoring import score
 from posttrain.sandbox import pool
 
 Rows = list[dict[str, Any]]

@@ -12,17 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.config import (
-    Config,
-    dump,
-    load_config,
-    parse_config,
-    save_config,
-)
-from posttrain.config_errors import HINTS, key_paths
-from posttrain.making import load_making
-from posttrain.pipeline import load_pipeline, stage_config
-from posttrain.recipe import with_overrides
+from posttrain.config.errors import HINTS, key_paths
+from posttrain.config.recipe import with_overrides
+from posttrain.runs.config import Config, dump, load_config, parse_config, save_config
+from posttrain.runs.pipeline import load_pipeline, stage_config
+from posttrain.runs.synthesize import load_making
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

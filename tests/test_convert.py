@@ -20,14 +20,17 @@ from conftest import shared
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from posttrain.config import DataConfig, parse_config
-from posttrain.data import convert
-from posttrain.data.convert import expand, prepare
-from posttrain.data.digests import DUPLICATE, TRAIN, VALIDATION, Digests, drop_duplicates
-from posttrain.data.load import Row, load_rows, read_file
-from posttrain.data.standard import Preparation
+from posttrain.data.config import DataConfig
+from posttrain.data.files import read_file
+from posttrain.data.load import load_rows
+from posttrain.data.prepare import convert
+from posttrain.data.prepare.convert import expand, prepare
+from posttrain.data.prepare.digests import DUPLICATE, TRAIN, VALIDATION, Digests, drop_duplicates
+from posttrain.data.prepare.standard import Preparation
+from posttrain.data.rows import Row
 from posttrain.data.verl import from_verl
-from posttrain.train import build
+from posttrain.runs.config import parse_config
+from posttrain.runs.plan import plan as build
 
 RL = {
     "data_source": "numbers", "prompt": [{"role": "user", "content": "1+1?"}], "ability": "math",
@@ -145,7 +148,7 @@ def test_rows_are_written_in_chunks_as_if_they_were_one(tmp_path: Path, monkeypa
     ]
     whole = prepared(tmp_path / "whole", rows)
     monkeypatch.setattr(convert, "CHUNK_ROWS", 7)
-    monkeypatch.setattr("posttrain.data.digests.BUFFER", 64)
+    monkeypatch.setattr("posttrain.data.prepare.digests.BUFFER", 64)
     assert prepared(tmp_path / "parts", rows) == whole
     assert whole["train"][0]["score"] == 1.0
     assert whole["train"][0]["late"] is None
@@ -154,7 +157,7 @@ def test_rows_are_written_in_chunks_as_if_they_were_one(tmp_path: Path, monkeypa
 
 
 def test_equal_digests_are_found_across_buffers_and_files(monkeypatch: Any, tmp_path: Path) -> None:
-    monkeypatch.setattr("posttrain.data.digests.BUFFER", 16 * 5)
+    monkeypatch.setattr("posttrain.data.prepare.digests.BUFFER", 16 * 5)
     chance = random.Random(0)
     numbers = [chance.randrange(300) for _ in range(1000)]
     import numpy as np

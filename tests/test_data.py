@@ -13,14 +13,18 @@ import pyarrow.parquet
 import pytest
 from conftest import shared
 
-from posttrain.config import DataConfig, parse_config
-from posttrain.data import DATASETS
-from posttrain.data.build import eval_rows, other_prompts, texts_of
-from posttrain.data.load import draw, load_rows, mix
-from posttrain.data.prepare import to_prompts, to_sequences
+from posttrain.data.config import DataConfig
+from posttrain.data.kinds.language_modeling import to_sequences
+from posttrain.data.kinds.prompt import to_examples as to_prompts
+from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.tokenizer import train_tokenizer
-from posttrain.train import Data, build
+from posttrain.data.rows import draw, mix
+from posttrain.data.sets import DATASETS
+from posttrain.model.scratch import train_tokenizer
+from posttrain.runs.config import parse_config
+from posttrain.runs.data import eval_rows, other_prompts, texts_of
+from posttrain.runs.train import Data
+from posttrain.runs.plan import plan as build
 
 SCRATCH = {
     "hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2,

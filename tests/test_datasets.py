@@ -13,13 +13,16 @@ import pyarrow.parquet
 import pytest
 from conftest import shared
 
-from posttrain.config import DataConfig
-from posttrain.data import DATASETS, competition_math, humaneval, mbpp
-from posttrain.data.fever import LABELS, side
+from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
-from posttrain.rewards import check_columns, code, math, score
-from posttrain.rewards.classification import Classification
-from posttrain.rewards.classification import build as build_classification
+from posttrain.data.sets import DATASETS, competition_math, humaneval, mbpp
+from posttrain.data.sets.fever import LABELS, side
+from posttrain.rewards import code
+from posttrain.rewards.build import check_columns
+from posttrain.rewards.rules import math
+from posttrain.rewards.rules.classification import Classification
+from posttrain.rewards.rules.classification import build as build_classification
+from posttrain.rewards.scoring import score
 from posttrain.sandbox import pool
 
 Rows = list[dict[str, Any]]

@@ -9,12 +9,13 @@ import test_sampler
 import tiny
 import torch
 
-from posttrain.config import ModelConfig
-from posttrain.forward import LanguageModel
-from posttrain.models import prepare_policy
-from posttrain.rollout import decode, sampler
-from posttrain.rollout.cache import KVCache
-from posttrain.rollout.sampler import NativeSampler
+from posttrain.model.config import ModelConfig
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.load import prepare_policy
+from posttrain.rollout import sampler
+from posttrain.rollout.native import decode
+from posttrain.rollout.native.cache import KVCache
+from posttrain.rollout.native.sampler import NativeSampler
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip

@@ -10,11 +10,11 @@ from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.data.convert import prepare
-from posttrain.data.decontamination import MOST_ROWS, measure_overlap, read_ngrams
-from posttrain.data.decontamination import shared as shared_ngrams
-from posttrain.data.load import read_file
-from posttrain.data.standard import Preparation
+from posttrain.data.files import read_file
+from posttrain.data.prepare.convert import prepare
+from posttrain.data.prepare.decontamination import MOST_ROWS, measure_overlap, read_ngrams
+from posttrain.data.prepare.decontamination import shared as shared_ngrams
+from posttrain.data.prepare.standard import Preparation
 
 PROBLEM = "Tom has 3 boxes of 4 apples, and he eats 2. How many apples are left in the boxes?"
 

@@ -16,9 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.checkpoint import STATE, checkpoints_in
-from posttrain.config import parse_config
-from posttrain.train import train
+from posttrain.model.folder import checkpoints_in
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import train
+from posttrain.training.checkpoint import STATE
 
 
 def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) -> Path:

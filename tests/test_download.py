@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from posttrain import cli
-from posttrain.config import DataConfig
-from posttrain.data import DATASETS, download, gsm8k, hh_rlhf, liar, stack_exchange_paired
+from posttrain.cli.main import main as cli
+from posttrain.data import download
+from posttrain.data.config import DataConfig
 from posttrain.data.download import MANIFEST, chosen, size
 from posttrain.data.load import load_rows
 from posttrain.data.origin import HubFiles, Origin, describe, origin_of
+from posttrain.data.sets import DATASETS, gsm8k, hh_rlhf, liar, stack_exchange_paired
 
 TRAIN = b'{"question": "What is 1+1?", "answer": "#### 2"}\n' * 4_000
 TEST = b'{"question": "What is 1+2?", "answer": "#### 3"}\n'

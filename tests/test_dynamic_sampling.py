@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.config import RolloutConfig
-from posttrain.data.prepare import Prompt
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.sampler import Rollout
 from posttrain.rollout.source import RolloutSource
 

@@ -11,11 +11,11 @@ from command import Capture, command, complaint, output_of, recipe
 from test_reward_model import save
 from test_rewards import make
 
-from posttrain.data.load import draw
-from posttrain.data.word_problems import load as word_problems
-from posttrain.evaluation import loading, samples
+from posttrain.common.console import CONSOLE
+from posttrain.data.generated.word_problems import load as word_problems
+from posttrain.data.rows import draw
+from posttrain.evaluation import loading, generation as samples
 from posttrain.evaluation.compare import compare_task
-from posttrain.tracking import CONSOLE
 from posttrain.tracking.report import task_results
 
 

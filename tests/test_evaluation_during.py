@@ -10,10 +10,13 @@ import pytest
 import test_preference_runs as runs
 import tiny
 
-from posttrain.config import parse_config
-from posttrain.evaluation.command import Settings, evaluate_tasks
-from posttrain.evaluation.gate import GateConfig, lost
-from posttrain.train import build, train
+from posttrain.evaluation.tasks import Settings
+from posttrain.evaluation.evaluate import evaluate_tasks
+from posttrain.evaluation.config import GateConfig
+from posttrain.evaluation.gate import lost
+from posttrain.runs.config import parse_config
+from posttrain.runs.plan import plan as build
+from posttrain.runs.train import train
 
 PAIRS = (
     "sent_more,sent_less,stereo_antistereo,bias_type\n"
@@ -174,7 +177,7 @@ def test_a_gate_judges_the_checkpoint_that_the_run_stands_for(
     accuracy = {0: 0.6, 3: 0.1, 6: 0.6}
     step = iter(accuracy)
     monkeypatch.setattr(
-        "posttrain.evaluation.during.evaluate_loss",
+        "posttrain.runs.evaluation.evaluate_loss",
         lambda *a: {"eval_loss": float(now := next(step)), "eval_accuracy": accuracy[now]},
     )
     data = {"name": "word_problems", "split": "test", "options": {"num_rows": 5}}

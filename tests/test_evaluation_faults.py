@@ -25,33 +25,25 @@ import test_templates
 import test_text_metrics
 
 from posttrain.algorithms.classification import add_scores, balanced, confusion, cross_entropy
-from posttrain.data import (
-    competition_math,
-    convert,
-    decontamination,
-    digests,
-    download,
-    fever,
-    labelled,
-    liar,
-    mbpp,
-    semeval2020_task11,
-    templates,
-)
+from posttrain.data import download, templates
+from posttrain.data.kinds import labelled
+from posttrain.data.prepare import convert, decontamination, digests
+from posttrain.data.sets import competition_math, fever, liar, mbpp, semeval2020_task11
 from posttrain.evaluation import (
     answers,
-    choices,
     command,
     compare,
     gate,
     likelihood,
-    safety,
-    samples,
-    shots,
+    generation as samples,
     statistics,
     store,
-    text_metrics,
 )
+from posttrain.evaluation import (
+    problems as shots,
+)
+from posttrain.evaluation.scores import choices, safety
+from posttrain.evaluation.scores import text as text_metrics
 
 FAULTS: list[tuple] = []
 # what tests below are given

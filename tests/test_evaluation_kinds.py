@@ -11,13 +11,14 @@ import pytest
 import tiny
 from test_reward_model import save
 
-from posttrain.config import parse_config
-from posttrain.evaluation.command import Settings, evaluate_tasks, find_task, load
+from posttrain.evaluation.tasks import Settings, find_task
+from posttrain.evaluation.evaluate import evaluate_tasks, load
 from posttrain.evaluation.compare import compare_files
 from posttrain.evaluation.console import lines_of, table
+from posttrain.evaluation.scores.text import METRICS
 from posttrain.evaluation.statistics import interval, wilson
-from posttrain.evaluation.text_metrics import METRICS
-from posttrain.train import train
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import train
 
 PAIRS = (
     "sent_more,sent_less,stereo_antistereo,bias_type\n"

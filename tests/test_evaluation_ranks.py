@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from posttrain import distributed
+from posttrain.common import distributed
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.evaluation import TASKS, Task, samples
-from posttrain.evaluation.command import Loaded, Settings, prepare_generation
+from posttrain.evaluation import TASKS, Task, generation as samples
+from posttrain.evaluation.ready import Loaded
+from posttrain.evaluation.tasks import Settings
+from posttrain.evaluation.command import prepare_generation
+from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
-from posttrain.tokenizer import train_tokenizer
 
 ROWS = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(7)]
 

@@ -7,12 +7,15 @@ import tiny
 import torch
 from torch import nn
 
-from posttrain import attention
-from posttrain import forward as forward_module
-from posttrain.batch import pack
-from posttrain.config import ModelConfig
-from posttrain.forward import LanguageModel, _HeadLogprobs, forward
-from posttrain.models import check_packing, prepare_policy
+from posttrain.common.batch import pack
+from posttrain.model import attention
+from posttrain.model import forward as forward_module
+from posttrain.model.config import ModelConfig
+from posttrain.model.forward import forward
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.load import prepare_policy
+from posttrain.model.output_head import HeadLogprobs as _HeadLogprobs
+from posttrain.model.probe import check_packing
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -104,7 +107,7 @@ def test_sliding_window_equals_transformers_own():
     expected = model(ids[None], use_cache=False).logits[0].log_softmax(-1)
     policy = LanguageModel(tiny.causal_lm(**keys))
     attention.use_attention(policy.causal_lm())
-    from posttrain.batch import Sequence
+    from posttrain.common.batch import Sequence
 
     got = forward(policy, pack([Sequence(ids, torch.arange(19) > 0)])).logprobs[1:]
     torch.testing.assert_close(

@@ -13,7 +13,7 @@ from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
-from posttrain.fused import MLP, RMSNorm, rms_norm, swiglu, use_fused
+from posttrain.model.kernels.fused import MLP, RMSNorm, rms_norm, swiglu, use_fused
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

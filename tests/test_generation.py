@@ -13,15 +13,20 @@ import tiny
 import torch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, samples
 
-from posttrain.checkpoint import STATE, checkpoints_in
-from posttrain.config import RolloutConfig, parse_config
-from posttrain.data.prepare import Prompt
-from posttrain.rewards import score_each
-from posttrain.rewards.call import each_row_alone, made_from, made_of
-from posttrain.rollout.copied import CopySampler
-from posttrain.rollout.http_client import EngineError
-from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
+from posttrain.rollout.sampler import EngineError
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.model.folder import checkpoints_in
+from posttrain.rewards.base import each_row_alone
+from posttrain.rewards.scoring import combine_scores as made_from
+from posttrain.rewards.scoring import delegate as made_of
+from posttrain.rewards.scoring import score_each
+from posttrain.rollout.config import RolloutConfig
+from posttrain.rollout.native.copied import CopySampler
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Rollout, SamplingParams
 from posttrain.rollout.source import RolloutSource
+from posttrain.runs.config import parse_config
+from posttrain.training.checkpoint import STATE
 
 PATIENCE = 20.0  # seconds until a test that waits in vain gives up
 AHEAD = {"one_step_off": True}

@@ -18,8 +18,8 @@ import yaml
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
-from posttrain.config import dump, parse_config
-from posttrain.rewards.call import RewardFailure
+from posttrain.rewards.base import RewardFailure
+from posttrain.runs.config import dump, parse_config
 
 KEY = 'sk-"secret/0123'
 Reply = tuple[int, dict[str, str], str]

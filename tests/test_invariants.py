@@ -10,8 +10,8 @@ import torch
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.pair_losses import PAIR_LOSSES, SMOOTHED
-from posttrain.batch import pack
-from posttrain.forward import Output, forward
+from posttrain.common.batch import pack
+from posttrain.model.forward import Output, forward
 
 METHODS = list(ALGORITHMS)
 # Each method as it is by default, and with every switch that changes its loss.

@@ -20,14 +20,15 @@ import yaml
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
-from posttrain import making
-from posttrain.config import dump, parse_config
-from posttrain.data.load import read_file
+from posttrain.data.files import read_file
 from posttrain.evaluation.run import summarise
-from posttrain.rewards import check_columns, score
-from posttrain.rewards.call import RewardFailure, columns_of
-from posttrain.rewards.command import score_file
-from posttrain.train import train
+from posttrain.rewards.base import RewardFailure, columns_of
+from posttrain.rewards.build import check_columns
+from posttrain.rewards.scoring import score
+from posttrain.runs import synthesize as making
+from posttrain.runs.config import dump, parse_config
+from posttrain.runs.score import score_file
+from posttrain.runs.train import train
 
 KEY = 'sk-"secret/0123'
 ALL = "{prompt}|{completion}"

@@ -12,11 +12,10 @@ import tiny
 import torch
 from conftest import shared
 
-from posttrain.config import DataConfig, ModelConfig
-from posttrain.data import DATASETS
+from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
 from posttrain.data.render import make_renderer
-from posttrain.evaluation.choices import bbq, crows_pairs, truthfulqa
+from posttrain.data.sets import DATASETS
 from posttrain.evaluation.likelihood import (
     LIKELIHOOD_TASKS,
     continuation,
@@ -24,8 +23,10 @@ from posttrain.evaluation.likelihood import (
     to_sequences,
     whole_text,
 )
-from posttrain.evaluation.run import wilson
-from posttrain.models import load_policy, load_tokenizer
+from posttrain.evaluation.statistics import wilson
+from posttrain.evaluation.scores.choices import bbq, crows_pairs, truthfulqa
+from posttrain.model.config import ModelConfig
+from posttrain.model.load import load_policy, load_tokenizer
 
 Rows = list[dict[str, Any]]
 
@@ -239,7 +240,7 @@ def test_a_row_that_is_too_long_is_dropped_and_counted(stories: Any) -> None:
 
 def test_every_rank_needs_a_row(stories: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"choices": ["a cat", "a dog"], "direction": "stereo", "bias_type": "age"}
-    monkeypatch.setattr("posttrain.distributed.num_ranks", lambda: 2)
+    monkeypatch.setattr("posttrain.common.distributed.num_ranks", lambda: 2)
     with pytest.raises(ValueError, match="1 rows are fewer than there are ranks"):
         run(stories, "crows_pairs", [row])
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from posttrain import linear as module
-from posttrain.linear import Linear, linear, product, reusable, use_onednn
+from posttrain.model.kernels import linear as module
+from posttrain.model.kernels.linear import Linear, linear, product, reusable, use_onednn
 
 pytestmark = pytest.mark.skipif(not module.available(), reason="this torch has no oneDNN")
 

@@ -11,8 +11,8 @@ import torch
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.advantages import advantages_of
 from posttrain.algorithms.base import UNITS
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import Output
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model.forward import Output
 
 
 def group_advantages(rewards: torch.Tensor, group: torch.Tensor, scale: str) -> torch.Tensor:

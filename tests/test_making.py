@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from posttrain.rewards.score import Score
 from test_preference_data import making_tree, scored, user
 from test_render import renderer
 
-from posttrain import making
-from posttrain.data.load import read_file
-from posttrain.data.prepare import Prompt
-from posttrain.rewards.score import Score
+from posttrain.data.files import read_file
+from posttrain.data.kinds.prompt import Prompt
 from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.runs import synthesize as making
 
 
 def test_a_column_that_the_first_row_lacks_is_written(tmp_path):

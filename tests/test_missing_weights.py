@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from test_reward_head import trained
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
-from posttrain.checkpoint import checkpoints_in
-from posttrain.config import ModelConfig
-from posttrain.models import load_policy
-from posttrain.reward_head import add_reward_head
-from posttrain.rewards import build_reward, score
-from posttrain.rewards.call import RewardFailure
+from posttrain.model.config import ModelConfig
+from posttrain.model.folder import checkpoints_in
+from posttrain.model.heads import add_scoring_head as add_reward_head
+from posttrain.model.load import load_policy
+from posttrain.rewards.base import RewardFailure
+from posttrain.rewards.build import build_reward
 from posttrain.rewards.reward_model import RewardModel
+from posttrain.rewards.scoring import score
 
 ADAPTER = "adapter_model.safetensors"
 

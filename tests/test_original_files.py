@@ -12,8 +12,11 @@ import pytest
 from conftest import shared
 from test_datasets import Rows, rows_of, write
 
-from posttrain.config import DataConfig
-from posttrain.data import (
+from posttrain.data.config import DataConfig
+from posttrain.data.files import read_lines
+from posttrain.data.load import load_rows
+from posttrain.data.origin import origin_of
+from posttrain.data.sets import (
     DATASETS,
     alpaca,
     codealpaca,
@@ -23,8 +26,6 @@ from posttrain.data import (
     svamp,
     text,
 )
-from posttrain.data.load import load_rows, read_lines
-from posttrain.data.origin import origin_of
 
 INSTRUCTION = {"instruction": "Sort the list.", "input": "3, 1", "output": "1, 3"}
 QUERY = {

@@ -13,8 +13,8 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.advantages import advantages_of, gae, to_go, whiten
 from posttrain.algorithms.base import UNITS
 from posttrain.algorithms.presets import PRESETS
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import Output
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model.forward import Output
 
 LENGTHS = [2, 1, 4, 3, 2, 2]
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])

@@ -12,18 +12,21 @@ import pytest
 import tiny
 import torch
 from conftest import shared
+from posttrain.cli.main.main import main
 from test_render import CHATML
 
-from posttrain import making
-from posttrain.cli import main
-from posttrain.config import parse_config
-from posttrain.data import hh_rlhf, stack_exchange_paired, ultrafeedback
-from posttrain.data.load import read_file
-from posttrain.data.preferences import as_judged, as_pair, as_pairs, dialogue, to_judged, to_pairs
-from posttrain.data.prepare import Prompt
+from posttrain.data.files import read_file
+from posttrain.data.kinds.pair import to_examples as to_pairs
+from posttrain.data.kinds.preference_forms import as_judged, as_pair, as_pairs, dialogue
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.data.kinds.unpaired import to_examples as to_judged
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.tokenizer import train_tokenizer
-from posttrain.train import build, train
+from posttrain.data.sets import hh_rlhf, stack_exchange_paired, ultrafeedback
+from posttrain.model.scratch import train_tokenizer
+from posttrain.runs import synthesize as making
+from posttrain.runs.config import parse_config
+from posttrain.runs.plan import plan as build
+from posttrain.runs.train import train
 
 
 def user(text: str) -> dict[str, str]:

@@ -20,9 +20,11 @@ import tiny
 import torch
 from test_render import renderer
 
-from posttrain import checkpoint, making, train
-from posttrain.config import parse_config
-from posttrain.data import preferences
+from posttrain.data.kinds import preferences
+from posttrain.runs import synthesize as making
+from posttrain.runs import train
+from posttrain.runs.config import parse_config
+from posttrain.training import checkpoint
 
 FAULTS = []
 caught_by = partial(test_seeded_faults.caught_by, FAULTS)

@@ -18,11 +18,12 @@ import test_seeded_faults
 import torch
 from test_render import renderer
 
-from posttrain import checkpoint, train
 from posttrain.algorithms import ALGORITHMS, pair_losses, preference
 from posttrain.algorithms.base import UNITS, Loss
-from posttrain.data import preferences
-from posttrain.models import Models
+from posttrain.data.kinds import preferences
+from posttrain.model.models import Models
+from posttrain.runs import train
+from posttrain.training import checkpoint
 
 FAULTS = []
 caught_by = partial(test_seeded_faults.caught_by, FAULTS)

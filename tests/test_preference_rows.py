@@ -8,9 +8,11 @@ import pytest
 from test_preference_data import assistant, user
 from test_render import CHATML, renderer, trained, with_template
 
-from posttrain.data import hh_rlhf
-from posttrain.data.preferences import as_judged, as_pair, to_judged, to_pairs
+from posttrain.data.kinds.pair import to_examples as to_pairs
+from posttrain.data.kinds.preference_forms import as_judged, as_pair
+from posttrain.data.kinds.unpaired import to_examples as to_judged
 from posttrain.data.render import make_renderer
+from posttrain.data.sets import hh_rlhf
 
 CHAT = renderer("chatml")
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -11,10 +11,10 @@ import torch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.batch import Batch
-from posttrain.forward import forward
-from posttrain.models import Models
-from posttrain.trainer import Trainer
+from posttrain.common.batch import Batch
+from posttrain.model.forward import forward
+from posttrain.model.models import Models
+from posttrain.training.trainer import Trainer
 
 
 def move(models: Models) -> None:

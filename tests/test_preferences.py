@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import UNITS
 from posttrain.algorithms.pair_losses import SMOOTHED, log1mexp
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import Output
-from posttrain.trainer import total_of
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model.forward import Output
+from posttrain.training.trainer import total_of
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 

@@ -20,18 +20,18 @@ from test_rewards import make
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.checkpoint import checkpoints_in
-from posttrain.config import parse_config
-from posttrain.data.build import Data, texts_of
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.data.kinds.steps import steps_of
+from posttrain.data.kinds.steps import to_examples as to_steps
 from posttrain.data.render import make_renderer
-from posttrain.data.steps import steps_of, to_steps
-from posttrain.forward import Output, forward
-from posttrain.reward_head import STEPS_FILE, saved_separator
-from posttrain.rewards import score
+from posttrain.model.folder import STEPS_FILE, checkpoints_in, saved_separator
+from posttrain.model.forward import Output, forward
 from posttrain.rewards.reward_model import COMBINE
-from posttrain.train import train
-from posttrain.trainer import Trainer
+from posttrain.rewards.scoring import score
+from posttrain.runs.config import parse_config
+from posttrain.runs.data import Data, texts_of
+from posttrain.runs.train import train
+from posttrain.training.trainer import Trainer
 
 METHOD = "process_reward_model"
 LENGTHS = [5, 3, 6]
@@ -434,7 +434,7 @@ def test_a_sequence_that_is_too_long_is_refused_not_cut(tmp_path):
 
 
 def test_training_goes_on_from_a_process_reward_model(tmp_path):
-    from posttrain.train import build as build_run
+    from posttrain.runs.plan import plan as build_run
 
     folder = checkpoints_in(trained(tmp_path))[-1]
     tree = tiny.run_config(tmp_path / "more", METHOD)

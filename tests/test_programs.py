@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data.programs import (
+from posttrain.data.generated.programs import (
     ARGUMENTS,
     FAMILIES,
     NAMES,
@@ -19,8 +19,9 @@ from posttrain.data.programs import (
     STEPS,
     load,
 )
-from posttrain.rewards import check_columns, score
+from posttrain.rewards.build import check_columns
 from posttrain.rewards.code import CodeExecution, CodeReward, build
+from posttrain.rewards.scoring import score
 from posttrain.sandbox import pool
 
 Rows = list[dict[str, Any]]

@@ -13,13 +13,13 @@ import pytest
 from conftest import shared
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.config import dump, load_config, parse_config
-from posttrain.making import MakingConfig, load_making
-from posttrain.pipeline import load_pipeline, load_splits, stage_config, starts_of
-from posttrain.recipe import read_yaml
+from posttrain.config.recipe import read_yaml
 from posttrain.rewards.code import CodeExecution, build
+from posttrain.runs.config import dump, load_config, parse_config
+from posttrain.runs.pipeline import load_pipeline, load_splits, stage_config, starts_of
+from posttrain.runs.synthesize import MakingConfig, load_making
+from posttrain.runs.train import train
 from posttrain.sandbox import pool
-from posttrain.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))

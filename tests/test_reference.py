@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import ReferenceConfig
-from posttrain.batch import pack, sequences_of
-from posttrain.checkpoint import STATE, checkpoints_in
-from posttrain.config import parse_config
-from posttrain.train import add_reference_logprobs, build
+from posttrain.common.batch import pack, sequences_of
+from posttrain.model.config import ReferenceConfig
+from posttrain.model.folder import checkpoints_in
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import add_reference_logprobs
+from posttrain.runs.plan import plan as build
+from posttrain.training.checkpoint import STATE
 
 METHODS = ["dpo", "kto", "kto_pair", "grpo", "ppo"]
 """Each of the places that ask for the reference."""

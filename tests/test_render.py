@@ -11,10 +11,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from posttrain.batch import Sequence
-from posttrain.data.build import generation_stops
-from posttrain.data.render import Renderer, make_renderer, trained_with
-from posttrain.tokenizer import train_tokenizer
+from posttrain.common.batch import Sequence
+from posttrain.data.render import Renderer, make_renderer
+from posttrain.model.folder import generation_stops, trained_with
+from posttrain.model.scratch import train_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

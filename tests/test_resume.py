@@ -18,10 +18,11 @@ import yaml
 from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
-from posttrain.checkpoint import STATE, checkpoints_in
-from posttrain.config import parse_config
-from posttrain.train import train
-from posttrain.trainer import Trainer
+from posttrain.model.folder import checkpoints_in
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import train
+from posttrain.training.checkpoint import STATE
+from posttrain.training.trainer import Trainer
 
 TIMES = (
     "time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train"

@@ -9,12 +9,14 @@ import pytest
 import tiny
 import torch
 
-from posttrain.checkpoint import checkpoints_in
-from posttrain.config import parse_config
-from posttrain.forward import forward
-from posttrain.rewards import build_reward, score
+from posttrain.model.folder import checkpoints_in
+from posttrain.model.forward import forward
+from posttrain.rewards.build import build_reward
 from posttrain.rewards.reward_model import RewardModel
-from posttrain.train import build, train
+from posttrain.rewards.scoring import score
+from posttrain.runs.config import parse_config
+from posttrain.runs.plan import plan as build
+from posttrain.runs.train import train
 
 
 def trained(folder: Path, lora: bool = False, **keys) -> Path:
@@ -29,7 +31,7 @@ def trained(folder: Path, lora: bool = False, **keys) -> Path:
 def test_loads_elsewhere_and_scores_the_same(lora, tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from posttrain.trainer import Trainer
+    from posttrain.training.trainer import Trainer
 
     kept = {}
     fit = Trainer.fit

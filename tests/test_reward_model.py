@@ -21,10 +21,10 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from posttrain.rewards import score
-from posttrain.rewards.call import RewardFailure
-from posttrain.rewards.reward_model import score_ids, token_batches
-from posttrain.tokenizer import train_tokenizer
+from posttrain.model.scratch import train_tokenizer
+from posttrain.rewards.base import RewardFailure
+from posttrain.rewards.classifier_scores import score_ids, token_batches
+from posttrain.rewards.scoring import score
 
 TEXTS = ["What is 2 + 2?", "The answer is 4.", "It is 5, I think.", "hello world", "no"] * 4
 TEMPLATE = (

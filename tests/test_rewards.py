@@ -16,17 +16,19 @@ import pytest
 import test_resume
 import tiny
 import torch
+from posttrain.rewards.score import Score, parts_of, verdict_of
 from pydantic import TypeAdapter
 
-from posttrain.config import AnyRewardConfig
+from posttrain.common.metrics import add_metrics, combine
 from posttrain.evaluation.run import summarise
-from posttrain.rewards import REWARDS, build_reward, check_columns, parts_of, score, verdict_of
-from posttrain.rewards.call import RewardFailure, columns_of
-from posttrain.rewards.command import score_file
-from posttrain.rewards.score import Score
+from posttrain.rewards import REWARDS
+from posttrain.rewards.base import RewardFailure, columns_of
+from posttrain.rewards.build import build_reward, check_columns
+from posttrain.rewards.scoring import score
 from posttrain.rollout.metrics import rollout_metrics
 from posttrain.rollout.sampler import Rollout
-from posttrain.trainer import add_metrics, combine
+from posttrain.runs.config import AnyRewardConfig
+from posttrain.runs.score import score_file
 
 MATH = {"type": "math_correctness"}
 

@@ -12,9 +12,10 @@ import tiny
 import yaml
 from command import complaint, state
 
-from posttrain.checkpoint import differences
-from posttrain.config import ENGINE_KEYS, Config, RolloutConfig, dump, parse_config
-from posttrain.recipe import with_overrides
+from posttrain.config.recipe import with_overrides
+from posttrain.rollout.config import RolloutConfig
+from posttrain.runs.config import ENGINE_KEYS, Config, dump, parse_config
+from posttrain.runs.resume import differences
 
 GRPO: dict[str, Any] = {
     "model": {"name": "org/model", "use_lora": True},
@@ -89,7 +90,7 @@ def test_a_server_that_is_down_is_one_line_and_nothing_written(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny.causal_lm(vocab_size=300).save_pretrained(tmp_path / "model")
-    from posttrain.tokenizer import train_tokenizer
+    from posttrain.model.scratch import train_tokenizer
 
     train_tokenizer(["1 + 2 = 3"], 300, 128).save_pretrained(tmp_path / "model")
     with socket.socket() as unused:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from posttrain.rewards.score import verdict_of
 from test_rewards import MATH, make, scores
 
-from posttrain.rewards import verdict_of
-from posttrain.rewards.call import RewardFailure
-from posttrain.rewards.classification import key, label_pattern, stated
-from posttrain.rewards.exact_match import normalised
-from posttrain.rewards.length import cosine, soft_overlong
-from posttrain.rewards.repetition import repeated_share
+from posttrain.rewards.base import RewardFailure
+from posttrain.rewards.rules.classification import key, label_pattern, stated
+from posttrain.rewards.rules.exact_match import normalised
+from posttrain.rewards.rules.length import cosine, soft_overlong
+from posttrain.rewards.rules.repetition import repeated_share
 
 # --- format ---------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ import pytest
 import tiny
 import torch
 
-from posttrain.batch import Sequence, pack
-from posttrain.forward import forward
+from posttrain.common.batch import Sequence, pack
+from posttrain.model.forward import forward
 from posttrain.rollout import sampler as sampler_module
-from posttrain.rollout.sampler import NativeSampler, SamplingParams
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import SamplingParams
 
 
 def prompts(n: int = 9) -> list[list[int]]:

@@ -17,13 +17,14 @@ import test_sampler
 import tiny
 import torch
 
-import posttrain.forward as forward_module
-from posttrain import attention, trainer
+import posttrain.model.forward as forward_module
 from posttrain.algorithms import actor_critic, kl, policy_gradient
 from posttrain.data.source import OfflineSource
-from posttrain.forward import LanguageModel
-from posttrain.models import Models
+from posttrain.model import attention
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.models import Models
 from posttrain.rollout import sampler, source
+from posttrain.training import trainer
 
 
 def drop_the_kl_term(patch):
@@ -84,7 +85,7 @@ def rows_see_each_other(patch):
         return per_sequence(query, key, value, whole, *rest)
 
     patch.setattr(attention, "_per_sequence", contaminated)
-    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
 
 
 def sampler_ignores_the_temperature(patch):
@@ -130,7 +131,7 @@ def biased_standard_deviation(patch):
 
 
 def resume_forgets_the_optimiser(patch):
-    patch.setattr("posttrain.checkpoint.restore_state", lambda *args: None)
+    patch.setattr("posttrain.training.checkpoint.restore_state", lambda *args: None)
 
 
 def resume_starts_the_data_over(patch):
@@ -189,7 +190,7 @@ def the_correction_is_upside_down(patch):
 
 
 def the_value_model_is_not_saved(patch):
-    patch.setattr("posttrain.checkpoint.VALUE", "nothing begins so")
+    patch.setattr("posttrain.training.checkpoint.VALUE", "nothing begins so")
 
 
 def completions_go_on_from_another_prompt(patch):
@@ -202,14 +203,14 @@ def completions_go_on_from_another_prompt(patch):
         return rows
 
     patch.setattr(forward_module, "share_prompts", moved)
-    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
 
 
 def completions_do_not_see_their_prompt(patch):
     patch.setattr(
         attention, "_with_prefixes", lambda x, layout: list(x.split(layout.lengths, dim=2))
     )
-    patch.setattr("posttrain.models.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
 
 
 def what_was_sampled_ahead_is_lost(patch):

@@ -12,17 +12,19 @@ import tiny
 import torch
 from completion_server import CompletionServer, total
 
-from posttrain.checkpoint import checkpoints_in
-from posttrain.config import parse_config
-from posttrain.data.prepare import Prompt
-from posttrain.rollout import http_client
-from posttrain.rollout import server as server_module
-from posttrain.rollout.dialects import DIALECTS
-from posttrain.rollout.engines import check_engine
-from posttrain.rollout.http_client import EngineError, Server
-from posttrain.rollout.sampler import NativeSampler, Rollout, SamplingParams
-from posttrain.rollout.server import ServerSampler, check_server
-from posttrain.train import train
+from posttrain.common import http_client
+from posttrain.rollout.sampler import EngineError
+from posttrain.rollout.engines.client import Server
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.model.folder import checkpoints_in
+from posttrain.runs.engine import check_engine
+from posttrain.rollout.engines import server as server_module
+from posttrain.rollout.engines.dialects import DIALECTS
+from posttrain.rollout.engines.server import ServerSampler, check_server
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import train
 
 PROMPTS = [[5 + i % 7, 9, 11 + i] for i in range(9)]
 PARAMS = SamplingParams(max_new_tokens=12, stop_token_ids=(tiny.STOP, 7))

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import posttrain.forward as forward_module
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.forward import forward, share_prompts
-from posttrain.models import Models, add_value_model
+import posttrain.model.forward as forward_module
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model.forward import forward
+from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.models import Models
+from posttrain.model.shared_prompts import share_prompts
 
 MODELS: dict[str, Models] = {}
 
@@ -27,8 +29,8 @@ def models(kind: str) -> Models:
 
 
 def _windowed(keys: dict) -> Models:
-    from posttrain.config import ModelConfig
-    from posttrain.models import prepare_policy
+    from posttrain.model.config import ModelConfig
+    from posttrain.model.load import prepare_policy
 
     model = tiny.causal_lm(**keys)
     policy = prepare_policy(model, ModelConfig(name="x"), tiny.CPU, torch.float32, 0)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
+from posttrain.cli.main.main import main
 
-from posttrain.cli import main
-from posttrain.config import load_config
-from posttrain.train import train
+from posttrain.runs.config import load_config
+from posttrain.runs.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 

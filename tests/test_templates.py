@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from command import Capture, complaint, output_of, recipe
 
-from posttrain.config import DataConfig
+from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
 from posttrain.data.templates import TEMPLATES, fields, fill
 

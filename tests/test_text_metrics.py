@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import test_render
 
-from posttrain.evaluation import text_metrics
-from posttrain.evaluation.text_metrics import METRICS, stanzas, syllables, words
+from posttrain.evaluation.scores import text as text_metrics
+from posttrain.evaluation.scores.text import METRICS, stanzas, syllables, words
 
 SAID = ["the cat sat on the mat", "a dog barks at night", "nothing at all"]
 WANTED = ["the cat sat on a mat", "the dog barks all night", "something else entirely"]

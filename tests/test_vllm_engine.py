@@ -20,11 +20,13 @@ from peft import PeftModel
 from test_server_engine import grpo, run, steps
 from test_server_engine import trained as trained
 
-from posttrain.config import ModelConfig, parse_config
-from posttrain.models import load_causal_lm, prepare_policy
-from posttrain.rollout.http_client import EngineError
-from posttrain.rollout.sampler import NativeSampler, SamplingParams
-from posttrain.rollout.vllm_engine import VllmSampler
+from posttrain.rollout.sampler import EngineError
+from posttrain.model.config import ModelConfig
+from posttrain.model.load import load_causal_lm, prepare_policy
+from posttrain.rollout.engines.vllm import VllmSampler
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import SamplingParams
+from posttrain.runs.config import parse_config
 
 
 @dataclass(frozen=True)

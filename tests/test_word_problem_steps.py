@@ -7,7 +7,7 @@ import re
 import pytest
 from test_word_problems import MARK, evaluate
 
-from posttrain.data import word_problem_steps, word_problems
+from posttrain.data.generated import word_problem_steps, word_problems
 
 SPLITS = word_problems.SPLITS
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.data import word_problems
-from posttrain.data.word_problems import (
+from posttrain.data.generated import word_problems
+from posttrain.data.generated.word_problems import (
     FAMILIES,
     LONGER_FAMILIES,
     NAMES,

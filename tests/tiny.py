@@ -12,13 +12,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import Algorithm
-from posttrain.batch import Batch, Example, Sequence, pack, sequences_of
-from posttrain.config import ModelConfig
-from posttrain.models import Models, add_value_model, prepare_policy
-from posttrain.reward_head import add_reward_head
-from posttrain.rollout.sampler import NativeSampler, SamplingParams
+from posttrain.common.batch import Batch, Example, Sequence, pack, sequences_of
+from posttrain.model.config import ModelConfig
+from posttrain.model.heads import add_scoring_head as add_reward_head
+from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.load import prepare_policy
+from posttrain.model.models import Models
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import SamplingParams
 from posttrain.rollout.source import to_sequence
-from posttrain.trainer import Trainer
+from posttrain.training.trainer import Trainer
 
 VOCAB = 61
 STOP = 3

@@ -1,5 +1,5 @@
 """Post-training of language models: readable, offline, exact."""
 
-from posttrain.environment import make_products_reproducible
+from posttrain.common.environment import make_products_reproducible
 
 make_products_reproducible()

@@ -4,13 +4,15 @@ and gets advantage 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from posttrain.common import distributed
+from posttrain.common.lazy import torch
 
-from posttrain import distributed
-from posttrain.batch import Batch
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.common.batch import Batch
 
 Baseline = Literal["group_mean", "leave_one_out", "none"]
 Scale = Literal["group", "leave_one_out", "batch", "none"]
@@ -70,7 +72,7 @@ def to_go(per_token: Tensor, batch: Batch) -> Tensor:
     """Sum of x [T] from each token to the end of its sequence, [T], under the loss mask."""
     x = torch.where(batch.loss_mask, per_token, 0.0).double()
     through = x.cumsum(0)
-    last = batch.cu_seqlens[1:].long() - 1
+    last = batch.last_tokens()
     return (batch.expand(through[last]) - through + x).to(per_token.dtype)
 
 

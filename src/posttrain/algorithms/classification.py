@@ -13,17 +13,23 @@ losses with w = 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
-from posttrain.batch import Batch
-from posttrain.forward import Output
+from posttrain.algorithms.base import Algorithm, Loss
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common.lazy import F, torch
+from posttrain.data.labels import LabelSet, asked, check_known, labels_of
+from posttrain.model.config import HeadKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.common.batch import Batch
+    from posttrain.data.rows import Row
+    from posttrain.model.forward import Output
 
 CONFUSION = "confusion/"
 
@@ -66,8 +72,62 @@ class ClassificationConfig(TrainerConfig):
 
     @property
     def names(self) -> list[str]:
-        assert self.labels is not None, "data.labelled.with_labels() was not called"
+        assert self.labels is not None, "with_labels() was not called"
         return self.labels
+
+    @property
+    def label_set(self) -> LabelSet:
+        return LabelSet(self.names, self.multi_label, self.mode == "label_tokens", self.label_words)
+
+    @property
+    def head(self) -> HeadKind:
+        return "labels" if self.mode == "head" else "label_tokens"
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        return {"labels": self.label_set}
+
+
+def with_labels(
+    config: ClassificationConfig, rows: Iterable[tuple[str, Row]], known: dict[str, Any] | None
+) -> ClassificationConfig:
+    """The config with the labels of the run and a weight for each, where it has none of its own.
+
+    `rows` come with the words that an error about them begins with; `known` is what the start
+    model's folder says (`reward_head.saved_labels`). Raises ValueError for rows without labels,
+    fewer than two labels, or others than the start model's.
+    """
+    found: list[list[str]] = []
+    places: list[str] = []
+    for where, row in rows:
+        try:
+            asked(row)
+            found.append(labels_of(row, config.multi_label))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        places.append(where)
+    labels = (
+        config.labels or (known or {}).get("labels") or sorted({x for row in found for x in row})
+    )
+    if len(labels) < 2:
+        raise ValueError(f"data: {len(labels)} label(s) in {len(found)} rows; two are the least")
+    if known is not None and known["labels"] != labels:
+        raise ValueError(
+            f"model.name: the model has the labels {', '.join(known['labels'])}, this run "
+            f"{', '.join(labels)}: give trainer.labels in the model's order, or start from a model "
+            "without labels"
+        )
+    if known is not None and known["multi_label"] != config.multi_label:
+        raise ValueError(
+            f"model.name: the model was trained with trainer.multi_label={known['multi_label']}"
+        )
+    config = type(config).model_validate(config.model_dump() | {"labels": list(labels)})
+    for where, given in zip(places, found):
+        check_known(given, config.label_set, where)
+    if config.class_weights != "balanced":
+        return config
+    numbers = [[labels.index(label) for label in row] for row in found]
+    return config.model_copy(update={"class_weights": balanced(numbers, config)})
 
 
 def targets(batch: Batch, config: ClassificationConfig) -> Tensor:
@@ -185,7 +245,5 @@ classification = Algorithm(
     ClassificationConfig,
     cross_entropy,
     rows="labelled",
-    value_model=lambda config: "shared",
-    scores=lambda config: config.mode == "head",
     after_step=add_scores,
 )

@@ -7,10 +7,13 @@ With d = log pi - log pi_ref at a sampled token: k1 = d (unbiased, may be negati
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from posttrain.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Estimator = Literal["k1", "k2", "k3"]
 

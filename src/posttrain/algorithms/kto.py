@@ -12,17 +12,21 @@ step.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, Unit, masked_sum
+from posttrain.algorithms.base import Algorithm, Loss, Unit, masked_sum
+from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.preference import mean_over_ranks
-from posttrain.batch import Batch
-from posttrain.forward import Output
-from posttrain.models import Models
+from posttrain.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
+    from posttrain.model.models import Models
 
 
 class KTOConfig(TrainerConfig):
@@ -39,6 +43,18 @@ class KTOConfig(TrainerConfig):
     """Weight of the good completions' negative log-likelihood, a mean over their tokens."""
     precompute_reference: bool = False
     """Reference log-probs of all rows before the first step."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.precompute_reference
+
+    @property
+    def precomputes_reference(self) -> bool:
+        return self.precompute_reference
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        return {"with_unrelated": self.loss_type == "kto"}
 
 
 def kto_loss(out: Output, batch: Batch, config: KTOConfig) -> Loss:
@@ -68,13 +84,13 @@ def prepare(batch: Batch, models: Models, config: KTOConfig) -> Batch:
     """Reference log-probs and z. Every other sequence is there for z alone, and goes."""
     if "ref_logprobs" not in batch.per_token:
         with models.reference():
-            batch.per_token["ref_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
+            batch.per_token["ref_logprobs"] = models.logprobs(batch, config.token_budget)
     if config.loss_type != "kto":
         batch.per_seq["kl"] = torch.zeros_like(batch.per_seq["label"])
         return batch
     pairs = batch.num_sequences // 2
     unrelated = batch.select(range(1, 2 * pairs, 2))
-    now = models.logprobs(unrelated, config.micro_batch_tokens)
+    now = models.logprobs(unrelated, config.token_budget)
     z = mean_over_ranks(unrelated.sum_per_seq(now - unrelated.per_token["ref_logprobs"]))
     batch = batch.select(range(0, 2 * pairs, 2))
     batch.per_seq["kl"] = torch.full_like(batch.per_seq["label"], max(0.0, z))
@@ -92,8 +108,5 @@ kto = Algorithm(
     kto_loss,
     rows="unpaired",
     prepare=prepare,
-    needs_reference=lambda config: not config.precompute_reference,
-    precomputes_reference=lambda config: config.precompute_reference,
-    compares_prompts=lambda config: config.loss_type == "kto",
     after_step=margins,
 )

@@ -5,11 +5,14 @@ L = - sum_t log p(y_t | y_<t) / (number of trained tokens of the whole optimiser
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
-from posttrain.batch import Batch
-from posttrain.forward import Output
+from posttrain.algorithms.base import Algorithm, Loss
+from posttrain.algorithms.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
 
 
 class PretrainConfig(TrainerConfig):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from posttrain.common.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 PairLoss = Literal[
     "sigmoid", "sigmoid_norm", "cdpo", "robust", "hinge", "ipo", "kto_pair", "simpo", "orpo",

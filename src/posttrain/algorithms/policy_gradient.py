@@ -9,20 +9,24 @@ sampler that differs from the trainer. docs/methods.md has the formula and sourc
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from posttrain.algorithms.advantages import Baseline, Scale, advantages_of, to_go, whiten
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, Unit, masked_sum
+from posttrain.algorithms.base import Algorithm, Loss, Unit, masked_sum
+from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.kl import ESTIMATORS, Estimator
 from posttrain.algorithms.presets import expand
 from posttrain.algorithms.surrogates import SURROGATES, Surrogate
-from posttrain.batch import Batch
-from posttrain.forward import Output
-from posttrain.models import Models
+from posttrain.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
+    from posttrain.model.models import Models
 
 
 class PolicyGradientConfig(TrainerConfig):
@@ -101,9 +105,25 @@ class PolicyGradientConfig(TrainerConfig):
         return self
 
     @property
+    def updates(self) -> tuple[int, int]:
+        return self.num_inner_epochs, self.num_minibatches
+
+    @property
     def num_updates(self) -> int:
         """Optimiser steps on one batch of rollouts."""
         return self.num_inner_epochs * self.num_minibatches
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
+
+    @property
+    def corrects_for_sampler(self) -> bool:
+        return self.sampler_correction != "none"
+
+    @property
+    def compares_completions(self) -> bool:
+        return self.baseline != "none" or self.scale_rewards in ("group", "leave_one_out")
 
 
 class GRPOConfig(PolicyGradientConfig):
@@ -213,10 +233,10 @@ def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch
     """Old and reference log-probs, and the advantage of every token."""
     in_reward = config.beta > 0 and config.kl_in != "loss"
     if config.num_updates > 1 or (in_reward and config.kl_logprobs == "policy"):
-        batch.per_token["old_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
+        batch.per_token["old_logprobs"] = models.logprobs(batch, config.token_budget)
     if config.beta > 0:
         with models.reference():
-            reference = models.logprobs(batch, config.micro_batch_tokens)
+            reference = models.logprobs(batch, config.token_budget)
         batch.per_token["ref_logprobs"] = reference
     rewards = batch.per_seq["rewards"]
     rewards = rewards - config.missing_eos_penalty * batch.per_seq["truncated"]
@@ -280,14 +300,8 @@ def method(config: type[PolicyGradientConfig]) -> Algorithm:
         config,
         policy_gradient,
         rows="prompt",
-        online=True,
         prepare=prepare,
-        needs_reference=lambda config: config.beta > 0,
         needs_entropy=True,
-        needs_groups=lambda config: (
-            config.baseline != "none" or config.scale_rewards in ("group", "leave_one_out")
-        ),
-        updates=lambda config: (config.num_inner_epochs, config.num_minibatches),
         after_step=check_sampler,
         adapt=adapt_beta,
     )

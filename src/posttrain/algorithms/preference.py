@@ -8,14 +8,12 @@ The formulas are in pair_losses.py; docs/methods.md says where frameworks differ
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from posttrain import distributed
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig, Unit, masked_sum
+from posttrain.algorithms.base import Algorithm, Loss, Unit, masked_sum
+from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.pair_losses import (
     AVERAGED,
     PAIR_LOSSES,
@@ -24,9 +22,15 @@ from posttrain.algorithms.pair_losses import (
     Pairs,
     log_odds_ratio,
 )
-from posttrain.batch import Batch
-from posttrain.forward import Output
-from posttrain.models import Models
+from posttrain.common import distributed
+from posttrain.common.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
+    from posttrain.model.models import Models
 
 
 class PreferenceConfig(TrainerConfig):
@@ -86,6 +90,18 @@ class PreferenceConfig(TrainerConfig):
     @property
     def losses(self) -> list[PairLoss]:
         return self.loss_type if isinstance(self.loss_type, list) else [self.loss_type]
+
+    @property
+    def needs_reference(self) -> bool:
+        return not self.reference_free and not self.precompute_reference
+
+    @property
+    def precomputes_reference(self) -> bool:
+        return self.precompute_reference
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        return {"train_prompt": self.nll_over == "prompt_and_completion"}
 
     def averages(self, name: PairLoss) -> bool:
         return name in AVERAGED if self.average_logprobs is None else self.average_logprobs
@@ -166,7 +182,7 @@ def preference(out: Output, batch: Batch, config: PreferenceConfig) -> Loss:
     metrics["nll_loss"] = (nll.detach(), of_chosen.sum())
     if "orpo" in config.losses:
         log_odds = log_odds_ratio(pairs_of(logps.detach() / lengths, batch, config))
-        ratio = torch.nn.functional.logsigmoid(log_odds)
+        ratio = F.logsigmoid(log_odds)
         metrics["log_odds_chosen"] = (log_odds.sum(), count)
         metrics["log_odds_ratio"] = (ratio.sum(), count)
     return Loss(terms, metrics)
@@ -201,7 +217,7 @@ def prepare(batch: Batch, models: Models, config: PreferenceConfig) -> Batch:
     add_reference_logprobs(batch, models, config)
     if "kto_pair" in config.losses and not config.reference_free:
         completion = batch.per_token["completion"]
-        now = models.logprobs(batch, config.micro_batch_tokens)
+        now = models.logprobs(batch, config.token_budget)
         moved = batch.sum_per_seq((now - batch.per_token["ref_logprobs"]) * completion)
         kl = torch.zeros_like(moved)
         for half in (0, 1):
@@ -214,7 +230,7 @@ def add_reference_logprobs(batch: Batch, models: Models, config: PreferenceConfi
     if config.reference_free or "ref_logprobs" in batch.per_token:
         return
     with models.reference():
-        batch.per_token["ref_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
+        batch.per_token["ref_logprobs"] = models.logprobs(batch, config.token_budget)
 
 
 def mean_over_ranks(x: Tensor) -> float:
@@ -229,12 +245,7 @@ def method(config: type[PreferenceConfig]) -> Algorithm:
         preference,
         rows="pair",
         prepare=prepare,
-        needs_reference=lambda config: (
-            not config.reference_free and not config.precompute_reference
-        ),
-        precomputes_reference=lambda config: config.precompute_reference,
         group_size=2,
-        train_prompt=lambda config: config.nll_over == "prompt_and_completion",
     )
 
 

@@ -7,9 +7,10 @@ is not a key of the loss (reward shaping, batch sizes), is in docs/methods.md.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from posttrain.common.suggest import did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
     # papers
@@ -58,8 +59,6 @@ def expand(given: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
     if name is None:
         return dict(given)
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}"
-        raise ValueError(f"no preset {name!r}; {hint}")
+        raise ValueError(f"no preset {name!r}; {did_you_mean(name, PRESETS)}")
     assert PRESETS[name].keys() <= keys.keys(), f"preset {name} has unknown keys"
     return {**PRESETS[name], **given}

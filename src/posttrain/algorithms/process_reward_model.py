@@ -9,14 +9,18 @@ stop token. Uesato et al. 2022, arXiv 2211.14275; Lightman et al. 2023, arXiv 23
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
-from posttrain.batch import Batch
-from posttrain.forward import Output
+from posttrain.algorithms.base import Algorithm, Loss
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common.lazy import F
+from posttrain.model.config import HeadKind
+
+if TYPE_CHECKING:
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
 
 
 class ProcessRewardModelConfig(TrainerConfig):
@@ -26,12 +30,20 @@ class ProcessRewardModelConfig(TrainerConfig):
     """What stands between two steps of a completion. Saved with the model, and where it is used as
     a reward, completions are split at it."""
 
+    @property
+    def head(self) -> HeadKind:
+        return "score"
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        return {"separator": self.step_separator}
+
 
 def step_cross_entropy(out: Output, batch: Batch, config: ProcessRewardModelConfig) -> Loss:
     """The loss mask marks the tokens that close a step; there `per_token["label"]` is 1 for a right
-    step and 0 for a wrong one, and `out.next_values` the logit of its being right."""
-    assert out.next_values is not None
-    logits = out.next_values[batch.loss_mask]
+    step and 0 for a wrong one, and `out.scores` the logit of its being right."""
+    assert out.scores is not None
+    logits = out.scores[batch.loss_mask]
     labels = batch.per_token["label"][batch.loss_mask].to(logits.dtype)
     loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
     right, found = labels > 0, logits.detach() > 0
@@ -50,7 +62,4 @@ process_reward_model = Algorithm(
     ProcessRewardModelConfig,
     step_cross_entropy,
     rows="steps",
-    value_model=lambda config: "shared",
-    scores=lambda config: True,
-    step_separator=lambda config: config.step_separator,
 )

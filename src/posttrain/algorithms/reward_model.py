@@ -9,16 +9,19 @@ Bradley and Terry's model (Ouyang et al. 2022, arXiv 2203.02155, eq. 1); margin 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 
-from posttrain.algorithms.base import Algorithm, Loss, TrainerConfig
+from posttrain.algorithms.base import Algorithm, Loss
+from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.preference import pair_metrics
-from posttrain.batch import Batch
-from posttrain.forward import Output
+from posttrain.common.lazy import F, torch
+from posttrain.model.config import HeadKind
+
+if TYPE_CHECKING:
+    from posttrain.common.batch import Batch
+    from posttrain.model.forward import Output
 
 
 class RewardModelConfig(TrainerConfig):
@@ -27,11 +30,19 @@ class RewardModelConfig(TrainerConfig):
     center_coef: float = Field(0.0, ge=0)
     """Keeps the mean of a pair's rewards near 0 (TRL: center_rewards_coefficient, 0.01)."""
 
+    @property
+    def head(self) -> HeadKind:
+        return "score"
+
+    @property
+    def row_options(self) -> dict[str, Any]:
+        return {"score_only": True}
+
 
 def bradley_terry(out: Output, batch: Batch, config: RewardModelConfig) -> Loss:
-    """`out.last_values` holds the reward of chosen, rejected, chosen, ..."""
-    rewards = out.last_values
-    assert rewards is not None
+    """`batch` holds chosen, rejected, chosen, ...; a reward is the score of a sequence's end."""
+    assert out.scores is not None
+    rewards = out.scores[batch.last_tokens()]
     chosen, rejected = rewards[0::2], rewards[1::2]
     margin = batch.per_seq["margin"][0::2]
     loss = -F.logsigmoid(chosen - rejected - margin)
@@ -49,7 +60,5 @@ reward_model = Algorithm(
     RewardModelConfig,
     bradley_terry,
     rows="pair",
-    value_model=lambda config: "shared",
-    scores=lambda config: True,
     group_size=2,
 )

@@ -8,10 +8,13 @@ level every token of a completion has the same r.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+from posttrain.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Surrogate = Literal["clip", "cispo", "sapo", "vespo"]
 

@@ -8,7 +8,6 @@ commit, with the sums that the hub tells.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -19,7 +18,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,8 +25,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
-from posttrain.data import DATASETS
+from posttrain.common.files import sha256
+from posttrain.common.suggest import did_you_mean
 from posttrain.data.origin import HubFiles, Origin, origin_of
+from posttrain.data.sets import DATASETS
 
 MANIFEST = "manifest.json"
 ARCHIVES = (".zip", ".tgz", ".tar.gz")
@@ -55,13 +55,11 @@ def chosen(names: Sequence[str], *, sft_only: bool = False, rl_only: bool = Fals
     """The data sets to fetch: those named, or all that have files, perhaps of one use alone."""
     if sum((bool(names), sft_only, rl_only)) > 1:
         raise ValueError("give either names, or --sft-only, or --rl-only")
-    origins = {name: origin_of(load) for name, load in DATASETS.items()}
+    origins = {name: origin_of(name) for name in DATASETS}
     files = {name: origin for name, origin in origins.items() if origin and _has_files(origin)}
     for name in names:
         if name not in DATASETS:
-            near = get_close_matches(name, files, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(files)}"
-            raise ValueError(f"no data set {name!r}; {hint}")
+            raise ValueError(f"no data set {name!r}; {did_you_mean(name, files)}")
         if name not in files:
             raise ValueError(f"{name} has no files to fetch; those that have: {', '.join(files)}")
     wanted = {"sft"} if sft_only else {"rl", "preference"} if rl_only else set()
@@ -108,7 +106,7 @@ def download(
 
 def _list_one(name: str, folder: Path, say: Say) -> int:
     """Say the files that _download_one() would fetch, and how many bytes they have together."""
-    origin = origin_of(DATASETS[name])
+    origin = origin_of(name)
     assert origin is not None
     say(f"{name}: licence {origin.licence}; {origin.page}")
     there = _read_manifest(folder)["files"]
@@ -124,7 +122,7 @@ def _list_one(name: str, folder: Path, say: Say) -> int:
 
 def _download_one(name: str, folder: Path, say: Say) -> int:
     """The bytes that the data set has on the disk."""
-    origin = origin_of(DATASETS[name])
+    origin = origin_of(name)
     assert origin is not None
     manifest = _read_manifest(folder)
     files = manifest["files"]
@@ -184,18 +182,13 @@ def _there(folder: Path, path: str, entry: dict[str, Any]) -> bool:
     place = folder / path
     if not place.is_file():
         return False
-    if place.stat().st_size != entry["bytes"] or _sha256(place) != entry["sha256"]:
+    if place.stat().st_size != entry["bytes"] or sha256(place) != entry["sha256"]:
         raise ValueError(f"{place}: its sha256 is not that of {MANIFEST}: delete it and run again")
     return True
 
 
 def _entry(file: Path, url: str) -> dict[str, Any]:
-    return {"url": url, "bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return {"url": url, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def size(num_bytes: int) -> str:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
-import yaml
 
-from posttrain.batch import Sequence
-from posttrain.data.load import Row
+from posttrain.common.batch import Sequence
+from posttrain.data.rows import Row
 
 Message = dict[str, Any]  # role, content, and what else the chat template reads
 _PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
@@ -197,24 +195,6 @@ class Renderer:
         return [{"role": "system", "content": self.system_prompt}, *messages]
 
 
-def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
-    """data.template, system_prompt and prompt_template of the run that the folder is a checkpoint
-    of; auto and none for any other folder."""
-    run = Path(folder).resolve().parent
-    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
-        return "auto", None, None
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    data = config.get("data") if isinstance(config, dict) else None
-    section = data[0] if isinstance(data, list) and data else data
-    if not isinstance(section, dict):  # other programs write files of these names
-        return "auto", None, None
-    return (
-        section.get("template", "auto"),
-        section.get("system_prompt"),
-        section.get("prompt_template"),
-    )
-
-
 def make_renderer(
     tokenizer: Any,
     template: str = "auto",
@@ -280,6 +260,12 @@ def _text(row: Row, column: str) -> str:
             f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
         )
     return value
+
+
+def check_text(row: Row) -> None:
+    """Raise ValueError unless the row's `text` is a string."""
+    if not isinstance(row["text"], str):
+        raise ValueError(f"text must be a string; found {str(row['text'])[:60]!r}")
 
 
 def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:

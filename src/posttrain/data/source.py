@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from posttrain.algorithms.base import Metrics
-from posttrain.batch import Batch, Example, pack, sequences_of
+from posttrain.common.batch import Batch, Example, pack, sequences_of
+from posttrain.common.metrics import Metrics
+from posttrain.common.seeds import mix
 
 
 class Source(Protocol):
@@ -48,7 +49,7 @@ class EpochOrder:
 
     def indices(self, step: int) -> list[int]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.num_items, generator=generator)
         return order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from posttrain.data.load import Row
+from posttrain.common.errors import SettingError
+from posttrain.common.suggest import did_you_mean
+from posttrain.data.rows import Row
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def template_text(name: str) -> str:
         return TEMPLATES[name].text
     if fields(name):
         return name
-    near = get_close_matches(name, TEMPLATES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TEMPLATES)}"
-    raise ValueError(f"data.prompt_template: {name!r} is no template and has no {{field}}; {hint}")
+    hint = did_you_mean(name, TEMPLATES)
+    raise SettingError(
+        "data.prompt_template", f"{name!r} is no template and has no {{field}}; {hint}"
+    )
 
 
 def fields(text: str) -> list[str]:

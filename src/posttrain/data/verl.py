@@ -6,10 +6,9 @@ SFT   messages; or prompt and response
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from posttrain.data.load import Row
+from posttrain.data.rows import Row
 
 RL_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 

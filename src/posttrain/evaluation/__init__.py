@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.fever import LABELS
-from posttrain.data.liar import LABELS as VERDICTS
+from posttrain.data.sets.fever import LABELS
+from posttrain.data.sets.liar import LABELS as VERDICTS
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.rewards import math
-from posttrain.rewards.classification import label_pattern, stated
+from posttrain.rewards.rules import math
+from posttrain.rewards.rules.classification import label_pattern, stated
 
 UNREAD = ("unparseable_prediction", "no_answer", "no_label", "ambiguous", "no_code")
 """Verdicts on a completion in which the reward found no one answer."""

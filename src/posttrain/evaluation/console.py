@@ -7,7 +7,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from posttrain.tracking import CONSOLE
+from posttrain.common.console import CONSOLE
 
 OF_THE_TABLE = ("accuracy", "truncated", "parse_failures")
 NOT_SHOWN = ("mean_score", "temperature", "top_p")  # settings, and what the verdicts say better

@@ -5,26 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import Field, model_validator
-
-from posttrain.algorithms.base import StrictConfig
+from posttrain.evaluation.config import GateConfig
 
 ROUNDING = 1e-9  # 0.8 - 0.7 is more than 0.1
-
-
-class GateConfig(StrictConfig):
-    metric: str
-    """As the evaluations log it: eval_accuracy, eval_bbq/accuracy_ambiguous."""
-    max_drop: float | None = Field(None, ge=0)
-    """How far it may fall, in its own unit: 0.02 lets an accuracy of 0.60 become 0.58."""
-    max_rise: float | None = Field(None, ge=0)
-    """How far it may rise, where lower is better."""
-
-    @model_validator(mode="after")
-    def _one_bound(self) -> GateConfig:
-        if (self.max_drop is None) == (self.max_rise is None):
-            raise ValueError("eval.gate: give max_drop, or max_rise where lower is better")
-        return self
 
 
 def lost(gates: list[GateConfig], metrics_file: Path, step: int | None = None) -> str | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from posttrain import distributed
-from posttrain.batch import Sequence, pack
-from posttrain.data.load import Row
+from posttrain.common import distributed
+from posttrain.common.batch import Sequence, pack
+from posttrain.common.files import short_hash
 from posttrain.data.render import Renderer
-from posttrain.evaluation.choices import bbq, crows_pairs, truthfulqa
-from posttrain.forward import LanguageModel
-from posttrain.models import Models
-
-Record = Callable[[dict[str, Any]], None]
+from posttrain.data.rows import Row
+from posttrain.evaluation.scores.choices import bbq, crows_pairs, truthfulqa
+from posttrain.evaluation.statistics import Figures
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.models import Models
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def to_sequences(renderer: Renderer, rows: list[Row], most: int) -> dict[int, li
 def prompt_hash(sequences: Iterable[list[Sequence]]) -> str:
     """Of all ids."""
     ids = [[sequence.input_ids.tolist() for sequence in found] for found in sequences]
-    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+    return short_hash(ids)
 
 
 def evaluate_likelihood(
@@ -59,25 +58,27 @@ def evaluate_likelihood(
     rows: list[Row],
     sequences: dict[int, list[Sequence]],
     micro_batch_tokens: int,
-    record: Record = lambda row: None,
-) -> dict[str, Any]:
-    """The task's metrics over those of `rows` that have sequences, with num_rows, dropped_rows and
-    prompt_hash.
+) -> tuple[Figures, list[dict[str, Any]]]:
+    """Return the task's figures over those of `rows` that have sequences, with num_rows,
+    dropped_rows and prompt_hash, and a record of each row.
 
-    Rows are shared out over the ranks; each gives `record` those of all.
+    Rows are shared out over the ranks; each returns the records of all. A collective.
     """
     kept = list(sequences)
     mine = kept[distributed.rank() :: distributed.num_ranks()]
     own = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
     logprobs = {i: sums for part in distributed.all_gather(own) for i, sums in part.items()}
     metrics, records = task.evaluate([rows[i] for i in kept], [logprobs[i] for i in kept])
-    for i, found in zip(kept, records):
-        record({"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]})
-    return metrics | {
+    metrics |= {
         "num_rows": len(kept),
         "dropped_rows": len(rows) - len(kept),
         "prompt_hash": prompt_hash(sequences.values()),
     }
+    whole = [
+        {"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]}
+        for i, found in zip(kept, records)
+    ]
+    return metrics, whole
 
 
 def continuation(renderer: Renderer, prompt: str, text: str) -> Sequence:

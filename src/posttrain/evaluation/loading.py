@@ -6,13 +6,21 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from posttrain.config import ModelConfig
-from posttrain.config_errors import explain
-from posttrain.data.build import generation_stops, max_positions
-from posttrain.data.render import Renderer, make_renderer, trained_with
-from posttrain.models import choose_device, load_policy, load_tokenizer, resolve_model_path
-from posttrain.reward_head import holds_classifier, saved_labels
-from posttrain.rollout.sampler import NativeSampler
+from posttrain.common.errors import SettingError
+from posttrain.config.errors import explain
+from posttrain.data.render import Renderer, make_renderer
+from posttrain.model.config import ModelConfig
+from posttrain.model.device import choose_device
+from posttrain.model.folder import (
+    generation_stops,
+    holds_classifier,
+    max_positions,
+    resolve_model_path,
+    saved_labels,
+    trained_with,
+)
+from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.rollout.native.sampler import NativeSampler
 
 
 def load_for_sampling(
@@ -23,7 +31,7 @@ def load_for_sampling(
     system_prompt: str | None = None,
     max_num_seqs: int = 256,
 ) -> tuple[Renderer, NativeSampler, int]:
-    """Renderer, sampler and the model's longest sequence, as in training."""
+    """Return renderer, sampler and the model's longest sequence, as in training."""
     name = resolve_model_path(model)
     check_writes(model)
     try:
@@ -31,14 +39,14 @@ def load_for_sampling(
     except ValidationError as error:
         raise ValueError(explain(error, ModelConfig)) from None
     if template not in ("auto", "chat", "plain"):
-        raise ValueError(f"--template is one of auto, chat, plain; got {template!r}")
+        raise SettingError("template", f"is one of auto, chat, plain; got {template!r}")
     renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
 
 
 def check_writes(model: str) -> None:
-    """A ValueError for a model with a head that scores texts: it would write nonsense."""
+    """Raise ValueError for a model whose head scores texts: it would write nonsense."""
     name = resolve_model_path(model)
     if holds_classifier(Path(name)):
         kind, fix = "reward model", "posttrain score reward_model ROWS path=FOLDER"
@@ -50,7 +58,7 @@ def check_writes(model: str) -> None:
 def as_trained(
     model: str, template: str = "auto", system_prompt: str | None = None
 ) -> tuple[str, str | None]:
-    """Template and system prompt, where they are not said those of the run that `model` is."""
+    """Return template and system prompt; if not given, those of the run that `model` is."""
     trained_template, trained_system_prompt, _ = trained_with(resolve_model_path(model))
     if system_prompt is None:
         system_prompt = trained_system_prompt

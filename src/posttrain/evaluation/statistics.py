@@ -7,10 +7,14 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from statistics import fmean, pvariance
+from typing import Any
 
 import numpy
 
 Z = 1.959964
+
+Figures = dict[str, Any]
+"""The figures of a result by name; the 95 % interval of NAME is NAME_ci95."""
 
 
 def pass_at(k: int, n: int, num_correct: int) -> float:
@@ -76,3 +80,14 @@ def sign_flip_test(differences: Sequence[Fraction]) -> float:
         chances[low + step : high] += before[: width - step] / 2
     sums = numpy.abs(numpy.arange(-total, total + 1))
     return min(1.0, float(chances[sums >= observed].sum()))
+
+
+def share(flags: Sequence[bool]) -> float:
+    """Return the share of flags that are true; NaN if there are none."""
+    return sum(flags) / len(flags) if flags else math.nan
+
+
+def share_with_interval(name: str, flags: Sequence[bool]) -> Figures:
+    """A share with its 95 % interval."""
+    n, found = len(flags), sum(flags)
+    return {name: found / n if n else math.nan, f"{name}_ci95": wilson(found, n)}

@@ -1,4 +1,4 @@
-"""The file that results are written to, task by task, and what lies beside it meanwhile."""
+"""The results file, written task by task, and the files of unfinished tasks beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.checkpoint import file_hash, write_atomically
-from posttrain.models import resolve_model_path
+from posttrain.common.errors import SettingError
+from posttrain.common.files import sha256, write_text
+from posttrain.model.folder import resolve_model_path
 
 RESULTS = "results.json"
 
@@ -36,7 +37,7 @@ def contents_hash(place: str | None) -> str | None:
     path = Path(resolve_model_path(place))
     kinds = (".safetensors", ".json", ".jinja")
     files = [path] if path.is_file() else sorted(f for f in path.glob("*") if f.suffix in kinds)
-    return settings_hash({file.name: file_hash(file) for file in files})
+    return settings_hash({file.name: sha256(file) for file in files})
 
 
 def read_results(output: Path) -> dict[str, dict[str, Any]]:
@@ -47,14 +48,15 @@ def read_results(output: Path) -> dict[str, dict[str, Any]]:
     try:
         results = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): give another --output") from None
+        problem = f"{file} is not valid JSON ({error}): give another"
+        raise SettingError("output", problem) from None
     if not isinstance(results, dict) or not all(isinstance(r, dict) for r in results.values()):
-        raise ValueError(f"{file} holds no results of posttrain eval: give another --output")
+        raise SettingError("output", f"{file} holds no results of posttrain eval: give another")
     return results
 
 
-def check_settings(output: Path, task: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the task is finished. ValueError where what lies there, finished or not, was made
+def is_finished(output: Path, task: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a task is finished. Raises SettingError if what is there, finished or not, was made
     with other settings."""
     file, beside = results_file(output), begun_file(output, task)
     finished = task in (results := read_results(output))
@@ -66,9 +68,10 @@ def check_settings(output: Path, task: str, settings: Mapping[str, Any]) -> bool
         return False
     other = differing(before, settings)
     if other:
-        raise ValueError(
-            f"{file} holds {task} with other settings ({'; '.join(other)}): give another --output, "
-            "or delete it"
+        raise SettingError(
+            "output",
+            f"{file} holds {task} with other settings ({'; '.join(other)}): give another, or "
+            "delete it",
         )
     return finished
 
@@ -80,13 +83,13 @@ def begin(output: Path, task: str, settings: Mapping[str, Any]) -> Path:
     mark = begun_file(output, task)
     if not mark.is_file():
         file.unlink(missing_ok=True)  # of a result that was deleted
-        write_atomically(mark, json.dumps(settings, indent=1))
+        write_text(mark, json.dumps(settings, indent=1))
     return file
 
 
 def finish(output: Path, task: str, result: Mapping[str, Any]) -> None:
     file = results_file(output)
-    write_atomically(file, json.dumps(read_results(output) | {task: result}, indent=1))
+    write_text(file, json.dumps(read_results(output) | {task: result}, indent=1))
     begun_file(output, task).unlink(missing_ok=True)
 
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from posttrain.rewards.base import Reward, RewardConfig
 from posttrain.rewards.score import Score
 from posttrain.sandbox.pool import Pool, judge, open_pool
 from posttrain.sandbox.tester import Verdict
@@ -26,7 +27,7 @@ VERDICTS = (
 )  # fmt: skip
 
 
-class CodeExecution(BaseModel, extra="forbid"):
+class CodeExecution(RewardConfig):
     """Settings of the code reward. The limits hold for one process: one row, or one input."""
 
     type: Literal["code_execution"] = "code_execution"
@@ -186,3 +187,6 @@ def prompt_text(prompt: Any) -> str:
         if isinstance(message, dict) and message.get("role") == "user":
             return str(message.get("content") or "")
     return ""
+
+
+REWARD = Reward(CodeExecution, build)

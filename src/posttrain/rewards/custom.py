@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from posttrain.rewards.base import Reward, RewardConfig
 
 
-class Custom(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Custom(RewardConfig):
     type: Literal["custom"] = "custom"
     path: str
     """A Python file."""
@@ -36,3 +34,6 @@ def build(config: Custom) -> Callable[..., Any]:
         found = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
         raise ValueError(f"{config.path} has no function {config.function!r}; found: {found}")
     return function
+
+
+REWARD = Reward(Custom, build)

@@ -8,26 +8,33 @@ model takes is an error, for a score of its beginning would not be a score of it
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, Field
-from torch import Tensor
+from pydantic import Field
 
-from posttrain.rewards.call import RewardFailure
+from posttrain.model.folder import (
+    STEPS_FILE,
+    adapter_config,
+    check_adapter_file,
+    is_adapter,
+    read_json,
+    resolve_model_path,
+    saved_separator,
+    trained_with,
+)
+from posttrain.rewards.base import Reward, RewardConfig, RewardFailure
 
 COMBINE: dict[str, Callable[[list[float]], float]] = {
     "product": math.prod, "min": min, "mean": statistics.fmean, "last": lambda p: p[-1],
 }  # fmt: skip
 
 
-class RewardModel(BaseModel, extra="forbid"):
+class RewardModel(RewardConfig):
     """Settings of the reward-model reward."""
 
     type: Literal["reward_model"] = "reward_model"
@@ -54,9 +61,12 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
 
     The folder is checked here, the weights are loaded when the first scores are asked for.
     """
-    from posttrain.data.render import make_renderer, trained_with  # they import the config, it this
-    from posttrain.data.steps import steps_of
-    from posttrain.models import choose_device, choose_dtype, load_tokenizer, resolve_model_path
+    # here, not above: they import torch, and settings are read without it
+    from posttrain.data.kinds.steps import steps_of
+    from posttrain.data.render import make_renderer
+    from posttrain.model.device import choose_device, choose_dtype
+    from posttrain.model.load import load_tokenizer
+    from posttrain.rewards.classifier_scores import load, score_ids, step_probabilities
 
     path = resolve_model_path(config.path)
     model_config = check_folder(path)
@@ -112,12 +122,9 @@ def check_folder(path: str) -> Any:
     """The model's config; ValueError for anything but a reward model in safetensors."""
     from transformers import AutoConfig
 
-    from posttrain.models import check_adapter_file
-
     folder = Path(path)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        settings = json.loads(adapter.read_text())
+    if is_adapter(folder):
+        settings = adapter_config(folder)
         if settings.get("task_type") != "SEQ_CLS":
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
         check_adapter_file(folder)
@@ -131,7 +138,7 @@ def check_folder(path: str) -> Any:
     if not (folder / "config.json").is_file():
         what = "holds no config.json" if folder.is_dir() else "is no folder"
         raise ValueError(f"reward.path: {path} {what}; a local reward-model folder is needed")
-    kinds = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+    kinds = read_json(folder / "config.json").get("architectures") or ["?"]
     if not kinds[0].endswith("ForSequenceClassification"):
         raise ValueError(
             f"reward.path: {path} is a {kinds[0]}, not a reward model "
@@ -160,8 +167,6 @@ def check_folder(path: str) -> Any:
 def check_steps(path: str, steps: str) -> str | None:
     """What separates the steps, of a process reward model; ValueError where `steps` does not fit
     the folder."""
-    from posttrain.reward_head import STEPS_FILE, saved_separator
-
     separator = saved_separator(Path(path))
     if separator is not None and steps == "none":
         raise ValueError(
@@ -175,74 +180,4 @@ def check_steps(path: str, steps: str) -> str | None:
     return separator
 
 
-def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model in eval mode; ValueError where the folder lacks some of its weights."""
-    from posttrain.reward_head import load_classifier
-
-    model, lacking = load_classifier(path, dtype)
-    if lacking:
-        missing = ", ".join(lacking[:3])
-        raise RewardFailure(
-            f"reward.path: {path} lacks weights ({missing}): they would be random, and so the score"
-        )
-    model.requires_grad_(False)
-    return model.eval().to(device)
-
-
-@torch.inference_mode()
-def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[float | None]:
-    """The logit of every sequence. Rounding aside, it does not depend on the others."""
-    scores: list[float | None] = [None] * len(sequences)
-    for chosen in token_batches([len(ids) for ids in sequences], max_tokens):
-        rows = [sequences[i] for i in chosen]
-        # transformers reads the score at the last token that is not the pad token: padding with
-        # none of the last tokens makes that each row's own last one, also where pad equals eos
-        last = {ids[-1] for ids in rows}
-        text_config = model.config.get_text_config()
-        candidates = (text_config.pad_token_id, *range(text_config.vocab_size))
-        pad = next(i for i in candidates if i is not None and i not in last)
-        before, text_config.pad_token_id = text_config.pad_token_id, pad
-        try:
-            logits = model(**padded(rows, pad, next(model.parameters()).device)).logits
-        finally:
-            text_config.pad_token_id = before
-        for i, value in zip(chosen, logits[:, 0].float().tolist()):
-            scores[i] = value
-    return scores
-
-
-@torch.inference_mode()
-def step_probabilities(
-    model: Any, rows: list[tuple[list[int], list[int]]], max_tokens: int
-) -> list[list[float]]:
-    """The probability of being right of every step, of rows of ids and the places where their
-    steps end."""
-    found: list[list[float]] = [[] for _ in rows]
-    backbone, device = getattr(model, model.base_model_prefix), next(model.parameters()).device
-    for chosen in token_batches([len(ids) for ids, _ in rows], max_tokens):
-        inputs = padded([rows[i][0] for i in chosen], 0, device)
-        states = backbone(**inputs, use_cache=False).last_hidden_state
-        probabilities = model.score(states)[..., 0].float().sigmoid().tolist()
-        for i, values in zip(chosen, probabilities):
-            found[i] = [values[place] for place in rows[i][1]]
-    return found
-
-
-def padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Ids [N, W], padded on the right, and their mask."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-    return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
-
-
-def token_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `max_tokens` with padding, or of one; the shortest first."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[i] > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+REWARD = Reward(RewardModel, build)

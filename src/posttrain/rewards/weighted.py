@@ -7,19 +7,44 @@ which is TRL's nansum with the completions that no reward could score left out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from posttrain.rewards.call import Scores, made_from, made_of
+from posttrain.config.base import ByType
+from posttrain.rewards import REWARDS
+from posttrain.rewards.base import Reward, RewardConfig, Scores
+from posttrain.rewards.build import build_reward, config_of
 from posttrain.rewards.score import Score, verdict_of
-
-if TYPE_CHECKING:
-    Part = Any  # set in __init__.py, from the registry
+from posttrain.rewards.scoring import combine_scores, delegate
 
 
-class Weighted(BaseModel, extra="forbid"):
+class PartConfig(RewardConfig):
+    """What a part of a weighted reward has beside its own keys."""
+
+    weight: float = 1.0
+    """What its score is multiplied by."""
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    """What it is logged as; its type by default."""
+
+
+PARTS = {name: entry for name, entry in REWARDS.items() if name != "weighted"}
+
+
+@functools.cache
+def part_config(name: str) -> type[PartConfig]:
+    """Return a reward's settings class with the keys of a part: weight and name."""
+    config = config_of(name)
+    bases: Any = (config, PartConfig)
+    return cast("type[PartConfig]", create_model(config.__name__, __base__=bases))
+
+
+Part = Annotated[SerializeAsAny[PartConfig], ByType(PARTS, part_config)]
+
+
+class Weighted(RewardConfig):
     """Settings of the weighted reward."""
 
     type: Literal["weighted"] = "weighted"
@@ -37,7 +62,7 @@ class Weighted(BaseModel, extra="forbid"):
         return self
 
 
-def name_of(part: Any) -> str:
+def name_of(part: PartConfig) -> str:
     return str(part.name or part.type)
 
 
@@ -46,8 +71,6 @@ def build(config: Weighted) -> Callable[..., Any]:
 
     Sync parts run one after another, async ones at the same time.
     """
-    from posttrain.rewards import build_reward  # the registry imports this file
-
     rewards = {name_of(part): build_reward(part) for part in config.rewards}
     weights = {name_of(part): part.weight for part in config.rewards}
 
@@ -63,9 +86,9 @@ def build(config: Weighted) -> Callable[..., Any]:
                 for i in range(len(completions))
             ]
 
-        return made_from(rewards, prompts, completions, completion_ids, columns, total)
+        return combine_scores(rewards, prompts, completions, completion_ids, columns, total)
 
-    return made_of(reward, rewards.values())
+    return delegate(reward, rewards.values())
 
 
 def _sum(scores: dict[str, float | None], weights: dict[str, float]) -> Score | None:
@@ -76,3 +99,6 @@ def _sum(scores: dict[str, float | None], weights: dict[str, float]) -> Score | 
     parts = {name: None if score is None else float(score) for name, score in scores.items()}
     total = sum(weights[name] * score for name, score in known.items())
     return Score(total, verdicts[0] if verdicts else None, parts)
+
+
+REWARD = Reward(Weighted, build)

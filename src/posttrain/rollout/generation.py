@@ -11,9 +11,8 @@ from contextlib import suppress
 
 import torch
 
-from posttrain import distributed
-from posttrain.rollout.http_client import EngineError
-from posttrain.rollout.sampler import Rollout, Sampler, SamplingParams
+from posttrain.common import distributed
+from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
 
 CANCEL_SECONDS = 30.0
 

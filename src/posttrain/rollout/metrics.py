@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from posttrain.algorithms.base import Metrics
-from posttrain.rewards import parts_of, verdict_of
+from posttrain.common.metrics import Metrics
+from posttrain.rewards.score import parts_of, verdict_of
 from posttrain.rollout.sampler import Rollout
 
 

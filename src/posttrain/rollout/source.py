@@ -9,18 +9,22 @@ from typing import Any
 
 import torch
 
-from posttrain import distributed
-from posttrain.algorithms.base import Metrics
-from posttrain.batch import Batch, Sequence, pack
-from posttrain.config import RolloutConfig
-from posttrain.data.prepare import Prompt
+from posttrain.common import distributed
+from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.common.metrics import Metrics
+from posttrain.common.seeds import mix
+from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.render import Renderer
 from posttrain.data.source import EpochOrder
-from posttrain.rewards import RewardFn, parts_of, score_each, verdict_of
+from posttrain.rewards.base import RewardFn
+from posttrain.rewards.score import parts_of, verdict_of
+from posttrain.rewards.scoring import score_each
+from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.generation import Generation, raise_together
-from posttrain.rollout.http_client import EngineError
 from posttrain.rollout.metrics import rollout_metrics
-from posttrain.rollout.sampler import Rollout, Sampler, SamplingParams
+from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
+
+ATTEMPT = 2**50  # far from every place of a step
 
 
 @dataclass
@@ -150,7 +154,7 @@ class RolloutSource:
         self.sampler.update_weights()
         size = self.config.group_size
         members = [(group, k) for group in groups for k in range(size)]
-        seeds = [_seed(self.seed, step, g.place * size + k, attempt) for g, k in members]
+        seeds = [mix(self.seed, step, g.place * size + k + attempt * ATTEMPT) for g, k in members]
         prompts = [group.prompt.input_ids for group, _ in members]
         beside = self.beside or ahead
         return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds, beside))
@@ -252,11 +256,6 @@ class RolloutSource:
 
 def _without_prompt(rollout: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rollout.items() if name != "prompt_ids"}
-
-
-def _seed(seed: int, step: int, place: int, attempt: int) -> int:
-    """A different seed for each completion of a run, from 0 to 2**63 - 1."""
-    return ((seed * 1_000_003 + step) * 1_000_003 + place + attempt * 2**50) % 2**63
 
 
 def to_sequence(rollout: Rollout, value: float | None, group: int, max_new_tokens: int) -> Sequence:

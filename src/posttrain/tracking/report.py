@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from posttrain.tracking import OF_LABELS
+from posttrain.tracking.tracker import OF_LABELS
 
 MAX_POINTS = 600
 MAX_VERDICT_BARS = 120

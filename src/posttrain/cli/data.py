@@ -1,0 +1,152 @@
+"""`posttrain data`: the commands that show, make, prepare and fetch data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")]
+
+
+@data_app.command("preview")
+def preview(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose data to show.")],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+) -> None:
+    """The rendered rows with the trained tokens coloured, their lengths, and what is dropped."""
+    from posttrain.runs.config import load_config
+    from posttrain.runs.preview import show
+
+    show(load_config(recipe, overrides), rows)
+
+
+@data_app.command("preferences")
+def preferences(
+    recipe: Annotated[str, typer.Argument(help="A recipe with make.type: preferences.")],
+    overrides: Overrides = None,
+) -> None:
+    """Sample several completions of each prompt and make pairs of them by their scores."""
+    _make(recipe, overrides, "preferences")
+
+
+@data_app.command("filter")
+def rejection_sampling(
+    recipe: Annotated[str, typer.Argument(help="A recipe with make.type: filter.")],
+    overrides: Overrides = None,
+) -> None:
+    """Sample several completions of each prompt and keep those that are right."""
+    _make(recipe, overrides, "filter")
+
+
+def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
+    from posttrain.runs.synthesize import load_making, make
+
+    config = load_making(recipe, overrides)
+    if config.make.type != kind:
+        raise ValueError(f"{recipe} has make.type {config.make.type}: posttrain data {kind} does "
+                         f"{kind}")  # fmt: skip
+    for name, value in make(config).items():
+        print(f"{name:<20}{value}")
+    print(f"written to {config.output_dir}")
+
+
+@data_app.command("prepare")
+def prepare(
+    files: Annotated[list[str], typer.Argument(help="JSONL or Parquet, also .gz; globs too.")],
+    output_dir: Annotated[Path, typer.Option(help="For train.parquet and validation.parquet.")],
+    val_split: Annotated[float, typer.Option(help="Share of the groups for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Draws the groups for validation.")] = 0,
+    prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt.")] = None,
+    response_key: Annotated[str | None, typer.Option(help="The column of the answer.")] = None,
+    answer_key: Annotated[
+        str | None, typer.Option(help="The column of the final answer, for a reward.")
+    ] = None,
+    group_key: Annotated[
+        str | None, typer.Option(help="Rows with an equal value here lie in one file.")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="Other columns, comma-separated, or none; by default simple ones."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="posttrain, verl_sft or verl_rl.")] = "posttrain",
+    data_source: Annotated[str | None, typer.Option(help="For verl_rl.")] = None,
+    ability: Annotated[str | None, typer.Option(help="For verl_rl.")] = None,
+    decontaminate: Annotated[
+        str | None, typer.Option(help="Drop rows that overlap with this evaluation set.")
+    ] = None,
+) -> None:
+    """Files of rows to train.parquet and validation.parquet without a prompt in both."""
+    from posttrain.data.prepare.convert import prepare as convert
+    from posttrain.data.prepare.standard import Preparation
+
+    columns = None if keep is None else () if keep == "none" else tuple(keep.split(","))
+    config = Preparation(
+        output_dir, val_split, seed, prompt_key, response_key, answer_key, group_key, columns,
+        format, data_source, ability, decontaminate,
+    )  # fmt: skip
+    for line in convert(files, config).lines():
+        print(line)
+
+
+@data_app.command("overlap")
+def overlap(
+    train: Annotated[str, typer.Argument(help="Training rows: a file or a glob.")],
+    evaluation: Annotated[str, typer.Argument(help="The evaluation set: a file or a glob.")],
+    n: Annotated[int, typer.Option("--n", help="Successive words in common.")] = 13,
+) -> None:
+    """Training rows that share n successive words with an evaluation set."""
+    from posttrain.data.files import SUFFIXES
+    from posttrain.data.prepare.convert import expand
+    from posttrain.data.prepare.decontamination import measure_overlap
+
+    train_files, held_out = expand([train], SUFFIXES), expand([evaluation], SUFFIXES)
+    for line in measure_overlap(train_files, held_out, n).lines():
+        print(line)
+
+
+@data_app.command("templates")
+def templates() -> None:
+    """The prompt templates that have a name, each with an example."""
+    from posttrain.data.templates import described
+
+    for line in described():
+        print(line)
+
+
+@data_app.command("list")
+def list_datasets() -> None:
+    """The data sets that have a name: what they are, licence, splits with rows, use, source."""
+    from posttrain.data.origin import describe
+    from posttrain.data.sets import DATASETS
+
+    width = max(map(len, DATASETS)) + 2
+    for name in DATASETS:
+        print("\n".join(describe(name, width)))
+
+
+@data_app.command("download")
+def download_datasets(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None,
+    sft_only: Annotated[
+        bool, typer.Option("--sft-only", help="Those with completions to train on.")
+    ] = False,
+    rl_only: Annotated[
+        bool, typer.Option("--rl-only", help="Those with answers, tests, labels or preferences.")
+    ] = False,
+    output_dir: Annotated[
+        Path, typer.Option(help="A folder for each data set is made in it.")
+    ] = Path("data"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files and sizes, fetch and write nothing.")
+    ] = False,
+) -> None:
+    """Fetch the original files of the data sets named, or of all; goes on where it was."""
+    from posttrain.data.download import chosen, download
+
+    wanted = chosen(names or [], sft_only=sft_only, rl_only=rl_only)
+    download(wanted, output_dir, dry_run=dry_run)

@@ -1,0 +1,120 @@
+"""Ranks: sums over them, gradients shared between them, parameters sharded over them.
+
+Started by torchrun; a single process is the case of one rank, on the same code path.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from posttrain.common.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def start(device: str) -> None:
+    """Join the process group if torchrun started us."""
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        return
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def leave() -> None:
+    """End a rank whose work is done, past Python's finalization.
+
+    gloo's threads outlive the process group where DTensor's caches hold it. One of them that drops
+    its last tensor while the interpreter is being taken down finds no interpreter to lock and
+    aborts the process: a finished run then fails with "terminate called without an active
+    exception", the more often the busier the machine.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The values of all ranks, small Python objects, in rank order."""
+    if num_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * num_ranks()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def from_rank_0(value: Any) -> Any:
+    values = [value]
+    if num_ranks() > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def barrier() -> None:
+    if num_ranks() > 1:
+        torch.distributed.barrier()
+
+
+def is_sharded(policy: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(policy, FSDPModule)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
+    """Replicated parameters: one all-reduce of all gradients, once per optimiser step.
+
+    Sharded parameters have been reduced in the backward pass already.
+    """
+    if num_ranks() == 1 or sharded:
+        return
+    # a rank whose micro-batches were all skipped has no gradient; it must still take part
+    grads = []
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        grads.append(p.grad)
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
+        grad.copy_(total.view_as(grad))
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a shard; a plain tensor as it is. A collective where it is sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copy_full(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value into a tensor, or this rank's part of it into its shard."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    with torch.no_grad():
+        tensor.copy_(value)

@@ -1,0 +1,96 @@
+"""Files that are whole or absent, and what identifies their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a temporary path to write; it becomes `file` when the block ends without an error.
+
+    A reader, or a process killed meanwhile, sees the old file or the new one, never a part.
+    """
+    temporary = file.with_name(f".{file.name}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(file.parent)
+
+
+@contextmanager
+def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
+    """As `replacing`, for a folder: give an empty one to fill, which becomes `folder`.
+
+    Without `durable` nothing is synced: for folders that are handed over, not kept.
+    """
+    temporary = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (*temporary.iterdir(), temporary) if durable else ():
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if durable:
+        sync(folder.parent)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file, or leave the old one."""
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a row a line; what JSON cannot hold becomes its text. Makes the folder if needed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, default=str) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Have the operating system write a file or folder out before anything relies on it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    """Return 16 hexadecimal digits that identify a text, or any other value by its repr."""
+    text = value if isinstance(value, str) else repr(value)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finite(value: Any) -> Any:
+    """Return the same value with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,275 @@
+"""The one HTTP client: kept connections, retries, a time limit on each whole reply, no redirects.
+
+Standard library only, and no proxy is used. A try that may succeed later is repeated: a connection
+error, a timeout, 429 and 5xx. Everything else fails at once, redirects too, so that a key goes to
+no other host. What is posted must be safe to post twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import SplitResult
+
+log = logging.getLogger(__name__)
+
+LONGEST_REPLY = 1 << 26  # bytes
+LONGEST_MESSAGE = 300  # characters of the server's own words in an error
+CONNECT_TIMEOUT = 10.0  # seconds; a server that is up accepts at once, however busy
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for, and how often it is asked again."""
+
+    timeout: float
+    """Seconds for one try, from the connection to the last byte."""
+    retries: int
+    """Tries after the first."""
+    backoff: float
+    """Seconds before the second try, doubled before each further one."""
+    max_wait: float
+    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+
+
+@dataclass
+class Reply:
+    status: int
+    text: str
+    retry_after: str | None = None
+    location: str | None = None
+
+
+class HttpError(Exception):
+    """Why there is no reply to use."""
+
+    def __init__(
+        self,
+        kind: Literal["unreachable", "dropped", "timeout", "busy", "refused"],
+        problem: str,
+        tries: int,
+        reply: Reply | None = None,
+    ) -> None:
+        """`kind`: no connection; a connection that broke; too slow; 429 or 5xx to the end; any
+        other status. `problem` says it in words, without the key."""
+        super().__init__(problem)
+        self.kind, self.problem, self.tries, self.reply = kind, problem, tries, reply
+
+
+@dataclass(repr=False)
+class Endpoint:
+    """A server and how to talk to it. Safe to use from many threads; no repr, as it knows a key."""
+
+    url: SplitResult
+    """Scheme, host, port and the path that requests begin with."""
+    patience: Patience
+    key: str | None = None
+    """Sent as a bearer token, and removed from whatever the server says."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to give up: nothing is tried again."""
+    idle: list[http.client.HTTPConnection] = field(default_factory=list)
+
+    @property
+    def place(self) -> str:
+        """The address, as messages give it."""
+        return f"{self.url.scheme}://{self.url.netloc}{self.url.path}"
+
+    def redacted(self, text: str, part: slice = slice(LONGEST_MESSAGE)) -> str:
+        """Return `text` on one line without the key, which a server may repeat; cut afterwards."""
+        return " ".join(self.without_key(text).split())[part]
+
+    def without_key(self, text: str) -> str:
+        """Return `text` without the key, as it is or as JSON writes it."""
+        for secret in (self.key, json.dumps(self.key)[1:-1] if self.key else None):
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    def close(self) -> None:
+        """Give up the open connections."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self.idle.pop().close()
+
+
+def bearer_key(field_name: str, variable: str | None) -> str | None:
+    """Return the key in an environment variable; None if no variable is named.
+
+    Raises ValueError that begins with `field_name` if it is not set or no header can carry it. The
+    value is never part of a message.
+    """
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(f"{field_name}: the environment variable {variable} is not set")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(
+            f"{field_name}: the environment variable {variable} holds spaces or characters that "
+            "are not ASCII, which no HTTP header can carry"
+        )
+    return key
+
+
+def request(
+    server: Endpoint, method: str, path: str = "", body: bytes | None = None, what: str = ""
+) -> Reply:
+    """Return the reply with a status of 200 to 299, after as many tries as it takes.
+
+    `what` names the request in the log. Raises HttpError if the server refuses or every try failed.
+    """
+    patience = server.patience
+    error = HttpError("unreachable", "given up", 0)
+    for attempt in range(patience.retries + 1):
+        if server.stop.is_set():
+            break
+        wait = min(patience.backoff * 2**attempt, patience.max_wait)
+        try:
+            reply = _exchange(server, method, path, body)
+        except (OSError, http.client.HTTPException) as cause:
+            server.close()  # a server that was restarted has dropped the idle ones too
+            error = _unusable(server, cause, attempt + 1)
+        else:
+            if 200 <= reply.status < 300:
+                return reply
+            error = _refused(server, reply, attempt + 1)
+            if error.kind == "refused":
+                raise error
+            asked = seconds_of(reply.retry_after)
+            if asked > patience.max_wait:
+                raise HttpError(
+                    "refused",
+                    f"{error.problem}; it asks to wait {asked:g} s, more than max_wait: "
+                    f"{patience.max_wait:g}",
+                    attempt + 1,
+                    reply,
+                )
+            wait = max(wait, asked)
+        if attempt == patience.retries:
+            break
+        log.warning("%s: %s; trying again in %g s", what or server.place, error.problem, wait)
+        server.stop.wait(wait)
+    raise error
+
+
+def _unusable(server: Endpoint, cause: Exception, tries: int) -> HttpError:
+    if isinstance(cause, TimeoutError):
+        return HttpError("timeout", f"TimeoutError: {cause}", tries)
+    broken = (http.client.HTTPException, ConnectionResetError, BrokenPipeError)
+    kind: Literal["dropped", "unreachable"] = (
+        "dropped" if isinstance(cause, broken) else "unreachable"
+    )
+    return HttpError(kind, server.redacted(f"{type(cause).__name__}: {cause}"), tries)
+
+
+def _refused(server: Endpoint, reply: Reply, tries: int) -> HttpError:
+    problem = f"status {reply.status}: {server.redacted(reply.text) or 'no message'}"
+    if 300 <= reply.status < 400:
+        where = server.redacted(reply.location or "nowhere")
+        problem = f"status {reply.status}, a redirect to {where}: give that url itself"
+    busy = reply.status == 429 or reply.status >= 500
+    return HttpError("busy" if busy else "refused", problem, tries, reply)
+
+
+def seconds_of(retry_after: str | None) -> float:
+    """Return a Retry-After in seconds from now: a number or a date; 0 if there is none."""
+    if retry_after is None:
+        return 0.0
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        then = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except ValueError:
+        return 0.0
+    return max(0.0, then - time.time())
+
+
+def _exchange(server: Endpoint, method: str, path: str, body: bytes | None) -> Reply:
+    """One try, on a kept connection if there is one that the server has not closed meanwhile."""
+    with contextlib.suppress(IndexError):
+        kept = server.idle.pop()
+        try:
+            return _ask(server, kept, method, path, body)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            pass  # idle for too long: that is no failure of the server
+    return _ask(server, _connect(server), method, path, body)
+
+
+def _connect(server: Endpoint) -> http.client.HTTPConnection:
+    url = server.url
+    assert url.hostname is not None
+    secure = url.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    timeout = min(CONNECT_TIMEOUT, server.patience.timeout)
+    connection = kind(url.hostname, url.port, timeout=timeout)
+    try:
+        connection.connect()
+    except TimeoutError:
+        connection.close()
+        if timeout < CONNECT_TIMEOUT:
+            raise TimeoutError(f"no full reply within {timeout:g} s") from None
+        raise ConnectionError(f"no connection within {timeout:g} s") from None
+    return connection
+
+
+def _ask(
+    server: Endpoint,
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None,
+) -> Reply:
+    """TimeoutError after `timeout` seconds in all, however slowly the bytes drip in."""
+    timeout = server.patience.timeout
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    if server.key is not None:
+        headers["Authorization"] = f"Bearer {server.key}"
+    expired = threading.Event()
+    stream = connection.sock
+    stream.settimeout(timeout)
+
+    def expire() -> None:
+        expired.set()
+        with contextlib.suppress(OSError):  # closed in the meantime
+            # the plain socket's: TLS would wait for the lock that the reading thread holds
+            socket.socket.shutdown(stream, socket.SHUT_RDWR)
+
+    watch = threading.Timer(timeout, expire)
+    watch.daemon = True
+    watch.start()
+    try:
+        target = (server.url.path + path or "/") + (
+            f"?{server.url.query}" if server.url.query else ""
+        )
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        data = response.read(LONGEST_REPLY)
+        if response.length or response.read(1):  # bytes that are missing, or too many
+            raise http.client.IncompleteRead(data, response.length)
+        if expired.is_set():  # the end of the stream was of our own making
+            raise TimeoutError
+    except BaseException as error:
+        connection.close()
+        timed_out = expired.is_set() or isinstance(error, TimeoutError)
+        if timed_out and isinstance(error, (OSError, http.client.HTTPException)):
+            raise TimeoutError(f"no full reply within {timeout:g} s") from None
+        raise
+    finally:
+        watch.cancel()
+    if response.will_close:
+        connection.close()
+    else:
+        server.idle.append(connection)
+    text = data.decode("utf-8", errors="replace")
+    return Reply(
+        response.status, text, response.getheader("Retry-After"), response.getheader("Location")
+    )

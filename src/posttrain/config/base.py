@@ -1,0 +1,161 @@
+"""Sections of a recipe: strict pydantic models whose keys carry all that is known of them.
+
+A key's meaning is the docstring below it. What else is known of it stands in its annotation:
+
+    save_steps: Annotated[int | None, Free()] = Field(None, ge=1)
+    servers: Annotated[list[str], Free(), ForEngines("server")] = Field(default_factory=list)
+    learning_rate: Annotated[float, AlsoCalled("lr")] = Field(2e-5, ge=0)
+
+The check at a resume, the hints for other frameworks' names and the reference in docs/ are derived
+from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+Marker = TypeVar("Marker")
+
+
+class StrictConfig(BaseModel):
+    """A section that refuses keys it does not have."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Free:
+    """Marks a key that may change between a run and its resume: it changes no number of the run."""
+
+
+@dataclass(frozen=True)
+class ForEngines:
+    """Marks a key that only some rollout engines read."""
+
+    engines: tuple[str, ...]
+
+    def __init__(self, *engines: str) -> None:
+        object.__setattr__(self, "engines", engines)
+
+
+@dataclass(frozen=True, eq=False)
+class AlsoCalled:
+    """What other frameworks call a key.
+
+    A positional name is answered with this key's path, a keyword name with the text beside it.
+    """
+
+    hints: dict[str, str | None] = field(default_factory=dict)
+
+    def __init__(self, *names: str, **answers: str) -> None:
+        object.__setattr__(self, "hints", {**dict.fromkeys(names), **answers})
+
+
+class SectionError(ValueError):
+    """The errors of a section whose class was chosen by its `type`."""
+
+    def __init__(self, error: ValidationError, model: type[BaseModel]) -> None:
+        super().__init__(str(error))
+        self.error, self.model = error, model
+
+
+@dataclass(frozen=True, eq=False)
+class ByType:
+    """Marks a section whose key `type` names an entry of a registry, which gives its class.
+
+    Only the chosen entry is imported. `config_of` returns the class from a loaded entry.
+    """
+
+    registry: Mapping[str, Any]
+    config_of: Callable[[str], type[StrictConfig]]
+
+    def choose(self, value: Any) -> Any:
+        """Return the section as an instance of its own class."""
+        if isinstance(value, BaseModel):
+            return value
+        if not isinstance(value, dict):
+            raise PydanticCustomError("section_type", "must be a section with keys")
+        name = value.get("type")
+        if not isinstance(name, str) or name not in self.registry:
+            raise PydanticCustomError("unknown_type", "type is not known", {"tag": name})
+        model = self.config_of(name)
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            raise SectionError(error, model) from None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.choose, handler(source))
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the schema, with the section class that declares it."""
+
+    path: str
+    """Dotted, from the root: trainer.learning_rate."""
+    info: FieldInfo
+    section: type[BaseModel]
+
+
+def keys(root: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Yield every key below a section class, those of all types a section may have included."""
+    for name, info in root.model_fields.items():
+        path = f"{prefix}{name}"
+        yield Key(path, info, root)
+        for model in sections_in(info):
+            yield from keys(model, f"{path}.")
+
+
+def sections_in(info: FieldInfo) -> list[type[BaseModel]]:
+    """Return the section classes that may stand at a key."""
+    found: list[type[BaseModel]] = [
+        chosen
+        for choice in (*marks(info, ByType), *_choices_in(info.annotation))
+        for chosen in (choice.config_of(name) for name in choice.registry)
+    ]
+    return found or _models_in(info.annotation)
+
+
+def marks(info: FieldInfo, kind: type[Marker]) -> list[Marker]:
+    """Return the markers of one kind in a key's annotation."""
+    return [mark for mark in info.metadata if isinstance(mark, kind)]
+
+
+def _choices_in(annotation: Any) -> list[ByType]:
+    own = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, ByType)]
+    return own or [c for arg in getattr(annotation, "__args__", ()) for c in _choices_in(arg)]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _models_in(arg)]
+
+
+def description_of(key: Key) -> str:
+    """Return a key's meaning, from the class that declares it or the nearest one above."""
+    name = key.path.rpartition(".")[2]
+    for model in key.section.__mro__:
+        info = getattr(model, "model_fields", {}).get(name)
+        if info is not None and info.description:
+            return " ".join(info.description.split())
+    return ""
+
+
+def marked(key: Key, kind: type[Marker]) -> list[Marker]:
+    """Return the markers of one kind at a key, from its class or the nearest one above."""
+    name = key.path.rpartition(".")[2]
+    for model in key.section.__mro__:
+        info = getattr(model, "model_fields", {}).get(name)
+        if info is not None and (found := marks(info, kind)):
+            return found
+    return []

@@ -1,0 +1,116 @@
+"""What a wrong config gets: the key, what is wrong with it, and the nearest right thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from posttrain.common.suggest import did_you_mean, nearest
+from posttrain.config.base import AlsoCalled, Key, SectionError, keys, marked, sections_in
+
+Section = TypeVar("Section", bound=BaseModel)
+
+MIXTURE_TAGS = ("DataConfig", "list[DataConfig]")
+"""What pydantic puts into the location of a key of `data`; users did not write it."""
+
+
+def parse(model: type[Section], tree: Mapping[str, Any], source: str) -> Section:
+    """Return the section or config of a tree; raise ValueError that begins with `source`."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Return all problems in one line: where, what, and the nearest right thing.
+
+    `root` is the whole schema, in which the right place of a misplaced key is looked up.
+    """
+    known = list(keys(root))
+    return "; ".join(dict.fromkeys(_problems(error, root, (), known)))
+
+
+def hints_of(known: list[Key]) -> dict[str, str]:
+    """Return what to write instead of other frameworks' names, by name."""
+    hints: dict[str, str] = {}
+    for key in known:
+        for mark in marked(key, AlsoCalled):
+            for name, answer in mark.hints.items():
+                hints.setdefault(name, answer or key.path)
+    return hints
+
+
+def _problems(
+    error: ValidationError, model: type[BaseModel], before: tuple[str, ...], known: list[Key]
+) -> Iterator[str]:
+    for one in error.errors():
+        parts = [str(part) for part in one["loc"] if part not in MIXTURE_TAGS]
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, SectionError):
+            yield from _problems(cause.error, cause.model, (*before, *parts), known)
+        elif one["type"] == "extra_forbidden":
+            yield _unknown_key(parts, model, before, known)
+        else:
+            yield _wrong_value(dict(one), [*before, *parts], known)
+
+
+def _unknown_key(
+    parts: list[str], model: type[BaseModel], before: tuple[str, ...], known: list[Key]
+) -> str:
+    where, key = ".".join((*before, *parts)), parts[-1]
+    section = ".".join(p for p in (*before, *parts[:-1]) if not p.isdigit())
+    here = _models_at(model, parts[:-1])
+    own = {name for m in here for name in m.model_fields}
+    siblings = _children(known, section)
+    hints = hints_of(known)
+    if key in hints and (key not in siblings or hints[key].rpartition(".")[2] in own):
+        return f"unknown key {where}: write {hints[key]}"
+    siblings = siblings or _children(known, section.rpartition(".")[0])  # below a user's name
+    if key in siblings:
+        kind = next((m.model_fields["type"].default for m in here if "type" in m.model_fields), "")
+        return f"{where} is a key of another {section} type, not of {kind}"
+    elsewhere = [k.path for k in known if k.path.rpartition(".")[2] == key]
+    if elsewhere:
+        best = min(elsewhere, key=lambda p: (not p.startswith(f"{section}."), p.count(".")))
+        return f"{key} is not a key of {section or 'the top level'}: it belongs at {best}"
+    near = nearest(key, own) or nearest(key, siblings)
+    hint = f"did you mean {near}?" if near else f"known here: {', '.join(sorted(own))}"
+    return f"unknown key {where}: {hint}"
+
+
+def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> str:
+    where, kind = ".".join(parts), error["type"]
+    if kind == "missing":
+        return f"{where} is missing"
+    if kind == "unknown_type":
+        section = ".".join(p for p in parts if not p.isdigit())
+        choices = dict.fromkeys(
+            str(key.info.default) for key in known if key.path == f"{section}.type"
+        )
+        given = error["ctx"]["tag"]
+        problem = f"{where}.type {given!r} is not known" if given else f"{where}.type is missing"
+        return f"{problem}; {did_you_mean(given, choices, 'one of')}"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message
+    # YAML reads yes, no, on and off as booleans
+    quotes = kind == "string_type" and not isinstance(error["input"], (dict, list))
+    fix = ": put it in quotes" if quotes and error["input"] is not None else ""
+    return f"{where}: {message[0].lower() + message[1:]} (got {error['input']!r}){fix}"
+
+
+def _children(known: list[Key], section: str) -> list[str]:
+    paths = (key.path.rpartition(".") for key in known)
+    return list(dict.fromkeys(name for parent, _, name in paths if parent == section))
+
+
+def _models_at(root: type[BaseModel], parts: list[str]) -> list[type[BaseModel]]:
+    """Return the section classes that may stand at a location of keys and list indices."""
+    models = [root]
+    for part in parts:
+        infos = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [model for info in infos for model in sections_in(info)] or models
+    return models

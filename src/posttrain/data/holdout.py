@@ -1,0 +1,98 @@
+"""Rows held out of training, so that no prompt is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from posttrain.data.rows import Row, numbered
+
+
+def question_of(row: Row) -> str:
+    """Return what the user says before the first answer, without case and spaces that differ.
+
+    `row` has `prompt` or `messages`, texts or messages.
+    """
+    value = row["messages"] if "messages" in row else row["prompt"]
+    if isinstance(value, list):
+        roles = [m["role"] for m in value]
+        start = value[: roles.index("assistant")] if "assistant" in roles else value
+        value = "\n".join(str(m["content"]) for m in start if m["role"] != "system")
+    return " ".join(str(value).casefold().split())
+
+
+def is_held_out(group: str, share: float, seed: int) -> bool:
+    """Whether a group is in the share that is held out: a function of its text and the seed."""
+    digest = hashlib.blake2b(
+        group.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode()
+    )
+    return int.from_bytes(digest.digest(), "big") / 2**64 < share
+
+
+def group_text(value: Any) -> str:
+    """Return a group's value as the text that is hashed."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def hold_out(
+    parts: Sequence[tuple[str, list[Row]]],
+    share: float,
+    seed: int,
+    column: str | None,
+    asked: Callable[[Row], Row],
+) -> tuple[list[list[Row]], list[list[Row]]]:
+    """Return the rows to train on and those held out, of each part (name and rows).
+
+    Rows with the same question lie on one side, and with `column` rows with an equal value there as
+    well; `asked` returns a row's question as `prompt` or `messages`. Neither the order of rows nor
+    other rows decide a row's side, except through shared questions of several groups. Raises
+    ValueError naming a row that is malformed, or a side that is left without rows.
+    """
+    keys: list[list[str]] = []
+    for name, rows in parts:
+        for where, row in numbered(rows, name):
+            try:
+                question = question_of(asked(row))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{where}: {error}") from None
+            keys.append([f"question {question}"])
+            if column is not None:
+                if row.get(column) is None:
+                    raise ValueError(
+                        f"{where}: no value in {column!r} (eval.split_by); found {', '.join(row)}"
+                    )
+                keys[-1].append(f"group {group_text(row[column])}")
+    sides = iter(_sides(keys, share, seed))
+    kept: list[list[Row]] = []
+    held_out: list[list[Row]] = []
+    for _, rows in parts:
+        flags = [next(sides) for _ in rows]
+        kept.append([row for row, held in zip(rows, flags) if not held])
+        held_out.append([row for row, held in zip(rows, flags) if held])
+    for what, sides_rows in (("to train on", kept), ("for the evaluation", held_out)):
+        if not any(sides_rows):
+            raise ValueError(
+                f"eval.split={share:g} leaves no row {what} of {len(keys)}: choose another share, "
+                "or give eval.data rows of its own"
+            )
+    return kept, held_out
+
+
+def _sides(keys: list[list[str]], share: float, seed: int) -> list[bool]:
+    """Whether each row is held out; rows that share a key, directly or through others, agree."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for first, *others in keys:
+        for other in others:
+            a, b = sorted((root(first), root(other)))
+            parent[b] = a  # the smallest key stands for all, whatever their order
+    return [is_held_out(root(row[0]).partition(" ")[2], share, seed) for row in keys]

@@ -1,0 +1,34 @@
+"""Prompts with their completions, or chats, for `sft`.
+
+prompt       a text or messages
+completion   a text or messages, all of which is trained on
+messages     instead of both: every assistant turn is trained on
+"""
+
+from __future__ import annotations
+
+from posttrain.common.batch import Example
+from posttrain.data.kinds.kind import Kind
+from posttrain.data.kinds.language_modeling import Form, check_columns, to_sequences
+from posttrain.data.lengths import LengthTable, OnOverlong
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+
+FORMS: list[Form] = [("prompt", "completion"), ("messages",)]
+
+
+def check(rows: list[Row], name: str) -> None:
+    """Raise ValueError naming a row without its columns, or with other values than texts and
+    messages."""
+    check_columns(rows, name, FORMS)
+
+
+def to_examples(
+    rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
+) -> tuple[list[Example], LengthTable]:
+    """Return a sequence of each row, trained on in its completions."""
+    make = renderer.training_sequence
+    return to_sequences(rows, renderer, name, max_length, on_overlong, FORMS, make)
+
+
+KIND = Kind("a prompt with its completion, or messages", to_examples, check=check)

@@ -1,0 +1,76 @@
+"""Texts with a label, or several, for `classification`.
+
+prompt, text or messages   what is classified; messages end with the user's turn
+label                      a text, whole number or boolean; with multi_label a list of such
+"""
+
+from __future__ import annotations
+
+import torch
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.kind import Kind
+from posttrain.data.labels import LabelSet, asked, check_known, label_record, labels_of
+from posttrain.data.lengths import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+
+
+def to_examples(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    on_overlong: OnOverlong,
+    labels: LabelSet,
+) -> tuple[list[Example], LengthTable]:
+    """A sequence of each row, rendered as a prompt, with nothing under its loss mask.
+
+    per_seq["label"] is the label's number, or per_seq["label/k"] 1 where the row has label k.
+    `truncate` keeps the last tokens: the logits are read at the end. Raises ValueError naming the
+    row for a malformed one and, under the policy "error", an overlong one.
+    """
+    before = label_record(labels, renderer).get("before", [])
+    room = max_length - len(before)
+    if room < 1:
+        raise ValueError(f"length.max_length={max_length} leaves no room beside the labels' tokens")
+    places = {label: k for k, label in enumerate(labels.names)}
+    table = LengthTable(name)
+    kept: list[Example] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            ids = renderer.prompt_ids(asked(row))
+            given = labels_of(row, labels.multi_label)
+        except ValueError as error:
+            raise ValueError(f"{name}, row {number}: {error}") from None
+        check_known(given, labels, f"{name}, row {number}")
+        table.lengths.append(len(ids) + len(before))
+        if not ids:
+            table.drop("empty")
+            continue
+        if len(ids) > room:
+            if on_overlong == "error":
+                raise ValueError(overlong(name, number, table.lengths[-1], max_length, "row"))
+            if on_overlong == "drop":
+                table.drop("overlong")
+                continue
+            ids = ids[-room:]
+            table.truncated += 1
+        numbers = {places[label] for label in given}
+        per_seq = {f"label/{k}": float(k in numbers) for k in range(len(places))}
+        if not labels.multi_label:
+            per_seq = {"label": float(places[given[0]])}
+        tokens = torch.tensor([*ids, *before])
+        kept.append((Sequence(tokens, torch.zeros(len(tokens), dtype=torch.bool), {}, per_seq),))
+        table.kept += 1
+    return kept, table.finish()
+
+
+def labels_in(sequence: Sequence, labels: LabelSet) -> list[str]:
+    """Return the labels that to_labelled() gave a sequence."""
+    if not labels.multi_label:
+        return [labels.names[int(sequence.per_seq["label"])]]
+    return [name for k, name in enumerate(labels.names) if sequence.per_seq[f"label/{k}"]]
+
+
+KIND = Kind("a text with its label or labels", to_examples, asked)

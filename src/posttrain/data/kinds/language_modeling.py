@@ -1,0 +1,83 @@
+"""What `text` and `completion` rows share: columns checked, sequences made, overlong ones cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.kind import render_row
+from posttrain.data.lengths import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Renderer, check_text, messages_of
+from posttrain.data.rows import Row
+
+Form = tuple[str, ...]
+"""The columns of one form that a row may have."""
+
+
+def check_columns(rows: list[Row], name: str, forms: list[Form]) -> None:
+    """Raise ValueError naming a row without its columns, or with neither texts nor messages in
+    them."""
+
+    def check(row: Row) -> None:
+        found = [form for form in forms if set(form) <= row.keys()]
+        if len(found) == 1:  # of two it is the tokenizer that decides which is read
+            for column in found[0]:
+                if column == "text":
+                    check_text(row)
+                else:
+                    messages_of(row, column)
+
+    for number, row in enumerate(rows, 1):
+        render_row(row, number, name, forms, check)
+
+
+def to_sequences(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    on_overlong: OnOverlong,
+    forms: list[Form],
+    make: Callable[[Row], Sequence],
+) -> tuple[list[Example], LengthTable]:
+    """Return a sequence of each row by `make`.
+
+    Raises ValueError naming the row for a missing column, a row without trained token and, with
+    on_overlong "error", an overlong row.
+    """
+    table = LengthTable(name)
+    kept: list[Example] = []
+    for number, row in enumerate(rows, 1):
+        sequence = render_row(row, number, name, forms, make)
+        table.lengths.append(len(sequence))
+        trained = sequence.input_ids[sequence.loss_mask].tolist()
+        if set(trained) <= {*renderer.stop_token_ids}:
+            empty = forms[0][-1]
+            raise ValueError(f"{name}, row {number}: nothing to train on (the {empty} is empty)")
+        pieces = [sequence]
+        if len(sequence) > max_length:
+            pieces = _shorten(sequence, max_length, on_overlong, name, number)
+            table.truncated += bool(pieces)
+        kept += [(piece,) for piece in pieces]
+        table.kept += bool(pieces)
+        table.dropped += not pieces
+    table.trained_tokens = sum(int(s.loss_mask.sum()) for (s,) in kept)
+    return kept, table.finish()
+
+
+def _shorten(
+    sequence: Sequence, max_length: int, on_overlong: OnOverlong, name: str, number: int
+) -> list[Sequence]:
+    if on_overlong == "error":
+        raise ValueError(overlong(name, number, len(sequence), max_length, "row"))
+    if on_overlong == "drop":
+        return []
+    starts = range(0, len(sequence), max_length) if on_overlong == "split" else [0]
+    pieces = []
+    for start in starts:
+        ids = sequence.input_ids[start : start + max_length]
+        mask = sequence.loss_mask[start : start + max_length].clone()
+        mask[0] = False
+        if mask.any():
+            pieces.append(Sequence(ids, mask))
+    return pieces

@@ -1,0 +1,114 @@
+"""A chosen and a rejected completion of one prompt, for the preference methods and reward models.
+
+prompt, chosen, rejected   or any of the forms of `preference_forms`
+margin                     a number, read by `reward_model`; 0 by default
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.judged import Judged, cut, is_empty, render
+from posttrain.data.kinds.kind import Kind, named
+from posttrain.data.kinds.preference_forms import as_pairs
+from posttrain.data.lengths import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+
+
+def to_examples(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    on_overlong: OnOverlong,
+    train_prompt: bool = False,
+    score_only: bool = False,
+) -> tuple[list[Example], LengthTable]:
+    """(chosen, rejected) of each row that is a pair once it is tokens.
+
+    per_token["completion"] marks the completion. The loss mask is the same, or holds the prompt of
+    the chosen one too (`train_prompt`), or nothing (`score_only`). per_seq["margin"] is the row's, or
+    0. Dropped and counted: equal completions, empty ones, pairs that differ only beyond
+    max_length.
+    """
+    table = LengthTable(name)
+    kept: list[Example] = []
+    pairs = (
+        (number, pair)
+        for number, row in enumerate(rows, 1)
+        for pair in named(name, number, as_pairs, row)
+    )
+    for number, pair in pairs:
+        sides = named(name, number, _render_sides, pair, renderer)
+        longest = max(len(side.sequence) for side in sides)
+        table.lengths.append(longest)
+        reason = _useless(sides, renderer)
+        if reason is None and longest > max_length:
+            if on_overlong == "error":
+                raise ValueError(overlong(name, number, longest, max_length, "pair"))
+            reason = "overlong"
+            if on_overlong == "truncate":
+                sides = [cut(side, max_length) for side in sides]
+                reason = _useless(sides, renderer)
+                reason = f"{reason}, after the cut" if reason else None
+                table.truncated += reason is None
+        if reason is not None:
+            table.drop(reason)
+            continue
+        margin = named(name, number, _margin, pair)
+        chosen, rejected = (side.sequence for side in sides)
+        kept.append(
+            (
+                _finished(chosen, margin, train_prompt, score_only),
+                _finished(rejected, margin, False, score_only),
+            )
+        )
+        table.kept += 1
+    table.trained_tokens = sum(
+        int(side.per_token["completion"].sum()) for pair in kept for side in pair
+    )
+    return kept, table.finish()
+
+
+def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
+    names = ("chosen", "rejected")
+    return [
+        render({"prompt": pair["prompt"], "completion": pair[name]}, renderer) for name in names
+    ]
+
+
+def _useless(sides: list[Judged], renderer: Renderer) -> str | None:
+    if any(is_empty(side, renderer) for side in sides):
+        return "empty"
+    return "equal" if sides[0].completion == sides[1].completion else None
+
+
+def _finished(sequence: Sequence, margin: float, train_prompt: bool, score_only: bool) -> Sequence:
+    completion = sequence.loss_mask
+    mask = completion
+    if score_only:
+        mask = torch.zeros_like(completion)
+    elif train_prompt:
+        mask = torch.arange(len(sequence)) > 0
+    return Sequence(
+        sequence.input_ids, mask, {"completion": completion.float()}, {"margin": margin}
+    )
+
+
+def _margin(row: Row) -> float:
+    value = row.get("margin", 0.0)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value)):
+        raise ValueError(f"margin must be a finite number; found {value!r}")
+    return float(value)
+
+
+KIND = Kind(
+    "a chosen and a rejected completion of one prompt",
+    to_examples,
+    lambda row: as_pairs(row)[0],
+)

@@ -1,0 +1,104 @@
+"""Completions in steps, each of which is right or wrong: rows for `process_reward_model`.
+
+prompt        a text or messages
+completions   the steps of one completion, texts
+labels        true or false for each step
+"""
+
+from __future__ import annotations
+
+import torch
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.kind import Kind
+from posttrain.data.lengths import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+
+COLUMNS = ("prompt", "completions", "labels")
+
+
+def to_examples(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    on_overlong: OnOverlong,
+    separator: str,
+) -> tuple[list[Example], LengthTable]:
+    """A sequence of each row. The loss mask marks the token that closes a step, and there
+    per_token["label"] is 1 for a right step and 0 for a wrong one.
+
+    Of a row that is cut, the steps stay that are whole; one without such a step is dropped. Raises
+    ValueError naming the row for a malformed one and, under the policy "error", an overlong one.
+    """
+    table = LengthTable(name)
+    kept: list[Example] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            sequence = step_sequence(row, renderer, separator)
+        except ValueError as error:
+            raise ValueError(f"{name}, row {number}: {error}") from None
+        table.lengths.append(len(sequence))
+        if len(sequence) > max_length:
+            if on_overlong == "error":
+                raise ValueError(overlong(name, number, len(sequence), max_length, "row"))
+            sequence = _cut(sequence, max_length)
+            if on_overlong == "drop" or not sequence.loss_mask.any():
+                table.drop("overlong" if on_overlong == "drop" else "without a step, after the cut")
+                continue
+            table.truncated += 1
+        kept.append((sequence,))
+        table.kept += 1
+    table.trained_tokens = sum(int(sequence.loss_mask.sum()) for (sequence,) in kept)
+    return kept, table.finish()
+
+
+def step_sequence(row: Row, renderer: Renderer, separator: str) -> Sequence:
+    """The sequence of one row; ValueError for a malformed one."""
+    check(row, separator)
+    sequence = renderer.step_sequence(row, separator)
+    label = torch.zeros(len(sequence))
+    label[sequence.loss_mask] = torch.tensor(row["labels"], dtype=label.dtype)
+    sequence.per_token = {"label": label}
+    return sequence
+
+
+def check(row: Row, separator: str) -> None:
+    if not set(COLUMNS) <= row.keys():
+        raise ValueError(
+            f"expected the columns {'+'.join(COLUMNS)}; found {', '.join(row)} (map them with "
+            "data.columns)"
+        )
+    steps, labels = row["completions"], row["labels"]
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise ValueError(f"completions must be a list of texts; found {str(steps)[:60]!r}")
+    if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):
+        raise ValueError(f"labels must be a list of true and false; found {str(labels)[:60]!r}")
+    if not steps:
+        raise ValueError("completions is empty: there is no step")
+    if len(steps) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(steps)} steps (completions)")
+    for number, step in enumerate(steps, 1):
+        if not step.strip():
+            raise ValueError(f"step {number} of completions is empty")
+    if steps_of(separator.join(steps), separator) != steps:
+        raise ValueError(
+            f"a step contains {separator!r}, which stands between steps: they could not be told "
+            "apart where the model is used; choose another trainer.step_separator"
+        )
+
+
+def _cut(sequence: Sequence, max_length: int) -> Sequence:
+    label = sequence.per_token["label"][:max_length]
+    return Sequence(
+        sequence.input_ids[:max_length], sequence.loss_mask[:max_length], {"label": label}
+    )
+
+
+def steps_of(completion: str, separator: str) -> list[str]:
+    """The steps of a completion, without those that are empty."""
+    return [step for step in completion.split(separator) if step.strip()]
+
+
+KIND = Kind("a completion in steps and whether each is right", to_examples)

@@ -1,0 +1,38 @@
+"""Whole texts, for `pretrain`.
+
+text   a string, of which every token is trained on
+"""
+
+from __future__ import annotations
+
+import torch
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.kind import Kind
+from posttrain.data.kinds.language_modeling import Form, check_columns, to_sequences
+from posttrain.data.lengths import LengthTable, OnOverlong
+from posttrain.data.render import Renderer, check_text
+from posttrain.data.rows import Row
+
+FORMS: list[Form] = [("text",)]
+
+
+def check(rows: list[Row], name: str) -> None:
+    """Raise ValueError naming a row without a text."""
+    check_columns(rows, name, FORMS)
+
+
+def to_examples(
+    rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
+) -> tuple[list[Example], LengthTable]:
+    """Return a sequence of each text, trained on from its second token on."""
+
+    def make(row: Row) -> Sequence:
+        check_text(row)
+        ids = torch.tensor(renderer.text_ids(row["text"]))
+        return Sequence(ids, torch.arange(len(ids)) > 0)
+
+    return to_sequences(rows, renderer, name, max_length, on_overlong, FORMS, make)
+
+
+KIND = Kind("a text", to_examples, lambda row: {"prompt": row["text"]}, check)

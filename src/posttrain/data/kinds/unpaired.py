@@ -1,0 +1,72 @@
+"""Completions that are good or bad, each on its own, for `kto`.
+
+prompt, completion, label   label is true for a good completion; `messages, label` too, and any of
+                            the forms of pairs, as two rows
+"""
+
+from __future__ import annotations
+
+from posttrain.common.batch import Example, Sequence
+from posttrain.data.kinds.judged import cut, is_empty, render
+from posttrain.data.kinds.kind import Kind, named
+from posttrain.data.kinds.preference_forms import as_judged
+from posttrain.data.lengths import LengthTable, OnOverlong, overlong
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+
+
+def to_examples(
+    rows: list[Row],
+    renderer: Renderer,
+    name: str,
+    max_length: int,
+    on_overlong: OnOverlong,
+    with_unrelated: bool,
+) -> tuple[list[Example], LengthTable]:
+    """The completions with per_seq["label"], each followed, where `with_unrelated`, by its prompt
+    with the completion of the last row before it that has another prompt (the first row: of the
+    last)."""
+    table = LengthTable(name)
+    kept: list[tuple[Row, Sequence]] = []
+    for number, row in enumerate(rows, 1):
+        for judged in named(name, number, as_judged, row):
+            side = named(name, number, render, judged, renderer)
+            table.lengths.append(len(side.sequence))
+            reason = "empty" if is_empty(side, renderer) else None
+            if reason is None and len(side.sequence) > max_length:
+                if on_overlong == "error":
+                    raise ValueError(overlong(name, number, len(side.sequence), max_length, "row"))
+                reason = "overlong" if on_overlong == "drop" else None
+                side = cut(side, max_length)
+                if reason is None and not side.completion:
+                    reason = "empty, after the cut"
+                table.truncated += reason is None
+            if reason is not None:
+                table.drop(reason)
+                continue
+            side.sequence.per_seq = {"label": float(judged["label"])}
+            kept.append((judged, side.sequence))
+            table.kept += 1
+    table.trained_tokens = sum(int(s.loss_mask.sum()) for _, s in kept)
+    table.finish()
+    if not with_unrelated:
+        return [(sequence,) for _, sequence in kept], table
+    groups: list[Example] = []
+    for i, (judged, sequence) in enumerate(kept):
+        before = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
+        another = next((row for row in before if row["prompt"] != judged["prompt"]), None)
+        if another is None:
+            raise ValueError(f"{name}: kto's KL needs rows with more than one prompt")
+        other = {"prompt": judged["prompt"], "completion": another["completion"]}
+        unrelated = cut(render(other, renderer), max_length).sequence
+        if not unrelated.loss_mask.any():
+            raise ValueError(
+                f"{name}: a prompt of {len(unrelated)} tokens leaves no room for a completion in "
+                f"length.max_length={max_length}"
+            )
+        unrelated.per_seq = dict(sequence.per_seq)
+        groups.append((sequence, unrelated))
+    return groups, table
+
+
+KIND = Kind("a completion and whether it is a good one", to_examples, lambda row: as_judged(row)[0])

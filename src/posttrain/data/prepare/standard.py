@@ -1,0 +1,162 @@
+"""Rows of any file in posttrain's columns, checked one by one, and the part that each is in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.data.files import placed_rows
+from posttrain.data.holdout import group_text, is_held_out, question_of
+from posttrain.data.prepare.digests import TRAIN, VALIDATION
+from posttrain.data.render import messages_of
+from posttrain.data.rows import Row, rename_columns
+from posttrain.data.verl import RL_COLUMNS, from_verl, to_verl_rl, to_verl_sft
+
+OWN_COLUMNS = {
+    "posttrain": ("prompt", "completion", "messages", "answer", "chosen", "rejected"),
+    "verl_sft": ("messages",),
+    "verl_rl": RL_COLUMNS,
+}
+PARTS = {TRAIN: "train", VALIDATION: "validation"}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The options of `posttrain data prepare`."""
+
+    output_dir: Path
+    val_split: float = 0.1
+    seed: int = 0
+    prompt_key: str | None = None
+    response_key: str | None = None
+    answer_key: str | None = None
+    group_key: str | None = None
+    keep: tuple[str, ...] | None = None
+    """Other columns to keep; None: those of one simple type."""
+    format: str = "posttrain"
+    data_source: str | None = None
+    ability: str | None = None
+    decontaminate: str | None = None
+
+
+def standard_rows(files: list[Path], config: Preparation) -> Iterator[tuple[str, Row, Row | None]]:
+    """Place, the row as it is in the file, and with posttrain's columns; None for an empty one."""
+    form, first = "", ""
+    for file in files:
+        for where, raw in placed_rows(file):
+            try:
+                row = standard(raw, config)
+                if is_empty(row):
+                    yield where, raw, None
+                    continue
+                found = form_of(row)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            form, first = form or found, first or where
+            if found != form:
+                raise ValueError(
+                    f"{where}: a row with {found}, but {first} has {form}: prepare them apart"
+                )
+            yield where, raw, row
+
+
+def standard(raw: Row, config: Preparation) -> Row:
+    """The row with posttrain's columns, and no others than may be kept."""
+    row = from_verl(raw)
+    if "completion" in row and "completion" not in raw and config.response_key is None:
+        row = {k: v for k, v in row.items() if k != "response"}
+    names = {
+        "prompt": config.prompt_key, "completion": config.response_key, "answer": config.answer_key,
+    }  # fmt: skip
+    given = {ours: theirs for ours, theirs in names.items() if theirs is not None}
+    for ours, theirs in given.items():
+        if theirs not in row:
+            option = "response" if ours == "completion" else ours
+            raise ValueError(
+                f"no column {theirs!r}; found {', '.join(row)}: give --{option}-key one that every "
+                "row has"
+            )
+    if given:
+        row = rename_columns(row, given, "")
+    if "prompt" in given or "completion" in given:
+        row.pop("messages", None)
+    if "messages" not in row and "prompt" not in row:
+        raise ValueError(
+            f"expected prompt or messages; found {', '.join(row)}: name the column with "
+            "--prompt-key"
+        )
+    if config.keep is None:
+        return row
+    wanted = {*OWN_COLUMNS["posttrain"], *OWN_COLUMNS[config.format], *config.keep}
+    return {k: v for k, v in row.items() if k in wanted}
+
+
+def trained_columns(row: Row) -> list[str]:
+    return ["messages"] if "messages" in row else [c for c in ("prompt", "completion") if c in row]
+
+
+def is_empty(row: Row) -> bool:
+    """Nothing is asked or nothing is answered."""
+    for column in trained_columns(row):
+        value = row[column]
+        if isinstance(value, list):
+            last = value[-1] if value else {}
+            value = last.get("content", "") if isinstance(last, dict) else last
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return True
+    return False
+
+
+def form_of(row: Row) -> str:
+    """What a row trains on, in words. ValueError for a column that is neither text nor messages."""
+    parts = []
+    for column in trained_columns(row):
+        messages_of(row, column)
+        parts.append(f"{column} as {'text' if isinstance(row[column], str) else 'messages'}")
+    return " and ".join(parts)
+
+
+def part_of(group: str, config: Preparation) -> int:
+    """Return the part that a group's rows go to."""
+    held_out = is_held_out(group, config.val_split, config.seed)
+    return VALIDATION if held_out else TRAIN
+
+
+def group_of(raw: Row, row: Row, config: Preparation) -> str:
+    if config.group_key is None:
+        return question_of(row)
+    value = raw.get(config.group_key)
+    if value is None:
+        raise ValueError(
+            f"no value in {config.group_key!r}; found {', '.join(raw)}: give --group-key a column "
+            "that every row has"
+        )
+    return group_text(value)
+
+
+def content(row: Row) -> bytes:
+    """The same for equal rows, whatever the order of their columns."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        (name, *_) = [k for k, v in row.items() if has_half_characters(v)] or ["a column"]
+        raise ValueError(
+            f"{name} holds {error.object[error.start]!r}, half of a character: write the whole one"
+        ) from None
+
+
+def has_half_characters(value: Any) -> bool:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def laid_out(row: Row, config: Preparation, part: int, index: int) -> Row:
+    if config.format == "verl_sft":
+        return to_verl_sft(row)
+    if config.format == "verl_rl":
+        return to_verl_rl(row, PARTS[part], index, config.data_source, config.ability)
+    return row

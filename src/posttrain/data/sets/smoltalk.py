@@ -1,0 +1,54 @@
+"""SmolTalk (Allal et al. 2025, arXiv 2502.02737): a million conversations, mostly synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from posttrain.common.errors import SettingError
+from posttrain.data.files import files_of_split, read_file, read_hub
+from posttrain.data.origin import HubFiles, Origin
+from posttrain.data.render import messages_of
+from posttrain.data.rows import Row, check_split, numbered
+
+HUB = "HuggingFaceTB/smoltalk"
+ORIGIN = Origin(
+    licence="Apache 2.0 (its own parts); others: see the source",
+    page=f"https://huggingface.co/datasets/{HUB}",
+    rows={"train": None, "test": None},
+    uses=("sft",),
+    hub=(HubFiles(HUB, "data/all/*.parquet", "data/all/"),),
+)
+
+
+def load(split: str, *, path: str | None = None, part: str = "all") -> list[Row]:
+    """Rows messages (role and content), and source where the file names it.
+
+    `path` is a folder with train.* and test.*, or a file; without it the hub is asked for `part`,
+    one of the configurations that its page lists.
+    """
+    check_split("smoltalk", split, ("train", "test"))
+    if path is None:
+        return _rows(numbered(read_hub(HUB, split, part), f"{HUB} {split}"))
+    place = Path(path)
+    if not place.exists():
+        raise SettingError("data.path", f"{path} does not exist")
+    files = [place] if place.is_file() else files_of_split(place, split)
+    return [row for file in files for row in _rows(numbered(read_file(file), file))]
+
+
+def _rows(found: Iterable[tuple[str, Row]]) -> list[Row]:
+    rows = []
+    for where, row in found:
+        try:
+            messages = messages_of(row, "messages")
+        except ValueError as error:
+            raise ValueError(f"{where}: column {error}; correct the row or take it out") from None
+        if not any(message["role"] == "assistant" for message in messages):
+            raise ValueError(
+                f"{where}: column messages has no message of the assistant; found columns "
+                f"{', '.join(row)}; correct the row or take it out"
+            )
+        kept = [{"role": m["role"], "content": m["content"]} for m in messages]
+        rows.append({"messages": kept} | ({"source": row["source"]} if "source" in row else {}))
+    return rows

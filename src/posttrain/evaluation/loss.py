@@ -1,0 +1,46 @@
+"""A method's own loss on rows that are not trained on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from posttrain.algorithms.base import Algorithm
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common import distributed
+from posttrain.common.batch import Example, pack, sequences_of
+from posttrain.common.metrics import Metrics, add_metrics, combine
+from posttrain.model.forward import forward, in_lockstep
+from posttrain.model.models import Models
+from posttrain.training.trainer import global_counts, total_of
+
+
+@torch.no_grad()
+def evaluate_loss(
+    models: Models, algorithm: Algorithm, config: TrainerConfig, examples: list[Example]
+) -> dict[str, float]:
+    """Return the method's loss and metrics on examples that are not trained on, as one step without
+    an update, and the perplexity of a language model. A collective."""
+    mine = examples[distributed.rank() :: distributed.num_ranks()]
+    assert mine, "every rank needs an example"
+    policy = models.policy
+    policy.eval()
+    batch = pack(sequences_of(mine)).to(next(policy.parameters()).device)
+    batch = algorithm.prepare(batch, models, config)
+    policy.eval()
+    counts = global_counts(batch)
+    totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+    parts = batch.split(config.token_budget, algorithm.group_size)
+    for part, weight in in_lockstep(policy, parts, parts[-1]):
+        head = config.head is not None
+        out = forward(policy, part, head=head, temperature=models.temperature)
+        if weight:
+            loss = algorithm.loss(out, part, config)
+            add_metrics(totals, {"loss": (float(total_of(loss, counts)), 0.0)})
+            add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+    metrics = combine(distributed.all_gather(totals))
+    algorithm.after_step(metrics, config)
+    if algorithm.rows in ("text", "completion"):
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
+    return {f"eval_{name}": value for name, value in metrics.items()}

@@ -1,0 +1,98 @@
+"""Tasks by name, what decides their results, and their rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from posttrain.common.errors import SettingError
+from posttrain.common.registry import look_up
+from posttrain.data.config import DataConfig
+from posttrain.data.load import load_rows
+from posttrain.data.rows import Row, draw, numbered
+from posttrain.evaluation import TASKS, Task
+from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask
+from posttrain.evaluation.problems import check_shots, with_reply
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of an evaluation that decide its results."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_samples: int = 1
+    shots: int = 0
+    best_of: str | None = None
+    """The folder of a reward model."""
+    toxic_words: str | None = None
+    """A file with a word or phrase a line, which are looked for in completions."""
+    split: str | None = None
+    """Instead of the tasks' own."""
+    max_samples: int | None = None
+    prompt_template: str | None = None
+    """As data.prompt_template, for the prompts of all tasks and of their shots."""
+    template: str = "auto"
+    """As data.template; auto is what the run was trained with."""
+    system_prompt: str | None = None
+    """None is what the run was trained with, an empty text none."""
+    device: str = "auto"
+    dtype: str = "auto"
+    max_num_seqs: int = 256
+    """Completions generated at the same time: bounds the memory, decides nothing."""
+    seed: int = 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise SettingError for settings that contradict one another."""
+    if settings.num_samples > 1 and settings.temperature == 0:
+        raise SettingError(
+            "num_samples",
+            f"{settings.num_samples} samples need a temperature above 0: greedy completions of a "
+            "problem are all alike",
+        )
+    if settings.best_of is not None and settings.num_samples == 1:
+        raise SettingError("best_of", "needs several samples of a problem to choose from")
+
+
+def find_task(name: str) -> Task | LikelihoodTask:
+    """Return a task of the registries; `name=PATH` reads its files from PATH."""
+    task, _, path = name.partition("=")
+    known: dict[str, Task | LikelihoodTask] = {**TASKS, **LIKELIHOOD_TASKS}
+    found: Task | LikelihoodTask = look_up(known, task, f"no task {task!r}")
+    if not path and "name" not in found.data:
+        raise ValueError(f"the task {task} has no data of its own: write {task}=FILE")
+    return replace(found, data=found.data | {"path": path}) if path else found
+
+
+def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
+    """Return the tasks by name; raise ValueError for one that is given twice."""
+    chosen: dict[str, Task | LikelihoodTask] = {}
+    for name in names:
+        task = name.partition("=")[0]
+        if task in chosen:
+            raise ValueError(
+                f"the task {task} is given twice, and results go by task: evaluate one of the two "
+                "on its own"
+            )
+        chosen[task] = find_task(name)
+    return chosen
+
+
+def rows_of(
+    name: str, task: Task | LikelihoodTask, settings: Settings
+) -> tuple[list[Row], list[Row]]:
+    """Return the rows to evaluate, and those to show before them."""
+    section = DataConfig.model_validate(task.data)
+    split = settings.split or section.split
+    rows = load_rows(section.model_copy(update={"split": split}))
+    rows = draw(rows, settings.max_samples)
+    if isinstance(task, Task) and task.reward is None:
+        rows = [with_reply(row, where) for where, row in numbered(rows, name)]
+    if settings.shots == 0:
+        return rows, []
+    if isinstance(task, LikelihoodTask) or task.shots is None:
+        raise SettingError("shots", f"{name} has no split to take them from")
+    shown = load_rows(section.model_copy(update={"split": task.shots}))
+    return rows, check_shots(shown, settings.shots, name)

@@ -1,0 +1,120 @@
+"""The model and reference sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.base import AlsoCalled, Free, StrictConfig
+
+HeadKind = Literal["value", "score", "labels", "label_tokens"]
+"""A head beside the output head. value: V(s) of every state, for `ppo`. score: one number for a
+text or a step of it. labels: a logit for each label. label_tokens: no layer of its own, but the
+output head's logits of the labels' tokens."""
+
+HEAD_PREFIXES = ("head.", "value_network.")
+"""What the names of tensors begin with that are no part of the language model itself."""
+
+
+class ScratchConfig(StrictConfig):
+    """A small architecture with random weights and a tokenizer trained on the run's data."""
+
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    """The transformers architecture."""
+    hidden_size: int = Field(128, ge=8)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(384, ge=8)
+    """Width of the SwiGLU layers."""
+    num_layers: int = Field(4, ge=1)
+    """Decoder layers."""
+    num_heads: int = Field(4, ge=1)
+    """Query heads; they divide hidden_size."""
+    num_kv_heads: int = Field(1, ge=1)
+    """Key and value heads; they divide num_heads."""
+    vocab_size: int = Field(1024, ge=300)
+    """An upper bound: a tokenizer trained on little text ends up smaller."""
+    max_length: int = Field(1024, ge=8)
+    """Longest sequence, in tokens."""
+    tie_embeddings: bool = True
+    """Whether the output head is the embedding matrix."""
+    initializer_range: float = Field(0.02, gt=0)
+    """Standard deviation of the random weights."""
+
+
+class LoraConfig(StrictConfig):
+    """A low-rank adapter (Hu et al. 2022, arXiv 2106.09685), by PEFT."""
+
+    r: Annotated[int, AlsoCalled("lora_r", "lora_rank")] = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: Annotated[float, AlsoCalled("lora_alpha")] = Field(32, gt=0)
+    """The update is scaled by alpha / r."""
+    dropout: Annotated[float, AlsoCalled("lora_dropout")] = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: Annotated[str | list[str], AlsoCalled("lora_target_modules", "lora_target")] = (
+        "all-linear"
+    )
+    """Names of the layers to adapt, or all-linear: every one but the output head."""
+
+
+class ModelConfig(StrictConfig):
+    """The model that is trained, and where it starts."""
+
+    name: Annotated[
+        str | None,
+        AlsoCalled("model_name_or_path", "base_model", "pretrained_model_name_or_path"),
+    ] = None
+    """A hub name, a model or adapter folder, or a run directory."""
+    scratch: ScratchConfig | None = None
+    """Random weights instead of `name`."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"
+    """auto: a CUDA device if torch sees one, else the CPU."""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        AlsoCalled(
+            "torch_dtype",
+            bf16="model.dtype: bfloat16",
+            fp16="model.dtype: bfloat16 (fp16 would need loss scaling)",
+        ),
+    ] = "auto"
+    """Compute dtype. auto: bfloat16 if the device multiplies it natively. Trainable parameters and
+    their optimiser state are fp32 whatever it is."""
+    use_lora: Annotated[bool, AlsoCalled("use_peft")] = False
+    """Train a LoRA adapter on the frozen model."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter's settings; read with use_lora."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest again in the backward pass."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelConfig:
+        if (self.name is None) == (self.scratch is None):
+            raise ValueError("give either model.name or model.scratch")
+        if "lora" in self.model_fields_set and not self.use_lora:
+            raise ValueError("model.lora is set but model.use_lora is false")
+        if self.scratch is not None and self.use_lora:
+            raise ValueError("model.use_lora needs a pre-trained model, not model.scratch")
+        return self
+
+
+class ReferenceConfig(StrictConfig):
+    """The reference policy, if it is not the policy as it was at the start of the run."""
+
+    name: str | None = None
+    """A model of its own with the policy's tokenizer: a hub name, a folder, or a run directory."""
+    sync_steps: int | None = Field(None, ge=1)
+    """Every so many steps the reference moves to the policy (Gorbatovski et al. 2024, arXiv
+    2404.09656): ref <- (1 - sync_alpha) ref + sync_alpha policy."""
+    sync_alpha: float = Field(0.6, gt=0, le=1)
+    """How far the reference moves to the policy at each sync_steps."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceConfig:
+        if (self.name is None) == (self.sync_steps is None):
+            raise ValueError(
+                "reference: give name (another model) or sync_steps (the policy of the start, "
+                "which follows it); without the section it is the policy of the start"
+            )
+        if self.sync_steps is None and "sync_alpha" in self.model_fields_set:
+            raise ValueError("reference.sync_alpha goes with reference.sync_steps")
+        return self

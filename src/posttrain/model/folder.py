@@ -1,0 +1,202 @@
+"""What the folders say that models are loaded from: models, adapters, classifiers, runs.
+
+Every file name and format that is read in such a folder is known here; `save` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEAD, SAVED_HEAD = "head.weight", "score.weight"
+"""A head's name in the policy and in a transformers sequence classifier."""
+ADAPTER_PREFIX = "base_model.model."
+STEPS_FILE = "process_reward_model.json"
+LABELS_FILE = "classification.json"
+CHECKPOINT_INFO = "checkpoint_info.json"
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if there is no such file."""
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def adapter_config(name: str | Path) -> dict[str, Any]:
+    """Return an adapter's settings; raise ValueError if it does not name its base model."""
+    config = read_json(Path(name) / "adapter_config.json")
+    if config.get("base_model_name_or_path") is None:
+        raise ValueError(f"{name}/adapter_config.json does not name its base model")
+    return config
+
+
+def base_model(name: str) -> str:
+    """Return the model that an adapter folder was trained on; any other model is its own."""
+    return str(adapter_config(name)["base_model_name_or_path"]) if is_adapter(name) else name
+
+
+def check_adapter_file(folder: Path) -> None:
+    """Raise ValueError if an adapter folder holds no safetensors."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder} holds no adapter_model.safetensors; pickled weights (.bin) can run code and "
+            "are never loaded"
+        )
+
+
+def is_classifier(config: dict[str, Any]) -> bool:
+    """Whether a model's config.json is a sequence classifier's: a reward model or a classifier."""
+    kinds = config.get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def holds_classifier(folder: Path) -> bool:
+    """Whether a folder is a reward model's or classifier's, or an adapter's of one.
+
+    Such a folder has no output head of its own, yet loads as a model that writes if heads are tied.
+    """
+    if is_adapter(folder):
+        return bool(read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS")
+    return is_classifier(read_json(folder / "config.json"))
+
+
+def saved_head(folder: Path) -> Tensor | None:
+    """Return the head [labels, width] of a reward model or classifier; None for other folders."""
+    from safetensors import safe_open  # imports torch
+
+    places = {
+        "model.safetensors": SAVED_HEAD,
+        "adapter_model.safetensors": ADAPTER_PREFIX + SAVED_HEAD,
+    }
+    for name, key in places.items():
+        if (folder / name).is_file():
+            with safe_open(folder / name, "pt") as file:
+                return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+    return None
+
+
+def saved_separator(folder: Path) -> str | None:
+    """Return what stands between two steps of a process reward model; None for other folders."""
+    return read_json(folder / STEPS_FILE).get("step_separator")
+
+
+def saved_labels(folder: Path) -> dict[str, Any] | None:
+    """Return what `save.save_labels` wrote, or the labels of a classifier from elsewhere; None for
+    other folders."""
+    if (folder / LABELS_FILE).is_file():
+        return read_json(folder / LABELS_FILE)
+    known = read_json(folder / "config.json")
+    names = known.get("id2label") or {}
+    if len(names) < 2 or not is_classifier(known):
+        return None
+    multi = known.get("problem_type") == "multi_label_classification"
+    return {"labels": [names[k] for k in sorted(names, key=int)], "multi_label": multi}
+
+
+def max_positions(name: str) -> int:
+    """Return the longest sequence in tokens that a model takes."""
+    from transformers import AutoConfig
+
+    name = base_model(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(not_found(name)) from error
+    return int(getattr(config, "max_position_embeddings", 2**31))
+
+
+def generation_stops(name: str | None) -> list[int]:
+    """Return the stop tokens that a pre-trained model's generation config names, in a folder or on
+    the hub; for an adapter without one, its base model's."""
+    if name is None:
+        return []
+    folder = Path(name)
+    if (file := folder / "generation_config.json").is_file():
+        stops = read_json(file).get("eos_token_id")
+    elif is_adapter(folder):
+        return generation_stops(base_model(name))
+    elif folder.is_dir():
+        return []
+    else:
+        from transformers import GenerationConfig
+
+        try:
+            stops = GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:  # it has none
+            return []
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def checkpoints_in(run_dir: Path) -> list[Path]:
+    """Return a run's finished checkpoints, oldest first."""
+    found = [p for p in run_dir.glob("checkpoint-*") if (p / CHECKPOINT_INFO).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def read_info(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: step, hashes, versions, config, files."""
+    return read_json(checkpoint / CHECKPOINT_INFO)
+
+
+def best_or_newest(run_dir: Path) -> Path:
+    """Return the checkpoint that a run stands for: its best one, or its newest."""
+    found = checkpoints_in(run_dir)
+    if not found:
+        raise ValueError(f"{run_dir} holds no finished checkpoint")
+    best = read_info(found[-1])["trainer"]["best_step"]
+    return next((p for p in found if step_of(p) == best), found[-1])
+
+
+def resolve_model_path(name: str) -> str:
+    """Return the folder or hub name to load for `name`: for a run directory, its checkpoint."""
+    path = Path(name)
+    if path.is_dir() and (path / "metrics.jsonl").is_file():
+        return str(best_or_newest(path))
+    return name
+
+
+def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
+    """Return data.template, system_prompt and prompt_template of the run that a checkpoint folder
+    belongs to; auto and none for other folders."""
+    run = Path(folder).resolve().parent
+    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
+        return "auto", None, None
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = config.get("data") if isinstance(config, dict) else None
+    section = data[0] if isinstance(data, list) and data else data
+    if not isinstance(section, dict):  # other programs write files of these names
+        return "auto", None, None
+    return (
+        section.get("template", "auto"),
+        section.get("system_prompt"),
+        section.get("prompt_template"),
+    )
+
+
+def not_found(name: str) -> str:
+    """Return the message for a `model.name` that is no model."""
+    path = Path(name)
+    if path.is_dir():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        return (
+            f"model.name: {name} is no model folder (config.json + safetensors); it holds {found}"
+        )
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        return f"model.name: the folder {name} does not exist"
+    return f"model.name: no folder {name}, and the model hub has no such model or cannot be reached"

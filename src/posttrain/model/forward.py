@@ -1,0 +1,71 @@
+"""Forward passes over packed batches: what a loss reads, and how ranks stay in step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from posttrain.common import distributed
+from posttrain.common.batch import Batch
+from posttrain.model.language_model import LanguageModel
+
+
+@dataclass
+class Output:
+    """What a loss reads. Positions outside the loss mask hold 0."""
+
+    logprobs: Tensor  # [T] log p(token t | earlier tokens of its sequence)
+    entropy: Tensor | None = None  # [T] of the distribution that token t was drawn from, nats
+    values: Tensor | None = None  # [T] of the state before token t
+    last_values: Tensor | None = None  # [N] of the state after the last token of each sequence
+    scores: Tensor | None = None  # [T] of the text up to and with token t; outside the mask too
+    logits: Tensor | None = None  # [N, K] of the labels, after the last token of each sequence
+
+
+def forward(
+    policy: LanguageModel,
+    batch: Batch,
+    *,
+    entropy: bool = False,
+    head: bool = False,
+    temperature: float = 1.0,
+) -> Output:
+    """Return log-probs, and if asked for entropy and the head's outputs, of a packed batch."""
+    logprobs, ent, outputs = policy(batch, entropy=entropy, head=head, temperature=temperature)
+    zeros = logprobs.new_zeros(batch.num_tokens)
+    positions = batch.loss_mask.nonzero()[:, 0]
+    out = Output(
+        logprobs=zeros.index_copy(0, positions, logprobs),
+        entropy=None if ent is None else zeros.index_copy(0, positions, ent),
+    )
+    if not head:
+        return out
+    if policy.head_kind == "value":
+        # what token t acts in is the state after token t - 1 of the same sequence
+        out.values = zeros.index_copy(0, positions, outputs[positions - 1])
+        out.last_values = outputs[batch.last_tokens()]
+    elif policy.head_kind == "score":
+        out.scores = outputs
+    else:
+        out.logits = outputs[batch.last_tokens()]
+    return out
+
+
+def in_lockstep(
+    policy: LanguageModel, parts: Sequence[Batch], filler: Batch
+) -> Iterator[tuple[Batch, float]]:
+    """Yield micro-batches with weight 1, and `filler` with weight 0 while other ranks have more.
+
+    Sharded layers wait for every rank in every pass, so all ranks must make the same number of
+    them. A collective if the policy is sharded.
+    """
+    missing = 0
+    if distributed.is_sharded(policy):
+        # asked before the first pass: ranks must not meet in two different collectives
+        missing = max(distributed.all_gather(len(parts))) - len(parts)
+    for part in parts:
+        yield part, 1.0
+    for _ in range(missing):
+        yield filler, 0.0

@@ -1,0 +1,87 @@
+"""Heads beside the output head: V(s) for `ppo`, scores of a reward model, logits of labels.
+
+Scores and logits are read by position, at a sequence's last token (or at the ends of its steps).
+transformers' sequence classifiers find that token as the last that is not `pad_token_id`; so `save`
+never writes a pad id that also ends a sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from posttrain.model.folder import SAVED_HEAD, is_classifier, saved_head
+from posttrain.model.language_model import LanguageModel, unwrapped
+
+
+def add_value_head(policy: LanguageModel, own_network: bool) -> None:
+    """Add a value head for `ppo`, on the policy's own states, or on those of a network that starts
+    as a copy of the policy's. The head starts at 0, and so does every value."""
+    width = policy.causal_lm().get_input_embeddings().weight.shape[1]
+    device = next(policy.parameters()).device
+    policy.head_kind = "value"
+    policy.head = nn.Linear(width, 1, device=device)
+    nn.init.zeros_(policy.head.weight)
+    nn.init.zeros_(policy.head.bias)
+    if own_network:
+        policy.value_network = copy.deepcopy(policy.model)
+        network: Any = unwrapped(policy.value_network)
+        output = network.get_output_embeddings().weight
+        if output is not network.get_input_embeddings().weight:
+            output.requires_grad_(False)  # no token is asked of it
+
+
+def add_scoring_head(
+    policy: LanguageModel,
+    name: str | None,
+    kind: Literal["score", "labels"] = "score",
+    num_labels: int = 1,
+) -> None:
+    """Add a head [num_labels, width] on the policy's own states for a reward model or classifier.
+
+    It is that of the reward model or classifier in the folder `name`, if there is one; else it is
+    0, and so is every first score. The output head is not trained. Raises ValueError if the folder
+    has another number of labels, or transformers no sequence classifier of the architecture.
+    """
+    causal_lm = policy.causal_lm()
+    classifier_class(causal_lm)
+    embeddings = causal_lm.get_input_embeddings().weight
+    width, device = embeddings.shape[1], embeddings.device
+    policy.head_kind = kind
+    policy.head = nn.Linear(width, num_labels, bias=False, device=device)
+    with torch.no_grad():
+        saved = saved_head(Path(name)) if name is not None else None
+        if saved is None and is_classifier({"architectures": causal_lm.config.architectures}):
+            raise ValueError(
+                f"model.name: {name} is a sequence classifier, but no folder with a "
+                f"model.safetensors that holds {SAVED_HEAD}: copy it here, in one file"
+            )
+        if saved is not None and len(saved) != num_labels:
+            wanted = "a reward model has one" if num_labels == 1 else f"this run has {num_labels}"
+            raise ValueError(f"model.name: {name} has {len(saved)} labels; {wanted}")
+        policy.head.weight.copy_(torch.zeros(()) if saved is None else saved)
+    output = causal_lm.get_output_embeddings().weight
+    if output is not embeddings:
+        output.requires_grad_(False)
+
+
+def score_label_tokens(policy: LanguageModel, tokens: list[int]) -> None:
+    """Make the policy's head the output head's own logits of the labels' tokens."""
+    policy.head_kind, policy.label_tokens = "label_tokens", tokens
+
+
+def classifier_class(causal_lm: Any) -> str:
+    """Return the name of the architecture's sequence classifier; raise ValueError if it has none."""
+    import transformers
+
+    own = type(causal_lm).__name__
+    name = own.replace("ForCausalLM", "ForSequenceClassification")
+    if name == own or not hasattr(transformers, name):
+        raise ValueError(
+            f"transformers has no sequence classifier for {own}: it cannot become a reward model"
+        )
+    return name

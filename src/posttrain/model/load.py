@@ -1,0 +1,171 @@
+"""Load the policy and the reference: weights checked to be complete, adapter, dtypes, kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.model.attention import use_attention
+from posttrain.model.config import ModelConfig
+from posttrain.model.device import choose_dtype
+from posttrain.model.folder import (
+    SAVED_HEAD,
+    base_model,
+    check_adapter_file,
+    is_adapter,
+    not_found,
+    saved_head,
+)
+from posttrain.model.kernels.fused import use_fused
+from posttrain.model.kernels.linear import use_onednn
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.probe import check_packing
+
+
+def load_policy(
+    config: ModelConfig, name: str, device: torch.device, seed: int, scores: bool = False
+) -> LanguageModel:
+    """A pre-trained model or adapter, full or with LoRA, ready to train. `scores`: for a reward
+    model, which needs no output head.
+
+    Trainable tensors are fp32; frozen ones have the compute dtype.
+    """
+    compute = choose_dtype(config.dtype, device)
+    frozen_base = is_adapter(name) or config.use_lora
+    model = load_causal_lm(base_model(name), compute if frozen_base else torch.float32, scores)
+    if is_adapter(name):
+        from peft import PeftModel
+
+        check_adapter_file(Path(name))
+        model = PeftModel.from_pretrained(model, name, is_trainable=True)
+        refuse_random(name, adapter_lacks(model, Path(name)))
+    return prepare_policy(model, config, device, compute, seed)
+
+
+def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokenizer: Any) -> Any:
+    """A reference of its own, frozen in the compute dtype."""
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"reference.name: {name} has another tokenizer than the policy")
+    device = next(policy.parameters()).device
+    keys = config.model_copy(update={"use_lora": False, "gradient_checkpointing": False})
+    reference = load_policy(keys, name, device, seed=0).requires_grad_(False).eval()
+    return reference.to(reference.autocast or torch.float32)
+
+
+def prepare_policy(
+    model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
+) -> LanguageModel:
+    """Adapter, dtypes, checkpointing and checks for a transformers or PEFT model."""
+    if config.use_lora and not hasattr(model, "peft_config"):
+        model = add_lora(model, config, seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model = model.to(device)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+    use_onednn(model)
+    use_fused(model)
+    policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
+    use_attention(policy.causal_lm())
+    check_packing(policy)
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise ValueError("the model has no trainable parameter")
+    return policy
+
+
+def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
+    """ValueError where weights are missing, but for the output head of what only `scores`."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    keys: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    auto: Any = transformers.AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(name, **keys)
+    except OSError as error:
+        raise ValueError(not_found(name)) from error
+    head = model.get_output_embeddings() if scores else None
+    unread = {n for n, p in model.named_parameters() if head is not None and p is head.weight}
+    refuse_random(name, sorted(set(info["missing_keys"]) - unread))
+    return model
+
+
+def refuse_random(name: str, missing: list[str]) -> None:
+    """transformers and PEFT only warn of weights that a folder lacks, and draw them."""
+    if missing:
+        raise ValueError(
+            f"model.name: {name} lacks weights that the model has, which would be random: "
+            f"{', '.join(missing[:3])}"
+        )
+
+
+def adapter_lacks(model: Any, folder: Path) -> list[str]:
+    """The names of tensors that the adapter of a PEFT model has and its file has not."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    return sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - saved)
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    configs = ("config.json", "adapter_config.json")
+    if folder.is_dir() and not any((folder / config).is_file() for config in configs):
+        raise ValueError(not_found(name))
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(not_found(name)) from error
+
+
+def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
+    torch.set_rng_state(state)
+    return model
+
+
+def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Return the classifier in a folder, an adapter merged into its base model, and the names of
+    weights that the folder lacks. Neither pickled weights nor code are loaded."""
+    from transformers import AutoModelForSequenceClassification
+
+    keys: dict[str, Any] = {
+        "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
+        "local_files_only": True, "output_loading_info": True,
+    }  # fmt: skip
+    if not is_adapter(folder):
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **keys)
+        return model, sorted(info["missing_keys"])
+    from peft import PeftModel
+
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        base_model(folder), num_labels=1, **keys
+    )
+    if saved_head(Path(folder)) is None:
+        return model, [SAVED_HEAD]
+    model = PeftModel.from_pretrained(model, folder)
+    lacking = {*adapter_lacks(model, Path(folder)), *info["missing_keys"]} - {SAVED_HEAD}
+    return model.merge_and_unload(), sorted(lacking)

@@ -1,0 +1,116 @@
+"""The policy with what belongs to it, and its reference.
+
+The reference policy is the policy's trainable tensors as they were at the start of the run.
+Exchanging them gives the reference for any start (docs/decisions/0003): a full model, a fresh
+adapter (whose start is the base model), or an adapter that was trained before. They may follow the
+policy, or the reference is a model of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.common.batch import Batch
+from posttrain.model.config import HEAD_PREFIXES
+from posttrain.model.forward import Output, forward, in_lockstep
+from posttrain.model.language_model import LanguageModel
+
+
+@dataclass
+class Models:
+    policy: LanguageModel
+    """Sharded or not."""
+    tokenizer: Any
+    stop_token_ids: list[int]
+    temperature: float = 1.0
+    """Log-probs are those of the distribution that rollouts are sampled from."""
+    step_separator: str | None = None
+    """For a process reward model: what stands between two steps; saved with it."""
+    labels: dict[str, Any] | None = None
+    """For a classification: `labels` in their order, `multi_label`, and `tokens` if it has no head;
+    saved with it."""
+    start: dict[str, Tensor] = field(default_factory=dict)
+    """Trainable tensors at the start of the run, kept if a reference is needed."""
+    other: LanguageModel | None = None
+    """A reference that is no earlier state of the policy."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def keep_reference(self) -> None:
+        own = {n: p for n, p in self.trainable().items() if not n.startswith(HEAD_PREFIXES)}
+        self.start = {name: p.detach().clone() for name, p in own.items()}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """The policy is the reference inside the block."""
+        if self.other is not None:
+            policy, self.policy = self.policy, self.other
+            try:
+                yield
+            finally:
+                self.policy = policy
+            return
+        assert self.start, "keep_reference() was not called"
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        # contents are exchanged in place, so optimiser, FSDP shards and hooks keep their tensors
+        trainable = self.trainable()
+        for name in self.start:
+            parameter = trainable[name]
+            current = parameter.detach().clone()
+            parameter.copy_(self.start[name])
+            self.start[name].copy_(current)
+
+    @torch.no_grad()
+    def move_reference(self, alpha: float) -> None:
+        """start <- (1 - alpha) start + alpha policy."""
+        trainable = self.trainable()
+        for name, tensor in self.start.items():
+            tensor.lerp_(trainable[name].detach(), alpha)
+
+    def logprobs(self, batch: Batch, max_tokens: int) -> Tensor:
+        """Return the policy's log-probs [T] as it is now, without grad and without dropout."""
+        return self.outputs(batch, max_tokens).logprobs
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch, max_tokens: int, values: bool = False) -> Output:
+        """Return log-probs [T], and if asked for values [T] and last_values [N], without grad and
+        without dropout. A collective if the policy is sharded."""
+        was_training = self.policy.training
+        self.policy.eval()
+        parts = batch.split(max_tokens)
+        found = []
+        for part, weight in in_lockstep(self.policy, parts, parts[0]):
+            out = forward(self.policy, part, head=values, temperature=self.temperature)
+            if weight:
+                found.append(out)
+        self.policy.train(was_training)
+
+        def joined(name: str) -> Any:
+            return torch.cat([getattr(out, name) for out in found]) if values else None
+
+        logprobs = torch.cat([out.logprobs for out in found])
+        return Output(logprobs, values=joined("values"), last_values=joined("last_values"))
+
+
+def weights_hash(policy: nn.Module) -> str:
+    """Return the SHA-256 of all weights by name, as fp32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

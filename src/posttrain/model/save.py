@@ -1,0 +1,153 @@
+"""Write the folders that transformers, PEFT and vLLM load, and read them back into a policy."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from posttrain.common import distributed
+from posttrain.model.config import HEAD_PREFIXES
+from posttrain.model.folder import (
+    ADAPTER_PREFIX,
+    HEAD,
+    LABELS_FILE,
+    SAVED_HEAD,
+    STEPS_FILE,
+)
+from posttrain.model.heads import classifier_class
+from posttrain.model.models import Models
+
+VALUE_FILE = "value_model.safetensors"
+"""The value head and network of `ppo`, under their parameters' names."""
+
+
+def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None:
+    """The folder that transformers or PEFT load: weights, config, tokenizer, one stop set."""
+    model: Any = models.policy.model
+    causal_lm = models.policy.causal_lm()
+    generation, config = causal_lm.generation_config, causal_lm.config
+    stops = models.stop_token_ids
+    pad = models.tokenizer.pad_token_id
+    config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
+    config.pad_token_id = generation.pad_token_id = stops[0] if pad is None else pad
+    scores = models.policy.head_kind in ("score", "labels")
+    if models.step_separator is not None:
+        save_separator(folder, models.step_separator)
+    if models.labels is not None:
+        save_labels(folder, models.labels)
+    if scores and not hasattr(model, "peft_config"):
+        save_classifier(folder, causal_lm, weights, models.labels)
+        models.tokenizer.save_pretrained(folder)
+        return
+    beside = {name: x for name, x in weights.items() if name.startswith(HEAD_PREFIXES)}
+    if beside and not scores:
+        save_file(beside, folder / VALUE_FILE)
+    weights = {name: x for name, x in weights.items() if name not in beside}
+    if hasattr(model, "peft_config"):
+        head = beside.get(HEAD) if scores else None
+        save_adapter(folder, model, weights, head)
+        generation.save_pretrained(folder)
+    else:
+        inner = {name.removeprefix("model."): value for name, value in weights.items()}
+        # one file, whatever the size, so that the manifest and the resume have one name to know
+        model.save_pretrained(folder, state_dict=inner, max_shard_size="10000GB")
+    models.tokenizer.save_pretrained(folder)
+
+
+def save_adapter(
+    folder: Path, model: Any, weights: dict[str, Tensor], head: Tensor | None = None
+) -> None:
+    """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format; with the
+    `head` of a reward model those of a classifier."""
+    from peft import get_peft_model_state_dict
+
+    peft_config = copy.deepcopy(model.peft_config["default"])
+    peft_config.inference_mode = True
+    if head is not None:
+        peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", ["score"]
+    peft_config.save_pretrained(folder)
+    inner = {name.removeprefix("model."): value for name, value in weights.items()}
+    adapter = get_peft_model_state_dict(model, state_dict=inner)
+    tensors = {name: value.contiguous() for name, value in adapter.items()}
+    if head is not None:
+        tensors[ADAPTER_PREFIX + SAVED_HEAD] = head.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def save_classifier(
+    folder: Path, causal_lm: Any, weights: dict[str, Tensor], labels: dict[str, Any] | None
+) -> None:
+    """config.json and model.safetensors of a sequence classifier from a policy's whole weights."""
+    config = copy.deepcopy(causal_lm.config)
+    config.architectures = [classifier_class(causal_lm)]
+    config.num_labels = 1 if labels is None else len(labels["labels"])
+    if labels is not None:
+        config.id2label = dict(enumerate(labels["labels"]))
+        config.label2id = {label: k for k, label in config.id2label.items()}
+        kind = "multi" if labels["multi_label"] else "single"
+        config.problem_type = f"{kind}_label_classification"
+    if config.pad_token_id in _ends(config):
+        config.pad_token_id = None
+    config.save_pretrained(folder)
+    tensors = {
+        SAVED_HEAD if name == HEAD else name.removeprefix("model."): x.contiguous()
+        for name, x in weights.items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def save_separator(folder: Path, separator: str) -> None:
+    """Marks a folder as that of a process reward model."""
+    (folder / STEPS_FILE).write_text(json.dumps({"step_separator": separator}))
+
+
+def save_labels(folder: Path, labels: dict[str, Any]) -> None:
+    """Marks a folder as that of a classification: labels in their order, multi_label, and where
+    there is no head the token of each, and those before."""
+    (folder / LABELS_FILE).write_text(json.dumps(labels))
+
+
+def _ends(config: Any) -> list[int]:
+    eos = config.eos_token_id
+    return eos if isinstance(eos, list) else [eos]
+
+
+def gather_weights(models: Models) -> dict[str, Tensor]:
+    """Whole trainable tensors on the CPU, by parameter name; a collective where sharded."""
+    return {name: distributed.full(p.detach()).cpu() for name, p in models.trainable().items()}
+
+
+def restore_weights(models: Models, path: Path) -> None:
+    """Write a checkpoint's weights into the policy; every trainable tensor must be there."""
+    if hasattr(models.policy.model, "peft_config"):
+        saved = load_file(path / "adapter_model.safetensors")
+        head = saved.pop(ADAPTER_PREFIX + SAVED_HEAD, None)
+        named = {_peft_name(name): value for name, value in saved.items()}
+        named |= {} if head is None else {HEAD: head}
+    else:
+        named = load_named(path)
+    if (path / VALUE_FILE).is_file():
+        named |= load_file(path / VALUE_FILE)
+    trainable = models.trainable()
+    missing = [name for name in trainable if name not in named]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} trained tensors, first {missing[0]}")
+    for name, parameter in trainable.items():
+        distributed.copy_full(parameter, named[name])
+
+
+def _peft_name(saved: str) -> str:
+    """PEFT leaves the adapter's name out of its files: `...lora_A.weight` on disk."""
+    stem, _, leaf = saved.rpartition(".")
+    return f"model.{stem}.default.{leaf}"
+
+
+def load_named(path: Path) -> dict[str, Tensor]:
+    """A saved model's tensors under the policy's names, the head of a classifier too."""
+    found = load_file(path / "model.safetensors")
+    return {HEAD if name == SAVED_HEAD else f"model.{name}": x for name, x in found.items()}

@@ -1,0 +1,79 @@
+"""A prompt goes through the network once for all its completions (docs/decisions/0008)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posttrain.common.batch import Batch, cumulative
+from posttrain.model.attention import Packed
+
+NOWHERE = torch.zeros(0, dtype=torch.int64)
+ROWS = 32  # on a CPU the number of rows is padded to a multiple of this
+
+
+@dataclass
+class Rows:
+    """The tokens actually run through the network, U of them: a prompt that neighbouring sequences
+    share appears once."""
+
+    input_ids: Tensor  # [U]
+    position_ids: Tensor  # [U]
+    layout: Packed
+    places: Tensor  # [T] where in U each token of the batch is
+
+
+def share_prompts(batch: Batch) -> Rows:
+    """Lay out the rows of a batch.
+
+    A state depends on nothing after it, so all completions of a prompt continue from the same
+    states, and their gradients meet there.
+    """
+    device = batch.input_ids.device
+    lengths: list[int] = []
+    prefixes: list[int | None] = []
+    tokens: list[Tensor] = []  # the place in T of each segment's tokens
+    places: list[Tensor] = []
+    start = used = 0
+    for first, last in batch.runs():
+        prompt = len(batch.prompts[first]) if last > first else 0
+        prefix, prefix_at = None, used
+        if prompt:
+            prefix = len(lengths)
+            lengths.append(prompt)
+            prefixes.append(None)
+            tokens.append(torch.arange(start, start + prompt))
+            used += prompt
+        for length in batch.lengths[first : last + 1]:
+            own = length - prompt
+            lengths.append(own)
+            prefixes.append(prefix)
+            tokens.append(torch.arange(start + prompt, start + length))
+            places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + own)]
+            start, used = start + length, used + own
+    shared = used < batch.num_tokens
+    chosen = torch.cat([NOWHERE, *tokens]).to(device)
+    if spare := padding_rows(chosen):  # a sequence of its own that nobody reads
+        lengths.append(spare)
+        prefixes.append(None)
+        chosen = torch.cat([chosen, chosen[:1].expand(spare)])
+    layout = Packed(lengths, cumulative(lengths).to(device))
+    if shared:
+        keys = [n if p is None else lengths[p] + n for n, p in zip(lengths, prefixes)]
+        layout.prefixes, layout.cu_keys = prefixes, cumulative(keys).to(device)
+    return Rows(
+        batch.input_ids[chosen],
+        batch.position_ids[chosen],
+        layout,
+        torch.cat([NOWHERE, *places]).to(device),
+    )
+
+
+def padding_rows(rows: Tensor) -> int:
+    """Return how many rows to add to reach a multiple of ROWS; on a GPU none.
+
+    oneDNN builds one kernel per shape, so shapes are reused.
+    """
+    return -len(rows) % ROWS if rows.device.type == "cpu" else 0

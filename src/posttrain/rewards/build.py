@@ -1,0 +1,51 @@
+"""From a reward section to a reward function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import SerializeAsAny
+
+from posttrain.common.registry import look_up
+from posttrain.config.base import ByType
+from posttrain.rewards import REWARDS
+from posttrain.rewards.base import Checked, Reward, RewardConfig, RewardFn, columns_of
+
+
+def reward_named(name: str) -> Reward:
+    """Return the entry of REWARDS; raise ValueError with the nearest name if there is none."""
+    found: Reward = look_up(REWARDS, name, f"no reward {name!r}")
+    return found
+
+
+def config_of(name: str) -> type[RewardConfig]:
+    """Return the settings class of a reward."""
+    return reward_named(name).config
+
+
+RewardSection = Annotated[SerializeAsAny[RewardConfig], ByType(REWARDS, config_of)]
+"""The type of a key that holds any reward."""
+
+
+def build_reward(config: RewardConfig) -> RewardFn:
+    """Return the reward function for the settings."""
+    return reward_named(config.type).build(config)
+
+
+def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
+    """Raises ValueError for the first row without a column that the reward can not do without, or
+    with content that it can not judge."""
+    needed = columns_of(reward)
+    for number, row in enumerate(rows, 1):
+        for column in needed:
+            if column not in row:
+                raise ValueError(
+                    f"{source}, row {number}: the reward needs the column {column}; "
+                    f"found {', '.join(row)} (map it with data.columns)"
+                )
+        if isinstance(reward, Checked):
+            try:
+                reward.check_row(row)
+            except ValueError as error:
+                raise ValueError(f"{source}, row {number}: {error}") from None

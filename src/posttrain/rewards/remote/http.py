@@ -1,0 +1,202 @@
+"""Scores from a server.
+
+    POST {"prompts": [...], "completions": [...], "columns": {name: [...]}}
+    200  {"scores": [number or null, ...]}, one for each completion
+
+What may succeed later is tried again (`common/http.py`), after `backoff * 2**n` seconds or what the
+server's Retry-After asks for. The judge (judge.py) asks its server by the same functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, Field
+
+from posttrain.common.http import Endpoint, HttpError, Patience, Reply, bearer_key, request
+from posttrain.config.base import Free
+from posttrain.rewards.base import Reward, RewardConfig, RewardFailure
+
+Result = TypeVar("Result")
+
+
+def _plain_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            "url holds a user or password: put it into an environment variable, and that "
+            "variable's name into api_key_env"
+        )
+    well_formed = re.fullmatch(r"https?://[!-~]+", url) and parts.hostname
+    if not well_formed or _bad_port(parts):
+        raise ValueError("url must be of the form http://host:port/path or https://...")
+    return url
+
+
+def _bad_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port == 0
+    except ValueError:
+        return True
+
+
+def _name_not_key(name: str | None) -> str | None:
+    # the value is not repeated: it may be a key that was put in the wrong place
+    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            "api_key_env is the name of an environment variable (A to Z, 0 to 9, _), "
+            "not the key itself"
+        )
+    return name
+
+
+Url = Annotated[str, AfterValidator(_plain_url)]
+KeyName = Annotated[str | None, AfterValidator(_name_not_key)]
+
+
+class Http(RewardConfig):
+    """Settings of the http reward."""
+
+    type: Literal["http"] = "http"
+    url: Annotated[Url, Free()]
+    timeout: float = Field(30.0, gt=0)
+    """Seconds for one try, from the connection to the last byte."""
+    retries: Annotated[int, Free()] = Field(3, ge=0)
+    """Tries after the first."""
+    backoff: Annotated[float, Free()] = Field(1.0, ge=0)
+    """Seconds before the second try, doubled before each further one."""
+    max_wait: Annotated[float, Free()] = Field(60.0, ge=0)
+    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+    api_key_env: Annotated[KeyName, Free()] = None
+    """The NAME of an environment variable; its value is sent as a bearer token."""
+    batch_size: int = Field(64, ge=1)
+    """Completions in one request."""
+    max_concurrency: Annotated[int, Free()] = Field(4, ge=1)
+    """Requests at the same time."""
+
+
+class Patient(Protocol):
+    """The keys of a reward that asks a server."""
+
+    timeout: float
+    retries: int
+    backoff: float
+    max_wait: float
+
+
+def endpoint_of(config: Patient, url: SplitResult, key: str | None) -> Endpoint:
+    """Return the server of one call: after a failure in it, nothing is tried again."""
+    patience = Patience(config.timeout, config.retries, config.backoff, config.max_wait)
+    return Endpoint(url, patience, key)
+
+
+def name_of(server: Endpoint) -> str:
+    """Return what messages call the server."""
+    return f"the reward server {server.place}"
+
+
+def build(config: Http) -> Callable[..., Any]:
+    """The reward function for `config`: async, in batches of which a few are on the way at once."""
+    key = bearer_key("reward.api_key_env", config.api_key_env)
+    url = urlsplit(config.url)
+    pool = ThreadPoolExecutor(config.max_concurrency)  # of all calls that wait together
+
+    async def reward(
+        prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
+    ) -> list[float | None]:
+        server = endpoint_of(config, url, key)
+        starts = range(0, len(completions), config.batch_size)
+        bodies = [
+            _body(prompts, completions, columns, slice(i, i + config.batch_size)) for i in starts
+        ]
+        requests = [
+            partial(_score, server, body, i, len(completions[i:][: config.batch_size]))
+            for i, body in zip(starts, bodies)
+        ]
+        parts = await answered(server, pool, requests)
+        return [score for part in parts for score in part]
+
+    return reward
+
+
+async def answered(
+    server: Endpoint, pool: ThreadPoolExecutor, requests: Sequence[Callable[[], Result]]
+) -> list[Result]:
+    """The result of each request, in their order; the first exception once all have ended."""
+    loop = asyncio.get_running_loop()
+    waiting = [loop.run_in_executor(pool, request) for request in requests]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        server.stop.set()  # after a failure the others neither wait nor try again
+        await asyncio.gather(*waiting, return_exceptions=True)
+        server.close()
+
+
+def _body(
+    prompts: Sequence[Any], completions: Sequence[str], columns: dict[str, Any], rows: slice
+) -> bytes:
+    content = {
+        "prompts": prompts[rows],
+        "completions": completions[rows],
+        "columns": {name: values[rows] for name, values in columns.items()},
+    }
+    try:
+        return json.dumps(content, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise RewardFailure(
+            f"rows {rows.start + 1} to {rows.start + len(completions[rows])} can not be sent as "
+            f"JSON ({error}): leave the column out or make it text or numbers"
+        ) from None
+
+
+def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float | None]:
+    """The scores of the rows from `start`, or RewardFailure that names them."""
+    rows = f"rows {start + 1} to {start + count}"
+    reply = post(server, body, rows)
+    try:
+        scores = json.loads(reply.text)["scores"]
+        if not isinstance(scores, list):
+            raise TypeError
+    except (ValueError, TypeError, KeyError):
+        raise RewardFailure(
+            f'{name_of(server)}, {rows}: the reply is not {{"scores": [...]}}: '
+            f"{server.redacted(reply.text)}"
+        ) from None
+    if len(scores) != count:
+        raise RewardFailure(
+            f"{name_of(server)}, {rows}: {len(scores)} scores for {count} completions: it must return "
+            "one number or null for each, in their order"
+        )
+    for i, score in enumerate(scores):
+        number = type(score) in (int, float) and -1e308 <= score <= 1e308  # not nan
+        if score is not None and not number:
+            raise RewardFailure(
+                f"{name_of(server)}, row {start + i + 1}: the score "
+                f"{server.redacted(json.dumps(score))} is neither a finite number nor null"
+            )
+    return scores
+
+
+def post(server: Endpoint, body: bytes, rows: str) -> Reply:
+    """Return the reply, after as many tries as it takes; RewardFailure names `rows`."""
+    try:
+        return request(server, "POST", "", body, name_of(server))
+    except HttpError as error:
+        again = error.kind != "refused"
+        advice = (
+            f"; tried {error.tries} times (raise reward.timeout or reward.retries, or look at the "
+            "server)"
+        )
+        problem = f"{name_of(server)}, {rows}: {error.problem}{advice if again else ''}"
+    raise RewardFailure(problem)
+
+
+REWARD = Reward(Http, build)

@@ -1,0 +1,233 @@
+"""Call rewards, sync or async, on rows; check what they return; name the row that broke one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
+from typing import Any, TypeVar
+
+from posttrain.rewards.base import (
+    RESERVED,
+    Checked,
+    RewardFailure,
+    RewardFn,
+    Scores,
+    columns_of,
+    is_row_by_row,
+    needs_columns,
+    optional_columns,
+)
+
+Result = TypeVar("Result")
+
+THIS = "the reward"
+Call = tuple[Sequence[Any], Sequence[str], Sequence[list[int]], Sequence[dict[str, Any]]]
+"""Prompts, completions, completion ids and rows, of one length."""
+
+
+def score(
+    reward: RewardFn,
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    rows: Sequence[dict[str, Any]],
+) -> Scores:
+    """Call a reward on rows; a failure names the row that broke it, or the form that was wrong."""
+    if not rows:  # a rank without a share; without rows there are no columns to pass either
+        return []
+    return score_each(reward, [(prompts, completions, completion_ids, rows)])[0]
+
+
+def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
+    """score() of several calls, which see nothing of one another. Those of an async reward wait
+    together; where a row's score depends on that row alone, they are made as one."""
+    if is_row_by_row(reward) and len(calls) > 1:
+        whole: Any = [[x for call in calls for x in call[i]] for i in range(4)]
+        scores = iter(score_each(reward, [whole])[0])
+        return [[next(scores) for _ in call[1]] for call in calls]
+    results: list[Any] = []
+    for one in calls:
+        try:
+            results.append(_call(reward, one))
+        except Exception as error:
+            results.append(error)
+    waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
+    if waiting:
+        for i, result in zip(waiting, run(settle([results[i] for i in waiting]))):
+            results[i] = result
+    # a call that was cancelled is not to blame for it
+    order = sorted(range(len(calls)), key=lambda i: isinstance(results[i], asyncio.CancelledError))
+    found = {i: _validated(reward, calls[i], results[i]) for i in order}
+    return [found[i] for i in range(len(calls))]
+
+
+def _call(reward: RewardFn, call: Call) -> Any:
+    prompts, completions, completion_ids, rows = call
+    wanted = set.intersection(*(set(row) for row in rows))
+    # a column that the reward can do without may be missing in some of the rows
+    wanted |= {name for name in optional_columns(reward) if any(name in row for row in rows)}
+    columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
+    return start_all({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
+
+
+def _validated(reward: RewardFn, call: Call, result: Any) -> Scores:
+    if isinstance(result, RewardFailure):
+        raise result
+    if isinstance(result, BaseException):
+        raise _name_the_row(reward, call, result) from result
+    return validate({THIS: result}, call[1])[THIS]
+
+
+def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> RuntimeError:
+    """The error again, with the first row that causes it alone."""
+    _, completions, _, rows = call
+    for i in range(len(rows)):
+        part = slice(i, i + 1)
+        try:
+            result = _call(reward, (call[0][part], completions[part], call[2][part], rows[part]))
+            if inspect.isawaitable(result):
+                result = run(await_all({THIS: result}))[THIS]
+            validate({THIS: result}, completions[part])
+        except Exception as cause:
+            notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
+            return RuntimeError(
+                f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
+                f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
+            )
+    return RuntimeError(f"the reward failed, though on no single row: {error}")
+
+
+def start_all(
+    rewards: Mapping[str, RewardFn],
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    columns: Mapping[str, list[Any]],
+) -> dict[str, Any]:
+    """What each reward returns: sync ones in turn, of an async one something to wait for.
+
+    Whatever a reward raises goes through, with a note of the reward's name.
+    """
+    results: dict[str, Any] = {}
+    # async ones last: they wait together
+    for name in sorted(rewards, key=lambda name: inspect.iscoroutinefunction(rewards[name])):
+        try:
+            results[name] = rewards[name](
+                prompts=list(prompts),
+                completions=list(completions),
+                completion_ids=list(completion_ids),
+                **columns,
+            )
+        except Exception as error:
+            for result in results.values():
+                if inspect.iscoroutine(result):
+                    result.close()
+            if len(rewards) > 1:
+                error.add_note(f"raised by {name}")
+            raise
+    return {name: results[name] for name in rewards}
+
+
+async def await_all(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results, once those that had to be waited for are there."""
+
+    async def one(name: str) -> Any:
+        try:
+            return await results[name]
+        except Exception as error:
+            if len(results) > 1:
+                error.add_note(f"raised by {name}")
+            raise
+
+    waiting = [name for name, result in results.items() if inspect.isawaitable(result)]
+    return {**results, **dict(zip(waiting, await asyncio.gather(*map(one, waiting))))}
+
+
+def validate(results: Mapping[str, Any], completions: Sequence[str]) -> dict[str, Scores]:
+    """The scores, by name; RewardFailure for a result of the wrong form."""
+    return {name: _validate_one(result, completions, name) for name, result in results.items()}
+
+
+def combine_scores(
+    rewards: Mapping[str, RewardFn],
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    columns: Mapping[str, list[Any]],
+    combine: Callable[[dict[str, Scores]], Scores],
+) -> Any:
+    """combine(the scores of several rewards, by name): something to wait for where one of them is
+    async."""
+    results = start_all(rewards, prompts, completions, completion_ids, columns)
+    if not any(inspect.isawaitable(result) for result in results.values()):
+        return combine(validate(results, completions))
+
+    async def later() -> Scores:
+        return combine(validate(await await_all(results), completions))
+
+    return later()
+
+
+async def settle(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
+    """The result of each, or its exception; after the first of these the others are cancelled."""
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    _, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in late:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def _validate_one(scores: Any, completions: Sequence[str], name: str) -> Scores:
+    if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
+        raise RewardFailure(
+            f"{name} returned {type(scores).__name__}: it must return a list with one float or "
+            "None for each completion"
+        )
+    scores = list(scores)
+    if len(scores) != len(completions):
+        raise RewardFailure(
+            f"{name} returned {len(scores)} scores for {len(completions)} rows: it must return one "
+            "float or None for each completion, in their order"
+        )
+    for i, value in enumerate(scores):
+        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            raise RewardFailure(
+                f"{name} returned {str(value)[:80]} ({type(value).__name__}) for row {i + 1}: a "
+                "score is a finite number, or None where it does not apply; "
+                f"completion {completions[i][:200]!r}"
+            )
+    return [v if v is None or isinstance(v, float) else float(v) for v in scores]
+
+
+def delegate(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
+    """`reward`, which calls `parts`, with the columns, the check and the record of them all."""
+    parts = list(parts)
+    checked: list[Any] = [part for part in parts if isinstance(part, Checked)]
+    whole: Any = reward
+    whole.row_by_row = all(map(is_row_by_row, parts))
+
+    def check_row(row: dict[str, Any]) -> None:
+        for part in checked:
+            part.check_row(row)
+
+    if checked:
+        whole.check_row = check_row
+        whole.about = lambda: {k: v for part in checked for k, v in part.about().items()}
+    return needs_columns(
+        reward,
+        [column for part in parts for column in columns_of(part)],
+        [column for part in parts for column in optional_columns(part)],
+    )

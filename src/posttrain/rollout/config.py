@@ -1,0 +1,104 @@
+"""The rollout section."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from posttrain.config.base import AlsoCalled, ForEngines, Free, StrictConfig, marks
+
+
+class RolloutConfig(StrictConfig):
+    """How completions are sampled from the policy during training."""
+
+    group_size: Annotated[int, AlsoCalled("num_generations")] = Field(8, ge=1)
+    """Completions per prompt."""
+    max_new_tokens: Annotated[
+        int,
+        AlsoCalled(
+            "max_completion_length",
+            max_tokens="rollout.max_new_tokens (also in sampling and eval)",
+        ),
+    ] = Field(512, ge=1)
+    """Longest completion in tokens, the stop token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it; log-probs are those of the distribution sampled from."""
+    max_resamples: int = Field(0, ge=0)
+    """How often a group without signal (all rewards equal) is replaced by another prompt's before
+    the step goes on (DAPO's dynamic sampling); 0 never."""
+    one_step_off: bool = False
+    """Sample the completions of the next step while this one trains. They are one step old then:
+    needs trainer.sampler_correction. Meant for the engine server; native needs a copy of the
+    policy."""
+    engine: Annotated[
+        Literal["native", "server", "vllm"],
+        AlsoCalled(
+            use_vllm="rollout.engine: server or vllm",
+            vllm_mode="rollout.engine: server, or vllm (in this process)",
+        ),
+    ] = "native"
+    """native: in this process; server: over HTTP; vllm: vLLM in this process."""
+    max_num_seqs: Annotated[int, ForEngines("native", "vllm")] = Field(256, ge=1)
+    """Maximum number of concurrent completions on one rank; bounds the memory of the cache."""
+    gpu_memory_utilization: Annotated[
+        float, Free(), ForEngines("vllm"), AlsoCalled("vllm_gpu_memory_utilization")
+    ] = Field(0.3, gt=0, le=1)
+    """Share of the GPU's memory that vLLM takes, next to the trainer."""
+    servers: Annotated[
+        list[str], Free(), ForEngines("server"), AlsoCalled("vllm_server_base_url")
+    ] = Field(default_factory=list)
+    """Base URLs, such as http://127.0.0.1:8000; requests go to each in turn."""
+    server_type: Annotated[Literal["vllm", "sglang"], ForEngines("server")] = "vllm"
+    """vllm: any server with vLLM's OpenAI API."""
+    timeout: Annotated[float, Free(), ForEngines("server")] = Field(600.0, gt=0)
+    """Seconds that a server may take over one completion."""
+    retries: Annotated[int, Free(), ForEngines("server")] = Field(3, ge=0)
+    """Further attempts after a connection error, a timeout or a server's own error."""
+    max_concurrent_requests: Annotated[int, Free(), ForEngines("server")] = Field(64, ge=1)
+    """Maximum number of concurrent requests of one rank, over all servers."""
+    api_key_env: Annotated[str | None, Free(), ForEngines("server")] = None
+    """Name of the environment variable that holds the servers' API key."""
+    adapter_dir: Annotated[str | None, Free(), ForEngines("server")] = None
+    """Where LoRA weights are handed over: a folder that the servers see under the same path. By
+    default in the run directory."""
+
+    @field_validator("servers")
+    @classmethod
+    def _base_urls(cls, servers: list[str]) -> list[str]:
+        for url in servers:
+            if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
+                raise ValueError(
+                    "rollout.servers: write each as http://host:port, without user or key (a key "
+                    "goes into the environment variable that rollout.api_key_env names)"
+                )
+        return [url.rstrip("/").removesuffix("/v1") for url in servers]
+
+    @model_validator(mode="after")
+    def _engine_keys(self) -> RolloutConfig:
+        unread = self.keys_of_other_engines()
+        for key in sorted(self.model_fields_set & unread.keys()):
+            raise ValueError(
+                f"rollout.{key} is for rollout.engine: {' or '.join(unread[key])}, not for "
+                f"{self.engine}"
+            )
+        if self.one_step_off and self.engine == "vllm":
+            raise ValueError(
+                "rollout.one_step_off: vLLM in this process cannot take new weights while it "
+                "generates, nor train beside it: use rollout.engine: server"
+            )
+        if self.engine == "server" and not self.servers:
+            raise ValueError(
+                "rollout.engine: server needs rollout.servers, for example [http://127.0.0.1:8000]"
+            )
+        return self
+
+    def keys_of_other_engines(self) -> dict[str, tuple[str, ...]]:
+        """Return the keys that this engine does not read, with the engines that do."""
+        return {
+            name: mark.engines
+            for name, info in type(self).model_fields.items()
+            for mark in marks(info, ForEngines)
+            if self.engine not in mark.engines
+        }

@@ -1,0 +1,27 @@
+"""The policy's adapter as a folder in PEFT's format, for engines that load weights from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.common import distributed
+from posttrain.common.files import replacing_folder
+from posttrain.model.save import save_adapter
+
+
+def write_adapter(folder: Path, policy: Any) -> None:
+    """Write the policy's adapter to `folder`, which appears whole or not at all.
+
+    A collective: sharded weights are gathered on every rank, rank 0 writes. Raises OSError there.
+    """
+    trainable = ((n, p) for n, p in policy.named_parameters() if p.requires_grad)
+    weights = {name: distributed.full(p.detach()).cpu() for name, p in trainable}
+    if distributed.rank() != 0:
+        return
+    with replacing_folder(folder, durable=False) as temporary:
+        save_adapter(temporary, policy.model, weights)
+
+
+def has_adapter(policy: Any) -> bool:
+    return hasattr(policy.model, "peft_config")

@@ -1,0 +1,286 @@
+"""The native sampler: batched, KV-cached, token ids in and out.
+
+Continuous: completions that have ended leave the batch and waiting ones enter in their place.
+Prompts are prefilled packed, each distinct prompt of those that enter once, and its keys and values
+are shared out to its completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from posttrain.common.batch import Sequence as TokenSequence
+from posttrain.common.batch import pack
+from posttrain.model.attention import Packed
+from posttrain.model.language_model import LanguageModel
+from posttrain.rollout.native.cache import KVCache, Prefill
+from posttrain.rollout.native.decode import decode_step
+from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
+
+COMPACT_BELOW = 0.8  # share of rows still running at which the ended ones leave the cache
+ROWS = 8
+GROW_BY = 128  # columns that the cache gains when it is full
+PREFILL_TOKENS = 16384  # tokens of prompts in one forward pass
+
+
+class NativeSampler:
+    """Samples from the policy in place: the weights that train are the weights that sample."""
+
+    def __init__(self, policy: LanguageModel, max_num_seqs: int) -> None:
+        self.policy = policy
+        self.max_num_seqs = max_num_seqs
+
+    def update_weights(self) -> None:
+        pass
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished = lambda place, rollout: None,
+    ) -> list[Rollout]:
+        if not all(prompts):
+            raise ValueError("a prompt is empty")
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.no_grad(), self.policy.precision():
+                return _generate(self.policy, prompts, params, seeds, self.max_num_seqs, finished)
+        finally:
+            self.policy.train(was_training)
+
+
+@dataclass
+class Running:
+    """The completions in the cache, one per row. One that has ended may stay there for a while:
+    what it goes on to say does not count."""
+
+    index: Tensor  # [B] which completion
+    tokens: Tensor  # [B] its newest, not in the cache yet
+    ages: Tensor  # [B] tokens sampled so far
+    spans: Tensor  # [B] columns of the cache that are the row's own
+    alive: Tensor  # [B] bool
+    noise: Tensor  # [B, max_new_tokens]
+
+    def only(self, rows: Tensor) -> Running:
+        return Running(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def joined_by(self, new: Running) -> Running:
+        pairs = ((getattr(self, f.name), getattr(new, f.name)) for f in fields(self))
+        return Running(*(torch.cat(pair) for pair in pairs))
+
+
+@dataclass
+class Stretch:
+    """Steps between which no row entered or left."""
+
+    index: Tensor  # [B]
+    tokens: list[Tensor]  # of [B], one per step
+    logprobs: list[Tensor]
+
+
+def _generate(
+    policy: LanguageModel,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    max_num_seqs: int,
+    finished: Finished,
+) -> list[Rollout]:
+    device = next(policy.parameters()).device
+    limit, stops = params.max_new_tokens, torch.tensor(params.stop_token_ids, device=device)
+    longest = max(map(len, prompts), default=0) + limit
+    step, logits = decode_step(policy, longest), policy.sampling_head()
+    waiting = _groups(prompts, max_num_seqs)
+    running, cache, mask = _nobody(limit, device), KVCache(), torch.empty(0)
+    rollouts = [Rollout(list(prompt), [], [], "length", policy.version) for prompt in prompts]
+    stretch = Stretch(running.index, [], [])
+    while True:
+        rows = running.alive.nonzero()[:, 0]
+        entering = _next(waiting, len(rows), max_num_seqs)
+        if len(rows) == 0 and not entering:
+            break
+        kept = rows if entering else _with_ended(rows, running.alive)
+        num_ended = len(running.index) - len(kept)
+        many_ended = num_ended > 0 and len(kept) < COMPACT_BELOW * len(running.index)
+        if entering or many_ended or cache.columns == cache.capacity:
+            _keep(stretch, rollouts, params, finished)
+            running = running.only(kept)
+            span = int(running.spans.max()) if len(kept) else 0
+            prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
+            cache.lay_out(kept, span, prefill, source, room=min(GROW_BY, limit))
+            if entering:
+                noise = _noise([seeds[i] for i in entering], params, device)
+                tokens, logprobs = _sample(logits(hidden), params, noise[:, 0])
+                index = torch.tensor(entering, device=device)
+                spans = torch.tensor([len(prompts[i]) for i in entering], device=device)
+                alive = ~torch.isin(tokens, stops) & (limit > 1)
+                new = Running(index, tokens, torch.ones_like(index), spans, alive, noise)
+                running = running.joined_by(new)
+                _keep(Stretch(index, [tokens], [logprobs]), rollouts, params, finished)
+            mask = cache.mask(running.spans)
+            stretch = Stretch(running.index, [], [])
+            continue  # a completion may have ended with its first token
+        for _ in range(min(steps_between_looks(device), cache.capacity - cache.columns)):
+            cache.columns += 1
+            hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
+            noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
+            tokens, logprobs = _sample(logits(hidden), params, noise)
+            stretch.tokens.append(tokens)
+            stretch.logprobs.append(logprobs)
+            running.tokens = tokens
+            running.ages, running.spans = running.ages + 1, running.spans + 1
+            running.alive &= ~torch.isin(tokens, stops) & (running.ages < limit)
+    _keep(stretch, rollouts, params, finished)
+    return rollouts
+
+
+def steps_between_looks(device: torch.device) -> int:
+    """A look at what has ended makes the host wait for a GPU."""
+    return 1 if device.type == "cpu" else 16
+
+
+def _with_ended(rows: Tensor, alive: Tensor) -> Tensor:
+    """The living rows and so many ended ones that their number is a multiple of ROWS: on a CPU a
+    product of a shape that was there before needs no new kernel."""
+    if alive.device.type != "cpu":
+        return rows
+    return torch.cat([rows, (~alive).nonzero()[: -len(rows) % ROWS, 0]])
+
+
+def _nobody(limit: int, device: torch.device) -> Running:
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    return Running(
+        none,
+        none,
+        none,
+        none,
+        none.bool(),
+        torch.empty(0, limit, dtype=torch.float32, device=device),
+    )
+
+
+def _groups(prompts: Sequence[list[int]], max_num_seqs: int) -> list[list[int]]:
+    """Indices of equal prompts together, since they are prefilled once, the last to enter first.
+
+    Neighbours are of like length, which wastes few columns of the cache; long ones enter first.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and prompts[groups[-1][0]] == prompts[i] and len(groups[-1]) < max_num_seqs:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _next(waiting: list[list[int]], num_running: int, max_num_seqs: int) -> list[int]:
+    """Take the groups that enter now: none before a good share of the places is free."""
+    if num_running > COMPACT_BELOW * max_num_seqs:
+        return []
+    entering: list[int] = []
+    while waiting and num_running + len(entering) + len(waiting[-1]) <= max_num_seqs:
+        entering += waiting.pop()
+    return entering
+
+
+def _prefill(
+    policy: LanguageModel, prompts: list[list[int]], device: torch.device
+) -> tuple[Prefill, Tensor, Tensor]:
+    """The prompts' keys and values, the packed position of each of their columns [B, P], and
+    their last hidden states [B, width]."""
+    prefill, states = Prefill(), []
+    if not prompts:
+        return prefill, torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0)
+    distinct = [list(p) for p in dict.fromkeys(tuple(p) for p in prompts)]
+    packed = pack([_no_mask(p) for p in distinct])
+    for batch in packed.split(PREFILL_TOKENS):
+        batch = batch.to(device)
+        layout = Packed(batch.lengths, batch.cu_seqlens)
+        ids, positions = batch.input_ids[None], batch.position_ids[None]
+        hidden = policy.hidden_states(ids, positions, layout, prefill)[0]
+        states.append(hidden[batch.cu_seqlens[1:].long() - 1])
+    place = {tuple(p): i for i, p in enumerate(distinct)}
+    which = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    ends = packed.cu_seqlens[1:].to(device).long()[which]  # one past the prompt's last position
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    width = int(lengths.max())
+    # columns before a short prompt repeat its first token; the mask hides them
+    columns = ends[:, None] - width + torch.arange(width, device=device)
+    source = torch.maximum(columns, (ends - lengths)[:, None])
+    return prefill, source, torch.cat(states)[which]
+
+
+def _no_mask(ids: list[int]) -> TokenSequence:
+    return TokenSequence(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool))
+
+
+def _noise(seeds: list[int], params: SamplingParams, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1), [B, max_new_tokens], row i from its own seed. fp32 by name, since
+    torch's default may be another while a reward in the main thread loads its model."""
+    n = params.max_new_tokens
+    if params.temperature == 0:
+        return torch.zeros(len(seeds), params.max_new_tokens, dtype=torch.float32, device=device)
+    rows = [
+        torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        for seed in seeds
+    ]
+    return torch.stack(rows).to(device)
+
+
+def _sample(logits: Tensor, params: SamplingParams, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B] and their log-probs [B] from logits [B, vocab], by inverting the cdf at noise."""
+    if params.temperature == 0:
+        best = logits.argmax(-1)
+        return best, logits.log_softmax(-1).gather(1, best[:, None])[:, 0]
+    logprobs = (logits / params.temperature).log_softmax(-1)
+    if params.top_k or params.top_p < 1:
+        logprobs = _truncate(logprobs, params).log_softmax(-1)
+    cdf = logprobs.exp().cumsum(-1)
+    # scaled by the sum, which rounding leaves near 1, so that a tail token is never picked by error
+    point = noise[:, None] * cdf[:, -1:]
+    token = torch.searchsorted(cdf, point, right=True).clamp_(max=logits.shape[1] - 1)
+    return token[:, 0], logprobs.gather(1, token)[:, 0]
+
+
+def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
+    """Keep the top_k likeliest tokens, then the fewest of them that hold top_p of the mass."""
+    ordered, index = logprobs.sort(dim=-1, descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if params.top_k:
+        keep[:, params.top_k :] = False
+    if params.top_p < 1:
+        mass = torch.where(keep, ordered.exp(), 0.0)
+        before = mass.cumsum(-1) - mass
+        keep &= before < params.top_p * mass.sum(-1, keepdim=True)
+        keep[:, 0] = True  # where top_p is 0
+    ordered = torch.where(keep, ordered, -torch.inf)
+    return torch.empty_like(logprobs).scatter_(1, index, ordered)
+
+
+def _keep(
+    stretch: Stretch, rollouts: list[Rollout], params: SamplingParams, finished: Finished
+) -> None:
+    """Add to the completions what they said in this stretch."""
+    if not stretch.tokens:
+        return
+    stops = set(params.stop_token_ids)
+    tokens = torch.stack(stretch.tokens, dim=1).tolist()
+    logprobs = torch.stack(stretch.logprobs, dim=1).tolist()
+    for i, ids, values in zip(stretch.index.tolist(), tokens, logprobs):
+        rollout = rollouts[i]
+        left = params.max_new_tokens - len(rollout.response_ids)
+        if rollout.finish_reason == "stop" or left == 0:
+            continue
+        end = next((n for n, token in enumerate(ids[:left], 1) if token in stops), None)
+        rollout.finish_reason = "length" if end is None else "stop"
+        rollout.response_ids += ids[: end or left]
+        rollout.logprobs += values[: end or left]
+        if end is not None or len(ids) >= left:
+            finished(i, rollout)

@@ -1,0 +1,308 @@
+"""A config's data sections to what a run trains on: tokenizer, renderer, examples, prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from posttrain.algorithms.classification import ClassificationConfig, with_labels
+from posttrain.common.batch import Example, sequences_of
+from posttrain.common.errors import SettingError
+from posttrain.common.registry import look_up
+from posttrain.data.config import DataConfig, sections
+from posttrain.data.holdout import hold_out
+from posttrain.data.kinds import KINDS
+from posttrain.data.kinds.kind import Kind
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.data.lengths import LengthTable
+from posttrain.data.load import load_rows
+from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.rows import Row, draw, mix, numbered
+from posttrain.model.folder import (
+    generation_stops,
+    max_positions,
+    resolve_model_path,
+    saved_labels,
+)
+from posttrain.model.load import load_tokenizer
+from posttrain.model.scratch import train_tokenizer
+from posttrain.runs.config import Config
+
+Parts = list[tuple[DataConfig, list[Row]]]
+"""The sections of a mixture, each with its rows."""
+
+
+@dataclass
+class Data:
+    """What a run trains on and is evaluated on."""
+
+    examples: list[Example] = field(default_factory=list)  # offline methods
+    prompts: list[Prompt] = field(default_factory=list)  # online methods
+    eval_examples: list[Example] = field(default_factory=list)
+    eval_prompts: list[Prompt] = field(default_factory=list)
+    tables: list[LengthTable] = field(default_factory=list)
+
+    def hash(self) -> str:
+        """Return a hash of all that is trained on."""
+        digest = hashlib.sha256()
+        for sequence in sequences_of(self.examples):
+            digest.update(sequence.input_ids.numpy().tobytes())
+            digest.update(sequence.loss_mask.numpy().tobytes())
+            if "label" in sequence.per_token:
+                digest.update(sequence.per_token["label"].numpy().tobytes())
+            if sequence.per_seq:
+                digest.update(repr(sequence.per_seq).encode())
+        for prompt in self.prompts:
+            row = json.dumps(prompt.row, sort_keys=True, default=str)
+            digest.update(f"{prompt.input_ids}{row}".encode())
+        return digest.hexdigest()
+
+
+def build_tokenizer(config: Config, mixture: Parts) -> tuple[Any, str | None]:
+    """Return the tokenizer and the resolved model name, None for random weights."""
+    if config.model.scratch is not None:
+        scratch = config.model.scratch
+        texts = [text for _, rows in mixture for row in rows for text in texts_of(row)]
+        return train_tokenizer(texts, scratch.vocab_size, scratch.max_length), None
+    name = start_model(config)
+    assert name is not None
+    return load_tokenizer(name), name
+
+
+def start_model(config: Config) -> str | None:
+    """Return the folder or hub name that the run starts from; None for random weights."""
+    return None if config.model.name is None else resolve_model_path(config.model.name)
+
+
+TEXT_COLUMNS = (
+    "text", "prompt", "completion", "messages", "chosen", "rejected", "conversations",
+    "instruction", "input", "completions",
+)  # fmt: skip
+
+
+def texts_of(row: Row) -> list[str]:
+    """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
+    return [text for column in TEXT_COLUMNS for text in texts_in(row.get(column))]
+
+
+def texts_in(value: Any) -> list[str]:
+    """Of a text, a message, or a list of either."""
+    if isinstance(value, list):
+        return [text for part in value for text in texts_in(part)]
+    if isinstance(value, dict):
+        return texts_in(value.get("content", value.get("value")))
+    return [value] if isinstance(value, str) else []
+
+
+def length_limit(config: Config, name: str | None) -> int:
+    """length.max_length, or what the model can take; never more than that."""
+    if name is None:
+        assert config.model.scratch is not None
+        most = config.model.scratch.max_length
+    else:
+        most = max_positions(name)
+    wanted = config.length.max_length or most
+    if wanted > most:
+        raise ValueError(
+            f"length.max_length is {wanted}, but the model takes {most} tokens at most"
+        )
+    if config.rollout is not None:
+        wanted = min(wanted, most - config.rollout.max_new_tokens)
+        if wanted < 1:
+            raise ValueError(
+                f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a "
+                f"prompt: the model takes {most} tokens at most"
+            )
+    return wanted
+
+
+def check_mixture(config: Config, mixture: Parts) -> Config:
+    """Check the rows as far as that needs no tokenizer, which takes seconds to load.
+
+    Returns the config of a classification with its labels and their weights; any other as it is.
+    """
+    kind = kind_of(config)
+    for section, rows in mixture:
+        kind.check(rows, section.label)
+    if not isinstance(config.trainer, ClassificationConfig):
+        return config
+    rows_of_all = (pair for section, rows in mixture for pair in numbered(rows, section.label))
+    name = start_model(config)
+    known = None if name is None else saved_labels(Path(name))
+    trainer = with_labels(config.trainer, rows_of_all, known)
+    return config.model_copy(update={"trainer": trainer})
+
+
+def kind_of(config: Config) -> Kind:
+    """Return the kind of row that the method trains on."""
+    return kind_named(config.algorithm.rows)
+
+
+def kind_named(name: str) -> Kind:
+    """Return the entry of KINDS."""
+    found: Kind = look_up(KINDS, name, f"no kind of row {name!r}")
+    return found
+
+
+def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer:
+    sections = {(s.template, s.system_prompt) for s in config.mixture}
+    if len(sections) > 1:
+        raise ValueError("all parts of a mixture need the same template and system_prompt")
+    template, system_prompt = sections.pop()
+    return make_renderer(tokenizer, template, system_prompt, generation_stops(name))
+
+
+def prepare_data(
+    config: Config, mixture: Parts, eval_rows: list[Row], renderer: Renderer, limit: int
+) -> Data:
+    """Return the rendered rows of the mixture and of the evaluation, with a table of what became of
+    them. Raises ValueError naming the section and row of one that is not as it should be."""
+    on_overlong, method, kind = config.length.on_overlong, config.algorithm, kind_of(config)
+    data = Data()
+
+    def convert(kind: Kind, rows: list[Row], name: str, **options: Any) -> list[Any]:
+        examples, table = kind.to_examples(rows, renderer, name, limit, on_overlong, **options)
+        data.tables.append(table)
+        return examples
+
+    options = config.trainer.row_options
+    parts = [
+        (convert(kind, rows, section.label, **options), section.weight) for section, rows in mixture
+    ]
+    items = mix(parts, config.trainer.seed)
+    if method.online:
+        data.prompts = items
+    else:
+        data.examples = items
+    if config.eval is not None and eval_rows:
+        try:
+            if not method.online:
+                data.eval_examples = convert(kind, eval_rows, "evaluation", **options)
+            if config.eval.generate or method.online:
+                data.eval_prompts = convert(kind_named("prompt"), eval_rows, "evaluation prompts")
+        except ValueError as error:
+            raise ValueError(f"{eval_label(config)}: {error}") from None
+    return data
+
+
+def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
+    """Return the rows to train on and those of the evaluation.
+
+    The latter are held out of the former with `eval.split`; else they are the rows of `eval.data`,
+    or of the training data's own `test` split. There are none without an eval section, or if it has
+    tasks alone. Of several sections each has its share of `eval.max_samples`.
+    """
+    if config.eval is None:
+        return mixture, []
+    if config.eval.split is not None:
+        kept, held_out = hold_out(
+            [(section.label, rows) for section, rows in mixture],
+            config.eval.split,
+            config.trainer.seed,
+            config.eval.split_by,
+            kind_of(config).asked,
+        )
+        mixture = [(section, rows) for (section, _), rows in zip(mixture, kept, strict=True)]
+        return mixture, shares(held_out, config.eval.max_samples)
+    if config.eval.data is None and config.eval.tasks:
+        return mixture, []
+    parts = []
+    for section in eval_sections(config):
+        check_apart(section, config.mixture)
+        try:
+            parts.append(load_rows(section))
+        except SettingError as error:  # about this section, which is not the training data's
+            raise error.renamed(f"eval.{error.field}") from None
+        except ValueError as error:
+            if config.eval.data is not None:
+                raise
+            raise ValueError(
+                f"{error}; the eval section reads the training data's own test split unless it "
+                "has data or split"
+            ) from None
+    return mixture, shares(parts, config.eval.max_samples)
+
+
+def shares(parts: list[list[Row]], most: int | None) -> list[Row]:
+    """Return rows of each part, so many that together they are `most`."""
+    total = sum(map(len, parts))
+    most = min(most or total, total)
+    ends = [round(most * sum(map(len, parts[:i])) / total) for i in range(len(parts) + 1)]
+    return [
+        row for part, (a, b) in zip(parts, pairwise(ends)) if b > a for row in draw(part, b - a)
+    ]
+
+
+def eval_sections(config: Config) -> list[DataConfig]:
+    """Return the sections that the evaluation's rows come from."""
+    assert config.eval is not None
+    if config.eval.data is None:
+        return [s.model_copy(update={"split": "test"}) for s in config.mixture]
+    return sections(config.eval.data)
+
+
+def eval_label(config: Config) -> str:
+    """Return what messages call the evaluation's rows."""
+    assert config.eval is not None
+    if config.eval.split is not None:
+        return "eval.split"
+    return ", ".join(section.label for section in eval_sections(config))
+
+
+def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
+    """Raise ValueError if an evaluation reads the very file that is trained on."""
+    file = _one_file(section)
+    trained = [s.split for s in mixture if _one_file(s) == file]
+    if file is not None and trained and section.split not in trained:
+        raise ValueError(
+            f"eval: {section.path} is the file that is trained on: set eval.split to hold a share "
+            "of its rows out, give eval.data.path another file, or data.path a folder with "
+            "train.* and test.*"
+        )
+
+
+def other_prompts(config: Config) -> list[str]:
+    """Return notes if the evaluation asks otherwise than the training rows do."""
+    trained = {section.prompt_template for section in config.mixture}
+    if config.eval is None:
+        return []
+    rows_come = config.eval.split is None and (
+        config.eval.data is not None or not config.eval.tasks
+    )
+    asked: dict[str, str | None] = {
+        s.label: s.prompt_template for s in (eval_sections(config) if rows_come else ())
+    }
+    asked |= dict.fromkeys(config.eval.tasks, None)
+    names = [name for name, template in asked.items() if template not in trained]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)}: asked with another prompt template than is trained with "
+        f"({', '.join(sorted(t or 'none' for t in trained))})"
+    ]
+
+
+def _one_file(section: DataConfig) -> Path | None:
+    """Return the file whose rows a section has in every split."""
+    path = None if section.name or section.path is None else Path(section.path).resolve()
+    return path if path is not None and path.is_file() else None
+
+
+def table_lines(tables: list[LengthTable]) -> list[str]:
+    lines = [
+        f"{'data':<32}{'rows':>9}{'kept':>9}{'dropped':>9}{'cut':>7}{'p50':>7}{'p95':>7}{'max':>8}"
+        f"{'trained tokens':>16}"
+    ]
+    for t in tables:
+        lines.append(
+            f"{t.name[-31:]:<32}{t.rows:>9,}{t.kept:>9,}{t.dropped:>9,}{t.truncated:>7,}"
+            f"{t.length_p50:>7,}{t.length_p95:>7,}{t.length_max:>8,}{t.trained_tokens:>16,}"
+        )
+        if t.reasons:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in t.reasons.items())
+            lines.append(f"  dropped of {t.name[-31:]}: {reasons}")
+    return lines

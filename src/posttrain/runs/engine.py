@@ -1,0 +1,119 @@
+"""Which engine generates: `native`, `server` or `vllm`; checked before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+from posttrain.common import distributed
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.model.folder import adapter_config, base_model, is_adapter
+from posttrain.model.language_model import LanguageModel
+from posttrain.rollout.config import RolloutConfig
+from posttrain.rollout.engines.client import Server
+from posttrain.rollout.engines.dialects import DIALECTS, max_lora_rank
+from posttrain.rollout.engines.server import ServerSampler, check_server
+from posttrain.rollout.engines.vllm import VllmSampler, check_installed
+from posttrain.rollout.native.copied import CopySampler
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.runs.config import Config
+
+
+def check_engine(
+    config: Config, model: str | None, prompts: list[Prompt], stop_token_ids: tuple[int, ...]
+) -> None:
+    """Raises ValueError where the engine can not run this model, or its servers are not ready.
+
+    `model` is the resolved model name; None for random weights.
+    """
+    rollout = config.rollout
+    if rollout is None or rollout.engine == "native":
+        return
+    if model is None:
+        raise ValueError(
+            f"rollout.engine: {rollout.engine} loads a model by name, model.scratch has none: "
+            "use rollout.engine: native"
+        )
+    if rollout.engine == "vllm":
+        check_installed()
+        if distributed.num_ranks() > 1:
+            raise ValueError(
+                "rollout.engine: vllm runs in one process: with several ranks use rollout.engine: "
+                "server and `vllm serve`"
+            )
+        return
+    if not config.model.use_lora and not is_adapter(model):
+        raise ValueError(
+            "rollout.engine: server gets the policy's weights as a LoRA adapter, and this run "
+            "trains all weights: set model.use_lora: true, or use rollout.engine: native"
+        )
+    params = SamplingParams(rollout.max_new_tokens, stop_token_ids, rollout.temperature)
+    for server in build_servers(config, model):
+        check_server(
+            server, DIALECTS[rollout.server_type], base_model(model), _room(config, prompts),
+            prompts[0].input_ids, params,
+        )  # fmt: skip
+
+
+def build_servers(config: Config, model: str) -> list[Server]:
+    rollout = config.rollout or RolloutConfig()
+    rank = adapter_config(model)["r"] if is_adapter(model) else config.model.lora.r
+    start = DIALECTS[rollout.server_type].start
+    start = start.format(model=base_model(model), rank=max_lora_rank(rank))
+    key = None
+    if rollout.api_key_env is not None:
+        key = os.environ.get(rollout.api_key_env)
+        if not key:
+            raise ValueError(
+                f"rollout.api_key_env: the environment variable {rollout.api_key_env} is not set"
+            )
+    return [Server(url, rollout.timeout, rollout.retries, start, key) for url in rollout.servers]
+
+
+def native_sampler(config: Config, policy: LanguageModel, sharded: bool) -> Sampler:
+    """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
+    rollout = config.rollout or RolloutConfig()
+    of_eval = None if config.eval is None else config.eval.max_num_seqs
+    max_num_seqs = of_eval or rollout.max_num_seqs
+    if not (sharded or rollout.one_step_off):
+        return NativeSampler(policy, max_num_seqs)
+    network, policy.value_network = policy.value_network, None  # it samples nothing
+    frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
+    whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
+    policy.value_network = network
+    return CopySampler(policy, whole, max_num_seqs)
+
+
+def build_engine(
+    config: Config, policy: LanguageModel, model: str, prompts: list[Prompt], run_dir: Path
+) -> Sampler:
+    """The sampler of an engine other than `native`, after check_engine."""
+    rollout = config.rollout or RolloutConfig()
+    folder = run_dir / "adapters"
+    if rollout.engine == "vllm":
+        return VllmSampler(
+            policy, base_model(model), folder, rollout.max_num_seqs, _room(config, prompts),
+            rollout.gpu_memory_utilization, config.trainer.seed,
+        )  # fmt: skip
+    if rollout.adapter_dir is not None:
+        folder = Path(rollout.adapter_dir) / run_dir.name
+    return ServerSampler(
+        policy, build_servers(config, model), DIALECTS[rollout.server_type], folder,
+        rollout.max_concurrent_requests,
+    )  # fmt: skip
+
+
+def close_engine(sampler: Sampler | None) -> None:
+    if isinstance(sampler, ServerSampler | VllmSampler):
+        sampler.close()
+
+
+def _room(config: Config, prompts: list[Prompt]) -> int:
+    """Tokens of the longest prompt with its completion, in training or in evaluation."""
+    assert config.rollout is not None
+    new_tokens = config.rollout.max_new_tokens
+    if config.eval is not None:
+        new_tokens = max(new_tokens, config.eval.max_new_tokens)
+    return max(len(prompt.input_ids) for prompt in prompts) + new_tokens

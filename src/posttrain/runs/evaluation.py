@@ -1,0 +1,60 @@
+"""Evaluation during training: the method's loss, completions, and tasks of `posttrain eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from posttrain.common import distributed
+from posttrain.data.source import Source
+from posttrain.evaluation.generation import Asking, Record, evaluate_prompts
+from posttrain.evaluation.loss import evaluate_loss
+from posttrain.rollout.sampler import Sampler, SamplingParams
+from posttrain.runs.plan import Plan
+from posttrain.tracking.tracker import Tracker
+
+
+def build_evaluation(
+    plan: Plan, sampler: Sampler | None, source: Source, tracker: Tracker
+) -> Callable[[int], dict[str, float]] | None:
+    """Return what is called after a step, with its number; a collective. None without a section."""
+    settings = plan.config.eval
+    if settings is None:
+        return None
+
+    def evaluate(step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if plan.data.eval_examples:
+            metrics |= evaluate_loss(
+                plan.models, plan.config.algorithm, plan.config.trainer, plan.data.eval_examples
+            )
+        if plan.data.eval_prompts or plan.tasks:
+            source.settle()
+        if plan.data.eval_prompts:
+            assert sampler is not None
+            assert plan.reward is not None
+            params = SamplingParams(
+                settings.max_new_tokens, plan.renderer.stop_token_ids, temperature=0
+            )
+            asking = Asking("eval", plan.renderer, params, plan.reward)
+            result, records = evaluate_prompts(plan.data.eval_prompts, asking, sampler)
+            record_samples(tracker, records, step, "eval")
+            metrics["eval_accuracy"] = result["accuracy"]
+            metrics["eval_reward"] = result["mean_score"]
+            metrics["eval_frac_reward_none"] = result["unscored"]
+            metrics["eval_completions/mean_length"] = result["mean_length"]
+            metrics["eval_completions/clipped_ratio"] = result["truncated"]
+        for name, task in plan.tasks.items():
+            assert sampler is not None
+            found, records = task.run(sampler, None)
+            figures = {k: v for k, v in found.items() if isinstance(v, float)}
+            metrics |= {f"eval_{name}/{figure}": value for figure, value in figures.items()}
+            record_samples(tracker, records, step, name)
+        return metrics
+
+    return evaluate
+
+
+def record_samples(tracker: Tracker, records: list[Record], step: int, kind: str) -> None:
+    """Keep the records of all ranks, once."""
+    for record in records if distributed.rank() == 0 else ():
+        tracker.sample({"step": step, **record, "kind": kind})

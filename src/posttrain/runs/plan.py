@@ -1,0 +1,181 @@
+"""Everything a run needs, built and checked, with nothing written: what a dry run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.algorithms.classification import ClassificationConfig
+from posttrain.algorithms.process_reward_model import ProcessRewardModelConfig
+from posttrain.common import distributed
+from posttrain.data.labels import label_record
+from posttrain.data.load import load_rows
+from posttrain.data.render import Renderer
+from posttrain.evaluation.ready import ReadyTask
+from posttrain.model.device import choose_device, choose_dtype
+from posttrain.model.folder import resolve_model_path
+from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
+from posttrain.model.load import load_policy, load_reference, prepare_policy
+from posttrain.model.models import Models
+from posttrain.model.scratch import create_from_scratch
+from posttrain.rewards.base import Checked, RewardFn
+from posttrain.rewards.build import build_reward, check_columns
+from posttrain.runs.config import Config
+from posttrain.runs.data import (
+    Data,
+    build_renderer,
+    build_tokenizer,
+    check_mixture,
+    length_limit,
+    other_prompts,
+    prepare_data,
+    split_off,
+    table_lines,
+)
+from posttrain.runs.engine import check_engine
+from posttrain.runs.resume import check_resume, find_resume
+from posttrain.runs.tasks import load_tasks, prepare_tasks
+
+
+@dataclass
+class Plan:
+    """A run, built and checked."""
+
+    config: Config
+    """Resolved: with the labels of a classification and the device's token budget."""
+    models: Models
+    renderer: Renderer
+    data: Data
+    num_steps: int
+    steps_per_epoch: int
+    base_model: str | None
+    """The folder or hub name that the run starts from; None for random weights."""
+    reward: RewardFn | None
+    tasks: dict[str, ReadyTask]
+    """Tasks of `posttrain eval` to evaluate during training."""
+    resume: Path | None
+    """The checkpoint to continue from."""
+
+
+def plan(config: Config) -> Plan:
+    """Build and check a run.
+
+    Config, files, columns, template, masks and lengths are checked before any training. Raises
+    ValueError with one actionable line for whatever is wrong with them.
+    """
+    resume = find_resume(config.trainer)
+    if config.trainer.batch_size < distributed.num_ranks():
+        raise ValueError(
+            f"trainer.batch_size={config.trainer.batch_size} is less than the "
+            f"{distributed.num_ranks()} ranks: each needs an example in every step"
+        )
+    mixture = [(section, load_rows(section)) for section in config.mixture]
+    mixture, eval_rows = split_off(config, mixture)
+    tasks = load_tasks(config)
+    device = choose_device(config.model.device)
+    config = check_mixture(with_token_budget(config), mixture)
+    tokenizer, name = build_tokenizer(config, mixture)
+    limit = length_limit(config, name)
+    renderer = build_renderer(config, tokenizer, name)
+    data = prepare_data(config, mixture, eval_rows, renderer, limit)
+    reward = None
+    if config.reward is not None:
+        reward = build_reward(config.reward)
+        for where, prompts in (("data", data.prompts), ("eval.data", data.eval_prompts)):
+            check_columns(reward, [prompt.row for prompt in prompts], where)
+    check_engine(config, name, data.prompts + data.eval_prompts, renderer.stop_token_ids)
+    models = build_models(config, name, tokenizer, renderer, device)
+    items = data.prompts if config.algorithm.online else data.examples
+    steps_per_epoch = -(-len(items) // config.trainer.examples_per_step)
+    trainer = config.trainer
+    num_steps = trainer.max_steps or max(1, round((trainer.num_epochs or 0) * steps_per_epoch))
+    ready = prepare_tasks(config, tasks, models, renderer)
+    made = Plan(
+        config, models, renderer, data, num_steps, steps_per_epoch, name, reward, ready, resume
+    )
+    check_ranks(made)
+    if resume is not None:
+        check_resume(resume, config, data.hash())
+    return made
+
+
+def with_token_budget(config: Config) -> Config:
+    """Return the config with the device's trainer.micro_batch_tokens if it has none."""
+    budget = {"micro_batch_tokens": config.trainer.token_budget}
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=budget)})
+
+
+def build_models(
+    config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
+) -> Models:
+    """Return the policy with its head, tokenizer and, if it has a model of its own, reference."""
+    trainer = config.trainer
+    if name is None:
+        assert config.model.scratch is not None
+        model = create_from_scratch(config.model.scratch, tokenizer, trainer.seed)
+        compute = choose_dtype(config.model.dtype, device)
+        policy = prepare_policy(model, config.model, device, compute, trainer.seed)
+    else:
+        scores = not trainer.writes_text
+        policy = load_policy(config.model, name, device, trainer.seed, scores)
+    labels = None
+    if isinstance(trainer, ClassificationConfig):
+        labels = label_record(trainer.label_set, renderer)
+    if trainer.head == "value":
+        add_value_head(policy, trainer.own_value_network)
+    elif trainer.head == "score":
+        add_scoring_head(policy, name)
+    elif trainer.head == "labels":
+        assert labels is not None
+        add_scoring_head(policy, name, "labels", len(labels["labels"]))
+    elif trainer.head == "label_tokens":
+        assert labels is not None
+        score_label_tokens(policy, labels["tokens"])
+    separator = trainer.step_separator if isinstance(trainer, ProcessRewardModelConfig) else None
+    temperature = config.rollout.temperature if config.rollout is not None else 1.0
+    models = Models(
+        policy, tokenizer, list(renderer.stop_token_ids), temperature, separator, labels
+    )
+    if config.reference is not None and config.reference.name is not None:
+        other = resolve_model_path(config.reference.name)
+        models.other = load_reference(config.model, other, policy, tokenizer)
+    return models
+
+
+def check_ranks(plan: Plan) -> None:
+    """Raise ValueError if some rank would be left without an example."""
+    config, data, ranks = plan.config, plan.data, distributed.num_ranks()
+    kind, items = ("prompts", data.prompts) if data.prompts else ("rows", data.examples)
+    size = config.trainer.examples_per_step
+    left = len(items) % size
+    together = config.algorithm.online or config.algorithm.rows in ("pair", "unpaired")
+    if together and plan.num_steps >= plan.steps_per_epoch and 0 < left < ranks:
+        raise ValueError(
+            f"the last step of an epoch has {left} of the {len(items)} {kind}, fewer than the "
+            f"{ranks} ranks: set data.max_samples to a multiple of {size}"
+        )
+    if 0 < len(data.eval_examples) < ranks:
+        raise ValueError("eval.data has fewer rows than there are ranks")
+
+
+def describe(plan: Plan) -> str:
+    """Return a few lines that say what is about to happen."""
+    policy = plan.models.policy
+    total = sum(p.numel() for p in policy.parameters())
+    trainable = sum(p.numel() for p in plan.models.trainable().values())
+    parameter = next(policy.parameters())
+    compute = policy.autocast or torch.float32
+    lines = [
+        f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
+        f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
+        f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
+        f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
+        f"{plan.steps_per_epoch:,} steps an epoch",
+    ]
+    if isinstance(plan.reward, Checked) and plan.config.reward is not None:
+        facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())
+        lines.append(f"reward {plan.config.reward.type}: {facts}")
+    return "\n".join([*lines, *table_lines(plan.data.tables), *other_prompts(plan.config)])

@@ -1,0 +1,76 @@
+"""`posttrain data preview`: rendered rows with the trained tokens coloured."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from torch import Tensor
+
+from posttrain.algorithms.classification import ClassificationConfig
+from posttrain.common.batch import Sequence, sequences_of
+from posttrain.common.console import CONSOLE
+from posttrain.data.kinds.labelled import labels_in
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.data.load import load_rows
+from posttrain.data.render import Renderer
+from posttrain.runs.config import Config
+from posttrain.runs.data import (
+    build_renderer,
+    build_tokenizer,
+    check_mixture,
+    length_limit,
+    prepare_data,
+    split_off,
+    table_lines,
+)
+
+
+def show(config: Config, num_rows: int) -> None:
+    """Print the first rows as the model sees them, then what became of all of them."""
+    mixture = [(section, load_rows(section)) for section in config.mixture]
+    mixture, eval_rows = split_off(config, mixture)
+    config = check_mixture(config, mixture)
+    tokenizer, name = build_tokenizer(config, mixture)
+    renderer = build_renderer(config, tokenizer, name)
+    data = prepare_data(config, mixture, eval_rows, renderer, length_limit(config, name))
+    CONSOLE.print(
+        Text.assemble(
+            ("trained tokens", "black on green"),
+            "  ",
+            ("context", "dim"),
+            "  stop tokens: ",
+            " ".join(tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids))),
+        )
+    )
+    items: list[Sequence | Prompt] = [*sequences_of(data.examples), *data.prompts]
+    for number, item in enumerate(items[:num_rows], 1):
+        CONSOLE.rule(f"row {number}")
+        # brackets where colours do not show: in a pipe or a file
+        CONSOLE.print(coloured(item, renderer, brackets=not CONSOLE.is_terminal))
+        if isinstance(config.trainer, ClassificationConfig) and isinstance(item, Sequence):
+            labels = labels_in(item, config.trainer.label_set)
+            CONSOLE.print(f"label: {', '.join(labels) or 'none'}")
+    CONSOLE.rule()
+    for line in table_lines(data.tables):
+        CONSOLE.print(line, markup=False)
+
+
+def _own(sequence: Sequence) -> Tensor:
+    return sequence.per_token.get("completion", sequence.loss_mask).bool()
+
+
+def coloured(item: Sequence | Prompt, renderer: Renderer, brackets: bool = False) -> Text:
+    """The tokens of a row, the trained ones marked; a prompt's are all context."""
+    ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
+    mask = [False] * len(ids) if isinstance(item, Prompt) else _own(item).tolist()
+    text = Text()
+    start = 0
+    for end in range(1, len(ids) + 1):
+        # whole runs are decoded together: a character may be spread over several tokens
+        if end == len(ids) or mask[end] != mask[start]:
+            piece = renderer.tokenizer.decode(ids[start:end])
+            if mask[start]:
+                piece = f"[[{piece}]]" if brackets else piece
+            text.append(piece, style="black on green" if mask[start] else "dim")
+            start = end
+    tokens = f"\n[{len(ids)} tokens, {sum(mask)} trained]"
+    return text.append(tokens, style="italic")

@@ -1,0 +1,102 @@
+"""Which checkpoint a run continues from, and whether it is the same run."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common.files import sha256
+from posttrain.config.base import Free, keys, marked
+from posttrain.model.folder import CHECKPOINT_INFO, checkpoints_in, read_info
+from posttrain.runs.config import Config, dump
+
+log = logging.getLogger(__name__)
+
+
+def run_name(config: TrainerConfig) -> str:
+    """Return what the run's folder begins with."""
+    return config.run_name or config.type
+
+
+def find_resume(config: TrainerConfig) -> Path | None:
+    """Return the checkpoint that `resume_from_checkpoint` names; None if it is not set.
+
+    Raises ValueError if there is no such checkpoint.
+    """
+    name = run_name(config)
+    request, output_dir = config.resume_from_checkpoint, Path(config.output_dir)
+    if request is None:
+        return None
+    if request == "latest":
+        runs = [p for p in output_dir.glob(f"{name}_*") if checkpoints_in(p)]
+        if not runs:
+            raise ValueError(
+                f"trainer.resume_from_checkpoint is latest, but {output_dir} holds no run "
+                f"{name}_* with a checkpoint"
+            )
+        return checkpoints_in(max(runs, key=lambda p: p.name))[-1]
+    path = Path(request)
+    if (path / CHECKPOINT_INFO).is_file():
+        return path
+    if path.is_dir() and checkpoints_in(path):
+        return checkpoints_in(path)[-1]
+    raise ValueError(f"trainer.resume_from_checkpoint: {request} is no checkpoint")
+
+
+def check_resume(path: Path, config: Config, data_hash: str) -> None:
+    """Raise ValueError if the files, the config or the data are not those of the checkpoint."""
+    info = read_info(path)
+    for name, expected in info["files"].items():
+        file = path / name
+        if not file.is_file() or sha256(file) != expected:
+            raise ValueError(f"{path} is damaged: {name} is not the file that was saved")
+    before, now = info["config"], dump(config)
+    if info["versions"]["posttrain"] != version("posttrain"):
+        before, new = with_new_keys(before, now)
+        if new:
+            log.warning("the checkpoint's version did not have %s", ", ".join(new))
+    changed = differences(before, now, free_keys())
+    if changed:
+        raise ValueError(f"cannot resume from {path}: the config changed: {'; '.join(changed)}")
+    if info["data_hash"] != data_hash:
+        raise ValueError(f"cannot resume from {path}: the data changed since it was saved")
+
+
+def with_new_keys(
+    before: dict[str, Any], now: dict[str, Any], where: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """`before` with the keys of `now` that it lacks, and the names of these."""
+    whole, new = dict(before), []
+    for key, value in now.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in before:
+            whole[key] = value
+            new.append(name)
+        elif isinstance(before[key], dict) and isinstance(value, dict):
+            whole[key], inner = with_new_keys(before[key], value, name)
+            new += inner
+    return whole, new
+
+
+def free_keys() -> set[str]:
+    """Return the keys that may change between a run and its resume, by their paths."""
+    return {key.path for key in keys(Config) if marked(key, Free)}
+
+
+def differences(before: Any, now: Any, free: set[str], where: str = "") -> list[str]:
+    """Return what differs between two resolved configs, in words, apart from the `free` keys."""
+    if where in free:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [*before, *(k for k in now if k not in before)]
+        return [
+            line
+            for name in names
+            for line in differences(
+                before.get(name), now.get(name), free, f"{where}.{name}" if where else str(name)
+            )
+        ]
+    return [] if before == now else [f"{where} was {before!r}, now {now!r}"]

@@ -1,0 +1,245 @@
+"""One run: plan, assemble, execute. The map of the program."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from posttrain.common import distributed
+from posttrain.common.batch import pack, sequences_of
+from posttrain.common.environment import versions
+from posttrain.data.source import OfflineSource, Source
+from posttrain.evaluation.config import GateConfig
+from posttrain.evaluation.gate import lost
+from posttrain.model.folder import read_info
+from posttrain.model.models import Models
+from posttrain.rewards.base import Checked
+from posttrain.rollout.sampler import EngineError, Sampler
+from posttrain.rollout.source import RolloutSource
+from posttrain.runs.config import Config, dump, save_config
+from posttrain.runs.data import Data
+from posttrain.runs.engine import build_engine, close_engine, native_sampler
+from posttrain.runs.evaluation import build_evaluation
+from posttrain.runs.plan import Plan, describe, plan
+from posttrain.runs.resume import run_name
+from posttrain.tracking.report import write_report
+from posttrain.tracking.tracker import Tracker
+from posttrain.training.checkpoint import Checkpoints, check_space
+from posttrain.training.sharding import shard
+from posttrain.training.trainer import Trainer
+
+AT_ONCE = 4096  # sequences that are on the device together before the first step
+
+
+def train(config: Config, run_dir: Path | None = None) -> Path:
+    """Train from a config and return the run directory, a new one by default.
+
+    Nothing is written before everything could be built. Raises ValueError with one actionable line
+    for whatever is wrong with the config, the files or the data.
+    """
+    distributed.start(config.model.device)
+    planned = plan(config)
+    run_dir = choose_run_dir(planned, run_dir)
+    sampler = prepare_models(planned, run_dir)
+    tracker = open_run(planned, run_dir)
+    started = time.time()
+    try:
+        execute(planned, assemble(planned, sampler, tracker))
+    finally:
+        close_engine(sampler)
+        tracker.close()
+        if distributed.rank() == 0:
+            write_run_info(planned, run_dir, started)
+    if distributed.rank() == 0:
+        write_report([run_dir])
+    return run_dir
+
+
+def choose_run_dir(plan: Plan, run_dir: Path | None) -> Path:
+    """Return the run directory that all ranks write to: that of the checkpoint to continue, the
+    given one, or a new name."""
+    if plan.resume is not None:
+        run_dir = plan.resume.parent
+    if run_dir is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        trainer = plan.config.trainer
+        run_dir = Path(trainer.output_dir) / f"{run_name(trainer)}_{stamp}"
+    return Path(distributed.from_rank_0(str(run_dir)))
+
+
+def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
+    """Shard the models, keep the reference, and return the sampler, if the run samples.
+
+    The order matters. The native sampler needs the policy, or its copy, before it is sharded. The
+    reference is kept after, as shards. Its log-probs are made from the weights of the start.
+    """
+    config, models = plan.config, plan.models
+    torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
+    sampler: Sampler | None = None
+    sharded = distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp"
+    native = config.rollout is None or config.rollout.engine == "native"
+    if native and (plan.reward is not None or plan.tasks):
+        sampler = native_sampler(config, models.policy, sharded)
+    if sharded:
+        shard(models.policy)
+        if models.other is not None:
+            shard(models.other)
+    if not native:
+        assert plan.base_model is not None
+        prompts = plan.data.prompts + plan.data.eval_prompts
+        sampler = build_engine(config, models.policy, plan.base_model, prompts, run_dir)
+    if config.trainer.needs_reference and models.other is None:
+        models.keep_reference()
+    if config.trainer.precomputes_reference:
+        add_reference_logprobs(models, plan.data, config.trainer.token_budget)
+        models.other = None
+    return sampler
+
+
+def open_run(plan: Plan, run_dir: Path) -> Tracker:
+    """Write the run directory's first files and return its tracker."""
+    config = plan.config
+    if distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        weights = sum(p.numel() for p in plan.models.trainable().values())
+        check_space(run_dir, 2 * 12 * weights)
+        save_config(config, run_dir / "config.yaml")
+        tables = [table.as_row() for table in plan.data.tables]
+        (run_dir / "data.json").write_text(json.dumps(tables, indent=1))
+    distributed.barrier()
+    return Tracker(
+        run_dir,
+        plan.num_steps,
+        config.trainer.logging_steps,
+        "tensorboard" in config.trainer.logger,
+        distributed.rank(),
+        first_step=0 if plan.resume is None else read_info(plan.resume)["step"],
+        description=config.trainer.type,
+    )
+
+
+def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
+    """Return the trainer with its source, checkpoints and evaluation, at the step to continue from.
+
+    Call it right after `prepare_models`: it builds the optimiser, which must see the shards before
+    any forward pass.
+    """
+    config, run_dir = plan.config, tracker.run_dir
+    source = build_source(plan, sampler, tracker)
+    keep = config.trainer.keep_checkpoints
+    trainer = Trainer(
+        models=plan.models,
+        source=source,
+        algorithm=config.algorithm,
+        config=config.trainer,
+        tracker=tracker,
+        checkpoints=Checkpoints(run_dir, keep, dump(config), plan.data.hash()),
+        num_steps=plan.num_steps,
+        evaluate=build_evaluation(plan, sampler, source, tracker),
+        reference=config.reference,
+    )
+    tracker.say(describe(plan))
+    if plan.resume is not None:
+        trainer.checkpoints.load(plan.resume, trainer)
+        left = plan.num_steps - trainer.step
+        tracker.say(f"resumed from {plan.resume}: {left or 'no'} steps left")
+    return trainer
+
+
+def execute(plan: Plan, trainer: Trainer) -> None:
+    """Train to the end, with the gates before and after."""
+    tracker = trainer.tracker
+    run_dir = tracker.run_dir
+    gates = [] if plan.config.eval is None else plan.config.eval.gate
+    try:
+        if gates and trainer.step == 0:
+            assert trainer.evaluate is not None
+            tracker.evaluation(0, trainer.evaluate(0))
+            refuse_loss(gates, run_dir)  # finds a metric that does not exist now
+        trainer.fit()
+    except EngineError as error:  # raised on all ranks, between two steps
+        if trainer.step == 0:
+            raise
+        trainer.checkpoints.save(trainer)
+        raise EngineError(
+            f"{error}; the {trainer.step} finished steps are saved: continue with "
+            f"trainer.resume_from_checkpoint={run_dir}"
+        ) from error
+    finally:
+        trainer.source.close()
+    refuse_loss(gates, run_dir, trainer.best_step)
+
+
+def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
+    """Raise ValueError on every rank for what the evaluation at `step`, or the last, has lost."""
+    found = None
+    if gates and distributed.rank() == 0:
+        found = lost(gates, run_dir / "metrics.jsonl", step)
+    if (problem := distributed.from_rank_0(found or "")) != "":
+        raise ValueError(problem)
+
+
+def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
+    """Set per_token["ref_logprobs"] of every sequence, each rank its share. Without a reference of
+    its own it is the weights that the run starts from, also when it is resumed."""
+    everything = sequences_of(data.examples + data.eval_examples)
+    ranks, rank = distributed.num_ranks(), distributed.rank()
+    device = next(models.policy.parameters()).device
+    for start in range(0, len(everything), AT_ONCE):
+        sequences = everything[start : start + AT_ONCE]
+        mine = sequences[rank::ranks] or sequences[:1]
+        with nullcontext() if models.other is None else models.reference():
+            logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
+        own = logprobs.split([len(sequence) for sequence in mine])
+        for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
+            for sequence, values in zip(sequences[place::ranks], share):
+                sequence.per_token["ref_logprobs"] = values
+
+
+def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Source:
+    """Return where batches come from: the rows, or rollouts of the prompts."""
+    config, trainer = plan.config, plan.config.trainer
+    rank, num_ranks = distributed.rank(), distributed.num_ranks()
+    if not config.algorithm.online:
+        return OfflineSource(plan.data.examples, trainer.batch_size, trainer.seed, rank, num_ranks)
+    assert sampler is not None
+    assert plan.reward is not None
+    assert config.rollout is not None
+    device = next(plan.models.policy.parameters()).device
+    return RolloutSource(
+        plan.data.prompts,
+        plan.renderer,
+        sampler,
+        plan.reward,
+        config.rollout,
+        trainer.examples_per_step,
+        plan.num_steps,
+        trainer.seed,
+        tracker.sample,
+        # two teams of threads on the same cores: sampling takes half as long again
+        beside=config.rollout.engine != "native" or device.type != "cpu",
+    )
+
+
+def write_run_info(plan: Plan, run_dir: Path, started: float) -> None:
+    """Write what the run was: command, versions, duration, sizes."""
+    info = {
+        "command": " ".join(sys.argv),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "versions": versions(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "num_parameters": sum(p.numel() for p in plan.models.policy.parameters()),
+        "num_trainable": sum(p.numel() for p in plan.models.trainable().values()),
+    }
+    if isinstance(plan.reward, Checked):
+        info["reward"] = plan.reward.about()
+    (run_dir / "run.json").write_text(json.dumps(info, indent=1))

@@ -1,0 +1,139 @@
+"""Where a run's numbers go: metrics.jsonl is the source of truth, all else a view of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from posttrain.common.console import CONSOLE
+from posttrain.tracking.diagnosis import Diagnosis
+
+# What a line on the console shows, in this order, where the step has it.
+SHOWN = ("loss", "reward", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl",
+         "rewards/accuracies", "rewards/margins", "grad_norm", "learning_rate",
+         "tokens_per_second")  # fmt: skip
+
+
+# Of a classification: a number for each label, or for each two; the report has them.
+OF_LABELS = re.compile("eval_(confusion|precision|recall|f1)/")
+
+
+class Tracker:
+    """Console, metrics.jsonl, samples.jsonl and TensorBoard of one run; silent off rank 0."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        num_steps: int,
+        logging_steps: int,
+        tensorboard: bool,
+        rank: int = 0,
+        first_step: int = 0,
+        description: str = "",
+    ) -> None:
+        self.run_dir, self.rank = run_dir, rank
+        self.logging_steps, self.num_steps = logging_steps, num_steps
+        samples = "samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl"
+        self.samples = _reopen(run_dir / samples, first_step)
+        self.metrics: TextIO | None = None
+        self.writer: Any = None
+        if rank != 0:
+            return
+        self.metrics = _reopen(run_dir / "metrics.jsonl", first_step)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=CONSOLE,
+            transient=True,
+        )
+        self.bar = self.progress.add_task(description, total=num_steps, completed=first_step)
+        self.progress.start()
+        self.tokens_before: float | None = None
+        self.diagnosis = Diagnosis()
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        self.diagnosis.replay([json.loads(line) for line in lines])
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        if self.rank != 0:
+            return
+        tokens = metrics.get("num_tokens", math.nan)
+        if self.tokens_before is not None:
+            metrics["tokens_per_second"] = (tokens - self.tokens_before) / metrics["step_time"]
+        self.tokens_before = tokens
+        self._write(step, metrics)
+        self.progress.update(self.bar, completed=step)
+        if step % self.logging_steps == 0 or step in (1, self.num_steps):
+            shown = "  ".join(f"{n.split('/')[-1]} {metrics[n]:.4g}" for n in SHOWN if n in metrics)
+            self.say(f"step {step:>5}/{self.num_steps}  {shown}")
+        for text in self.diagnosis.step(metrics):
+            self.say(f"note, step {step}: {text}")
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        if self.rank != 0:
+            return
+        self._write(step, metrics)
+        kept = {name: value for name, value in metrics.items() if not OF_LABELS.match(name)}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in kept.items())
+        self.say(f"step {step:>5}/{self.num_steps}  {shown}")
+        for text in self.diagnosis.evaluation(metrics):
+            self.say(f"note, step {step}: {text}")
+
+    def sample(self, record: dict[str, Any]) -> None:
+        self.samples.write(json.dumps(record, default=str) + "\n")
+
+    def say(self, text: str) -> None:
+        if self.rank == 0:
+            CONSOLE.print(text, markup=False)
+
+    def close(self) -> None:
+        self.samples.close()
+        if self.metrics is not None:
+            self.progress.stop()
+            self.metrics.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        assert self.metrics is not None
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.metrics.write(
+            json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n"
+        )
+        self.metrics.flush()
+        self.samples.flush()
+        if self.writer is not None:
+            for name, value in known.items():
+                self.writer.add_scalar(name, value, step)
+
+
+def _reopen(path: Path, last_step: int) -> TextIO:
+    """Append to a file of lines, after dropping those of steps that will be run again."""
+    if path.exists():
+        # a last line without its end was being written when the run was killed
+        lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+    return path.open("a")

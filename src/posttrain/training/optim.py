@@ -1,0 +1,85 @@
+"""AdamW, its state, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common import distributed
+
+
+def build_optimizer(
+    trainable: Mapping[str, nn.Parameter], config: TrainerConfig
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter 2019); weight decay acts on matrices only.
+
+    Each group stores the ratio of its learning rate to the config's as `lr_scale`; the trainer sets
+    the rate itself at every step. Raises ValueError if the config's rate is 0 and others are not.
+    """
+    rates = config.learning_rates
+    if rates and config.learning_rate == 0:
+        raise ValueError(
+            "trainer.learning_rate is 0: other rates are shares of it; give a tiny one"
+        )
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+        rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), None)
+        scale = 1.0 if rate is None else rate / config.learning_rate
+        groups.setdefault((decay, scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        betas=config.adam_betas,
+        eps=config.adam_eps,
+        fused=True,
+    )
+
+
+def gather_state(
+    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]
+) -> dict[str, Any]:
+    """Return the optimiser's state by parameter name: whole tensors on the CPU. A collective."""
+    state: dict[str, Any] = {}
+    for name, parameter in trainable.items():
+        entry = optimizer.state.get(parameter, {})
+        state[name] = {key: distributed.full(value).cpu() for key, value in entry.items()}
+    return state
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: dict[str, Any]
+) -> None:
+    """Write what gather_state() returned into a fresh optimiser."""
+    for name, parameter in trainable.items():
+        entry: dict[str, Tensor] = {}
+        for key, value in saved[name].items():
+            if value.shape == parameter.shape:
+                entry[key] = torch.zeros_like(parameter)
+                distributed.copy_full(entry[key], value)
+            else:
+                entry[key] = value.to(parameter.device)
+        if entry:
+            optimizer.state[parameter] = entry
+
+
+def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:
+    """Return the rate of step `step` (from 0) of `num_steps`: warm-up, then the schedule to its
+    floor."""
+    warmup = config.warmup if config.warmup >= 1 else math.ceil(config.warmup * num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.scheduler == "constant":
+        return config.learning_rate
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    linear = config.scheduler == "linear"
+    shape = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
+    floor = config.min_learning_rate
+    return floor + (config.learning_rate - floor) * shape

@@ -1,0 +1,36 @@
+"""Parameters and optimiser state sharded over ranks by FSDP2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from posttrain.common import distributed
+from posttrain.model.language_model import LanguageModel
+
+
+def shard(policy: LanguageModel) -> None:
+    """FSDP2 over all ranks: each decoder layer a group, the rest in the root's.
+
+    Build the optimiser right after: a forward pass exposes the root's parameters as plain tensors,
+    so an optimiser built later would hold stale ones.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    device = next(policy.parameters()).device.type
+    mesh = init_device_mesh(device, (distributed.num_ranks(),))
+    precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": True}
+    for network in (policy.model, policy.value_network):
+        for layer in decoder_layers(network) if network is not None else ():
+            fully_shard(layer, **options)
+    fully_shard(policy, **options)
+
+
+def decoder_layers(network: nn.Module) -> nn.ModuleList:
+    """The longest list of modules in a network."""
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len)

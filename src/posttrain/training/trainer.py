@@ -1,0 +1,255 @@
+"""The loop, blind to the algorithm.
+
+A step takes one batch from the source, lets the algorithm prepare it without grad, and makes one
+or more optimiser steps on it. A loss returns sums; they are divided here, once, by counts over
+every micro-batch and every rank, so none of those choices changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.common import distributed
+from posttrain.common.batch import Batch
+from posttrain.common.metrics import Metrics, add_metrics, combine
+from posttrain.data.source import Source
+from posttrain.model.config import ReferenceConfig
+from posttrain.model.forward import forward, in_lockstep
+from posttrain.model.models import Models
+from posttrain.tracking.tracker import Tracker
+from posttrain.training.checkpoint import Checkpoints
+from posttrain.training.optim import build_optimizer, learning_rate
+
+
+@dataclass
+class Trainer:
+    models: Models
+    source: Source
+    algorithm: Algorithm
+    config: TrainerConfig
+    tracker: Tracker
+    checkpoints: Checkpoints
+    num_steps: int
+    evaluate: Callable[[int], dict[str, float]] | None = None
+    reference: ReferenceConfig | None = None
+    step: int = 0
+    num_tokens: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    adapted: dict[str, float] = field(default_factory=dict)
+    """Keys of the config that the algorithm changes as it goes, with their present values."""
+    optimizer: torch.optim.AdamW = field(init=False)
+    filler: Batch = field(init=False)
+    """What a rank runs while the others still have work."""
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.models.trainable(), self.config)
+
+    @property
+    def sync_steps(self) -> int | None:
+        """Steps after which the reference moves to the policy; None if it never does."""
+        return None if self.reference is None else self.reference.sync_steps
+
+    def method_config(self) -> TrainerConfig:
+        """Return the config with the values that the algorithm has adapted so far."""
+        return self.config.model_copy(update=self.adapted)
+
+    def fit(self) -> None:
+        """Train to the last step, or until the evaluation metric stops getting better."""
+        self.models.policy.train()
+        while self.step < self.num_steps:
+            started = time.perf_counter()
+            metrics = self.train_step()
+            metrics["step_time"] = time.perf_counter() - started
+            self.tracker.train(self.step, metrics)
+            last = self.step == self.num_steps
+            stop = self._evaluate(last)
+            every = self.config.save_steps
+            if last or stop or (every is not None and self.step % every == 0):
+                self.checkpoints.save(self)
+            if stop:
+                best = "no number at all" if self.best is None else f"{self.best:.4g}"
+                self.tracker.say(f"stopped early at step {self.step}: best was {best}")
+                break
+
+    def train_step(self) -> dict[str, float]:
+        device = next(self.models.policy.parameters()).device
+        batch, source_metrics = self.source.next_batch()
+        started = time.perf_counter()
+        config = self.method_config()
+        batch = self.algorithm.prepare(batch.to(device), self.models, config)
+        rate = learning_rate(config, self.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        self.step += 1
+        totals: Metrics = dict(source_metrics)
+        for minibatch in self._minibatches(batch):
+            add_metrics(totals, self.update(minibatch))
+        totals["num_tokens"] = (float(batch.num_tokens), None)
+        if self.sync_steps and self.step % self.sync_steps == 0:
+            assert self.reference is not None
+            self.models.move_reference(self.reference.sync_alpha)
+        metrics = combine(distributed.all_gather(totals))
+        self.num_tokens += int(metrics["num_tokens"])
+        metrics.update(learning_rate=rate, num_tokens=float(self.num_tokens))
+        metrics["time/train"] = time.perf_counter() - started
+        metrics.update(self.adapted)
+        self.algorithm.after_step(metrics, config)
+        self.adapted |= self.algorithm.adapt(metrics, config)
+        return metrics
+
+    def update(self, batch: Batch) -> Metrics:
+        """One optimiser step on this rank's part of a global batch."""
+        policy, config = self.models.policy, self.method_config()
+        counts = global_counts(batch)
+        sharded = distributed.is_sharded(policy)
+        # FSDP averages gradients over the ranks; a loss that is a share of a sum must not be
+        scale = distributed.num_ranks() if sharded else 1
+        # the loss is a share of the global one on each rank: shares add up, they do not average
+        totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+        for part, weight in self._micro_batches(batch):
+            out = forward(
+                policy,
+                part,
+                entropy=self.algorithm.needs_entropy,
+                head=config.head is not None,
+                temperature=self.models.temperature,
+            )
+            loss = self.algorithm.loss(out, part, config)
+            value = weight * total_of(loss, counts)
+            (scale * value).backward()
+            self._check_finite(value, loss)
+            if weight:
+                add_metrics(totals, {"loss": (float(value.detach()), 0.0)})
+                add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+        parameters = list(self.models.trainable().values())
+        distributed.sum_gradients(parameters, sharded)
+        norm = self._clip(parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        policy.version += 1
+        totals["grad_norm"] = (norm, 1.0)
+        return totals
+
+    def _minibatches(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the batch itself, or passes over parts of it if the method asks for them.
+
+        A part is `batch_size` neighbouring prompts of the step, whichever ranks hold them.
+        """
+        epochs, parts = self.config.updates
+        for _ in range(epochs):
+            for k in range(parts):
+                if parts == 1:
+                    yield batch
+                    continue
+                chosen = batch.per_seq["group"] // self.config.batch_size == k
+                yield batch.select(chosen.nonzero()[:, 0].tolist())
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Yield micro-batches with their weight, 0 for one that only keeps ranks in step."""
+        active = batch
+        if "active" in batch.per_seq:
+            active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
+        parts = active.split(self.config.token_budget, self.algorithm.group_size)
+        if batch.num_sequences:
+            self.filler = batch.select(range(self.algorithm.group_size))
+        yield from in_lockstep(self.models.policy, parts, self.filler)
+
+    def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
+        """Scale the gradients down to max_grad_norm; returns the norm before."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if not grads:
+            return 0.0
+        total = torch.nn.utils.get_total_norm(grads)
+        norm = float(distributed.full(total))
+        if not math.isfinite(norm):
+            names = [
+                name
+                for name, p in self.models.trainable().items()
+                if p.grad is not None and not distributed.full(p.grad).isfinite().all()
+            ]
+            raise ValueError(
+                f"step {self.step}: the gradient is not finite, first in {[*names, '?'][0]}"
+                f"{self._last_checkpoint()}"
+            )
+        limit = self.config.max_grad_norm
+        if limit is not None and norm > limit:
+            for grad in grads:
+                grad.mul_(limit / (norm + 1e-6))
+        return norm
+
+    def _check_finite(self, value: Tensor, loss: Loss) -> None:
+        if not torch.isfinite(value):
+            bad = [unit for unit, term in loss.terms.items() if not torch.isfinite(term)]
+            raise ValueError(
+                f"step {self.step}: the loss is not finite ({', '.join(bad) or 'total'} term)"
+                f"{self._last_checkpoint()}; lower trainer.learning_rate or look at the data"
+            )
+
+    def _last_checkpoint(self) -> str:
+        last = self.checkpoints.newest()
+        return f"; the last checkpoint is {last}" if last else "; there is no checkpoint yet"
+
+    def _evaluate(self, last: bool) -> bool:
+        """True when training should stop early."""
+        every = self.config.eval_steps
+        if self.evaluate is None or every is None or not (last or self.step % every == 0):
+            return False
+        metrics = self.evaluate(self.step)
+        self.models.policy.train()
+        self.tracker.evaluation(self.step, metrics)
+        early = self.config.early_stopping
+        if early is None:
+            return False
+        if early.metric not in metrics:
+            known = ", ".join(metrics)
+            raise ValueError(f"trainer.early_stopping.metric: no {early.metric}; there are {known}")
+        value = metrics[early.metric] * (1 if early.mode == "max" else -1)
+        before = None if self.best is None else self.best * (1 if early.mode == "max" else -1)
+        if not math.isnan(value) and (before is None or value > before):
+            self.best, self.best_step = metrics[early.metric], self.step
+            self.evaluations_without_gain = 0
+            self.checkpoints.save(self)
+            return False
+        self.evaluations_without_gain += 1
+        return self.evaluations_without_gain >= early.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluations_without_gain": self.evaluations_without_gain,
+            "adapted": self.adapted,
+            "source": self.source.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.num_tokens = state["step"], state["num_tokens"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.evaluations_without_gain = state["evaluations_without_gain"]
+        self.adapted = state["adapted"]
+        self.source.load_state_dict(state["source"])
+
+
+def global_counts(batch: Batch) -> dict[Unit, float]:
+    """Return the number of each unit in a batch, over all ranks. A collective."""
+    local = {unit: count(batch) for unit, count in UNITS.items()}
+    ranks = distributed.all_gather(local)
+    return {unit: sum(counts[unit] for counts in ranks) for unit in local}
+
+
+def total_of(loss: Loss, counts: dict[Unit, float]) -> Tensor:
+    """Return the micro-batch's share of the loss. A count is 0 only if its sum is 0 as well."""
+    return torch.stack([term / max(counts[unit], 1.0) for unit, term in loss.terms.items()]).sum()
