@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from posttrain.cli.main.main import main
+
+from posttrain.cli.main import main
 
 SCRATCH = {
     "hidden_size": 32, "intermediate_size": 32, "num_layers": 2, "num_heads": 2,

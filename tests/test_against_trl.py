@@ -11,8 +11,7 @@ import pytest
 import tiny
 import torch
 
-from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import UNITS
+from posttrain.algorithms.base import UNITS, algorithm_named
 from posttrain.common.batch import Batch, Sequence, pack
 from posttrain.model.forward import Output
 
@@ -87,7 +86,7 @@ def ours(method: str, given: dict[str, torch.Tensor], **keys: Any) -> tuple[floa
     }  # fmt: skip
     new = given["new"].clone().requires_grad_()
     out = Output(laid_out(new), entropy=laid_out(given["entropy"]))
-    loss = ALGORITHMS[method].loss(out, batch, tiny.config_of(method, **keys))
+    loss = algorithm_named(method).loss(out, batch, tiny.config_of(method, **keys))
     total = sum(term / UNITS[unit](batch) for unit, term in loss.terms.items())
     total.backward()
     return float(total), new.grad

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.data.sets import DATASETS
 from posttrain.rewards import REWARDS
@@ -111,7 +112,7 @@ def test_every_choice_of_a_policy_gradient_is_on_the_methods_page():
     keys = {
         key
         for method in ("grpo", "rloo", "reinforce", "ppo")
-        for key in ALGORITHMS[method].config.model_fields
+        for key in algorithm_named(method).config.model_fields
         if key not in TrainerConfig.model_fields and key != "type"
     }
     assert [key for key in sorted(keys) if f"`{key}" not in page and f" {key}" not in page] == []

@@ -38,8 +38,8 @@ from posttrain.data.rows import numbered
 from posttrain.model.folder import LABELS_FILE, checkpoints_in, saved_labels
 from posttrain.model.forward import Output, forward
 from posttrain.runs.config import parse_config
-from posttrain.runs.preview import show
 from posttrain.runs.plan import plan as build
+from posttrain.runs.preview import show
 from posttrain.runs.train import train
 
 NAMES = ["a", "b", "c"]
@@ -390,7 +390,7 @@ def test_a_run_learns_and_its_folder_is_a_classifier(tmp_path: Path, multi_label
     for (sequence,) in built.data.eval_examples[:3]:
         with torch.no_grad():
             theirs = model(sequence.input_ids[None]).logits[0]
-            ours = forward(built.models.policy, pack([sequence]), values=True).logits
+            ours = forward(built.models.policy, pack([sequence]), head=True).logits
         torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -408,7 +408,7 @@ def test_label_tokens_are_the_language_models_own_logits(tmp_path: Path) -> None
     (sequence,) = built.data.eval_examples[0]
     with torch.no_grad():
         theirs = model(sequence.input_ids[None]).logits[0, -1, built.models.policy.label_tokens]
-        ours = forward(built.models.policy, pack([sequence]), values=True).logits
+        ours = forward(built.models.policy, pack([sequence]), head=True).logits
     torch.testing.assert_close(ours[0], theirs, rtol=1e-4, atol=1e-4)
 
 

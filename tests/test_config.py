@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.config.errors import HINTS, key_paths
 from posttrain.config.recipe import with_overrides
 from posttrain.runs.config import Config, dump, load_config, parse_config, save_config
@@ -158,7 +159,7 @@ def test_key_of_another_section_says_where_it_belongs(override: str, place: str)
 def test_every_key_of_another_method_is_rejected_by_name(base: dict[str, Any]) -> None:
     method = base["trainer"]["type"]
     others = {key for a in ALGORITHMS.values() for key in a.config.model_fields}
-    foreign = others - ALGORITHMS[method].config.model_fields.keys()
+    foreign = others - algorithm_named(method).config.model_fields.keys()
     assert "epsilon" in foreign
     for key in foreign:
         text = problem(f"trainer.{key}=1", base=base)

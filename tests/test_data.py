@@ -23,8 +23,8 @@ from posttrain.data.sets import DATASETS
 from posttrain.model.scratch import train_tokenizer
 from posttrain.runs.config import parse_config
 from posttrain.runs.data import eval_rows, other_prompts, texts_of
-from posttrain.runs.train import Data
 from posttrain.runs.plan import plan as build
+from posttrain.runs.train import Data
 
 SCRATCH = {
     "hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2,

@@ -24,7 +24,7 @@ from posttrain.data.config import DataConfig
 from posttrain.data.download import MANIFEST, chosen, size
 from posttrain.data.load import load_rows
 from posttrain.data.origin import HubFiles, Origin, describe, origin_of
-from posttrain.data.sets import DATASETS, gsm8k, hh_rlhf, liar, stack_exchange_paired
+from posttrain.data.sets import gsm8k, hh_rlhf, liar, stack_exchange_paired
 
 TRAIN = b'{"question": "What is 1+1?", "answer": "#### 2"}\n' * 4_000
 TEST = b'{"question": "What is 1+2?", "answer": "#### 3"}\n'
@@ -564,14 +564,14 @@ NAMED = (
 
 @pytest.mark.parametrize("name", NAMED)
 def test_where_a_data_set_comes_from_is_declared(name: str) -> None:
-    origin = origin_of(DATASETS[name])
+    origin = origin_of(name)
     assert origin is not None
     assert origin.licence
     assert origin.rows
     assert origin.page.startswith("https://")
     assert origin.urls or origin.hub
     assert all(url.startswith("https://") for url in origin.urls)
-    first, second = describe(name, DATASETS[name], 24)
+    first, second = describe(name, 24)
     assert first.startswith(name)
     assert origin.licence in second
     assert all(split in second for split in origin.rows)

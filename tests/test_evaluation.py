@@ -11,18 +11,19 @@ from typing import Any
 import numpy
 import pytest
 from conftest import shared
+from posttrain.evaluation.command import prepare_generation
 from rich.console import Console
 
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.evaluation import TASKS, Task, generation as samples
+from posttrain.evaluation import TASKS, Task
+from posttrain.evaluation import generation as samples
 from posttrain.evaluation.answers import majority, math_answer, reader_of
-from posttrain.evaluation.ready import Loaded
-from posttrain.evaluation.tasks import Settings, find_task, rows_of
-from posttrain.evaluation.command import prepare_generation
 from posttrain.evaluation.console import lines_of, table
-from posttrain.evaluation.problems import check_shots, problem_ids, to_problems, with_shots
 from posttrain.evaluation.generation import powers_up_to
+from posttrain.evaluation.problems import check_shots, problem_ids, to_problems, with_shots
+from posttrain.evaluation.ready import Loaded
 from posttrain.evaluation.statistics import interval, sign_flip_test, wilson
+from posttrain.evaluation.tasks import Settings, find_task, rows_of
 from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
 

@@ -14,7 +14,8 @@ from test_rewards import make
 from posttrain.common.console import CONSOLE
 from posttrain.data.generated.word_problems import load as word_problems
 from posttrain.data.rows import draw
-from posttrain.evaluation import loading, generation as samples
+from posttrain.evaluation import generation as samples
+from posttrain.evaluation import loading
 from posttrain.evaluation.compare import compare_task
 from posttrain.tracking.report import task_results
 

@@ -10,10 +10,10 @@ import pytest
 import test_preference_runs as runs
 import tiny
 
-from posttrain.evaluation.tasks import Settings
-from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.config import GateConfig
+from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.gate import lost
+from posttrain.evaluation.tasks import Settings
 from posttrain.runs.config import parse_config
 from posttrain.runs.plan import plan as build
 from posttrain.runs.train import train

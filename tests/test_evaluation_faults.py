@@ -35,9 +35,11 @@ from posttrain.evaluation import (
     compare,
     gate,
     likelihood,
-    generation as samples,
     statistics,
     store,
+)
+from posttrain.evaluation import (
+    generation as samples,
 )
 from posttrain.evaluation import (
     problems as shots,

@@ -11,12 +11,12 @@ import pytest
 import tiny
 from test_reward_model import save
 
-from posttrain.evaluation.tasks import Settings, find_task
-from posttrain.evaluation.evaluate import evaluate_tasks, load
 from posttrain.evaluation.compare import compare_files
 from posttrain.evaluation.console import lines_of, table
+from posttrain.evaluation.evaluate import evaluate_tasks, load
 from posttrain.evaluation.scores.text import METRICS
 from posttrain.evaluation.statistics import interval, wilson
+from posttrain.evaluation.tasks import Settings, find_task
 from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
 

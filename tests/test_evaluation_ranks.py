@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from posttrain.evaluation.command import prepare_generation
 
 from posttrain.common import distributed
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.evaluation import TASKS, Task, generation as samples
+from posttrain.evaluation import TASKS, Task
+from posttrain.evaluation import generation as samples
 from posttrain.evaluation.ready import Loaded
 from posttrain.evaluation.tasks import Settings
-from posttrain.evaluation.command import prepare_generation
 from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
 

@@ -13,7 +13,6 @@ import tiny
 import torch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, samples
 
-from posttrain.rollout.sampler import EngineError
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
 from posttrain.rewards.base import each_row_alone
@@ -23,7 +22,7 @@ from posttrain.rewards.scoring import score_each
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import EngineError, Rollout, SamplingParams
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import parse_config
 from posttrain.training.checkpoint import STATE

@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.algorithms.pair_losses import PAIR_LOSSES, SMOOTHED
 from posttrain.common.batch import pack
 from posttrain.model.forward import Output, forward
@@ -168,7 +169,7 @@ def test_loss_gradient_by_finite_differences(name, keys):
     trainer = tiny.trainer_of(name, tiny.models(), **keys)
     batch = updated_batch(trainer)
     batch.per_token = {k: v.double() for k, v in batch.per_token.items()}
-    values = trainer.models.policy.value_head is not None
+    values = trainer.models.policy.head is not None
     now = forward(trainer.models.policy, batch, values=values)
     logprobs = now.logprobs.detach().double()
     still = now.values.detach().double() if values else None
@@ -220,7 +221,7 @@ def test_every_trainable_tensor_gets_a_gradient(name):
             assert gradient.abs().max() > 0, tensor
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not ALGORITHMS[n].online])
+@pytest.mark.parametrize("name", [n for n in METHODS if not algorithm_named(n).online])
 def test_overfits_one_batch(name):
     trainer = tiny.trainer_of(name, tiny.models(), weight_decay=0.0)
     batch = prepared_batch(trainer)
@@ -253,7 +254,7 @@ def test_equal_rewards_give_no_gradient(name):
     assert all((g == 0).all() for g in found.values())
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if ALGORITHMS[n].online])
+@pytest.mark.parametrize("name", [n for n in METHODS if algorithm_named(n).online])
 @pytest.mark.parametrize("model_keys", [{}, {"use_lora": True}])
 def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
     trainer = tiny.trainer_of(name, tiny.models(**model_keys), beta=0.1)

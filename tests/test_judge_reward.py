@@ -17,11 +17,11 @@ import pytest
 import test_resume
 import tiny
 import yaml
+from posttrain.evaluation.run import summarise
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
 from posttrain.data.files import read_file
-from posttrain.evaluation.run import summarise
 from posttrain.rewards.base import RewardFailure, columns_of
 from posttrain.rewards.build import check_columns
 from posttrain.rewards.scoring import score

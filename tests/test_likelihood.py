@@ -23,8 +23,8 @@ from posttrain.evaluation.likelihood import (
     to_sequences,
     whole_text,
 )
-from posttrain.evaluation.statistics import wilson
 from posttrain.evaluation.scores.choices import bbq, crows_pairs, truthfulqa
+from posttrain.evaluation.statistics import wilson
 from posttrain.model.config import ModelConfig
 from posttrain.model.load import load_policy, load_tokenizer
 

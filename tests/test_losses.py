@@ -8,9 +8,8 @@ import pytest
 import tiny
 import torch
 
-from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.advantages import advantages_of
-from posttrain.algorithms.base import UNITS
+from posttrain.algorithms.base import UNITS, algorithm_named
 from posttrain.common.batch import Batch, Sequence, pack
 from posttrain.model.forward import Output
 
@@ -20,7 +19,7 @@ def group_advantages(rewards: torch.Tensor, group: torch.Tensor, scale: str) -> 
 
 
 def value(name: str, out: Output, batch: Batch, **keys) -> float:
-    loss = ALGORITHMS[name].loss(out, batch, tiny.config_of(name, **keys))
+    loss = algorithm_named(name).loss(out, batch, tiny.config_of(name, **keys))
     return float(sum(term / UNITS[unit](batch) for unit, term in loss.terms.items()))
 
 
@@ -123,7 +122,7 @@ def test_grpo_equals_a_padded_implementation(reduction, beta, epsilon_high):
     batch.per_token = {k: v.double() for k, v in batch.per_token.items()}
     batch.per_seq = {k: v.double() for k, v in batch.per_seq.items()}
     keys = {"reduction": reduction, "beta": beta, "epsilon_high": epsilon_high}
-    loss = ALGORITHMS["grpo"].loss(Output(logprobs), batch, tiny.config_of("grpo", **keys))
+    loss = algorithm_named("grpo").loss(Output(logprobs), batch, tiny.config_of("grpo", **keys))
     total = sum(term / UNITS[unit](batch) for unit, term in loss.terms.items())
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     total.backward()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from posttrain.rewards.score import Score
 from test_preference_data import making_tree, scored, user
 from test_render import renderer
 
 from posttrain.data.files import read_file
 from posttrain.data.kinds.prompt import Prompt
+from posttrain.rewards.score import Score
 from posttrain.rollout.sampler import Rollout, SamplingParams
 from posttrain.runs import synthesize as making
 

@@ -21,7 +21,6 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from posttrain.rewards.score import Score
 from pydantic import ValidationError
 
 from posttrain.rewards.rules import math_worker
@@ -34,6 +33,7 @@ from posttrain.rewards.rules.math import (
     plain_number,
     verdicts,
 )
+from posttrain.rewards.score import Score
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 YES, NO, NO_PREDICTION, NO_GOLD, TIMEOUT = (

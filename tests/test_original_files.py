@@ -17,7 +17,6 @@ from posttrain.data.files import read_lines
 from posttrain.data.load import load_rows
 from posttrain.data.origin import origin_of
 from posttrain.data.sets import (
-    DATASETS,
     alpaca,
     codealpaca,
     magicoder,
@@ -342,7 +341,7 @@ def test_text_as_it_is() -> None:
 def test_the_declared_number_of_rows_is_that_of_the_files(
     name: str, folder: str, split: str
 ) -> None:
-    origin = origin_of(DATASETS[name])
+    origin = origin_of(name)
     assert origin is not None
     assert origin.rows[split] == len(rows_of(name, split, shared(f"data/{folder}")))
 

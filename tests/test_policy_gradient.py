@@ -9,9 +9,8 @@ import pytest
 import tiny
 import torch
 
-from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.advantages import advantages_of, gae, to_go, whiten
-from posttrain.algorithms.base import UNITS
+from posttrain.algorithms.base import UNITS, algorithm_named
 from posttrain.algorithms.presets import PRESETS
 from posttrain.common.batch import Batch, Sequence, pack
 from posttrain.model.forward import Output
@@ -175,7 +174,7 @@ def prepared(method: str, **keys: Any) -> tuple[Batch, dict[str, list[list[float
     last = torch.tensor([0.3, -0.2, 0.9, 0.1, 0.4, -0.6]).double()
     models: Any = Fixed(**given, last_values=last)
     config = tiny.config_of(method, **keys)
-    return ALGORITHMS[method].prepare(batch, models, config), drawn
+    return algorithm_named(method).prepare(batch, models, config), drawn
 
 
 kl_logprobs = pytest.mark.parametrize(("source", "of"), [("sampler", "sampler"), ("policy", "old")])
@@ -227,7 +226,7 @@ def test_ppo_advantages_and_returns():
 
 
 def total(method: str, out: Output, batch: Batch, **keys: Any) -> torch.Tensor:
-    loss = ALGORITHMS[method].loss(out, batch, tiny.config_of(method, **keys))
+    loss = algorithm_named(method).loss(out, batch, tiny.config_of(method, **keys))
     terms = [term / UNITS[unit](batch) for unit, term in loss.terms.items()]
     return torch.stack(terms).sum()
 
@@ -382,8 +381,8 @@ def test_truncated_completions_leave_after_the_baseline():
 )
 def test_beta_follows_the_kl(kl, expected):
     config = tiny.config_of("ppo", beta=0.2, kl_target=0.1)
-    assert ALGORITHMS["ppo"].adapt({"kl": kl}, config)["beta"] == pytest.approx(expected)
-    assert ALGORITHMS["ppo"].adapt({"kl": kl}, tiny.config_of("ppo", beta=0.2)) == {}
+    assert algorithm_named("ppo").adapt({"kl": kl}, config)["beta"] == pytest.approx(expected)
+    assert algorithm_named("ppo").adapt({"kl": kl}, tiny.config_of("ppo", beta=0.2)) == {}
 
 
 def test_the_adapted_beta_is_the_one_that_counts():

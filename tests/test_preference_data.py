@@ -12,9 +12,9 @@ import pytest
 import tiny
 import torch
 from conftest import shared
-from posttrain.cli.main.main import main
 from test_render import CHATML
 
+from posttrain.cli.main import main
 from posttrain.data.files import read_file
 from posttrain.data.kinds.pair import to_examples as to_pairs
 from posttrain.data.kinds.preference_forms import as_judged, as_pair, as_pairs, dialogue

@@ -117,7 +117,7 @@ def the_head_reads_the_first_end_of_a_turn(patch):
 
     def early(policy, batch, **keys):
         out = forward(policy, batch, **keys)
-        states = policy(batch, values=True)[2]
+        states = policy(batch, head=True)[2]
         texts = [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
         ends = torch.tensor([ids.index(ids[-1]) for ids in texts])
         out.last_values = states[batch.cu_seqlens[:-1].long() + ends]

@@ -10,7 +10,7 @@ import tiny
 import torch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 
-from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.common.batch import Batch
 from posttrain.model.forward import forward
 from posttrain.model.models import Models
@@ -92,7 +92,7 @@ def test_the_methods_page_has_the_defaults():
     cells = [[cell.strip(" `") for cell in row] for row in rows]
     found = []
     for method, *_ in cells:
-        default = ALGORITHMS[method].config()
+        default = algorithm_named(method).config()
         found.append([
             method, default.loss_type, "no" if default.reference_free else "yes",
             f"{default.beta:.1f}", f"{default.gamma:.1f}" if default.gamma else "",

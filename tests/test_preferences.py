@@ -14,8 +14,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import UNITS
+from posttrain.algorithms.base import UNITS, algorithm_named
 from posttrain.algorithms.pair_losses import SMOOTHED, log1mexp
 from posttrain.common.batch import Batch, Sequence, pack
 from posttrain.model.forward import Output
@@ -63,9 +62,9 @@ def ours(
     """Loss, gradient [6, WIDTH] and metrics on log-probs `new`."""
     config = tiny.config_of(method, **keys)
     more = {} if ref is None else {"ref_logprobs": ref}
-    batch = batch_of(ALGORITHMS[method].train_prompt(config), **more)
+    batch = batch_of(algorithm_named(method).train_prompt(config), **more)
     new = new.clone().requires_grad_()
-    loss = ALGORITHMS[method].loss(Output(laid_out(new) * batch.loss_mask), batch, config)
+    loss = algorithm_named(method).loss(Output(laid_out(new) * batch.loss_mask), batch, config)
     total = sum(term / UNITS[unit](batch) for unit, term in loss.terms.items())
     total.backward()
     metrics = {name: float(value) / float(count) for name, (value, count) in loss.metrics.items()}
@@ -242,7 +241,7 @@ def test_kto_equals_trl(labels):
     batch.per_seq |= {"label": torch.tensor(labels), "kl": torch.full((6,), kl).double()}
     config = tiny.config_of("kto", beta=0.3, desirable_weight=1.3, undesirable_weight=0.8)
     mine = new.clone().requires_grad_()
-    found = ALGORITHMS["kto"].loss(Output(laid_out(mine) * batch.loss_mask), batch, config)
+    found = algorithm_named("kto").loss(Output(laid_out(mine) * batch.loss_mask), batch, config)
     total = found.terms["sequence"] / 6
     total.backward()
     assert float(total) == pytest.approx(float(loss), rel=1e-6)
@@ -261,7 +260,7 @@ def test_the_sft_term_of_kto():
     for coef in (0.0, 0.7):
         config = tiny.config_of("kto", sft_coef=coef)
         out = Output(laid_out(new) * batch.loss_mask)
-        loss = ALGORITHMS["kto"].loss(out, batch, config)
+        loss = algorithm_named("kto").loss(out, batch, config)
         counts = {unit: count(batch) for unit, count in UNITS.items()}
         terms[coef] = float(total_of(loss, counts))
     good = COMPLETION.bool() & label.bool()[:, None]
@@ -312,8 +311,8 @@ def test_kto_pair_written_out():
             self.now = new
 
     models: Any = Fixed()
-    batch = ALGORITHMS["kto_pair"].prepare(batch, models, config)
-    loss = ALGORITHMS["kto_pair"].loss(Output(laid_out(new) * batch.loss_mask), batch, config)
+    batch = algorithm_named("kto_pair").prepare(batch, models, config)
+    loss = algorithm_named("kto_pair").loss(Output(laid_out(new) * batch.loss_mask), batch, config)
     assert float(loss.terms["pair"]) / 3 == pytest.approx(float(expected))
 
 
@@ -336,7 +335,7 @@ def by_hand(method: str, chosen: float, rejected: float, **keys: Any) -> float:
     batch.per_token["ref_logprobs"] = torch.zeros(6).double()
     logprobs = torch.tensor([0, 0, chosen, 0, 0, rejected]).double()
     out = Output(logprobs, last_values=torch.tensor([chosen, rejected]).double())
-    loss = ALGORITHMS[method].loss(out, batch, tiny.config_of(method, **keys))
+    loss = algorithm_named(method).loss(out, batch, tiny.config_of(method, **keys))
     return float(sum(term / UNITS[unit](batch) for unit, term in loss.terms.items()))
 
 
@@ -368,7 +367,7 @@ def test_reward_model_written_out():
     batch.per_seq["margin"] = torch.tensor([0.2, 0.2, 0.0, 0.0, 1.0, 1.0]).double()
     zeros = torch.zeros(batch.num_tokens)
     config = tiny.config_of("reward_model", center_coef=0.3)
-    loss = ALGORITHMS["reward_model"].loss(Output(zeros, last_values=rewards), batch, config)
+    loss = algorithm_named("reward_model").loss(Output(zeros, last_values=rewards), batch, config)
     chosen, rejected = rewards[0::2], rewards[1::2]
     margin = torch.tensor([0.2, 0.0, 1.0]).double()
     expected = -F.logsigmoid(chosen - rejected - margin).mean()
@@ -408,7 +407,7 @@ def test_step_0(method, loss, model_keys):
     """Policy and reference are one: no reward, no KL."""
     trainer = tiny.trainer_of(method, tiny.models(**model_keys))
     if method == "reward_model":
-        torch.nn.init.zeros_(trainer.models.policy.value_head.weight)
+        torch.nn.init.zeros_(trainer.models.policy.head.weight)
         loss = sum(math.log1p(math.exp(0.1 * i)) for i in range(5)) / 5  # of the margins
     batch = tiny.prepared(trainer, tiny.raw_batch(trainer.algorithm, trainer.models))
     totals = trainer.update(batch)

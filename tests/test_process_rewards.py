@@ -19,7 +19,7 @@ from test_render import TOKENIZERS, build, renderer, text
 from test_rewards import make
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.common.batch import Batch, Sequence, pack
 from posttrain.data.kinds.steps import steps_of
 from posttrain.data.kinds.steps import to_examples as to_steps
@@ -54,7 +54,7 @@ def loss_of(values: torch.Tensor) -> Any:
     """The loss on values [T] of the states after each token; its other tensors are never read."""
     zeros = torch.zeros(14)
     out = Output(zeros, values=zeros + 7, next_values=values, last_values=zeros[:3] + 7)
-    return ALGORITHMS[METHOD].loss(out, batch(), tiny.config_of(METHOD))
+    return algorithm_named(METHOD).loss(out, batch(), tiny.config_of(METHOD))
 
 
 def drawn() -> torch.Tensor:
@@ -124,13 +124,13 @@ def test_a_batch_of_one_kind_has_no_probability_of_the_other():
     whole = batch()
     whole.per_token["label"][:] = 1.0
     out = Output(torch.zeros(14), next_values=drawn())
-    loss = ALGORITHMS[METHOD].loss(out, whole, tiny.config_of(METHOD))
+    loss = algorithm_named(METHOD).loss(out, whole, tiny.config_of(METHOD))
     assert float(loss.metrics["probability/wrong"][1]) == 0
 
 
 def test_step_0():
     trainer = tiny.trainer_of(METHOD, tiny.models())
-    torch.nn.init.zeros_(trainer.models.policy.value_head.weight)
+    torch.nn.init.zeros_(trainer.models.policy.head.weight)
     totals = trainer.update(tiny.raw_batch(trainer.algorithm, trainer.models))
     assert totals["loss"][0] / totals["loss"][1] == pytest.approx(math.log(2), rel=1e-5)
     assert totals["probability/right"][0] == pytest.approx(totals["probability/right"][1] / 2)
@@ -345,7 +345,7 @@ def test_loads_elsewhere_and_says_the_same_of_every_step(lora, tmp_path, monkeyp
     assert saved_separator(folder) == "\n"
     whole = kept["batch"]
     with torch.no_grad():
-        ours = forward(kept["policy"], whole, values=True).next_values
+        ours = forward(kept["policy"], whole, head=True).next_values
     if lora:
         from peft import PeftModel
 
@@ -440,7 +440,7 @@ def test_training_goes_on_from_a_process_reward_model(tmp_path):
     tree = tiny.run_config(tmp_path / "more", METHOD)
     tree["model"] = {"name": str(folder)}
     run = build_run(parse_config(tree, "test"))
-    assert run.models.policy.value_head.weight.abs().max() > 0
+    assert run.models.policy.head.weight.abs().max() > 0
 
 
 def test_learns_its_steps_and_evaluates_on_others(tmp_path):

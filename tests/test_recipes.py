@@ -13,6 +13,7 @@ import pytest
 from conftest import shared
 
 from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.config.recipe import read_yaml
 from posttrain.rewards.code import CodeExecution, build
 from posttrain.runs.config import dump, load_config, parse_config
@@ -32,7 +33,7 @@ ON_GPU = (
 ON_CPU = [
     path
     for path in RECIPES
-    if path.stem.endswith("_cpu") and ALGORITHMS.get(path.parent.name, ALGORITHMS["sft"]).online
+    if path.stem.endswith("_cpu") and ALGORITHMS.get(path.parent.name, algorithm_named("sft")).online
 ]
 # data set -> the SFT recipe that makes the start
 STARTS = {

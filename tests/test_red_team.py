@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from posttrain.rewards.score import Score
 
 from posttrain.rewards.code import VERDICTS, CodeExecution, CodeReward, build
+from posttrain.rewards.score import Score
 from posttrain.sandbox import pool
 
 ATTACKS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("red_team/*.py")}

@@ -13,13 +13,13 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
 from posttrain.common.batch import pack, sequences_of
 from posttrain.model.config import ReferenceConfig
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
-from posttrain.runs.train import add_reference_logprobs
 from posttrain.runs.plan import plan as build
+from posttrain.runs.train import add_reference_logprobs
 from posttrain.training.checkpoint import STATE
 
 METHODS = ["dpo", "kto", "kto_pair", "grpo", "ppo"]
@@ -28,7 +28,7 @@ METHODS = ["dpo", "kto", "kto_pair", "grpo", "ppo"]
 
 def tree_of(tmp_path: Path, method: str, **keys) -> dict:
     tree = tiny.run_config(tmp_path, method, **keys)
-    if ALGORITHMS[method].online:
+    if algorithm_named(method).online:
         tree["trainer"]["beta"] = 0.1
     return tree
 

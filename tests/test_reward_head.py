@@ -46,7 +46,7 @@ def test_loads_elsewhere_and_scores_the_same(lora, tmp_path, monkeypatch):
     folder = checkpoints_in(trained(tmp_path, lora))[-1]
     batch = kept["batch"]
     with torch.no_grad():
-        ours = forward(kept["policy"], batch, values=True).last_values
+        ours = forward(kept["policy"], batch, head=True).last_values
     rows = [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
     if lora:
         from peft import PeftModel
@@ -81,7 +81,7 @@ def test_training_goes_on_from_a_reward_model(tmp_path):
     tree = tiny.run_config(tmp_path / "more", "reward_model")
     tree["model"] = {"name": str(folder)}
     built = build(parse_config(tree, "test"))
-    head = built.models.policy.value_head.weight
+    head = built.models.policy.head.weight
     assert head.abs().max() > 0
 
 

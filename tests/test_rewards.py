@@ -16,14 +16,14 @@ import pytest
 import test_resume
 import tiny
 import torch
-from posttrain.rewards.score import Score, parts_of, verdict_of
+from posttrain.evaluation.run import summarise
 from pydantic import TypeAdapter
 
 from posttrain.common.metrics import add_metrics, combine
-from posttrain.evaluation.run import summarise
 from posttrain.rewards import REWARDS
 from posttrain.rewards.base import RewardFailure, columns_of
 from posttrain.rewards.build import build_reward, check_columns
+from posttrain.rewards.score import Score, parts_of, verdict_of
 from posttrain.rewards.scoring import score
 from posttrain.rollout.metrics import rollout_metrics
 from posttrain.rollout.sampler import Rollout

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from posttrain.rewards.score import verdict_of
 from test_rewards import MATH, make, scores
 
 from posttrain.rewards.base import RewardFailure
@@ -18,6 +17,7 @@ from posttrain.rewards.rules.classification import key, label_pattern, stated
 from posttrain.rewards.rules.exact_match import normalised
 from posttrain.rewards.rules.length import cosine, soft_overlong
 from posttrain.rewards.rules.repetition import repeated_share
+from posttrain.rewards.score import verdict_of
 
 # --- format ---------------------------------------------------------------------------------------
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from conftest import shared
-from posttrain.rewards.score import verdict_of
 from test_rewards import make, scores
 
 from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
 from posttrain.data.sets import truthfulqa
-from posttrain.evaluation.statistics import wilson
 from posttrain.evaluation.scores.safety import advbench, repetition, toxicity, xstest
+from posttrain.evaluation.statistics import wilson
 from posttrain.rewards.rules.refusal import ADVBENCH, XSTEST, is_refusal
+from posttrain.rewards.score import verdict_of
 
 Rows = list[dict[str, Any]]
 

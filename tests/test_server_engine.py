@@ -13,17 +13,16 @@ import torch
 from completion_server import CompletionServer, total
 
 from posttrain.common import http_client
-from posttrain.rollout.sampler import EngineError
-from posttrain.rollout.engines.client import Server
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
-from posttrain.runs.engine import check_engine
 from posttrain.rollout.engines import server as server_module
+from posttrain.rollout.engines.client import Server
 from posttrain.rollout.engines.dialects import DIALECTS
 from posttrain.rollout.engines.server import ServerSampler, check_server
 from posttrain.rollout.native.sampler import NativeSampler
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import EngineError, Rollout, SamplingParams
 from posttrain.runs.config import parse_config
+from posttrain.runs.engine import check_engine
 from posttrain.runs.train import train
 
 PROMPTS = [[5 + i % 7, 9, 11 + i] for i in range(9)]

@@ -24,7 +24,7 @@ def models(kind: str) -> Models:
                   "layer_types": ["sliding_attention"] * 2}  # fmt: skip
         MODELS[kind] = tiny.models(kind) if kind != "window" else _windowed(window)
         add_value_model(MODELS[kind].policy, own_network=kind == "llama")
-        torch.nn.init.normal_(MODELS[kind].policy.value_head.weight)
+        torch.nn.init.normal_(MODELS[kind].policy.head.weight)
     return MODELS[kind]
 
 
@@ -55,7 +55,7 @@ def row(prompt: int, length: int, completion: int, seed: int) -> Sequence:
 
 
 def everything(policy, batch: Batch) -> list[torch.Tensor]:
-    out = forward(policy, batch, entropy=True, values=True, temperature=0.7)
+    out = forward(policy, batch, entropy=True, head=True, temperature=0.7)
     weights = torch.linspace(0.5, 2, batch.num_tokens)
     total = (out.logprobs * weights).sum() + (out.values * weights.flip(0)).sum()
     total = total + 0.3 * out.entropy.sum() + out.last_values.sum()

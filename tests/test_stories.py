@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
-from posttrain.cli.main.main import main
 
+from posttrain.cli.main import main
 from posttrain.runs.config import load_config
 from posttrain.runs.train import train
 

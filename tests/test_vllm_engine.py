@@ -20,12 +20,11 @@ from peft import PeftModel
 from test_server_engine import grpo, run, steps
 from test_server_engine import trained as trained
 
-from posttrain.rollout.sampler import EngineError
 from posttrain.model.config import ModelConfig
 from posttrain.model.load import load_causal_lm, prepare_policy
 from posttrain.rollout.engines.vllm import VllmSampler
 from posttrain.rollout.native.sampler import NativeSampler
-from posttrain.rollout.sampler import SamplingParams
+from posttrain.rollout.sampler import EngineError, SamplingParams
 from posttrain.runs.config import parse_config
 
 

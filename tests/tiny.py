@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from posttrain.algorithms import ALGORITHMS
-from posttrain.algorithms.base import Algorithm
+from posttrain.algorithms.base import Algorithm, algorithm_named
 from posttrain.common.batch import Batch, Example, Sequence, pack, sequences_of
 from posttrain.model.config import ModelConfig
-from posttrain.model.heads import add_scoring_head as add_reward_head
-from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
 from posttrain.model.load import prepare_policy
 from posttrain.model.models import Models
 from posttrain.rollout.native.sampler import NativeSampler
@@ -77,7 +75,7 @@ def rollout_sequences(policy_models: Models, groups: int = 3, size: int = 4) -> 
     return rows
 
 
-def random_pairs(train_prompt: bool = False, scores: bool = False, n: int = 5) -> list[Example]:
+def random_pairs(train_prompt: bool = False, score_only: bool = False, n: int = 5) -> list[Example]:
     """Chosen and rejected completions of ragged lengths, each pair after one prompt."""
     generator = torch.Generator().manual_seed(3)
     pairs = []
@@ -89,7 +87,7 @@ def random_pairs(train_prompt: bool = False, scores: bool = False, n: int = 5) -
             ids = torch.cat([prompt, torch.randint(4, VOCAB, (length,), generator=generator)])
             own = torch.arange(len(ids)) >= len(prompt)
             mask = torch.arange(len(ids)) > 0 if train_prompt and side == 0 else own
-            mask = mask & (not scores)
+            mask = mask & (not score_only)
             sides.append(Sequence(ids, mask, {"completion": own.float()}, {"margin": 0.1 * i}))
         pairs.append(tuple(sides))
     return pairs
@@ -131,14 +129,13 @@ def labelled_rows(config: Any, n: int = 7) -> list[Sequence]:
 
 def raw_batch(algorithm: Algorithm, policy_models: Models, config: Any = None) -> Batch:
     """What the method's source would hand over."""
-    config = config or config_of(algorithm.config().type)
+    config = config or config_of(algorithm.config.model_fields["type"].default)
     if algorithm.online:
         return pack(rollout_sequences(policy_models))
     if algorithm.rows == "pair":
-        pairs = random_pairs(algorithm.train_prompt(config), algorithm.scores(config))
-        return pack(sequences_of(pairs))
+        return pack(sequences_of(random_pairs(**config.row_options)))
     if algorithm.rows == "unpaired":
-        return pack(sequences_of(judged_rows(algorithm.compares_prompts(config))))
+        return pack(sequences_of(judged_rows(**config.row_options)))
     if algorithm.rows == "steps":
         return pack(labelled_steps())
     if algorithm.rows == "labelled":
@@ -149,33 +146,32 @@ def raw_batch(algorithm: Algorithm, policy_models: Models, config: Any = None) -
 def config_of(name: str, **keys: Any) -> Any:
     if name == "classification":
         keys = {"labels": ["a", "b", "c"]} | keys
-    return ALGORITHMS[name].config(max_steps=4, learning_rate=1e-2, **keys)
+    return algorithm_named(name).config(max_steps=4, learning_rate=1e-2, **keys)
 
 
 def add_label_head(policy: Any, config: Any) -> None:
     if config.mode == "head":
-        add_reward_head(policy, None, len(config.names))
+        add_scoring_head(policy, None, "labels", len(config.names))
     else:
-        policy.label_tokens = list(range(5, 5 + len(config.names)))
+        score_label_tokens(policy, list(range(5, 5 + len(config.names))))
 
 
 def trainer_of(name: str, policy_models: Models, **keys: Any) -> Trainer:
     """A trainer without files; its source is never asked."""
     nothing: Any = SimpleNamespace(newest=lambda: None)
     config = config_of(name, **keys)
-    algorithm = ALGORITHMS[name]
-    value_model = algorithm.value_model(config)
-    if value_model is not None and policy_models.policy.value_head is None:
+    algorithm = algorithm_named(name)
+    if config.head is not None and policy_models.policy.head is None:
         if algorithm.rows == "labelled":
             add_label_head(policy_models.policy, config)
-        elif algorithm.scores(config):
-            add_reward_head(policy_models.policy, None)
+        elif config.head == "score":
+            add_scoring_head(policy_models.policy, None)
         else:
-            add_value_model(policy_models.policy, own_network=value_model == "own")
+            add_value_head(policy_models.policy, config.own_value_network)
         torch.manual_seed(11)  # a value model that has learned something
-        if policy_models.policy.value_head is not None:
-            torch.nn.init.normal_(policy_models.policy.value_head.weight, std=0.1)
-    if algorithm.needs_reference(config):
+        if policy_models.policy.head is not None:
+            torch.nn.init.normal_(policy_models.policy.head.weight, std=0.1)
+    if config.needs_reference:
         policy_models.keep_reference()
     return Trainer(policy_models, nothing, algorithm, config, nothing, nothing, num_steps=4)
 
@@ -224,7 +220,7 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
         text = tmp_path / "text.jsonl"
         text.write_text("".join(f'{{"text": "row {i} counts to {i * i}"}}\n' for i in range(20)))
         tree["data"] = {"path": str(text)}
-    if ALGORITHMS[method].rows in ("pair", "unpaired"):
+    if algorithm_named(method).rows in ("pair", "unpaired"):
         pairs = tmp_path / "pairs.jsonl"
         rows = [
             {"prompt": f"{i} and {i + 1}?", "chosen": f"{2 * i + 1}", "rejected": f"{3 * i} maybe"}
@@ -232,7 +228,7 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
         ]
         pairs.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tree["data"] = {"path": str(pairs)}
-    if ALGORITHMS[method].rows == "steps":
+    if algorithm_named(method).rows == "steps":
         solved = tmp_path / "steps.jsonl"
         rows = [
             {"prompt": f"{i} and {i + 1}?", "labels": [True, i % 2 == 1],
@@ -241,12 +237,12 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
         ]  # fmt: skip
         solved.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tree["data"] = {"path": str(solved)}
-    if ALGORITHMS[method].rows == "labelled":
+    if algorithm_named(method).rows == "labelled":
         texts = tmp_path / "texts.jsonl"
         rows = [{"text": f"{i} and {i + 1}", "label": ["odd", "even"][i % 2]} for i in range(20)]
         texts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tree["data"] = {"path": str(texts)}
-    if ALGORITHMS[method].online:
+    if algorithm_named(method).online:
         tree["rollout"] = {"group_size": 4, "max_new_tokens": 16}
         # a reward that random weights do get: short completions
         reward = tmp_path / "reward.py"
