@@ -14,13 +14,14 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from posttrain.model import save
 from posttrain.model.config import ModelConfig
-from posttrain.model.folder import CHECKPOINT_INFO as INFO
+from posttrain.model.folder import CHECKPOINT_INFO
 from posttrain.model.folder import best_or_newest, checkpoints_in
-from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.heads import add_value_head
 from posttrain.model.load import load_policy
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import train
 from posttrain.training import checkpoint
 from posttrain.training.checkpoint import STATE
@@ -98,7 +99,7 @@ def test_continuing_an_adapter_keeps_it_and_its_reference(tmp_path):
     lora = {n: p for n, p in loaded.named_parameters() if "lora_" in n}
     assert len(lora) == len(b)
     for name, value in b.items():
-        assert torch.equal(lora[checkpoint._peft_name(name)], value)
+        assert torch.equal(lora[save._peft_name(name)], value)
 
 
 def test_the_value_models_adapter_is_not_in_the_policys(tmp_path):
@@ -107,10 +108,10 @@ def test_the_value_models_adapter_is_not_in_the_policys(tmp_path):
     names = []
     for folder in ("before", "after"):
         (tmp_path / folder).mkdir()
-        weights = checkpoint.gather_weights(models)
-        checkpoint.save_adapter(tmp_path / folder, models.policy.model, weights)
+        weights = save.gather_weights(models)
+        save.save_adapter(tmp_path / folder, models.policy.model, weights)
         names.append(set(load_file(tmp_path / folder / "adapter_model.safetensors")))
-        add_value_model(models.policy, own_network=True)
+        add_value_head(models.policy, own_network=True)
     assert names[0] == names[1]
     assert any(name.startswith("value_model") for name in weights), "there was nothing to leave out"
 
@@ -194,7 +195,7 @@ def test_what_is_no_number_is_no_gain(losses, saved, tmp_path, monkeypatch):
 @pytest.mark.parametrize("saved_by", ["this version", "an older one"])
 def test_keys_that_the_version_which_saved_did_not_have(saved_by, tmp_path, caplog):
     folder = run(tiny.run_config(tmp_path, save_steps=1, max_steps=2))
-    file = folder / "checkpoint-2" / INFO
+    file = folder / "checkpoint-2" / CHECKPOINT_INFO
     info = json.loads(file.read_text())
     del info["config"]["trainer"]["adam_eps"]
     if saved_by != "this version":
@@ -278,13 +279,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 def test_state_loads_without_pickle_and_lists_every_trained_tensor(tmp_path):
-    built = build(parse_config(tiny.run_config(tmp_path), "test"))
+    built = plan(parse_config(tiny.run_config(tmp_path), "test"))
     folder = checkpoints_in(run(tiny.run_config(tmp_path)))[-1]
     state = torch.load(folder / STATE, weights_only=True)
-    info = json.loads((folder / INFO).read_text())
+    info = json.loads((folder / CHECKPOINT_INFO).read_text())
     trained = set(built.models.trainable())
     assert set(info["trained_tensors"]) == set(state["optimizer"]) == trained
-    assert {f.name for f in folder.iterdir()} == {*info["files"], INFO}
+    assert {f.name for f in folder.iterdir()} == {*info["files"], CHECKPOINT_INFO}
 
 
 def test_metrics_have_the_names_users_expect(tmp_path):
@@ -309,7 +310,7 @@ def test_the_saved_tokenizer_is_the_trained_one(architecture, tmp_path):
     tree = tiny.run_config(tmp_path, max_steps=1)
     tree["model"]["scratch"]["architecture"] = architecture
     config = parse_config(tree, "test")
-    trained = build(config).models.tokenizer
+    trained = plan(config).models.tokenizer
     loaded = AutoTokenizer.from_pretrained(checkpoints_in(train(config))[-1])
     assert len(loaded) == len(trained)
     texts = [

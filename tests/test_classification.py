@@ -32,13 +32,13 @@ from posttrain.algorithms.classification import (
     with_labels,
 )
 from posttrain.common.batch import Batch, Sequence, pack
-from posttrain.data.kinds.labelled import to_examples as to_labelled
+from posttrain.data.kinds.labelled import to_examples
 from posttrain.data.labels import label_tokens
 from posttrain.data.rows import numbered
 from posttrain.model.folder import LABELS_FILE, checkpoints_in, saved_labels
 from posttrain.model.forward import Output, forward
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.preview import show
 from posttrain.runs.train import train
 
@@ -207,7 +207,7 @@ def test_a_label_is_found_where_it_is_likelier_than_not() -> None:
 
 def rendered(rows: list[dict[str, Any]], chat: str = "plain", length: int = 64, **keys: Any) -> Any:
     policy = keys.pop("on_overlong", "error")
-    return to_labelled(rows, renderer(chat), "rows", length, policy, config(**keys))
+    return to_examples(rows, renderer(chat), "rows", length, policy, config(**keys).label_set)
 
 
 def test_rows_are_rendered_as_prompts() -> None:
@@ -318,9 +318,9 @@ def test_labels_that_begin_alike_are_refused() -> None:
         r"'half-true' and 'half-false' begin with the same token '[^']+'.*\(tokens: .+, .+, .+\)$"
     )
     with pytest.raises(ValueError, match=message):
-        label_tokens(alike, it)
+        label_tokens(alike.label_set, it)
     words = {"half-true": "1", "half-false": "2", "no": "3"}
-    before, found = label_tokens(alike.model_copy(update={"label_words": words}), it)
+    before, found = label_tokens(alike.model_copy(update={"label_words": words}).label_set, it)
     assert (before, it.tokenizer.convert_ids_to_tokens(found)) == ([], ["1", "2", "3"])
 
 
@@ -328,22 +328,22 @@ def test_what_all_labels_begin_with_goes_to_the_prompt() -> None:
     """A mark of a word's beginning, in many vocabularies."""
     it = renderer("plain_bos")
     keys = config(labels=["12", "13", "1"], mode="label_tokens", label_words={"1": "145"})
-    before, found = label_tokens(keys, it)
+    before, found = label_tokens(keys.label_set, it)
     names = it.tokenizer.convert_ids_to_tokens
     assert (names(before), names(found)) == (["1"], ["2", "3", "4"])
     rows = [{"text": "hello", "label": "13"}]
-    ((sequence,),), table = to_labelled(rows, it, "rows", 64, "error", keys)
+    ((sequence,),), table = to_examples(rows, it, "rows", 64, "error", keys.label_set)
     assert table.length_max == len(sequence)
     assert sequence.input_ids.tolist() == [*it.prompt_ids({"prompt": "hello"}), *before]
-    ((cut,),), _ = to_labelled(rows, it, "rows", 2, "truncate", keys)
+    ((cut,),), _ = to_examples(rows, it, "rows", 2, "truncate", keys.label_set)
     assert cut.input_ids.tolist() == sequence.input_ids[-2:].tolist()
     # of two labels one may be all of what the other begins with
     for labels in (["1", "12", "2"], ["1", "12"]):
         short = keys.model_copy(update={"labels": labels, "label_words": {}})
         with pytest.raises(ValueError, match="'1' and '12' begin with the same token '1'"):
-            label_tokens(short, it)
+            label_tokens(short.label_set, it)
     apart = keys.model_copy(update={"labels": ["12", "34"], "label_words": {}})
-    before, found = label_tokens(apart, it)
+    before, found = label_tokens(apart.label_set, it)
     assert (before, names(found)) == ([], ["1", "3"])
 
 
@@ -386,7 +386,7 @@ def test_a_run_learns_and_its_folder_is_a_classifier(tmp_path: Path, multi_label
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.id2label == {0: "even", 1: "odd"}
     assert model.config.problem_type.startswith("multi" if multi_label else "single")
-    built = build(parse_config(tree(tmp_path, str(run_dir), multi_label=multi_label), "test"))
+    built = plan(parse_config(tree(tmp_path, str(run_dir), multi_label=multi_label), "test"))
     for (sequence,) in built.data.eval_examples[:3]:
         with torch.no_grad():
             theirs = model(sequence.input_ids[None]).logits[0]
@@ -404,7 +404,7 @@ def test_label_tokens_are_the_language_models_own_logits(tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.convert_ids_to_tokens(saved["tokens"]) == ["2", "1"]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    built = build(parse_config(tree(tmp_path, str(run_dir), mode="label_tokens"), "test"))
+    built = plan(parse_config(tree(tmp_path, str(run_dir), mode="label_tokens"), "test"))
     (sequence,) = built.data.eval_examples[0]
     with torch.no_grad():
         theirs = model(sequence.input_ids[None]).logits[0, -1, built.models.policy.label_tokens]
@@ -422,9 +422,9 @@ def test_a_start_with_other_labels_is_refused(tmp_path: Path) -> None:
     run_dir = run(tree(tmp_path, labels=["odd", "even"]))
     assert saved_labels(checkpoints_in(run_dir)[-1])["labels"] == ["odd", "even"]
     again = parse_config(tree(tmp_path, str(run_dir)), "test")
-    assert build(again).config.trainer.labels == ["odd", "even"]
+    assert plan(again).config.trainer.labels == ["odd", "even"]
     with pytest.raises(ValueError, match="the model has the labels odd, even, this run even, odd"):
-        build(parse_config(tree(tmp_path, str(run_dir), labels=["even", "odd"]), "test"))
+        plan(parse_config(tree(tmp_path, str(run_dir), labels=["even", "odd"]), "test"))
 
 
 def test_with_lora_the_head_is_saved_and_resumed(tmp_path: Path, monkeypatch: Any) -> None:
@@ -470,7 +470,7 @@ def test_classify_gives_the_labels_and_the_scores_of_the_run(
     assert kind == "several" or sum(p.values()) == pytest.approx(1)
     if kind == "head":
         model = AutoModelForSequenceClassification.from_pretrained(checkpoints_in(run_dir)[-1])
-        built = build(parse_config(given, "test"))
+        built = plan(parse_config(given, "test"))
         with torch.no_grad():
             theirs = model(built.data.eval_examples[0][0].input_ids[None]).logits.softmax(-1)[0]
         assert list(p.values()) == pytest.approx(theirs.tolist(), abs=1e-4)
@@ -485,7 +485,7 @@ def test_a_classifier_writes_no_text(tmp_path: Path, capsys: Any) -> None:
     base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=1))
     assert "is no classifier" in complaint(capsys, "classify", base, "1")
     assert "nowhere does not exist" in complaint(capsys, "classify", "nowhere", "1")
-    assert "give either texts or --file" in complaint(capsys, "classify", run_dir)
+    assert "--file: give either this or texts" in complaint(capsys, "classify", run_dir)
     (tmp_path / "bad.jsonl").write_text('{"text": "1"}\n{"txt": "2"}\n')
     call = ("classify", run_dir, "--file", tmp_path / "bad.jsonl")
     assert f"{tmp_path / 'bad.jsonl'}, row 2: expected the columns" in complaint(capsys, *call)

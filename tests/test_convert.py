@@ -30,7 +30,7 @@ from posttrain.data.prepare.standard import Preparation
 from posttrain.data.rows import Row
 from posttrain.data.verl import from_verl
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 
 RL = {
     "data_source": "numbers", "prompt": [{"role": "user", "content": "1+1?"}], "ability": "math",
@@ -323,7 +323,7 @@ def test_the_folder_is_what_a_run_trains_on(tmp_path: Path) -> None:
     tree["data"] = {"path": str(tmp_path / "out")}
     tree["eval"] = {"data": {"path": str(tmp_path / "out"), "split": "validation"}}
     tree["trainer"]["eval_steps"] = 2
-    data = build(parse_config(tree, "run.yaml")).data
+    data = plan(parse_config(tree, "run.yaml")).data
     assert len(data.examples) + len(data.eval_examples) == 50
     assert data.eval_examples
 
@@ -345,7 +345,7 @@ def test_rows_in_verls_rl_layout_need_no_mapping(tmp_path: Path) -> None:
     assert [(row["prompt"], row["answer"]) for row in rows] == [("1+1?", "2")] * 2
     tree = tiny.run_config(tmp_path / "run", "grpo")
     tree |= {"data": {"path": str(tmp_path)}, "reward": {"type": "math_correctness"}}
-    prompts = build(parse_config(tree, "run.yaml")).data.prompts
+    prompts = plan(parse_config(tree, "run.yaml")).data.prompts
     assert [prompt.row["answer"] for prompt in prompts] == ["2", "2"]
 
 
@@ -359,7 +359,7 @@ def test_rows_in_verls_sft_layout_need_no_mapping(tmp_path: Path) -> None:
     assert load_rows(mapped)[0]["completion"] == "It is 2."
     tree = tiny.run_config(tmp_path / "run")
     tree["data"] = {"path": str(tmp_path)}
-    assert len(build(parse_config(tree, "run.yaml")).data.examples) == 1
+    assert len(plan(parse_config(tree, "run.yaml")).data.examples) == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from posttrain.data.sets import DATASETS
 from posttrain.model.scratch import train_tokenizer
 from posttrain.runs.config import parse_config
 from posttrain.runs.data import eval_rows, other_prompts, texts_of
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import Data
 
 SCRATCH = {
@@ -64,7 +64,7 @@ def run(data: Any, method: str = "sft", model: dict[str, Any] | None = None, **r
     }
     if method == "grpo":
         rest = {"reward": {"type": "math_correctness"}, "rollout": {"max_new_tokens": 8}} | rest
-    return build(parse_config(tree | rest, "run.yaml")).data
+    return plan(parse_config(tree | rest, "run.yaml")).data
 
 
 def complaint(data: Any, method: str = "sft", **rest: Any) -> str:
@@ -456,7 +456,7 @@ def test_eval_split_that_is_missing(tmp_path: Path) -> None:
         "eval": {},
     }
     with pytest.raises(ValueError, match=r"no file for split 'test': found train\.jsonl"):
-        build(parse_config(tree, "run.yaml"))
+        plan(parse_config(tree, "run.yaml"))
 
 
 @pytest.mark.parametrize("name", DATASETS)

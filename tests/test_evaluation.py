@@ -6,22 +6,21 @@ import io
 import itertools
 import math
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy
 import pytest
 from conftest import shared
-from posttrain.evaluation.command import prepare_generation
 from rich.console import Console
 
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.evaluation import TASKS, Task
-from posttrain.evaluation import generation as samples
+from posttrain.evaluation import TASKS, Task, ready
 from posttrain.evaluation.answers import majority, math_answer, reader_of
 from posttrain.evaluation.console import lines_of, table
-from posttrain.evaluation.generation import powers_up_to
+from posttrain.evaluation.generation import ask, powers_up_to
 from posttrain.evaluation.problems import check_shots, problem_ids, to_problems, with_shots
-from posttrain.evaluation.ready import Loaded
+from posttrain.evaluation.ready import Loaded, prepare_task
 from posttrain.evaluation.statistics import interval, sign_flip_test, wilson
 from posttrain.evaluation.tasks import Settings, find_task, rows_of
 from posttrain.model.scratch import train_tokenizer
@@ -73,7 +72,7 @@ def evaluated(
     chosen = Settings(num_samples=len(texts[0]), shots=len(shots), **settings)
     task = Task({"name": "word_problems", "split": "test"}, reward)
     loaded = Loaded(it, None, 100_000, {})  # type: ignore[arg-type]
-    prepared = prepare_generation("task", task, rows, list(shots), loaded, chosen)
+    prepared = prepare_task("task", task, rows, list(shots), loaded, chosen)
     return prepared.run(sampler, None)
 
 
@@ -232,10 +231,8 @@ def test_the_best_by_a_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return reward if config.type == "reward_model" else build_reward(config)
 
-    from posttrain.evaluation import command as module
-
-    build_reward = module.build_reward
-    monkeypatch.setattr(module, "build_reward", build)
+    build_reward = ready.build_reward
+    monkeypatch.setattr(ready, "build_reward", build)
     said = [SAID[0], ["#### 9", "#### 2", "#### 9", "The answer is 2."], *SAID[2:]]
     result, records = evaluated(ROWS, said, temperature=1.0, best_of="rm")
     assert result["best@4"] == 2 / 4  # "The answer is 1.", and 2.; "#### 4"; "who knows"
@@ -249,12 +246,12 @@ def test_completions_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     """Whatever the chunks."""
     seeds = []
     for size in (256, 4, 8):
-        monkeypatch.setattr(samples, "CHUNK", size)
+        monkeypatch.setattr(ready, "ask", partial(ask, chunk=size))
         it = renderer()
         sampler = Says(it, {row["prompt"]: said for row, said in zip(ROWS, SAID)})
         loaded = Loaded(it, None, 1000, {})  # type: ignore[arg-type]
         chosen = Settings(num_samples=4, temperature=1.0, seed=3)
-        prepared = prepare_generation("t", Task({"split": "x"}, MATH), ROWS, [], loaded, chosen)
+        prepared = prepare_task("t", Task({"split": "x"}, MATH), ROWS, [], loaded, chosen)
         prepared.run(sampler, None)  # type: ignore[arg-type]
         seeds.append(sampler.seeds)
     assert seeds[0] == seeds[1] == seeds[2]
@@ -269,7 +266,7 @@ def test_canonical_solutions_are_right_by_the_tasks_own_path(name: str) -> None:
     sampler = Says(it, {row["prompt"]: [row["completion"]] for row in rows})
     loaded = Loaded(it, None, 100_000, {})  # type: ignore[arg-type]
     try:
-        prepared = prepare_generation(name, task, rows, [], loaded, Settings())
+        prepared = prepare_task(name, task, rows, [], loaded, Settings())
     except ValueError as error:
         if "isolation" not in str(error):
             raise
@@ -321,11 +318,11 @@ def test_text_ends_where_the_next_question_begins() -> None:
 
 
 def test_shots_that_can_not_be_shown() -> None:
-    with pytest.raises(ValueError, match="humaneval has no split to take --shots from"):
+    with pytest.raises(ValueError, match="shots: humaneval has no split to take them from"):
         rows_of("humaneval", find_task(f"humaneval={shared('data/humaneval')}"), Settings(shots=1))
     with pytest.raises(ValueError, match="a shot stands among the problems"):
         to_problems(ROWS, ROWS[:1], renderer(), "task", 1000)
-    with pytest.raises(ValueError, match="--shots 5, but there are 4 rows"):
+    with pytest.raises(ValueError, match="shots: 5, but task has 4 rows to show"):
         check_shots(ROWS, 5, "task")
     with pytest.raises(ValueError, match="row 2: a shot needs a prompt and a completion"):
         check_shots([ROWS[0], {"prompt": "a"}], 2, "task")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from test_rewards import make
 from posttrain.common.console import CONSOLE
 from posttrain.data.generated.word_problems import load as word_problems
 from posttrain.data.rows import draw
-from posttrain.evaluation import generation as samples
-from posttrain.evaluation import loading
+from posttrain.evaluation import generation, loading, ready
 from posttrain.evaluation.compare import compare_task
 from posttrain.tracking.report import task_results
 
@@ -47,10 +47,10 @@ def results_in(folder: Path) -> dict[str, Any]:
 def test_kill_and_resume_give_the_result_of_one_go(
     trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "CHUNK", 6)  # 3 problems
+    monkeypatch.setattr(ready, "ask", partial(generation.ask, chunk=6))  # 3 problems
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output_of(capsys, "eval", trained, *OPTIONS, "--output", whole)
-    complete, calls = samples.complete, []
+    complete, calls = generation.complete, []
 
     def dies(problems: Any, places: Any, asking: Any, sampler: Any) -> Any:
         calls.append((asking.name, places[0]))
@@ -58,14 +58,14 @@ def test_kill_and_resume_give_the_result_of_one_go(
             raise KeyboardInterrupt
         return complete(problems, places, asking, sampler)
 
-    monkeypatch.setattr(samples, "complete", dies)
+    monkeypatch.setattr(generation, "complete", dies)
     assert command("eval", trained, *OPTIONS, "--output", killed) == 130
     file = killed / "results.samples/word_problems_harder.jsonl"
     assert len(file.read_text().splitlines()) == 6
     with file.open("a") as out:
         out.write('{"id": "a whole record, its chunk is not"}\n{"id": "torn')
     calls.clear()
-    monkeypatch.setattr(samples, "complete", lambda *a: calls.append(a[1][0]) or complete(*a))
+    monkeypatch.setattr(generation, "complete", lambda *a: calls.append(a[1][0]) or complete(*a))
     every = tmp_path / "every.jsonl"
     again = ["eval", trained, *OPTIONS, "--output", killed, "--samples", every]
     out = output_of(capsys, *again)
@@ -89,7 +89,7 @@ def test_what_is_begun_is_not_continued_with_other_settings(
     def dies(*given: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(samples, "complete", dies)
+    monkeypatch.setattr(generation, "complete", dies)
     file = tmp_path / "r.json"
     assert command("eval", trained, *OPTIONS, "--output", file) == 130
     text = complaint(capsys, "eval", trained, *OPTIONS, "--output", file, "--seed", "1")
@@ -99,10 +99,10 @@ def test_what_is_begun_is_not_continued_with_other_settings(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["-n", "2", "--temperature", "0"], "--num-samples 2 needs a --temperature above 0"),
-        (["-n", "1", "--best-of", "x"], "--best-of needs --num-samples above 1"),
+        (["-n", "2", "--temperature", "0"], "--num-samples: 2 samples need a temperature above 0"),
+        (["-n", "1", "--best-of", "x"], "--best-of: needs several samples of a problem"),
         (["--best-of", "/nowhere"], "/nowhere"),
-        (["--max-new-tokens", "5000"], "--max-new-tokens 5000 leaves no room for a prompt"),
+        (["--max-new-tokens", "5000"], "--max-new-tokens: 5000 leaves no room for a prompt"),
         (["--tasks", "word_problem"], "no task 'word_problem'; did you mean word_problems?"),
         (["--tasks", "humanevall"], "did you mean humaneval?"),
     ],

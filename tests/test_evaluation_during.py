@@ -15,7 +15,7 @@ from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.gate import lost
 from posttrain.evaluation.tasks import Settings
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import train
 
 PAIRS = (
@@ -110,16 +110,16 @@ def test_tasks_beside_data_and_early_stopping(tmp_path: Path) -> None:
 
 def test_a_wrong_task_is_said_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no task 'word_problem'; did you mean word_problems"):
-        build(parse_config(tree(tmp_path, tasks=["word_problem"]), "test"))
+        plan(parse_config(tree(tmp_path, tasks=["word_problem"]), "test"))
     with pytest.raises(ValueError, match=r"the task poetry has no data of its own: write poetry=F"):
-        build(parse_config(tree(tmp_path, tasks=["poetry"]), "test"))
+        plan(parse_config(tree(tmp_path, tasks=["poetry"]), "test"))
     with pytest.raises(ValueError, match="the task word_problems is given twice"):
-        build(parse_config(tree(tmp_path, tasks=["word_problems"] * 2), "test"))
+        plan(parse_config(tree(tmp_path, tasks=["word_problems"] * 2), "test"))
 
 
 def test_what_a_task_needs_is_said_before_anything_is_written(tmp_path: Path) -> None:
     given = tree(tmp_path, max_new_tokens=256)
-    with pytest.raises(ValueError, match=r"^eval\.max_new_tokens 256 leaves no room for a prompt"):
+    with pytest.raises(ValueError, match=r"^eval\.max_new_tokens: 256 leaves no room for a prompt"):
         run(given)
     assert list(tmp_path.glob("sft_*")) == []
     with pytest.raises(ValueError, match=r"eval\.tasks: reward_model trains no model that writes"):

@@ -24,28 +24,30 @@ import test_seeded_faults
 import test_templates
 import test_text_metrics
 
-from posttrain.algorithms.classification import add_scores, balanced, confusion, cross_entropy
+from posttrain.algorithms.classification import (
+    add_scores,
+    balanced,
+    confusion,
+    cross_entropy,
+    with_labels,
+)
 from posttrain.data import download, templates
 from posttrain.data.kinds import labelled
+from posttrain.data.labels import label_tokens
 from posttrain.data.prepare import convert, decontamination, digests
 from posttrain.data.sets import competition_math, fever, liar, mbpp, semeval2020_task11
 from posttrain.evaluation import (
     answers,
-    command,
     compare,
     gate,
+    generation,
     likelihood,
+    problems,
+    ready,
     statistics,
     store,
 )
-from posttrain.evaluation import (
-    generation as samples,
-)
-from posttrain.evaluation import (
-    problems as shots,
-)
-from posttrain.evaluation.scores import choices, safety
-from posttrain.evaluation.scores import text as text_metrics
+from posttrain.evaluation.scores import choices, safety, text
 
 FAULTS: list[tuple] = []
 # what tests below are given
@@ -85,7 +87,7 @@ def wilsons_interval_has_the_share_in_its_middle(patch):
 
 @caught_by(counting.test_pass_at_k_and_the_majority_by_hand)
 def intervals_have_the_completion_as_their_unit(patch):
-    edit(patch, samples.count, "interval(means, n)", "interval([r['correct'] for r in judged])")
+    edit(patch, generation.count, "interval(means, n)", "interval([r['correct'] for r in judged])")
 
 
 @caught_by(counting.test_with_one_sample_each_it_is_mcnemars, only_a=3, only_b=9)
@@ -110,34 +112,34 @@ def completions_without_an_answer_vote(patch):
 
 @caught_by(counting.test_pass_at_k_and_the_majority_by_hand)
 def strict_asks_for_the_form_alone(patch):
-    edit(patch, samples.count, 'r["correct"] and r["in_format"]', 'r["in_format"]')
+    edit(patch, generation.count, 'r["correct"] and r["in_format"]', 'r["in_format"]')
 
 
 @caught_by(counting.test_the_best_by_a_reward_model)
 def the_worst_is_the_best(patch):
-    edit(patch, samples.count, "[max(group, key=", "[min(group, key=")
+    edit(patch, generation.count, "[max(group, key=", "[min(group, key=")
 
 
 @caught_by(counting.test_what_is_cut_off_and_what_has_no_score)
 def what_has_no_score_is_counted_nowhere(patch):
-    edit(patch, samples.count, "is None for r in records", "is None for r in judged")
+    edit(patch, generation.count, "is None for r in records", "is None for r in judged")
 
 
 @caught_by(counting.test_what_is_cut_off_and_what_has_no_score)
 def what_is_cut_off_is_right(patch):
     old = "None if value is None else is_correct(value)"
     new = f'{old} or record["finish_reason"] == "length"'
-    edit(patch, samples.complete, old, new)
+    edit(patch, generation.complete, old, new)
 
 
 @caught_by(counting.test_text_ends_where_the_next_question_begins)
 def what_ends_before_a_question_is_cut_off(patch):
-    edit(patch, samples.complete, '[0], "stop"', "[0], reason")
+    edit(patch, generation.complete, '[0], "stop"', "[0], reason")
 
 
 @caught_by(counting.test_completions_have_noise_of_their_own)
 def every_chunk_draws_the_same_noise(patch):
-    edit(patch, samples.complete, "for place in places", "for place in range(len(places))")
+    edit(patch, generation.complete, "for place in places", "for place in range(len(places))")
 
 
 # --- shots, results and gates ---------------------------------------------------------------------
@@ -145,22 +147,22 @@ def every_chunk_draws_the_same_noise(patch):
 
 @caught_by(counting.test_shots_that_can_not_be_shown)
 def a_problem_is_its_own_shot(patch):
-    edit(patch, shots.to_problems, "in evaluated:", "in ():")
+    edit(patch, problems.to_problems, "in evaluated:", "in ():")
 
 
 @caught_by(kinds.test_only_the_same_rows_are_compared)
 def problems_are_compared_by_their_place(patch):
-    edit(patch, command.prepare_likelihood, "problem_ids(rows)", "[*map(str, range(9))]")
+    edit(patch, ready.ReadyLikelihood.run, "problem_ids(self.rows)", "[*map(str, range(9))]")
 
 
 @caught_by(kinds.test_finished_tasks_are_not_run_again)
 def results_of_other_settings_are_taken(patch):
-    edit(patch, store.check_settings, "differing(before, settings)", "[]")
+    edit(patch, store.is_finished, "differing(before, settings)", "[]")
 
 
 @caught_by(kinds.test_finished_tasks_are_not_run_again)
 def other_rows_are_no_other_settings(patch):
-    edit(patch, command.prepare_likelihood, 'hash_of({"rows": rows})', "len(rows)")
+    edit(patch, ready._ready_likelihood, 'hash_of({"rows": rows})', "len(rows)")
 
 
 @caught_by(kinds.test_a_result_that_was_deleted_is_made_anew)
@@ -170,7 +172,7 @@ def completions_of_a_deleted_result_are_taken(patch):
 
 @caught_by(commands.test_kill_and_resume_give_the_result_of_one_go)
 def what_a_kill_left_stays_in_the_file(patch):
-    edit(patch, samples.kept, 'write_atomically(file, "".join(lines))', "pass")
+    edit(patch, generation.kept, 'write_text(file, "".join(lines))', "pass")
 
 
 @caught_by(in_training.test_gates_by_hand)
@@ -231,7 +233,7 @@ def listed_words_are_found_inside_others(patch):
 @caught_by(test_text_metrics.test_bleu_by_hand_and_by_sacrebleu)
 def bleu_takes_the_references_for_what_was_said(patch):
     old = "list(predictions), [list(references)]"
-    edit(patch, text_metrics.bleu, old, "list(references), [list(predictions)]")
+    edit(patch, text.bleu, old, "list(references), [list(predictions)]")
 
 
 # --- classification -------------------------------------------------------------------------------
@@ -269,23 +271,23 @@ def a_label_is_found_where_its_logit_is_above_a_half(patch):
 
 @caught_by(classifying.test_what_all_labels_begin_with_goes_to_the_prompt)
 def what_all_labels_begin_with_stays_out_of_the_prompt(patch):
-    edit(patch, labelled.label_tokens, "return ids[0][:shared], ", "return [], ")
+    edit(patch, label_tokens, "return ids[0][:shared], ", "return [], ")
 
 
 @caught_by(classifying.test_labels_that_begin_alike_are_refused)
 def labels_may_begin_alike(patch):
-    edit(patch, labelled.label_tokens, "if found[shared] in tokens:", "if False:")
+    edit(patch, label_tokens, "if found[shared] in tokens:", "if False:")
 
 
 @caught_by(classifying.test_what_is_too_long_keeps_its_end)
 def long_texts_lose_their_end(patch):
-    edit(patch, labelled.to_labelled, "ids[-room:]", "ids[:room]")
+    edit(patch, labelled.to_examples, "ids[-room:]", "ids[:room]")
 
 
 @caught_by(classifying.test_labels_come_from_the_rows_or_the_model)
 def labels_may_have_another_order_than_the_models(patch):
     old = 'known["labels"] != labels'
-    edit(patch, labelled.with_labels, old, 'set(known["labels"]) != set(labels)')
+    edit(patch, with_labels, old, 'set(known["labels"]) != set(labels)')
 
 
 # --- data sets ------------------------------------------------------------------------------------

@@ -145,8 +145,8 @@ def test_finished_tasks_are_not_run_again(
 ) -> None:
     names, output = list(tasks.values()), tmp_path / "results.json"
     first = evaluate(model, names, output)
-    monkeypatch.setattr("posttrain.evaluation.command.ask", None)
-    monkeypatch.setattr("posttrain.evaluation.command.evaluate_likelihood", None)
+    monkeypatch.setattr("posttrain.evaluation.ready.ask", None)
+    monkeypatch.setattr("posttrain.evaluation.ready.evaluate_likelihood", None)
     assert evaluate(model, names, output) == first
     (tmp_path / "crows_pairs_anonymized.csv").write_text(PAIRS.replace("Ann", "Eve"))
     with pytest.raises(ValueError, match=r"holds crows_pairs with other settings \(rows_hash was"):
@@ -302,11 +302,11 @@ def test_files_behind_the_same_path_decide(
     [
         ("crows_pair", {}, "did you mean crows_pairs"),
         ("poetry", {}, "write poetry=FILE"),
-        ("crows_pairs", {"shots": 2}, "crows_pairs has no split to take --shots from"),
+        ("crows_pairs", {"shots": 2}, "shots: crows_pairs has no split to take them from"),
         (
             "poetry",
             {"num_samples": 2, "temperature": 1.0, "best_of": "x"},
-            "--best-of: the completions of poetry are not right or wrong",
+            "best_of: the completions of poetry are not right or wrong",
         ),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_metric_that_is_not_installed_is_said_before_anything_is_sampled(
         raise ValueError("the metric chrf needs pip install 'posttrain[metrics]'")
 
     monkeypatch.setitem(METRICS, "chrf", missing)
-    monkeypatch.setattr("posttrain.evaluation.command.ask", None)
+    monkeypatch.setattr("posttrain.evaluation.ready.ask", None)
     file = tmp_path / "test2.jsonl"
     row = {"id": "1.json", "claim": "It is so.", "label": "true", "justification": "We looked."}
     file.write_text(json.dumps(row) + "\n")

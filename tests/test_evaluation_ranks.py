@@ -9,17 +9,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from posttrain.evaluation.command import prepare_generation
 
 from posttrain.common import distributed
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.evaluation import TASKS, Task
-from posttrain.evaluation import generation as samples
-from posttrain.evaluation.ready import Loaded
+from posttrain.evaluation import TASKS, Task, generation, ready
+from posttrain.evaluation.ready import Loaded, prepare_task
 from posttrain.evaluation.tasks import Settings
 from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
@@ -78,7 +77,7 @@ def asked(
     loaded = Loaded(sampler.it, None, 1000, {})  # type: ignore[arg-type]
     settings = Settings(num_samples=2, temperature=1.0)
     task = Task({"split": "x"}, TASKS["gsm8k"].reward)
-    prepared = prepare_generation("t", task, ROWS, [], loaded, settings)
+    prepared = prepare_task("t", task, ROWS, [], loaded, settings)
     given: Any = sampler
     return on_ranks(patch, ranks, lambda rank: prepared.run(given, None if rank else file))
 
@@ -91,13 +90,13 @@ def test_what_is_begun_goes_on_with_another_number_of_ranks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(samples, "CHUNK", 4)  # 2 problems of each rank
+    monkeypatch.setattr(ready, "ask", partial(generation.ask, chunk=4))  # 2 problems of each rank
     it = make_renderer(train_tokenizer(["What is 1 + 1? #### 2"], 300, 64), "plain")
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     ((result, records),) = asked(monkeypatch, 1, whole, Draws(it))
     assert len(records) == 14
 
-    complete, done = samples.complete, 2 * before
+    complete, done = generation.complete, 2 * before
     calls: Counter[int] = Counter()
 
     def dies(*given: Any) -> Any:
@@ -106,10 +105,10 @@ def test_what_is_begun_goes_on_with_another_number_of_ranks(
             raise KeyError("killed")
         return complete(*given)
 
-    monkeypatch.setattr(samples, "complete", dies)
+    monkeypatch.setattr(generation, "complete", dies)
     with pytest.raises(KeyError, match="killed"):
         asked(monkeypatch, before, killed, Draws(it))
-    monkeypatch.setattr(samples, "complete", complete)
+    monkeypatch.setattr(generation, "complete", complete)
     assert len(killed.read_text().splitlines()) == 2 * done
     with killed.open("a") as out:
         out.write('{"id": "torn')

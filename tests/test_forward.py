@@ -14,7 +14,7 @@ from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import prepare_policy
-from posttrain.model.output_head import HeadLogprobs as _HeadLogprobs
+from posttrain.model.output_head import HeadLogprobs
 from posttrain.model.probe import check_packing
 
 
@@ -32,7 +32,7 @@ def test_chunked_head_equals_whole_logits(softcap, bias, chunk, read, monkeypatc
     targets = torch.randint(0, 11, (7,))
     scale = 0.7
     inputs = [x for x in (hidden, weight, offset) if x is not None]
-    logprobs, entropy = _HeadLogprobs.apply(hidden, weight, offset, targets, scale, softcap, True)
+    logprobs, entropy = HeadLogprobs.apply(hidden, weight, offset, targets, scale, softcap, True)
 
     def total(logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
         parts = {"logprobs": (logprobs * weights_a).sum(), "entropy": (entropy * weights_b).sum()}
@@ -72,7 +72,7 @@ def test_logits_are_never_held_whole(monkeypatch):
 
     hidden, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(vocab, 4)
     with Largest():
-        logprobs, _ = _HeadLogprobs.apply(
+        logprobs, _ = HeadLogprobs.apply(
             hidden, weight, None, torch.zeros(rows, dtype=torch.int64), 1.0, None, False
         )
         logprobs.sum().backward()

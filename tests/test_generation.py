@@ -16,8 +16,8 @@ from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, 
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
 from posttrain.rewards.base import each_row_alone
-from posttrain.rewards.scoring import combine_scores as made_from
-from posttrain.rewards.scoring import delegate as made_of
+from posttrain.rewards.scoring import combine_scores
+from posttrain.rewards.scoring import delegate
 from posttrain.rewards.scoring import score_each
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.native.copied import CopySampler
@@ -256,9 +256,9 @@ def test_rewards_that_look_at_one_row_at_a_time_get_all_groups_in_a_call(parts, 
         def total(found: dict[str, Any]) -> list[float]:
             return [sum(scores) for scores in zip(*found.values())]
 
-        return made_from(inner, prompts, completions, completion_ids, columns, total)
+        return combine_scores(inner, prompts, completions, completion_ids, columns, total)
 
-    reward = made_of(whole, inner.values())
+    reward = delegate(whole, inner.values())
     calls = [
         (["?"] * 2, ["1", str(i)], [[1]] * 2, [{"answer": "1"}, {"answer": "1", "more": i}])
         for i in range(3)

@@ -13,6 +13,7 @@ from posttrain.algorithms.base import algorithm_named
 from posttrain.algorithms.pair_losses import PAIR_LOSSES, SMOOTHED
 from posttrain.common.batch import pack
 from posttrain.model.forward import Output, forward
+from posttrain.training.trainer import global_counts
 
 METHODS = list(ALGORITHMS)
 # Each method as it is by default, and with every switch that changes its loss.
@@ -114,11 +115,11 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
     trainer = tiny.trainer_of(name, tiny.models(), **keys)
     batch = updated_batch(trainer)
     whole = copy.deepcopy(trainer.models.policy)
-    reference, head = whole.model, whole.value_head
-    for network in (reference, whole.value_model):
+    reference, head = whole.model, whole.head
+    for network in (reference, whole.value_network):
         if network is not None:
             network.set_attn_implementation("eager")
-    logprobs, entropies, values, next_values, last_values, labels = [], [], [], [], [], []
+    logprobs, entropies, values, scores, last_values, labels = [], [], [], [], [], []
     start = 0
     for length in batch.lengths:
         ids = batch.input_ids[start : start + length]
@@ -134,17 +135,18 @@ def test_matches_a_padded_model_with_no_code_of_ours(name, keys):
             states = reference.model(ids[None], use_cache=False).last_hidden_state
             labels.append(head(states[0, -1]))
         elif head is not None:
-            states = (whole.value_model or reference).model(ids[None], use_cache=False)
-            next_values.append(head(states.last_hidden_state[0])[:, 0])
-            values.append(next_values[-1].roll(1))
-            last_values.append(next_values[-1][-1])
+            states = (whole.value_network or reference).model(ids[None], use_cache=False)
+            scores.append(head(states.last_hidden_state[0])[:, 0])
+            values.append(scores[-1].roll(1))
+            last_values.append(scores[-1][-1])
     mask = batch.loss_mask
     out = Output(torch.cat(logprobs) * mask, torch.cat(entropies) * mask)
     if labels:
         out.logits = torch.stack(labels)
-    elif head is not None:
+    elif whole.head_kind == "value":
         out.values, out.last_values = torch.cat(values) * mask, torch.stack(last_values)
-        out.next_values = torch.cat(next_values) * mask
+    elif head is not None:
+        out.scores = torch.cat(scores)
     loss = trainer.algorithm.loss(out, batch, trainer.config)
     label = batch.per_seq.get("label", (torch.arange(len(batch.lengths)) + 1) % 2)
     of_chosen = [m for m, good in zip(mask.split(batch.lengths), label) if good]
@@ -170,7 +172,7 @@ def test_loss_gradient_by_finite_differences(name, keys):
     batch = updated_batch(trainer)
     batch.per_token = {k: v.double() for k, v in batch.per_token.items()}
     values = trainer.models.policy.head is not None
-    now = forward(trainer.models.policy, batch, values=values)
+    now = forward(trainer.models.policy, batch, head=values)
     logprobs = now.logprobs.detach().double()
     still = now.values.detach().double() if values else None
 
@@ -281,8 +283,8 @@ def test_a_rank_without_rows_counts_nothing(name):
     """The last step of an epoch may have fewer rows than there are ranks."""
     trainer = tiny.trainer_of(name, tiny.models())
     empty = tiny.prepared(trainer, pack([]))
-    assert set(trainer._global_counts(empty).values()) == {0.0}
-    assert list(trainer._micro_batches(empty, lockstep=False)) == []
+    assert set(global_counts(empty).values()) == {0.0}
+    assert list(trainer._micro_batches(empty)) == []
 
 
 def test_skipping_rollouts_without_advantage_changes_nothing():

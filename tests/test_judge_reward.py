@@ -25,7 +25,7 @@ from posttrain.data.files import read_file
 from posttrain.rewards.base import RewardFailure, columns_of
 from posttrain.rewards.build import check_columns
 from posttrain.rewards.scoring import score
-from posttrain.runs import synthesize as making
+from posttrain.runs import synthesize
 from posttrain.runs.config import dump, parse_config
 from posttrain.runs.score import score_file
 from posttrain.runs.train import train
@@ -429,12 +429,12 @@ def test_grpo_with_a_judge_logs_the_share_without_a_score(
 def test_pairs_are_made_by_the_judges_score(
     server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = making.sample_and_score
+    sample = synthesize.sample_and_score
 
     def all_stop(*args: Any) -> Any:  # random weights do not stop by themselves
         return [[one | {"finish_reason": "stop"} for one in group] for group in sample(*args)]
 
-    monkeypatch.setattr(making, "sample_and_score", all_stop)
+    monkeypatch.setattr(synthesize, "sample_and_score", all_stop)
     server.reply = lambda asked, n: time.sleep(0.05) or length_grade(asked, n)  # type: ignore[func-returns-value]
     base = train(parse_config(tiny.run_config(tmp_path / "base", "sft", max_steps=2), "test"))
     tree = {
@@ -445,7 +445,7 @@ def test_pairs_are_made_by_the_judges_score(
         "make": {"type": "preferences"},
         "output_dir": str(tmp_path / "made"),
     }
-    made = making.make(making.parse_making(tree, "test"))
+    made = synthesize.make(synthesize.parse_making(tree, "test"))
     assert len(server.bodies) == made["num_prompts"] * 4
     assert server.most_at_once > 4, "the completions of several prompts are judged together"
     rows = list(read_file(tmp_path / "made" / "train.parquet"))

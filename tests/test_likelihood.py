@@ -45,11 +45,10 @@ def real_rows(name: str, every: int) -> Rows:
 
 
 def run(stories: Any, name: str, rows: Rows, tokens: int = 2048) -> tuple[dict[str, Any], Rows]:
-    records: Rows = []
     task = LIKELIHOOD_TASKS[name]
     policy, renderer = stories
     sequences = to_sequences(renderer, rows, 512)
-    return evaluate_likelihood(policy, task, rows, sequences, tokens, records.append), records
+    return evaluate_likelihood(policy, task, rows, sequences, tokens)
 
 
 # --- BBQ by hand ----------------------------------------------------------------------------------

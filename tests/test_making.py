@@ -12,12 +12,12 @@ from posttrain.data.files import read_file
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.rewards.score import Score
 from posttrain.rollout.sampler import Rollout, SamplingParams
-from posttrain.runs import synthesize as making
+from posttrain.runs import synthesize
 
 
 def test_a_column_that_the_first_row_lacks_is_written(tmp_path):
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "answer": "4", "completion": "d"}]
-    making.write_parquet(tmp_path / "made.parquet", rows, {})
+    synthesize.write_parquet(tmp_path / "made.parquet", rows, {})
     found = list(read_file(tmp_path / "made.parquet"))
     assert found == [rows[0] | {"answer": None}, rows[1]]
 
@@ -25,31 +25,31 @@ def test_a_column_that_the_first_row_lacks_is_written(tmp_path):
 @pytest.mark.parametrize(("name", "values"), [("prompt", ["a", [user("b")]]), ("answer", ["4", 4])])
 def test_a_column_of_two_types_is_named(name, values):
     with pytest.raises(ValueError, match=f"data: {name} has values of different types"):
-        making.table_of([{name: value} for value in values])
+        synthesize.table_of([{name: value} for value in values])
 
 
 def test_what_can_not_be_written_is_said_before_anything_is_sampled(tmp_path, monkeypatch):
     rows = [{"prompt": "a", "answer": answer} for answer in ("4", 4)]
-    monkeypatch.setattr(making, "load_rows", lambda section: rows)
-    monkeypatch.setattr(making, "load_for_sampling", lambda *a: (renderer("plain"), None, 64))
-    config = making.parse_making(making_tree(tmp_path, tmp_path, type="filter"), "test")
+    monkeypatch.setattr(synthesize, "load_rows", lambda section: rows)
+    monkeypatch.setattr(synthesize, "load_for_sampling", lambda *a: (renderer("plain"), None, 64))
+    config = synthesize.parse_making(making_tree(tmp_path, tmp_path, type="filter"), "test")
     with pytest.raises(ValueError, match="data: answer has values of different types"):
-        making.make(config)
+        synthesize.make(config)
 
 
 def test_nothing_is_no_right_answer():
     """SFT refuses a row with an empty completion."""
     entries = scored(("", 1.0), (" ", 1.0), ("yes", 1.0))
-    kept = making.right_ones(entries, making.FilterConfig(min_score=1.0))
+    kept = synthesize.right_ones(entries, synthesize.FilterConfig(min_score=1.0))
     assert [row["completion"] for row in kept] == ["yes"]
 
 
 def test_rows_of_equal_prompts_lie_in_one_file(tmp_path):
     tree = making_tree(tmp_path, tmp_path, type="filter", min_score=1.0)
-    config = making.parse_making(tree | {"output_dir": str(tmp_path), "val_split": 0.5}, "test")
+    config = synthesize.parse_making(tree | {"output_dir": str(tmp_path), "val_split": 0.5}, "test")
     given = [{"prompt": [user(f"question {i % 5}")]} for i in range(40)]
     groups = [scored((f"answer {i}", 1.0)) for i in range(40)]
-    making.write(config, given, groups, {})
+    synthesize.write(config, given, groups, {})
     prompts = [
         {row["prompt"][0]["content"] for row in read_file(tmp_path / f"{name}.parquet")}
         for name in ("train", "validation")
@@ -62,7 +62,7 @@ def test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe(tm
     """In all chunks; and the reward is asked about the prompt that was completed."""
     keys = {"num_completions": 3, "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 4}
     tree = making_tree(tmp_path, tmp_path, type="filter") | {"sampling": keys}
-    config, it, drawn, asked = making.parse_making(tree, "test"), renderer("plain"), [], []
+    config, it, drawn, asked = synthesize.parse_making(tree, "test"), renderer("plain"), [], []
 
     def generate(prompts, params, seeds):
         assert params == SamplingParams(7, it.stop_token_ids, 0.5, 0.9, 4)
@@ -78,7 +78,7 @@ def test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe(tm
     prompts = [Prompt(it.prompt_ids({"prompt": text}), {"prompt": text}) for text in questions]
     for first in (0, 4):
         chunk, sampler = prompts[first : first + 4], SimpleNamespace(generate=generate)
-        made = making.sample_and_score(chunk, first, config, it, sampler, reward)
+        made = synthesize.sample_and_score(chunk, first, config, it, sampler, reward)
         assert [len(group) for group in made] == [3] * 4
     assert len(set(drawn)) == 8 * 3
     assert asked == [(text, f"{text} {number}") for text in questions for number in range(3)]
@@ -87,7 +87,7 @@ def test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe(tm
 def test_equal_completions_of_a_prompt_are_scored_once(tmp_path):
     tree = making_tree(tmp_path, tmp_path, type="preferences")
     tree |= {"sampling": {"num_completions": 4}}
-    config, it, asked = making.parse_making(tree, "test"), renderer("plain"), []
+    config, it, asked = synthesize.parse_making(tree, "test"), renderer("plain"), []
     texts = ["one", "two", "one", "three"]
 
     def generate(prompts, params, seeds):
@@ -105,7 +105,7 @@ def test_equal_completions_of_a_prompt_are_scored_once(tmp_path):
     rows = [{"prompt": f"question {i}", "answer": str(i)} for i in range(2)]
     prompts = [Prompt(it.prompt_ids(row), row) for row in rows]
     sampler = SimpleNamespace(generate=generate)
-    made = making.sample_and_score(prompts, 0, config, it, sampler, reward)
+    made = synthesize.sample_and_score(prompts, 0, config, it, sampler, reward)
     assert asked == [([f"question {i}"] * 3, ["one", "two", "three"], [str(i)] * 3) for i in (0, 1)]
     for group in made:
         assert [one["text"] for one in group] == texts

@@ -407,7 +407,7 @@ def test_the_parent_does_not_import_sympy_and_leaves_no_child() -> None:
     """A script that ends normally takes its worker with it, even in the middle of nothing."""
     code = (
         "import sys\n"
-        "from posttrain.rewards import math, math_worker\n"
+        "from posttrain.rewards.rules import math, math_worker\n"
         "assert math.check('#### 18', '18') == 'correct' and math_worker._child is None\n"
         "assert math.check('\\\\boxed{x+y}', 'y+x') == 'correct'\n"
         "assert 'math_verify' not in sys.modules\n"
@@ -422,7 +422,7 @@ def test_the_parent_does_not_import_sympy_and_leaves_no_child() -> None:
 def test_the_worker_ends_with_a_killed_parent() -> None:
     """SIGKILL runs no clean-up: a closed pipe ends an idle worker, the CPU limit a busy one."""
     code = (
-        "from posttrain.rewards import math, math_worker\n"
+        "from posttrain.rewards.rules import math, math_worker\n"
         "math.check('\\\\boxed{x}', 'x')\n"
         "print(math_worker._child.process.pid, flush=True)\n"
         "math.check('\\\\boxed{9^{9^{9^9}}}', '\\\\sqrt{2}', timeout=0.5)\n"

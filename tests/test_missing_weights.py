@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 from posttrain.model.config import ModelConfig
 from posttrain.model.folder import checkpoints_in
-from posttrain.model.heads import add_scoring_head as add_reward_head
+from posttrain.model.heads import add_scoring_head
 from posttrain.model.load import load_policy
 from posttrain.rewards.base import RewardFailure
 from posttrain.rewards.build import build_reward
@@ -93,4 +93,4 @@ def test_the_head_of_a_classifier_on_the_hub_is_not_left_behind(tmp_path):
     policy = tiny.models("llama").policy
     policy.model = AutoModelForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="org/model is a sequence classifier, but no folder with"):
-        add_reward_head(policy, "org/model")
+        add_scoring_head(policy, "org/model")

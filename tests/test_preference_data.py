@@ -23,9 +23,9 @@ from posttrain.data.kinds.unpaired import to_examples as to_judged
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.sets import hh_rlhf, stack_exchange_paired, ultrafeedback
 from posttrain.model.scratch import train_tokenizer
-from posttrain.runs import synthesize as making
+from posttrain.runs import synthesize
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import train
 
 
@@ -327,8 +327,10 @@ def scored(*entries: tuple[str, float | None]) -> list[dict[str, Any]]:
 
 
 def texts_of_pairs(kind: str, *entries: tuple[str, float | None], **keys: Any) -> list[tuple]:
-    config = making.PreferencesConfig(pairs=kind, **keys)
-    return [(row["chosen"], row["rejected"]) for row in making.pairs_of(scored(*entries), config)]
+    config = synthesize.PreferencesConfig(pairs=kind, **keys)
+    return [
+        (row["chosen"], row["rejected"]) for row in synthesize.pairs_of(scored(*entries), config)
+    ]
 
 
 def test_pairs_by_score():
@@ -346,8 +348,8 @@ def test_rejection_sampling_keeps_what_is_right():
     entries = scored(("long answer", 1.0), ("b", 0.0), ("ab", 1.0), ("ab", 1.0), ("cut...", 1.0))
 
     def kept(**keys: Any) -> list[str]:
-        config = making.FilterConfig(**keys)
-        return [row["completion"] for row in making.right_ones(entries, config)]
+        config = synthesize.FilterConfig(**keys)
+        return [row["completion"] for row in synthesize.right_ones(entries, config)]
 
     assert kept() == ["long answer", "ab"]
     assert kept(keep="first") == ["long answer"]
@@ -362,7 +364,7 @@ def test_pass_at_k_by_counting(n, correct, k):
 
     answers = [i < correct for i in range(n)]
     choices = list(combinations(answers, k))
-    assert making.pass_at(k, n, correct) == pytest.approx(sum(map(any, choices)) / len(choices))
+    assert synthesize.pass_at(k, n, correct) == pytest.approx(sum(map(any, choices)) / len(choices))
 
 
 @pytest.fixture(scope="module")
@@ -389,13 +391,13 @@ def making_tree(folder: Path, base: Path, **make: Any) -> dict[str, Any]:
 
 
 def test_the_answer_that_ends_a_conversation_is_no_part_of_the_prompt(chat, renderer):
-    messages = [user("q"), assistant("gold")]
-    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), chat) == [user("q")]
-    assert making.asked_of(Prompt([1], {"messages": [user("q")]}), chat) == [user("q")]
-    assert making.asked_of(Prompt([1], {"prompt": messages}), chat) == [user("q")]
-    assert making.asked_of(Prompt([1], {"prompt": "q"}), chat) == "q"
+    asked_of, messages = synthesize.asked_of, [user("q"), assistant("gold")]
+    assert asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), chat) == [user("q")]
+    assert asked_of(Prompt([1], {"messages": [user("q")]}), chat) == [user("q")]
+    assert asked_of(Prompt([1], {"prompt": messages}), chat) == [user("q")]
+    assert asked_of(Prompt([1], {"prompt": "q"}), chat) == "q"
     # without a chat template the model got the column prompt
-    assert making.asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), renderer) == "x"
+    assert asked_of(Prompt([1], {"messages": messages, "prompt": "x"}), renderer) == "x"
 
 
 def test_kto_needs_a_second_prompt(renderer):
@@ -406,16 +408,16 @@ def test_kto_needs_a_second_prompt(renderer):
 @pytest.mark.parametrize("kind", ["preferences", "filter"])
 def test_making_is_resumable_and_gives_the_same_rows(kind, base, tmp_path, monkeypatch):
     # random weights do not stop by themselves, and what was cut off is not chosen
-    monkeypatch.setattr(making, "CHUNK", 40)
-    sample = making.sample_and_score
+    monkeypatch.setattr(synthesize, "CHUNK", 40)
+    sample = synthesize.sample_and_score
 
     def all_stop(*args: Any) -> Any:
         return [[one | {"finish_reason": "stop"} for one in group] for group in sample(*args)]
 
-    monkeypatch.setattr(making, "sample_and_score", all_stop)
+    monkeypatch.setattr(synthesize, "sample_and_score", all_stop)
     trees = {name: making_tree(tmp_path, base, type=kind) for name in ("whole", "parts")}
     trees["parts"]["output_dir"] = str(tmp_path / "again")
-    whole = making.make(making.parse_making(trees["whole"], "test"))
+    whole = synthesize.make(synthesize.parse_making(trees["whole"], "test"))
     calls = 0
 
     def dies(*args: Any) -> Any:
@@ -425,10 +427,10 @@ def test_making_is_resumable_and_gives_the_same_rows(kind, base, tmp_path, monke
             raise KeyboardInterrupt
         return all_stop(*args)
 
-    monkeypatch.setattr(making, "sample_and_score", dies)
+    monkeypatch.setattr(synthesize, "sample_and_score", dies)
     with pytest.raises(KeyboardInterrupt):
-        making.make(making.parse_making(trees["parts"], "test"))
-    again = making.make(making.parse_making(trees["parts"], "test"))
+        synthesize.make(synthesize.parse_making(trees["parts"], "test"))
+    again = synthesize.make(synthesize.parse_making(trees["parts"], "test"))
     assert calls == 5, "finished chunks were made again"
     assert again == whole
     for name in ("train", "validation"):
@@ -452,7 +454,7 @@ def test_making_is_resumable_and_gives_the_same_rows(kind, base, tmp_path, monke
     tree = tiny.run_config(tmp_path / "run", method, max_steps=1)
     tree["data"] = {"path": str(tmp_path / "made")}
     tree["model"] = {"name": str(base)}
-    assert build(parse_config(tree, "test")).data.examples
+    assert plan(parse_config(tree, "test")).data.examples
 
 
 def test_the_commands(base, tmp_path, monkeypatch, capsys):

@@ -20,11 +20,11 @@ import tiny
 import torch
 from test_render import renderer
 
-from posttrain.data.kinds import preferences
-from posttrain.runs import synthesize as making
-from posttrain.runs import train
+from posttrain.data.kinds import pair, preference_forms
+from posttrain.data.kinds.judged import Judged
+from posttrain.model import save as saving
+from posttrain.runs import synthesize, train
 from posttrain.runs.config import parse_config
-from posttrain.training import checkpoint
 
 FAULTS = []
 caught_by = partial(test_seeded_faults.caught_by, FAULTS)
@@ -46,23 +46,23 @@ def made_in_parts(tmp_path, monkeypatch):
     renderer=PLAIN,
 )
 def the_prompt_counts_as_completion(patch):
-    render = preferences._render
+    render = pair.render
 
     def whole(row, renderer):
         side = render(row, renderer)
         side.sequence.loss_mask = torch.arange(len(side.sequence)) > 0
         return side
 
-    patch.setattr(preferences, "_render", whole)
+    patch.setattr(pair, "render", whole)
 
 
 @caught_by(rows.test_only_the_last_turns_are_judged, chat=renderer("chatml"))
 def earlier_turns_are_judged_too(patch):
     def every_turn(row, renderer):
         sequence = renderer.training_sequence(row)
-        return preferences.Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
+        return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
 
-    patch.setattr(preferences, "_render", every_turn)
+    patch.setattr(pair, "render", every_turn)
 
 
 @caught_by(
@@ -70,42 +70,42 @@ def earlier_turns_are_judged_too(patch):
     renderer=PLAIN,
 )
 def rows_of_orpo_lack_the_prompt(patch):
-    finished = preferences._finished
+    finished = pair._finished
     patch.setattr(
-        preferences, "_finished",
+        pair, "_finished",
         lambda sequence, margin, train_prompt, scores: finished(sequence, margin, False, scores),
     )  # fmt: skip
 
 
 @caught_by(rows.test_useless_pairs_are_counted_and_dropped, renderer=PLAIN)
 def equal_pairs_stay(patch):
-    useless = preferences._useless
+    useless = pair._useless
 
     def only_empty(*args):
         return "empty" if useless(*args) == "empty" else None
 
-    patch.setattr(preferences, "_useless", only_empty)
+    patch.setattr(pair, "_useless", only_empty)
 
 
 @caught_by(rows.test_useless_pairs_are_counted_and_dropped, renderer=PLAIN)
 def pairs_that_a_cut_makes_equal_stay(patch):
-    cut = preferences._cut
+    cut = pair.cut
 
     def as_before(side, max_length):
-        return preferences.Judged(cut(side, max_length).sequence, side.completion)
+        return Judged(cut(side, max_length).sequence, side.completion)
 
-    patch.setattr(preferences, "_cut", as_before)
+    patch.setattr(pair, "cut", as_before)
 
 
 @caught_by(test_preference_rows.test_each_of_several_rejected_keeps_its_own_prompt)
 def every_rejected_gets_the_first_ones_prompt(patch):
-    as_pairs = preferences.as_pairs
+    as_pairs = preference_forms.as_pairs
 
     def of_first(row):
         pairs = as_pairs(row)
         return [pair | {"prompt": pairs[0]["prompt"]} for pair in pairs]
 
-    patch.setattr(preferences, "as_pairs", of_first)
+    patch.setattr(preference_forms, "as_pairs", of_first)
 
 
 # --- the reward head ------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def the_head_reads_the_first_end_of_a_turn(patch):
         states = policy(batch, head=True)[2]
         texts = [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
         ends = torch.tensor([ids.index(ids[-1]) for ids in texts])
-        out.last_values = states[batch.cu_seqlens[:-1].long() + ends]
+        out.scores[batch.last_tokens()] = states[batch.cu_seqlens[:-1].long() + ends]
         return out
 
     patch.setattr(test_reward_head, "forward", early)
@@ -141,8 +141,8 @@ def the_pad_token_is_looked_for_in_the_text(patch):
 
 @caught_by(runs.test_a_reward_model_with_lora_resumes)
 def an_adapter_is_saved_without_its_head(patch):
-    save = checkpoint.save_adapter
-    patch.setattr(checkpoint, "save_adapter", lambda *args: save(*args[:3]))
+    save = saving.save_adapter
+    patch.setattr(saving, "save_adapter", lambda *args: save(*args[:3]))
 
 
 # --- data made by a model -------------------------------------------------------------------------
@@ -150,36 +150,38 @@ def an_adapter_is_saved_without_its_head(patch):
 
 @caught_by(rows.test_pairs_by_score)
 def cut_off_completions_are_chosen(patch):
-    pairs_of = making.pairs_of
+    pairs_of = synthesize.pairs_of
 
     def of_all(scored, config):
         return pairs_of([one | {"finish_reason": "stop"} for one in scored], config)
 
-    patch.setattr(making, "pairs_of", of_all)
+    patch.setattr(synthesize, "pairs_of", of_all)
 
 
 @caught_by(made_in_parts)
 def noise_is_counted_from_the_start_of_the_process(patch):
-    sample, calls = making.sample_and_score, itertools.count()
+    sample, calls = synthesize.sample_and_score, itertools.count()
     patch.setattr(
-        making, "sample_and_score",
+        synthesize, "sample_and_score",
         lambda prompts, first, *rest: sample(prompts, 40 * next(calls), *rest),
     )  # fmt: skip
 
 
 @caught_by(test_making.test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe)
 def every_chunk_draws_the_same_noise(patch):
-    sample = making.sample_and_score
+    sample = synthesize.sample_and_score
     patch.setattr(
-        making, "sample_and_score", lambda prompts, first, *rest: sample(prompts, 0, *rest)
+        synthesize, "sample_and_score", lambda prompts, first, *rest: sample(prompts, 0, *rest)
     )
 
 
 @caught_by(test_making.test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe)
 def data_is_made_at_temperature_1(patch):
-    params = making.SamplingParams
+    params = synthesize.SamplingParams
     patch.setattr(
-        making, "SamplingParams", lambda length, stops, temperature, *rest: params(length, stops)
+        synthesize,
+        "SamplingParams",
+        lambda length, stops, temperature, *rest: params(length, stops),
     )
 
 
@@ -187,12 +189,12 @@ def data_is_made_at_temperature_1(patch):
 def rows_are_held_out_one_by_one(patch):
     number = itertools.count()
     plain = SimpleNamespace(dumps=lambda x, **keys: f"{json.dumps(x, **keys)} {next(number)}")
-    patch.setattr(making, "json", plain)
+    patch.setattr(synthesize, "json", plain)
 
 
 @caught_by(rows.test_pass_at_k_by_counting, n=4, correct=2, k=2)
 def pass_at_k_is_that_of_the_rate(patch):
-    patch.setattr(making, "pass_at", lambda k, n, correct: 1 - (1 - correct / n) ** k)
+    patch.setattr(synthesize, "pass_at", lambda k, n, correct: 1 - (1 - correct / n) ** k)
 
 
 @pytest.mark.parametrize(("fault", "test"), FAULTS, ids=[f.__name__ for f, _ in FAULTS])

@@ -19,8 +19,8 @@ import torch
 from test_render import renderer
 
 from posttrain.algorithms import ALGORITHMS, pair_losses, preference
-from posttrain.algorithms.base import UNITS, Loss
-from posttrain.data.kinds import preferences
+from posttrain.algorithms.base import UNITS, Loss, algorithm_named
+from posttrain.data.kinds import unpaired
 from posttrain.model.models import Models
 from posttrain.runs import train
 from posttrain.training import checkpoint
@@ -36,12 +36,12 @@ PACKING = partial(
 
 
 def change(patch, method, **parts):
-    patch.setitem(ALGORITHMS, method, dataclasses.replace(ALGORITHMS[method], **parts))
+    patch.setitem(ALGORITHMS, method, dataclasses.replace(algorithm_named(method), **parts))
 
 
 def change_per_seq(patch, method, values):
     """The method's loss reads what `values(out, batch)` gives in per_seq."""
-    loss = ALGORITHMS[method].loss
+    loss = algorithm_named(method).loss
 
     def changed(out, batch, config):
         batch = copy.copy(batch)
@@ -72,7 +72,7 @@ def ipo_takes_sums(patch):
 
 @caught_by(PACKING, name="dpo")
 def each_micro_batch_takes_its_own_mean(patch):
-    loss = ALGORITHMS["dpo"].loss
+    loss = algorithm_named("dpo").loss
 
     def mean(out, batch, config):
         found = loss(out, batch, config)
@@ -113,13 +113,14 @@ def log1mexp_cancels_far_from_0(patch):
 
 @caught_by(runs.test_the_methods_page_has_the_defaults)
 def orpo_reads_the_completion_alone_by_default(patch):
-    plain = ALGORITHMS["orpo"].config
+    plain = algorithm_named("orpo").config
     change(patch, "orpo", config=partial(plain, nll_over="completion"))
 
 
 @caught_by(losses.test_orpo_equals_trl, nll_over="prompt_and_completion")
 def orpo_never_reads_the_prompt(patch):
-    change(patch, "orpo", train_prompt=lambda config: False)
+    never = property(lambda config: {"train_prompt": False})
+    patch.setattr(algorithm_named("orpo").config, "row_options", never)
 
 
 @caught_by(losses.test_reward_model_written_out)
@@ -136,7 +137,7 @@ def the_margin_is_ignored(patch):
 @caught_by(runs.test_the_reference_is_the_policy_at_the_start, method="dpo", model_keys={})
 def the_reference_is_the_policy_of_now(patch):
     def of_now(batch, models, config):
-        batch.per_token["ref_logprobs"] = models.logprobs(batch, config.micro_batch_tokens)
+        batch.per_token["ref_logprobs"] = models.logprobs(batch, config.token_budget)
 
     patch.setattr(preference, "add_reference_logprobs", of_now)
 
@@ -189,17 +190,17 @@ def precomputed_log_probs_are_another_rows(patch):
 
 @caught_by(runs.test_the_kl_is_not_below_zero, method="kto")
 def the_kl_of_kto_is_below_zero(patch):
-    module = ALGORITHMS["kto"].prepare.__globals__
+    module = algorithm_named("kto").prepare.__globals__
     patch.setitem(module, "max", lambda zero, z: z)
 
 
 @caught_by(runs.test_the_kl_is_not_below_zero, method="kto_pair")
 def the_kl_of_kto_pair_is_below_zero(patch):
-    prepare = ALGORITHMS["kto_pair"].prepare
+    prepare = algorithm_named("kto_pair").prepare
 
     def without_clamp(batch, models, config):
         batch = prepare(batch, models, config)
-        now = models.logprobs(batch, config.micro_batch_tokens)
+        now = models.logprobs(batch, config.token_budget)
         moved = batch.sum_per_seq(now - batch.per_token["ref_logprobs"])
         for half in (0, 1):
             batch.per_seq["kl"][half::2] = moved[half::2].mean()
@@ -239,7 +240,7 @@ def the_kl_is_that_of_the_micro_batch(patch):
 
 @caught_by(losses.test_kto_measures_its_kl_on_unrelated_completions)
 def the_kl_is_that_of_the_rows_themselves(patch):
-    prepare = ALGORITHMS["kto"].prepare
+    prepare = algorithm_named("kto").prepare
 
     def own(batch, models, config):
         twice = [i - i % 2 for i in range(batch.num_sequences)]
@@ -250,7 +251,7 @@ def the_kl_is_that_of_the_rows_themselves(patch):
 
 @caught_by(rows.test_an_unrelated_completion_is_that_of_another_prompt, renderer=PLAIN)
 def unrelated_completions_are_the_rows_own(patch):
-    made = preferences.to_judged
+    made = unpaired.to_examples
 
     def own(*args, **keys):
         groups, table = made(*args, **keys)
@@ -261,7 +262,7 @@ def unrelated_completions_are_the_rows_own(patch):
 
 @caught_by(losses.test_kto_equals_trl, labels=[1, 0, 1, 1, 0, 0])
 def kto_exchanges_its_weights(patch):
-    loss = ALGORITHMS["kto"].loss
+    loss = algorithm_named("kto").loss
 
     def exchanged(out, batch, config):
         good, bad = config.desirable_weight, config.undesirable_weight

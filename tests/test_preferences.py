@@ -62,7 +62,7 @@ def ours(
     """Loss, gradient [6, WIDTH] and metrics on log-probs `new`."""
     config = tiny.config_of(method, **keys)
     more = {} if ref is None else {"ref_logprobs": ref}
-    batch = batch_of(algorithm_named(method).train_prompt(config), **more)
+    batch = batch_of(**config.row_options, **more)
     new = new.clone().requires_grad_()
     loss = algorithm_named(method).loss(Output(laid_out(new) * batch.loss_mask), batch, config)
     total = sum(term / UNITS[unit](batch) for unit, term in loss.terms.items())
@@ -334,7 +334,7 @@ def by_hand(method: str, chosen: float, rejected: float, **keys: Any) -> float:
     batch = pack(rows)
     batch.per_token["ref_logprobs"] = torch.zeros(6).double()
     logprobs = torch.tensor([0, 0, chosen, 0, 0, rejected]).double()
-    out = Output(logprobs, last_values=torch.tensor([chosen, rejected]).double())
+    out = Output(logprobs, scores=torch.tensor([0, 0, chosen, 0, 0, rejected]).double())
     loss = algorithm_named(method).loss(out, batch, tiny.config_of(method, **keys))
     return float(sum(term / UNITS[unit](batch) for unit, term in loss.terms.items()))
 
@@ -366,8 +366,9 @@ def test_reward_model_written_out():
     batch = batch_of(scores=True)
     batch.per_seq["margin"] = torch.tensor([0.2, 0.2, 0.0, 0.0, 1.0, 1.0]).double()
     zeros = torch.zeros(batch.num_tokens)
+    scores = zeros.double().index_copy(0, batch.last_tokens(), rewards)
     config = tiny.config_of("reward_model", center_coef=0.3)
-    loss = algorithm_named("reward_model").loss(Output(zeros, last_values=rewards), batch, config)
+    loss = algorithm_named("reward_model").loss(Output(zeros, scores=scores), batch, config)
     chosen, rejected = rewards[0::2], rewards[1::2]
     margin = torch.tensor([0.2, 0.0, 1.0]).double()
     expected = -F.logsigmoid(chosen - rejected - margin).mean()

@@ -1,5 +1,50 @@
-"""Post-training of language models: readable, offline, exact."""
+"""Post-training of language models: readable, offline, exact.
+
+    import posttrain
+
+    config = posttrain.load_config("recipes/sft/gsm8k.yaml", trainer={"max_steps": 100})
+    run = posttrain.train(config)
+    print(run.metrics[-1]["loss"], run.best_checkpoint)
+    results = posttrain.evaluate(run, ["gsm8k"])
+    texts = posttrain.generate(run, ["How many legs do three cats have?"])
+
+Importing the package imports nothing heavy; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from posttrain.common.environment import make_products_reproducible
 
+if TYPE_CHECKING:
+    from posttrain.runs.api import evaluate, load_config, train
+    from posttrain.runs.config import Config
+    from posttrain.runs.generate import Completion, generate
+    from posttrain.runs.run import Run
+
+__version__ = "0.2.0"
+__all__ = ["Completion", "Config", "Run", "evaluate", "generate", "load_config", "train"]
+
+_PLACES = {
+    "Completion": "posttrain.runs.generate",
+    "Config": "posttrain.runs.config",
+    "Run": "posttrain.runs.run",
+    "evaluate": "posttrain.runs.api",
+    "generate": "posttrain.runs.generate",
+    "load_config": "posttrain.runs.api",
+    "train": "posttrain.runs.api",
+}
+
 make_products_reproducible()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

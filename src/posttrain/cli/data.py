@@ -7,34 +7,34 @@ from typing import Annotated
 
 import typer
 
-data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+from posttrain.cli.runs import Overrides
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")]
+app = typer.Typer(help="Show, make, prepare and fetch data.", no_args_is_help=True)
 
 
-@data_app.command("preview")
+@app.command("preview")
 def preview(
     recipe: Annotated[str, typer.Argument(help="The recipe whose data to show.")],
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
 ) -> None:
-    """The rendered rows with the trained tokens coloured, their lengths, and what is dropped."""
+    """Show rendered rows with the trained tokens coloured, their lengths, and what is dropped."""
     from posttrain.runs.config import load_config
     from posttrain.runs.preview import show
 
     show(load_config(recipe, overrides), rows)
 
 
-@data_app.command("preferences")
+@app.command("preferences")
 def preferences(
     recipe: Annotated[str, typer.Argument(help="A recipe with make.type: preferences.")],
     overrides: Overrides = None,
 ) -> None:
-    """Sample several completions of each prompt and make pairs of them by their scores."""
+    """Sample several completions of each prompt and pair them by their scores."""
     _make(recipe, overrides, "preferences")
 
 
-@data_app.command("filter")
+@app.command("filter")
 def rejection_sampling(
     recipe: Annotated[str, typer.Argument(help="A recipe with make.type: filter.")],
     overrides: Overrides = None,
@@ -55,32 +55,40 @@ def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
     print(f"written to {config.output_dir}")
 
 
-@data_app.command("prepare")
+@app.command("prepare")
 def prepare(
     files: Annotated[list[str], typer.Argument(help="JSONL or Parquet, also .gz; globs too.")],
     output_dir: Annotated[Path, typer.Option(help="For train.parquet and validation.parquet.")],
-    val_split: Annotated[float, typer.Option(help="Share of the groups for validation.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Draws the groups for validation.")] = 0,
+    val_split: Annotated[
+        float, typer.Option(help="Share of the prompts (or groups) for validation.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Draws which prompts those are.")] = 0,
     prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt.")] = None,
     response_key: Annotated[str | None, typer.Option(help="The column of the answer.")] = None,
     answer_key: Annotated[
         str | None, typer.Option(help="The column of the final answer, for a reward.")
     ] = None,
     group_key: Annotated[
-        str | None, typer.Option(help="Rows with an equal value here lie in one file.")
+        str | None, typer.Option(help="A column whose equal values stay in one file.")
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(help="Other columns, comma-separated, or none; by default simple ones."),
+        typer.Option(
+            help="Other columns to keep, comma-separated, or none; by default simple ones."
+        ),
     ] = None,
     format: Annotated[str, typer.Option(help="posttrain, verl_sft or verl_rl.")] = "posttrain",
-    data_source: Annotated[str | None, typer.Option(help="For verl_rl.")] = None,
-    ability: Annotated[str | None, typer.Option(help="For verl_rl.")] = None,
+    data_source: Annotated[
+        str | None, typer.Option(help="The column data_source of verl_rl rows without one.")
+    ] = None,
+    ability: Annotated[
+        str | None, typer.Option(help="The column ability of verl_rl rows without one.")
+    ] = None,
     decontaminate: Annotated[
         str | None, typer.Option(help="Drop rows that overlap with this evaluation set.")
     ] = None,
 ) -> None:
-    """Files of rows to train.parquet and validation.parquet without a prompt in both."""
+    """Turn files of rows into train.parquet and validation.parquet without a prompt in both."""
     from posttrain.data.prepare.convert import prepare as convert
     from posttrain.data.prepare.standard import Preparation
 
@@ -93,13 +101,13 @@ def prepare(
         print(line)
 
 
-@data_app.command("overlap")
+@app.command("overlap")
 def overlap(
     train: Annotated[str, typer.Argument(help="Training rows: a file or a glob.")],
     evaluation: Annotated[str, typer.Argument(help="The evaluation set: a file or a glob.")],
-    n: Annotated[int, typer.Option("--n", help="Successive words in common.")] = 13,
+    n: Annotated[int, typer.Option("--n", help="How many successive words must be shared.")] = 13,
 ) -> None:
-    """Training rows that share n successive words with an evaluation set."""
+    """Count training rows that share n successive words with an evaluation set."""
     from posttrain.data.files import SUFFIXES
     from posttrain.data.prepare.convert import expand
     from posttrain.data.prepare.decontamination import measure_overlap
@@ -109,18 +117,18 @@ def overlap(
         print(line)
 
 
-@data_app.command("templates")
+@app.command("templates")
 def templates() -> None:
-    """The prompt templates that have a name, each with an example."""
+    """List the built-in prompt templates, each with an example."""
     from posttrain.data.templates import described
 
     for line in described():
         print(line)
 
 
-@data_app.command("list")
+@app.command("list")
 def list_datasets() -> None:
-    """The data sets that have a name: what they are, licence, splits with rows, use, source."""
+    """List the built-in data sets with licence, splits, row counts, use and source."""
     from posttrain.data.origin import describe
     from posttrain.data.sets import DATASETS
 
@@ -129,23 +137,24 @@ def list_datasets() -> None:
         print("\n".join(describe(name, width)))
 
 
-@data_app.command("download")
+@app.command("download")
 def download_datasets(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None,
     sft_only: Annotated[
-        bool, typer.Option("--sft-only", help="Those with completions to train on.")
+        bool, typer.Option("--sft-only", help="Only data sets with completions to train on.")
     ] = False,
     rl_only: Annotated[
-        bool, typer.Option("--rl-only", help="Those with answers, tests, labels or preferences.")
+        bool,
+        typer.Option("--rl-only", help="Only those with answers, tests, labels or preferences."),
     ] = False,
     output_dir: Annotated[
-        Path, typer.Option(help="A folder for each data set is made in it.")
+        Path, typer.Option(help="Where a folder for each data set is made.")
     ] = Path("data"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files and sizes, fetch and write nothing.")
+        bool, typer.Option("--dry-run", help="Show files and sizes; fetch and write nothing.")
     ] = False,
 ) -> None:
-    """Fetch the original files of the data sets named, or of all; goes on where it was."""
+    """Fetch the original files of data sets by name, or of all; resumes where it stopped."""
     from posttrain.data.download import chosen, download
 
     wanted = chosen(names or [], sft_only=sft_only, rl_only=rl_only)

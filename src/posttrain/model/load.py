@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ def load_policy(
         from peft import PeftModel
 
         check_adapter_file(Path(name))
-        model = PeftModel.from_pretrained(model, name, is_trainable=True)
+        with without_deprecations():
+            model = PeftModel.from_pretrained(model, name, is_trainable=True)
         refuse_random(name, adapter_lacks(model, Path(name)))
     return prepare_policy(model, config, device, compute, seed)
 
@@ -65,7 +69,11 @@ def prepare_policy(
             parameter.data = parameter.data.float()
     model = model.to(device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.23 renamed it and warns of the old name
+        enable = getattr(
+            model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
     use_onednn(model)
@@ -76,6 +84,14 @@ def prepare_policy(
     if not any(p.requires_grad for p in policy.parameters()):
         raise ValueError("the model has no trainable parameter")
     return policy
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Keep PEFT's use of names that transformers deprecates from the user's terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
@@ -140,7 +156,8 @@ def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = get_peft_model(model, lora)
+        with without_deprecations():
+            model = get_peft_model(model, lora)
     except ValueError as error:
         raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
     torch.set_rng_state(state)
@@ -166,6 +183,7 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     )
     if saved_head(Path(folder)) is None:
         return model, [SAVED_HEAD]
-    model = PeftModel.from_pretrained(model, folder)
+    with without_deprecations():
+        model = PeftModel.from_pretrained(model, folder)
     lacking = {*adapter_lacks(model, Path(folder)), *info["missing_keys"]} - {SAVED_HEAD}
     return model.merge_and_unload(), sorted(lacking)

@@ -28,6 +28,9 @@ VALUE_FILE = "value_model.safetensors"
 
 def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None:
     """The folder that transformers or PEFT load: weights, config, tokenizer, one stop set."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()  # a bar of one step says nothing
     model: Any = models.policy.model
     causal_lm = models.policy.causal_lm()
     generation, config = causal_lm.generation_config, causal_lm.config

@@ -1,6 +1,9 @@
-"""What a run would need, said before it starts."""
+"""What a run would need, said before it starts: memory by part, and whether it fits."""
 
 from __future__ import annotations
+
+import os
+from dataclasses import dataclass
 
 import torch
 
@@ -8,54 +11,117 @@ from posttrain.common.batch import sequences_of
 from posttrain.model.output_head import CHUNK_ELEMENTS
 from posttrain.runs.plan import Plan
 
+GIB = 2**30
+LIBRARIES = 2**29  # what torch and the others hold themselves, on a CPU
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a run on one device."""
+
+    fixed: dict[str, int]
+    """By part; does not depend on trainer.micro_batch_tokens."""
+    per_token: float
+    """Kept for the backward pass, for each token of a micro-batch."""
+    tokens: int
+    """Of the largest micro-batch."""
+    longest: int
+    """Tokens of the longest sequence, or of two for a pair: no micro-batch is smaller."""
+
+    @property
+    def activations(self) -> int:
+        return round(self.per_token * self.tokens)
+
+    @property
+    def total(self) -> int:
+        return sum(self.fixed.values()) + self.activations
+
 
 def estimate(plan: Plan) -> str:
-    """Memory by part and the size of a checkpoint, in lines. Activations are a rough count."""
-    policy = plan.models.policy
-    trainable = sum(p.numel() for p in plan.models.trainable().values())
-    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
-    other = plan.models.other
-    reference = 4 * trainable * plan.config.trainer.needs_reference
-    if other is not None:
-        reference = sum(p.numel() * p.element_size() for p in other.parameters())
-    rollout = plan.config.rollout
-    copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
-    sampler_copy = 4 * trainable if copied else 0
-    parts = {
-        "weights": weights,
-        "gradients": 4 * trainable,
-        "optimiser": 8 * trainable,
-        "reference": reference,
-        "sampler's copy": sampler_copy,
-        "activations": activations(plan),
-        "output head": 3 * 4 * CHUNK_ELEMENTS,
-    }
+    """Return lines: memory by part, whether it fits, what would, and the size of a checkpoint."""
+    found = measure(plan)
+    parts = found.fixed | {"activations": found.activations}
     lines = ["memory, estimated:"]
     lines += [f"  {name:<16}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
-    lines.append(f"  {'total':<16}{sum(parts.values()) / 2**20:>10,.0f} MiB and the libraries'")
+    lines.append(f"  {'total':<16}{found.total / 2**20:>10,.0f} MiB and the libraries'")
+    lines += verdict(plan, found, available(next(plan.models.policy.parameters()).device))
+    trainable = sum(p.numel() for p in plan.models.trainable().values())
     lines.append(f"a checkpoint takes {3 * 4 * trainable / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 
-def activations(plan: Plan) -> int:
-    """Bytes kept for the backward pass of one micro-batch.
+def measure(plan: Plan) -> Estimate:
+    """Return the estimate of a run. Activations are a rough count.
 
     A decoder layer of the Llama type keeps about 10 tensors of the hidden size (inputs, norms,
     residuals, queries, attention output) and 4 of the intermediate size; with gradient
-    checkpointing, its input alone and one layer's worth while that is recomputed.
+    checkpointing, its input alone, and one layer's worth while that is recomputed.
     """
-    policy = plan.models.policy
-    config = policy.causal_lm().config
-    lengths = [len(s) for s in sequences_of(plan.data.examples)] or [
-        len(p.input_ids) + plan.config.rollout.max_new_tokens
-        for p in plan.data.prompts
-        if plan.config.rollout is not None
-    ]
-    longest, batch = max(lengths), sorted(lengths)[-plan.config.trainer.batch_size :]
-    tokens = max(longest, min(plan.config.trainer.token_budget, sum(batch)))
+    config, policy, other = plan.config, plan.models.policy, plan.models.other
+    trainable = sum(p.numel() for p in plan.models.trainable().values())
+    reference = 4 * trainable * config.trainer.needs_reference
+    if other is not None:
+        reference = sum(p.numel() * p.element_size() for p in other.parameters())
+    rollout = config.rollout
+    copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
+    fixed = {
+        "weights": sum(p.numel() * p.element_size() for p in policy.parameters()),
+        "gradients": 4 * trainable,
+        "optimiser": 8 * trainable,
+        "reference": reference,
+        "sampler's copy": 4 * trainable if copied else 0,
+        "output head": 3 * 4 * CHUNK_ELEMENTS,
+    }
+    shape = policy.causal_lm().config
     size = torch.tensor([], dtype=policy.autocast or torch.float32).element_size()
-    hidden = config.hidden_size
-    per_layer = tokens * size * (10 * hidden + 4 * getattr(config, "intermediate_size", 4 * hidden))
-    if plan.config.model.gradient_checkpointing:
-        return config.num_hidden_layers * tokens * size * hidden + per_layer
-    return config.num_hidden_layers * per_layer
+    hidden = shape.hidden_size
+    layer = size * (10 * hidden + 4 * getattr(shape, "intermediate_size", 4 * hidden))
+    layers = shape.num_hidden_layers
+    per_token = (
+        layers * size * hidden + layer if config.model.gradient_checkpointing else (layers * layer)
+    )
+    lengths = sorted(lengths_of(plan))
+    group = config.algorithm.group_size
+    batch = sum(lengths[-config.trainer.batch_size * group :])
+    longest = sum(lengths[-group:])
+    tokens = max(longest, min(config.trainer.token_budget, batch))
+    return Estimate(fixed, per_token, tokens, longest)
+
+
+def lengths_of(plan: Plan) -> list[int]:
+    """Return the lengths in tokens of all sequences that are trained on; of a rollout the longest
+    it may become."""
+    if plan.data.examples:
+        return [len(sequence) for sequence in sequences_of(plan.data.examples)]
+    assert plan.config.rollout is not None
+    new_tokens = plan.config.rollout.max_new_tokens
+    return [len(prompt.input_ids) + new_tokens for prompt in plan.data.prompts]
+
+
+def available(device: torch.device) -> int:
+    """Return the bytes of memory that a run on the device may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - LIBRARIES
+
+
+def verdict(plan: Plan, found: Estimate, room: int) -> list[str]:
+    """Return a line that says whether a run fits into `room` bytes, and if not, what would."""
+    if found.total <= room:
+        return [f"it fits: {room / GIB:,.1f} GiB are there"]
+    tokens = int((room - sum(found.fixed.values())) // found.per_token)
+    problem = f"it does not fit: {found.total / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
+    if tokens >= found.longest:
+        tokens -= tokens % 64 if tokens >= 64 + found.longest else 0
+        return [f"{problem}; trainer.micro_batch_tokens={tokens} would (now {found.tokens:,})"]
+    model, fixes = plan.config.model, []
+    if not model.use_lora and model.scratch is None:
+        fixes.append("model.use_lora=true")
+    if sum(found.fixed.values()) >= room:
+        fixes.append("a smaller model")
+        return [f"{problem}, even without activations; try {' or '.join(fixes)}"]
+    if not model.gradient_checkpointing:
+        fixes.append("model.gradient_checkpointing=true")
+    fixes.append(f"a length.max_length below {found.longest:,}")
+    return [f"{problem}, whatever trainer.micro_batch_tokens; try {', '.join(fixes)}"]

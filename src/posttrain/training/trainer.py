@@ -19,7 +19,7 @@ from torch import Tensor
 from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common import distributed
-from posttrain.common.batch import Batch
+from posttrain.common.batch import Batch, pack
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.data.source import Source
 from posttrain.model.config import ReferenceConfig
@@ -54,6 +54,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizer = build_optimizer(self.models.trainable(), self.config)
+        self.filler = pack([])  # a rank's first batch may be empty
 
     @property
     def sync_steps(self) -> int | None:

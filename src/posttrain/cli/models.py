@@ -1,0 +1,253 @@
+"""Commands that ask a model: eval, compare, generate, classify, score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PANEL = "Models"
+SAMPLING, ASKING, MACHINE = "How to sample", "How to ask", "Where to run"
+
+Model = Annotated[
+    str, typer.Argument(help="A hub name, a model or adapter folder, a checkpoint or a run.")
+]
+Template = Annotated[
+    str,
+    typer.Option(help="chat, plain or auto: as the run was trained.", rich_help_panel=ASKING),
+]
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option(
+        help="A system message; by default the run's, and '' for none.", rich_help_panel=ASKING
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Keep the likeliest tokens that together have this probability.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all.",
+                      rich_help_panel=SAMPLING),
+]  # fmt: skip
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=SAMPLING)]
+MaxNewTokens = Annotated[
+    int, typer.Option(min=1, help="Longest completion in tokens.", rich_help_panel=SAMPLING)
+]
+Seed = Annotated[int, typer.Option(help="Draws the noise of sampling.", rich_help_panel=SAMPLING)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MACHINE)]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
+MaxNumSeqs = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Maximum number of concurrent completions; bounds memory.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def evaluate(
+    model: Model,
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated names; NAME=PATH reads a task's files from PATH.")
+    ],
+    split: Annotated[str | None, typer.Option(help="Instead of the task's own split.")] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Problems of each task, drawn by chance; by default all."),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            "--num-samples",
+            "-n",
+            min=1,
+            help="Completions of each problem, for pass@k and maj@N.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 1,
+    shots: Annotated[
+        int,
+        typer.Option(min=0, help="Solved examples before each problem.", rich_help_panel=ASKING),
+    ] = 0,
+    best_of: Annotated[
+        str | None,
+        typer.Option(help="A reward model that chooses one of a problem's completions."),
+    ] = None,
+    toxic_words: Annotated[
+        str | None,
+        typer.Option(help="A file of words or phrases, one a line, to look for in completions."),
+    ] = None,
+    prompt_template: Annotated[
+        str | None,
+        typer.Option(
+            help="A name of `posttrain data templates`, or text with {columns}.",
+            rich_help_panel=ASKING,
+        ),
+    ] = None,
+    template: Template = "auto",
+    system_prompt: SystemPrompt = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_num_seqs: MaxNumSeqs = 256,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Results as JSON, a file or a folder; resumed if it is there."),
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Write every completion of all tasks as JSONL.")
+    ] = None,
+) -> None:
+    """Measure a model on tasks, with confidence intervals and verdict counts."""
+    from posttrain.common import distributed
+    from posttrain.evaluation.console import show
+    from posttrain.evaluation.evaluate import evaluate_tasks
+    from posttrain.evaluation.tasks import Settings
+
+    settings = Settings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        num_samples=num_samples,
+        shots=shots,
+        best_of=best_of,
+        toxic_words=toxic_words,
+        split=split,
+        max_samples=max_samples,
+        prompt_template=prompt_template,
+        template=template,
+        system_prompt=system_prompt,
+        device=device,
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        seed=seed,
+    )
+    try:
+        results = evaluate_tasks(model, tasks.split(","), settings, output, samples)
+    finally:
+        distributed.stop()
+    show(results)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="Results of posttrain eval.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Results on the same tasks.")],
+) -> None:
+    """Compare two models on the same problems, with a paired test for each task."""
+    from posttrain.common.console import CONSOLE
+    from posttrain.evaluation.compare import compare_files, table
+
+    comparisons, left_out = compare_files(a, b)
+    CONSOLE.print(table(comparisons))
+    for task in left_out:
+        CONSOLE.print(
+            f"note: {task}: not compared, no outcomes in both of the same problem", markup=False
+        )
+    for one in comparisons:
+        CONSOLE.print(f"{one.task}: p by {one.test}", markup=False)
+        for note in one.notes:
+            CONSOLE.print(f"note: {one.task}: {note}", markup=False)
+
+
+def generate(
+    model: Model,
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            "--num-samples",
+            "-n",
+            min=1,
+            help="Completions of each prompt.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 1,
+    template: Template = "auto",
+    system_prompt: SystemPrompt = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_num_seqs: MaxNumSeqs = 256,
+    seed: Seed = 0,
+) -> None:
+    """Sample completions of prompts."""
+    from posttrain.runs.generate import generate as sample
+
+    completions = sample(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        num_samples=num_samples,
+        template=template,
+        system_prompt=system_prompt,
+        device=device,
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        seed=seed,
+    )
+    for number, completion in enumerate(completions, 1):
+        if len(completions) > 1:
+            print(f"--- {number} ({completion.finish_reason})")
+        print(completion)
+
+
+def classify(
+    model: Annotated[str, typer.Argument(help="A classifier's folder, checkpoint or run.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to classify, as whole prompts.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Rows instead of texts; labels in them are scored.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write each row with its prediction (JSONL).")
+    ] = None,
+) -> None:
+    """Print the labels that a trained classifier gives to texts, with their probabilities."""
+    from posttrain.runs.classify import classify as lines
+
+    print("\n".join(lines(model, texts or [], file, output)))
+
+
+def score(
+    reward: Annotated[str, typer.Argument(help="A reward: math_correctness, custom, ...")],
+    file: Annotated[Path, typer.Argument(help="Rows: completion, and the reward's columns.")],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value]...", help="Keys of the reward, such as path=FILE.py."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write each row with its score and verdict (JSONL).")
+    ] = None,
+) -> None:
+    """Run a reward over rows: the way to try it before training on it."""
+    from posttrain.runs.score import score_file
+
+    for line in score_file(reward, file, options or [], output):
+        print(line)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("eval", rich_help_panel=PANEL)(evaluate)
+    for command in (compare, generate, classify, score):
+        app.command(rich_help_panel=PANEL)(command)

@@ -1,0 +1,97 @@
+"""What `import posttrain` offers: the commands as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from posttrain.common import distributed
+from posttrain.common.suggest import did_you_mean
+from posttrain.config.recipe import read_yaml, set_key
+from posttrain.evaluation.evaluate import evaluate_tasks
+from posttrain.evaluation.tasks import Settings
+from posttrain.runs.config import Config, parse_config
+from posttrain.runs.run import Run
+from posttrain.runs.train import train as run_training
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def load_config(source: Source, /, **overrides: Any) -> Config:
+    """Return the config of a recipe file or a nested dict.
+
+    An override is a section's keys, `trainer={"max_steps": 10}`, or one dotted key,
+    `**{"trainer.max_steps": 10}`. Raises ValueError with one line that says what to fix.
+    """
+    if isinstance(source, Mapping):
+        tree, name = _copy(source), "config"
+    else:
+        tree, name = read_yaml(os.fspath(source)), os.fspath(source)
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            tree[key] = _merged(tree[key], value)
+        else:
+            set_key(tree, key, _copy(value), key)
+    return parse_config(tree, name)
+
+
+def train(config: Config | Source, /, run_dir: str | Path | None = None, **overrides: Any) -> Run:
+    """Train, and return the finished run.
+
+    `config` is a Config, a recipe file or a nested dict; overrides are as in `load_config`. Under
+    torchrun every rank calls it. Raises ValueError with one line for whatever is wrong with the
+    config, the files or the data.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, **overrides)
+    elif overrides:
+        raise ValueError("overrides change a recipe or a dict: use config.model_copy for a Config")
+    return Run(run_training(config, None if run_dir is None else Path(run_dir)))
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    tasks: str | Sequence[str],
+    /,
+    output: str | Path | None = None,
+    samples: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, dict[str, Any]]:
+    """Return the results of a model on tasks, by task, as `posttrain eval` writes them.
+
+    `model` is a hub name, a folder or a Run; `tasks` are names or NAME=PATH; `settings` are the
+    fields of `evaluation.tasks.Settings`: max_samples, temperature, num_samples, shots, ...
+    """
+    known = [field.name for field in fields(Settings)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"no setting {name!r}; {did_you_mean(name, known)}")
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    results = evaluate_tasks(
+        os.fspath(model),
+        names,
+        Settings(**settings),
+        None if output is None else Path(output),
+        None if samples is None else Path(samples),
+    )
+    return {} if distributed.rank() != 0 and output is not None else results
+
+
+def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    whole = dict(tree)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(whole.get(key), dict)
+        whole[key] = _merged(whole[key], value) if both else _copy(value)
+    return whole
+
+
+def _copy(value: Any) -> Any:
+    """The same tree, none of whose dicts and lists is the caller's."""
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -1,0 +1,160 @@
+"""What this machine offers a run, found out and not assumed: `posttrain doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import torch
+
+from posttrain.common.http import Endpoint, HttpError, Patience, request
+from posttrain.model.device import choose_dtype
+from posttrain.model.kernels.linear import available as onednn_available
+from posttrain.rewards.code import CodeExecution, build
+from posttrain.sandbox.pool import close
+
+LIBRARIES = ("transformers", "tokenizers", "safetensors", "peft", "pyarrow", "numpy", "pydantic")
+EXTRAS: dict[str, tuple[str, str]] = {
+    "datasets": ("hub", "data sets from the hub"),
+    "vllm": ("vllm", "rollouts by vLLM in this process"),
+    "lm_eval": ("lm-eval", "lm-evaluation-harness on a checkpoint"),
+    "sacrebleu": ("metrics", "BLEU and chrF"),
+    "rouge_score": ("metrics", "ROUGE"),
+    "bert_score": ("metrics", "BERTScore"),
+    "mauve": ("metrics", "MAUVE"),
+}
+HUB = "https://huggingface.co"
+HUB_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    state: Literal["ok", "note", "missing"]
+    """note: works, but differs from what one might expect; missing: does not work here."""
+    text: str
+
+
+def examine(folder: Path = Path()) -> Iterator[Finding]:
+    """Yield findings one by one; `folder` is where runs would be written."""
+    yield from _python()
+    yield from _devices()
+    yield from _processor()
+    yield _sandbox()
+    yield from _extras()
+    yield _disk(folder)
+    yield _hub()
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("posttrain", "ok", version("posttrain"))
+    yield Finding("python", "ok", f"{platform.python_version()} ({sys.executable})")
+    yield Finding("platform", "ok", platform.platform())
+    build = "CPU build"
+    if torch.version.cuda is not None:
+        build = f"CUDA {torch.version.cuda} build"
+    elif torch.version.hip is not None:
+        build = f"ROCm {torch.version.hip} build"
+    yield Finding("torch", "ok", f"{torch.__version__}, {build}")
+    yield Finding("libraries", "ok", ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
+
+
+def _devices() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        text = "none that torch can use"
+        if torch.version.cuda is None and torch.version.hip is None:
+            text += ": this is torch's CPU build"
+        yield Finding("gpu", "note", text)
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(i)
+        name, major = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
+        memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        yield Finding(f"gpu {i}", "ok", f"{name}, compute {major[0]}.{major[1]}, {memory}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
+    why = "multiplied natively" if dtype == "bfloat16" else "no native bfloat16 products"
+    yield Finding("model.dtype auto", "ok", f"{dtype} on {device.type}: {why}")
+
+
+def _processor() -> Iterator[Finding]:
+    threads = torch.get_num_threads()
+    variable = os.environ.get("OMP_NUM_THREADS")
+    said = f"OMP_NUM_THREADS={variable}" if variable else "OMP_NUM_THREADS is not set"
+    yield Finding("threads", "ok", f"{threads} of {os.cpu_count()} processors ({said})")
+    capability = torch.backends.cpu.get_cpu_capability()
+    if onednn_available():
+        yield Finding("fp32 products", "ok", f"oneDNN, {capability}")
+    else:
+        text = (
+            f"torch's own, {capability}: this torch lacks the oneDNN operator, slower on some CPUs"
+        )
+        yield Finding("fp32 products", "note", text)
+    mode = os.environ.get("MKL_CBWR", "")
+    if mode.upper().endswith("STRICT") or not torch.backends.mkl.is_available():
+        yield Finding("same bits", "ok", f"MKL_CBWR={mode or 'not needed: no MKL'}")
+    else:
+        text = f"MKL_CBWR={mode!r}: a completion may depend on its batch in the last bits"
+        yield Finding("same bits", "note", text)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Finding("memory", "ok", f"{memory / 2**30:.1f} GiB")
+
+
+def _sandbox() -> Finding:
+    """The isolation that code_execution would have."""
+    try:
+        pool = build(CodeExecution()).pool
+    except ValueError as error:
+        return Finding("sandbox", "missing", str(error))
+    level, weaker = pool.level, pool.open
+    close(pool)
+    if weaker:
+        return Finding("sandbox", "note", f"{level}: {weaker}")
+    return Finding("sandbox", "ok", level)
+
+
+def _extras() -> Iterator[Finding]:
+    distributions = {"lm_eval": "lm-eval", "mauve": "mauve-text"}
+    for module, (extra, use) in EXTRAS.items():
+        try:
+            found = version(distributions.get(module, module.replace("_", "-")))
+        except PackageNotFoundError:
+            text = f"{use}: pip install 'posttrain[{extra}]'"
+            yield Finding(module.replace("_", "-"), "note", f"not installed; {text}")
+        else:
+            yield Finding(module.replace("_", "-"), "ok", f"{found} ({use})")
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder.resolve()).free
+    text = f"{free / 1e9:.1f} GB free in {folder.resolve()}"
+    return Finding("disk", "ok" if free > 10e9 else "note", text)
+
+
+def _hub() -> Finding:
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True", "yes", "ON", "on"):
+        return Finding(
+            "hub", "note", "HF_HUB_OFFLINE is set: models and data come from local files"
+        )
+    address = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    server = Endpoint(urlsplit(address), Patience(HUB_SECONDS, 0, 0.0, 0.0))
+    token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN"
+    try:
+        request(server, "GET", "/api/models?limit=1")
+    except HttpError as error:
+        if error.reply is not None:
+            return Finding("hub", "note", f"{address} answers {error.reply.status}; {token}")
+        text = f"{address} does not answer ({error.problem}): use local folders"
+        return Finding("hub", "note", text)
+    finally:
+        server.close()
+    return Finding("hub", "ok", f"{address} answers; {token}")

@@ -1,0 +1,79 @@
+"""Sample completions from a model, as it was trained to be asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from posttrain.common.errors import SettingError
+from posttrain.common.seeds import mix
+from posttrain.evaluation.loading import as_trained, load_for_sampling
+from posttrain.rollout.sampler import SamplingParams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote. `str(completion)` is its text."""
+
+    prompt: Any
+    text: str
+    finish_reason: Literal["stop", "length"]
+    token_ids: list[int]
+    logprobs: list[float]
+    """Of the distribution each token was drawn from, in nats."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(
+    model: str | os.PathLike[str],
+    prompts: str | Sequence[Any],
+    /,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_samples: int = 1,
+    template: str = "auto",
+    system_prompt: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_num_seqs: int = 256,
+    seed: int = 0,
+) -> list[Completion]:
+    """Return `num_samples` completions of each prompt, those of one prompt next to one another.
+
+    `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. Template and
+    system prompt are those that a run was trained with unless given. Raises ValueError for a model
+    that writes no text, and SettingError if the completions do not fit into the model.
+    """
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    name = os.fspath(model)
+    template, system_prompt = as_trained(name, template, system_prompt)
+    renderer, sampler, limit = load_for_sampling(
+        name, template, device, dtype, system_prompt, max_num_seqs
+    )
+    ids = [renderer.prompt_ids({"prompt": p}) for p in asked for _ in range(num_samples)]
+    longest = max(map(len, ids), default=0)
+    if longest + max_new_tokens > limit:
+        raise SettingError(
+            "max_new_tokens",
+            f"{max_new_tokens} after a prompt of {longest} tokens is more than the {limit} tokens "
+            "that the model takes",
+        )
+    params = SamplingParams(max_new_tokens, renderer.stop_token_ids, temperature, top_p, top_k)
+    rollouts = sampler.generate(ids, params, [mix(seed, i) for i in range(len(ids))])
+    return [
+        Completion(
+            asked[i // num_samples],
+            renderer.decode(rollout.response_ids),
+            rollout.finish_reason,
+            rollout.response_ids,
+            rollout.logprobs,
+        )
+        for i, rollout in enumerate(rollouts)
+    ]

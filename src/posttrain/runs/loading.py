@@ -1,0 +1,31 @@
+"""A trained model as its users' libraries have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.model.folder import base_model, holds_classifier, is_adapter
+from posttrain.model.load import load_causal_lm, load_classifier, without_deprecations
+
+
+def load_trained(checkpoint: Path) -> Any:
+    """Return the transformers or PEFT model of a checkpoint in fp32, in eval mode.
+
+    A reward model or classifier comes as a sequence classifier, an adapter of one merged into it.
+    Raises ValueError if weights are missing.
+    """
+    if holds_classifier(checkpoint):
+        model, lacking = load_classifier(str(checkpoint), torch.float32)
+        if lacking:
+            raise ValueError(f"{checkpoint} lacks weights: {', '.join(lacking[:3])}")
+        return model.eval()
+    model = load_causal_lm(base_model(str(checkpoint)), torch.float32)
+    if is_adapter(checkpoint):
+        from peft import PeftModel
+
+        with without_deprecations():
+            model = PeftModel.from_pretrained(model, str(checkpoint))
+    return model.eval()

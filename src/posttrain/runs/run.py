@@ -1,0 +1,70 @@
+"""A run that is finished, or was interrupted: what its directory holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain.model.folder import best_or_newest, checkpoints_in
+from posttrain.runs.config import Config, load_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by its directory. Raises ValueError if the directory holds no run."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+        if not (self.folder / "metrics.jsonl").is_file():
+            raise ValueError(f"{self.folder} is not a run directory: it has no metrics.jsonl")
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config, which can be run again."""
+        return load_config(self.folder / "config.yaml")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl: one for each step, and one for each evaluation."""
+        return [
+            json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
+        ]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The finished checkpoints, oldest first."""
+        return checkpoints_in(self.folder)
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The best checkpoint by early_stopping.metric, or else the newest: what a run stands for.
+
+        A folder that transformers, PEFT and vLLM load. Raises ValueError if there is none yet.
+        """
+        return best_or_newest(self.folder)
+
+    @property
+    def report(self) -> Path:
+        """The page with curves, samples and settings."""
+        return self.folder / "report.html"
+
+    def model(self) -> Any:
+        """Load the best checkpoint: a transformers model, or a PEFT model for an adapter, in eval
+        mode. A reward model or classifier comes as a sequence classifier."""
+        from posttrain.runs.loading import load_trained
+
+        return load_trained(self.best_checkpoint)
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer of the best checkpoint."""
+        from posttrain.model.load import load_tokenizer
+
+        return load_tokenizer(str(self.best_checkpoint))

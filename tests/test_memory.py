@@ -1,0 +1,68 @@
+"""The dry run's memory: parts, whether they fit, and the value that would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from posttrain.runs.config import parse_config
+from posttrain.runs.memory import estimate, measure, verdict
+from posttrain.runs.plan import Plan, plan
+
+
+def planned(tmp_path: Path, method: str = "sft", **trainer: Any) -> Plan:
+    return plan(parse_config(tiny.run_config(tmp_path, method, **trainer), "test"))
+
+
+def test_the_tokens_of_a_micro_batch_are_those_that_are_run_together(tmp_path: Path) -> None:
+    run = planned(tmp_path, micro_batch_tokens=100, batch_size=4)
+    lengths = sorted(len(s) for (s,) in run.data.examples)
+    assert measure(run).tokens == max(100, lengths[-1])
+    wide = planned(tmp_path, micro_batch_tokens=10_000, batch_size=4)
+    assert measure(wide).tokens == sum(lengths[-4:]), "no more than a step has"
+
+
+def test_a_pair_is_never_cut(tmp_path: Path) -> None:
+    run = planned(tmp_path, "dpo", micro_batch_tokens=1)
+    lengths = sorted(len(s) for pair in run.data.examples for s in pair)
+    assert measure(run).longest == sum(lengths[-2:])
+    assert "reference" in measure(run).fixed
+
+
+def test_what_fits_is_said(tmp_path: Path) -> None:
+    run = planned(tmp_path)
+    found = measure(run)
+    assert verdict(run, found, found.total)[0].startswith("it fits")
+    assert "it fits" in estimate(run)
+
+
+def test_the_value_that_would_fit_does(tmp_path: Path) -> None:
+    run = planned(tmp_path, micro_batch_tokens=400, batch_size=20)
+    found = measure(run)
+    room = sum(found.fixed.values()) + round(found.per_token * 0.5 * found.tokens)
+    (line,) = verdict(run, found, room)
+    assert "it does not fit" in line
+    value = int(line.partition("trainer.micro_batch_tokens=")[2].split()[0])
+    assert found.longest <= value < found.tokens
+    again = planned(tmp_path, micro_batch_tokens=value, batch_size=20)
+    assert verdict(again, measure(again), room)[0].startswith("it fits")
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.5, "even without activations; try a smaller model"),
+        (1.0001, r"whatever trainer.micro_batch_tokens; try model.gradient_checkpointing=true"),
+    ],
+)
+def test_where_no_value_fits_something_else_is_named(
+    tmp_path: Path, share: float, expected: str
+) -> None:
+    run = planned(tmp_path)
+    found = replace(measure(run), per_token=1e6)
+    (line,) = verdict(run, found, round(share * sum(found.fixed.values())))
+    assert expected in line
