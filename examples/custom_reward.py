@@ -1,7 +1,8 @@
 """A reward of your own: any function of this form, in a file of your own.
 
     posttrain score custom rows.jsonl path=examples/custom_reward.py     # try it on rows first
-    posttrain train recipes/grpo/math_outcome_cpu.yaml reward='{type: custom, path: examples/custom_reward.py}'
+    posttrain train recipes/grpo/math_outcome_cpu.yaml \\
+        reward='{type: custom, path: examples/custom_reward.py}'
 
 Every list has one entry per completion. The columns of the data row arrive under their names (here
 `answer`); a column without a default must be there, and is checked before training. Return a float,

@@ -27,7 +27,11 @@ def load(split: str, *, num_rows: int = 1000, largest: int = 99) -> list[Row]:
     numbers = [n for n in range(largest + 1) if (n % 5 == 0) == (split == "test")]
     draw = random.Random(split)
     return [
-        {"prompt": f"What is {n} squared?", "completion": f"{n}*{n} = {n * n}", "answer": str(n * n)}
+        {
+            "prompt": f"What is {n} squared?",
+            "completion": f"{n}*{n} = {n * n}",
+            "answer": str(n * n),
+        }
         for n in (draw.choice(numbers) for _ in range(num_rows))
     ]
 

@@ -113,7 +113,7 @@ def test_the_value_models_adapter_is_not_in_the_policys(tmp_path):
         names.append(set(load_file(tmp_path / folder / "adapter_model.safetensors")))
         add_value_head(models.policy, own_network=True)
     assert names[0] == names[1]
-    assert any(name.startswith("value_model") for name in weights), "there was nothing to leave out"
+    assert any(name.startswith("value_network") for name in weights), "there was nothing to leave out"
 
 
 def test_what_is_saved_stops_where_training_stopped(tmp_path):

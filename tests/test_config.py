@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
-from posttrain.config.errors import HINTS, key_paths
+from posttrain.config.base import keys
+from posttrain.config.errors import hints_of
 from posttrain.config.recipe import with_overrides
 from posttrain.runs.config import Config, dump, load_config, parse_config, save_config
 from posttrain.runs.pipeline import load_pipeline, stage_config
 from posttrain.runs.synthesize import load_making
 
 ROOT = Path(__file__).resolve().parents[1]
+PATHS = list(dict.fromkeys(key.path for key in keys(Config)))
+HINTS = hints_of(list(keys(Config)))
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 MATH = {"type": "math_correctness"}
 SFT: dict[str, Any] = {
@@ -100,9 +103,9 @@ def test_typo_at_every_depth(base: dict[str, Any], override: str, key: str, near
     assert f"unknown key {key}: did you mean {nearest}?" in problem(override, base=base)
 
 
-@given(st.sampled_from([p for p in key_paths(Config) if "." in p]), st.data())
+@given(st.sampled_from([p for p in PATHS if "." in p]), st.data())
 def test_no_misspelt_key_is_accepted(path: str, data: st.DataObject) -> None:
-    known = {p.rpartition(".")[2] for p in key_paths(Config)}
+    known = {p.rpartition(".")[2] for p in PATHS}
     section, _, key = path.rpartition(".")
     place = data.draw(st.integers(0, len(key) - 1))
     typo = key[:place] + key[place + 1 :] + data.draw(st.sampled_from(["", "x", key[place] * 2]))
@@ -129,7 +132,7 @@ def test_keys_of_other_frameworks_give_the_hint(key: str, section: str) -> None:
 
 @pytest.mark.parametrize(("key", "hint"), HINTS.items())
 def test_hints_name_real_keys(key: str, hint: str) -> None:
-    known = set(key_paths(Config))
+    known = set(PATHS)
     named = re.findall(r"\b(?:model|data|trainer|length|rollout|reward|eval|distributed)\.[a-z_.]+",
                        hint)  # fmt: skip
     assert [path for path in named if path not in known] == []
@@ -158,7 +161,7 @@ def test_key_of_another_section_says_where_it_belongs(override: str, place: str)
 @pytest.mark.parametrize("base", [SFT, PRETRAIN])
 def test_every_key_of_another_method_is_rejected_by_name(base: dict[str, Any]) -> None:
     method = base["trainer"]["type"]
-    others = {key for a in ALGORITHMS.values() for key in a.config.model_fields}
+    others = {key for name in ALGORITHMS for key in algorithm_named(name).config.model_fields}
     foreign = others - algorithm_named(method).config.model_fields.keys()
     assert "epsilon" in foreign
     for key in foreign:

@@ -13,18 +13,19 @@ import pyarrow.parquet
 import pytest
 from conftest import shared
 
+from posttrain.common.registry import load
 from posttrain.data.config import DataConfig
-from posttrain.data.kinds.language_modeling import to_sequences
+from posttrain.data.kinds.completion import to_examples as to_completions
 from posttrain.data.kinds.prompt import to_examples as to_prompts
+from posttrain.data.kinds.text import to_examples as to_texts
 from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.rows import draw, mix
 from posttrain.data.sets import DATASETS
 from posttrain.model.scratch import train_tokenizer
 from posttrain.runs.config import parse_config
-from posttrain.runs.data import eval_rows, other_prompts, texts_of
+from posttrain.runs.data import Data, other_prompts, split_off, texts_of
 from posttrain.runs.plan import plan
-from posttrain.runs.train import Data
 
 SCRATCH = {
     "hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2,
@@ -260,6 +261,10 @@ def test_long_field_of_a_csv(tmp_path: Path) -> None:
     assert len(load_rows(DataConfig(path=str(file)))[0]["text"]) == 200_000
 
 
+def eval_rows(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    return split_off(parse_config(tree, "test"), [])[1]
+
+
 def test_rows_that_are_trained_on_are_no_evaluation(tmp_path: Path) -> None:
     """One file has the same rows in every split."""
     file, other = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
@@ -271,16 +276,16 @@ def test_rows_that_are_trained_on_are_no_evaluation(tmp_path: Path) -> None:
         "trainer": {"type": "pretrain", "max_steps": 1, "eval_steps": 1},
         "eval": {},
     }
-    with pytest.raises(ValueError, match=r"rows\.jsonl is the file that is trained on: give eval"):
-        eval_rows(parse_config(tree, "test"))
+    with pytest.raises(ValueError, match=r"rows\.jsonl is the file that is trained on: .*give eval"):
+        eval_rows(tree)
     same = {"path": str(tmp_path / "." / "rows.jsonl"), "split": "validation"}
     tree["eval"] = {"data": [{"path": str(other)}, same]}
     with pytest.raises(ValueError, match="is the file that is trained on"):
-        eval_rows(parse_config(tree, "test"))
+        eval_rows(tree)
     tree["eval"] = {"data": tree["data"]}  # said outright, it is meant
-    assert eval_rows(parse_config(tree, "test")) == [{"text": "a"}]
+    assert eval_rows(tree) == [{"text": "a"}]
     tree["eval"] = {"data": {"path": str(other)}}
-    assert eval_rows(parse_config(tree, "test")) == [{"text": "a"}]
+    assert eval_rows(tree) == [{"text": "a"}]
 
 
 def test_each_part_of_a_mixture_has_its_share_of_the_evaluation(tmp_path: Path) -> None:
@@ -295,10 +300,10 @@ def test_each_part_of_a_mixture_has_its_share_of_the_evaluation(tmp_path: Path) 
         "trainer": {"type": "pretrain", "max_steps": 1, "eval_steps": 1},
         "eval": {"data": sections, "max_samples": 8},
     }
-    found = [row["text"] for row in eval_rows(parse_config(tree, "test"))]
+    found = [row["text"] for row in eval_rows(tree)]
     assert [text[0] for text in found] == [*"aaaaaabb"]
     tree["eval"]["max_samples"] = None
-    assert len(eval_rows(parse_config(tree, "test"))) == 41
+    assert len(eval_rows(tree)) == 41
 
 
 @pytest.mark.parametrize("kind", [lambda i: i // 600, lambda i: i % 20], ids=["sorted", "cyclic"])
@@ -394,27 +399,27 @@ def test_error_for_an_overlong_row_names_it_and_its_length(renderer: Renderer) -
     length = len(renderer.training_sequence(rows[1]))
     message = f"set, row 2: the row has {length} tokens, more than length.max_length=64; raise it"
     with pytest.raises(ValueError, match=message):
-        to_sequences(rows, "completion", renderer, "set", 64, "error")
-    sequences, table = to_sequences(rows, "completion", renderer, "set", length, "error")
-    assert [len(s) for s in sequences] == [6, length]
+        to_completions(rows, renderer, "set", 64, "error")
+    sequences, table = to_completions(rows, renderer, "set", length, "error")
+    assert [len(s) for (s,) in sequences] == [6, length]
     assert (table.kept, table.length_max) == (2, length)
 
 
 def test_split_keeps_every_token(renderer: Renderer) -> None:
     text = "abc 123 " * 20
     ids = renderer.text_ids(text)
-    pieces, table = to_sequences([{"text": text}], "text", renderer, "set", 16, "split")
-    assert [token for piece in pieces for token in piece.input_ids.tolist()] == ids
-    assert all(len(piece) <= 16 for piece in pieces)
-    assert not any(piece.loss_mask[0] for piece in pieces)
-    assert all(piece.loss_mask[1:].all() for piece in pieces)
+    pieces, table = to_texts([{"text": text}], renderer, "set", 16, "split")
+    assert [token for (piece,) in pieces for token in piece.input_ids.tolist()] == ids
+    assert all(len(piece) <= 16 for (piece,) in pieces)
+    assert not any(piece.loss_mask[0] for (piece,) in pieces)
+    assert all(piece.loss_mask[1:].all() for (piece,) in pieces)
     assert (table.rows, table.kept, table.dropped, table.truncated) == (1, 1, 0, 1)
     assert table.trained_tokens == len(ids) - len(pieces)
 
 
 def test_truncation_that_leaves_nothing_to_train_on_is_a_drop(renderer: Renderer) -> None:
     rows = [{"prompt": "7" * 100, "completion": "y"}, json.loads(GOOD)]
-    sequences, table = to_sequences(rows, "completion", renderer, "set", 16, "truncate")
+    sequences, table = to_completions(rows, renderer, "set", 16, "truncate")
     assert len(sequences) == table.kept == 1
     assert (table.dropped, table.truncated) == (1, 0)
 
@@ -463,7 +468,7 @@ def test_eval_split_that_is_missing(tmp_path: Path) -> None:
 def test_named_data_sets_say_what_they_are(name: str) -> None:
     import sys
 
-    assert (sys.modules[DATASETS[name].__module__].__doc__ or "").strip()
+    assert (sys.modules[load(DATASETS[name]).__module__].__doc__ or "").strip()
 
 
 @pytest.mark.parametrize(

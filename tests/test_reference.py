@@ -18,7 +18,7 @@ from posttrain.common.batch import pack, sequences_of
 from posttrain.model.config import ReferenceConfig
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import add_reference_logprobs
 from posttrain.training.checkpoint import STATE
 
@@ -44,7 +44,7 @@ def test_another_model_is_the_reference(method, tmp_path):
     tree = tree_of(tmp_path / "run", method) | {
         "reference": {"name": another_model(tmp_path / "base", method)}
     }
-    models = build(parse_config(tree, "test")).models
+    models = plan(parse_config(tree, "test")).models
     saved = load_file(checkpoints_in(Path(tree["reference"]["name"]))[-1] / "model.safetensors")
     direct = copy.deepcopy(models.policy)
     missing, _ = direct.model.load_state_dict(saved, strict=False)
@@ -77,12 +77,12 @@ def test_another_model_in_advance(tmp_path):
     first, second = (test_resume.metrics(run) for run in runs.values())
     for a, b in zip(first, second, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    built = build(parse_config(tree, "test"))
-    assert built.models.other is not None
-    add_reference_logprobs(built.models, built.data, 10**6)
-    sequences = sequences_of(built.data.examples)[:3]
-    with built.models.reference():
-        expected = built.models.logprobs(pack(sequences), 10**6)
+    planned = plan(parse_config(tree, "test"))
+    assert planned.models.other is not None
+    add_reference_logprobs(planned.models, planned.data, 10**6)
+    sequences = sequences_of(planned.data.examples)[:3]
+    with planned.models.reference():
+        expected = planned.models.logprobs(pack(sequences), 10**6)
     found = torch.cat([sequence.per_token["ref_logprobs"] for sequence in sequences])
     torch.testing.assert_close(found, expected)
 
@@ -152,7 +152,7 @@ def test_a_reference_with_another_tokenizer(tmp_path):
     name = another_model(tmp_path / "base", "sft")
     tree = tree_of(tmp_path / "run", "dpo") | {"reference": {"name": name}}
     with pytest.raises(ValueError, match="has another tokenizer than the policy"):
-        build(parse_config(tree, "test"))
+        plan(parse_config(tree, "test"))
 
 
 @pytest.mark.parametrize(("method", "loss"), [("dpo", math.log(2)), ("kto", 0.5)])

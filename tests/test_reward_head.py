@@ -15,7 +15,7 @@ from posttrain.rewards.build import build_reward
 from posttrain.rewards.reward_model import RewardModel
 from posttrain.rewards.scoring import score
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import plan as build
+from posttrain.runs.plan import plan
 from posttrain.runs.train import train
 
 
@@ -46,7 +46,7 @@ def test_loads_elsewhere_and_scores_the_same(lora, tmp_path, monkeypatch):
     folder = checkpoints_in(trained(tmp_path, lora))[-1]
     batch = kept["batch"]
     with torch.no_grad():
-        ours = forward(kept["policy"], batch, head=True).last_values
+        ours = forward(kept["policy"], batch, head=True).scores[batch.last_tokens()]
     rows = [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
     if lora:
         from peft import PeftModel
@@ -80,8 +80,8 @@ def test_training_goes_on_from_a_reward_model(tmp_path):
     folder = checkpoints_in(trained(tmp_path))[-1]
     tree = tiny.run_config(tmp_path / "more", "reward_model")
     tree["model"] = {"name": str(folder)}
-    built = build(parse_config(tree, "test"))
-    head = built.models.policy.head.weight
+    planned = plan(parse_config(tree, "test"))
+    head = planned.models.policy.head.weight
     assert head.abs().max() > 0
 
 

@@ -10,7 +10,7 @@ import torch
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.forward import forward
-from posttrain.rollout import sampler as sampler_module
+from posttrain.rollout.native import sampler as sampler_module
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 

@@ -17,13 +17,13 @@ import test_sampler
 import tiny
 import torch
 
-import posttrain.model.forward as forward_module
-from posttrain.algorithms import actor_critic, kl, policy_gradient
+from posttrain.algorithms import ALGORITHMS, kl, policy_gradient, ppo
 from posttrain.data.source import OfflineSource
-from posttrain.model import attention
+from posttrain.model import attention, language_model
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
-from posttrain.rollout import sampler, source
+from posttrain.rollout import source
+from posttrain.rollout.native import sampler
 from posttrain.training import trainer
 
 
@@ -33,9 +33,7 @@ def drop_the_kl_term(patch):
     def loss(out, batch, config):
         return without(out, batch, config.model_copy(update={"beta": 0.0}))
 
-    patch.setitem(
-        test_losses.ALGORITHMS, "grpo", dataclasses.replace(policy_gradient.grpo, loss=loss)
-    )
+    patch.setitem(ALGORITHMS, "grpo", dataclasses.replace(policy_gradient.grpo, loss=loss))
 
 
 def swap_the_sign_of_k3(patch):
@@ -49,17 +47,17 @@ def halve_a_normaliser(patch):
 
 
 def mean_per_micro_batch(patch):
-    def counts(self, batch):
+    def counts(batch):
         return {"token": 1.0, "sequence": 1.0}
 
-    patch.setattr(trainer.Trainer, "_global_counts", counts)
+    patch.setattr(trainer, "global_counts", counts)
     total = trainer.total_of
 
     def mean(loss, counts):
         return total(loss, counts) / max(1.0, float(len(loss.terms)) * mean.tokens)
 
-    def micro_batches(self, batch, lockstep):
-        for part in batch.split(self.config.micro_batch_tokens):
+    def micro_batches(self, batch):
+        for part in batch.split(self.config.token_budget):
             mean.tokens = float(part.loss_mask.sum())
             yield part, 1.0
 
@@ -85,7 +83,7 @@ def rows_see_each_other(patch):
         return per_sequence(query, key, value, whole, *rest)
 
     patch.setattr(attention, "_per_sequence", contaminated)
-    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
 
 
 def sampler_ignores_the_temperature(patch):
@@ -143,32 +141,30 @@ def rollouts_repeat_their_seeds(patch):
 
 
 def cutting_off_is_an_end(patch):
-    gae = actor_critic.gae
+    gae = ppo.gae
 
     def terminal(rewards, values, bootstrap, *rest):
         return gae(rewards, values, torch.zeros_like(bootstrap), *rest)
 
-    patch.setattr(actor_critic, "gae", terminal)
+    patch.setattr(ppo, "gae", terminal)
 
 
 def values_are_not_clipped(patch):
-    loss = actor_critic.ppo_loss
+    loss = ppo.ppo_loss
 
     def without(out, batch, config):
         return loss(out, batch, config.model_copy(update={"value_clip": None}))
 
-    patch.setitem(
-        test_losses.ALGORITHMS, "ppo", dataclasses.replace(actor_critic.ppo, loss=without)
-    )
+    patch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ppo.ppo, loss=without))
 
 
 def values_read_the_next_state(patch):
-    plain = LanguageModel._state_values
+    plain = LanguageModel._head_outputs
 
     def shifted(self, *args):
         return plain(self, *args).roll(-1)
 
-    patch.setattr(LanguageModel, "_state_values", shifted)
+    patch.setattr(LanguageModel, "_head_outputs", shifted)
 
 
 def the_own_reward_is_in_its_baseline(patch):
@@ -190,11 +186,11 @@ def the_correction_is_upside_down(patch):
 
 
 def the_value_model_is_not_saved(patch):
-    patch.setattr("posttrain.training.checkpoint.VALUE", "nothing begins so")
+    patch.setattr("posttrain.model.save.HEAD_PREFIXES", "nothing begins so")
 
 
 def completions_go_on_from_another_prompt(patch):
-    shared = forward_module.share_prompts
+    shared = language_model.share_prompts
 
     def moved(batch):
         rows = shared(batch)
@@ -202,15 +198,15 @@ def completions_go_on_from_another_prompt(patch):
             rows.layout.prefixes = [x and 0 for x in rows.layout.prefixes]
         return rows
 
-    patch.setattr(forward_module, "share_prompts", moved)
-    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
+    patch.setattr(language_model, "share_prompts", moved)
+    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
 
 
 def completions_do_not_see_their_prompt(patch):
     patch.setattr(
         attention, "_with_prefixes", lambda x, layout: list(x.split(layout.lengths, dim=2))
     )
-    patch.setattr("posttrain.model.probe.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
 
 
 def what_was_sampled_ahead_is_lost(patch):

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import posttrain.model.forward as forward_module
 from posttrain.common.batch import Batch, Sequence, pack
+from posttrain.model import shared_prompts
 from posttrain.model.forward import forward
-from posttrain.model.heads import add_value_head as add_value_model
+from posttrain.model.heads import add_value_head
 from posttrain.model.models import Models
 from posttrain.model.shared_prompts import share_prompts
 
@@ -23,7 +23,7 @@ def models(kind: str) -> Models:
         window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0,
                   "layer_types": ["sliding_attention"] * 2}  # fmt: skip
         MODELS[kind] = tiny.models(kind) if kind != "window" else _windowed(window)
-        add_value_model(MODELS[kind].policy, own_network=kind == "llama")
+        add_value_head(MODELS[kind].policy, own_network=kind == "llama")
         torch.nn.init.normal_(MODELS[kind].policy.head.weight)
     return MODELS[kind]
 
@@ -39,7 +39,7 @@ def _windowed(keys: dict) -> Models:
 
 @pytest.fixture(autouse=True)
 def _no_spare_rows(monkeypatch):
-    monkeypatch.setattr(forward_module, "ROWS", 1)
+    monkeypatch.setattr(shared_prompts, "ROWS", 1)
 
 
 def row(prompt: int, length: int, completion: int, seed: int) -> Sequence:
@@ -108,7 +108,7 @@ def test_spare_rows_are_read_by_nobody(monkeypatch):
     batch = pack([*group(0, 9, 3, 5, 2), *group(1, 4, 6)])
     expected = everything(policy, batch)
     assert len(share_prompts(batch).input_ids) % 32 != 0
-    monkeypatch.setattr(forward_module, "ROWS", 32)
+    monkeypatch.setattr(shared_prompts, "ROWS", 32)
     rows = share_prompts(batch)
     assert len(rows.input_ids) == 32
     assert int(rows.places.max()) < sum(rows.layout.lengths[:-1])

@@ -1,3 +1,3 @@
-from posttrain.cli.main.main import main
+from posttrain.cli.main import main
 
 main()

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from posttrain.algorithms.base import Algorithm, Loss
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common.lazy import F, torch
+from posttrain.config.base import AlsoCalled
 from posttrain.data.labels import LabelSet, asked, check_known, labels_of
 from posttrain.model.config import HeadKind
 
@@ -35,12 +36,17 @@ CONFUSION = "confusion/"
 
 
 class ClassificationConfig(TrainerConfig):
+    """A text has one of K labels, or each of them or not."""
+
     type: Literal["classification"] = "classification"
     learning_rate: float = Field(1e-5, ge=0)
-    labels: Annotated[list[str], Field(min_length=2)] | None = None
+    labels: Annotated[
+        Annotated[list[str], Field(min_length=2)] | None,
+        AlsoCalled(num_labels="trainer.labels, or nothing: they are read from the data"),
+    ] = None
     """In their order; by default those of the model that the run starts from, or else the labels
     of the training rows in the order of the alphabet."""
-    multi_label: bool = False
+    multi_label: Annotated[bool, AlsoCalled("problem_type")] = False
     """A row's `label` is a list of any number of labels."""
     mode: Literal["head", "label_tokens"] = "head"
     """head: a linear layer on the last state. label_tokens: the language model's logits for the

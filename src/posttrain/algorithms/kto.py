@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
 
 class KTOConfig(TrainerConfig):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+
     type: Literal["kto"] = "kto"
     learning_rate: float = Field(1e-6, ge=0)
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
     """apo_zero_unpaired (arXiv 2408.06266): z is 0."""
     beta: float = Field(0.1, gt=0)
+    """Strength of the pull to the reference."""
     desirable_weight: float = Field(1.0, ge=0)
     """w_+; the paper keeps w_+ n_+ / (w_- n_-) between 1 and 4/3."""
     undesirable_weight: float = Field(1.0, ge=0)

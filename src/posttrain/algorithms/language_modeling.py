@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class PretrainConfig(TrainerConfig):
+    """Continued pre-training: next-token prediction on every token of a text."""
+
     type: Literal["pretrain"] = "pretrain"
 
 
 class SFTConfig(TrainerConfig):
+    """Supervised fine-tuning: next-token prediction on the completion alone."""
+
     type: Literal["sft"] = "sft"
 
 

@@ -9,7 +9,7 @@ sampler that differs from the trainer. docs/methods.md has the formula and sourc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,7 @@ from posttrain.algorithms.kl import ESTIMATORS, Estimator
 from posttrain.algorithms.presets import expand
 from posttrain.algorithms.surrogates import SURROGATES, Surrogate
 from posttrain.common.lazy import torch
+from posttrain.config.base import AlsoCalled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 
 class PolicyGradientConfig(TrainerConfig):
+    """The choices of a policy gradient on sampled completions."""
+
     learning_rate: float = Field(1e-6, ge=0)
     preset: str | None = None
     """A named set of the choices below (docs/methods.md); keys given beside it win."""
@@ -39,6 +42,7 @@ class PolicyGradientConfig(TrainerConfig):
     """The standard deviation that the advantage is divided by: of the group, of the group's other
     members, of the whole step, or none (Dr. GRPO)."""
     scale_ddof: Literal[0, 1] = 1
+    """Delta degrees of freedom of that standard deviation: 1 divides by n - 1."""
     scale_eps: float = Field(1e-4, ge=0)
     """Added to that standard deviation."""
     whiten_advantages: bool = False
@@ -46,17 +50,21 @@ class PolicyGradientConfig(TrainerConfig):
     ratio_level: Literal["token", "sequence", "sequence_sum"] = "token"
     """exp of the token's log-ratio, of its mean over the completion (GSPO), or of its sum."""
     surrogate: Surrogate = "clip"
-    epsilon: float = Field(0.2, gt=0, le=1)
+    """What stands in for ratio times advantage: PPO's clip, CISPO's weighted log-prob, SAPO's soft
+    gate, or VESPO's weight."""
+    epsilon: Annotated[float, AlsoCalled("clip_ratio")] = Field(0.2, gt=0, le=1)
     """Lower clip of the probability ratio: 1 - epsilon."""
     epsilon_high: float | None = Field(None, gt=0)
     """Upper clip: 1 + epsilon_high; by default epsilon (DAPO's clip-higher: 0.28)."""
     dual_clip: float | None = Field(None, gt=1)
     """Bounds the loss of a token with negative advantage A at dual_clip x |A|."""
-    reduction: Literal["token", "sequence", "sequence_sum", "constant"] = "token"
+    reduction: Annotated[
+        Literal["token", "sequence", "sequence_sum", "constant"], AlsoCalled("loss_type")
+    ] = "token"
     """token: over all tokens of the step (DAPO); sequence: mean per completion, then over
     completions (the GRPO paper); sequence_sum: sum per completion, then the mean over completions;
     constant: the same over max_new_tokens (Dr. GRPO)."""
-    beta: float = Field(0.0, ge=0)
+    beta: Annotated[float, AlsoCalled("kl_coef")] = Field(0.0, ge=0)
     """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
     kl_target: float | None = Field(None, gt=0)
     """Nats per token at which beta is kept from growing or shrinking; by default it is constant."""
@@ -67,6 +75,7 @@ class PolicyGradientConfig(TrainerConfig):
     reward, before the baseline; token_reward: subtracted token by token, each token's advantage
     bearing what follows it."""
     kl_estimator: Estimator = "k3"
+    """k1: log-ratio; k2: half its square; k3: never negative (Schulman 2020)."""
     kl_logprobs: Literal["sampler", "policy"] = "sampler"
     """Where a KL in the reward has the policy's log-probs from: recorded at sampling, or a forward
     pass, which a run with one update per batch makes for nothing else."""
@@ -78,12 +87,16 @@ class PolicyGradientConfig(TrainerConfig):
     sampler_correction_mode: Literal["truncate", "mask"] = "truncate"
     """Outside its bounds, w is set to the bound, or to 0."""
     sampler_correction_min: float = Field(0.0, ge=0)
+    """Lower bound of the weight w."""
     sampler_correction_max: float = Field(2.0, gt=0)
+    """Upper bound of the weight w."""
     mask_truncated_completions: bool = False
     """Completions cut off at max_new_tokens count in the baseline and then leave the batch."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward of a completion that was cut off."""
-    num_inner_epochs: int = Field(1, ge=1)
+    num_inner_epochs: Annotated[int, AlsoCalled("num_iterations", "num_ppo_epochs")] = Field(
+        1, ge=1
+    )
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     num_minibatches: int = Field(1, ge=1)
     """Optimiser steps that share one batch of rollouts, which has num_minibatches x batch_size
@@ -127,6 +140,8 @@ class PolicyGradientConfig(TrainerConfig):
 
 
 class GRPOConfig(PolicyGradientConfig):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300)."""
+
     type: Literal["grpo"] = "grpo"
 
 

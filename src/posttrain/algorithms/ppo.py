@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 class PPOConfig(PolicyGradientConfig):
+    """Proximal policy optimisation with a value model (Schulman et al. 2017, arXiv 1707.06347)."""
+
     type: Literal["ppo"] = "ppo"
     baseline: Literal["value"] = "value"  # type: ignore[assignment]
     scale_rewards: Literal["none"] = "none"
@@ -51,7 +53,9 @@ class PPOConfig(PolicyGradientConfig):
     value_clip: float | None = Field(0.2, gt=0)
     """How far a value may move from the one at sampling before its loss stops falling."""
     gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of later rewards, per token."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Lambda of generalised advantage estimation: 1 is Monte Carlo, 0 one step."""
     num_inner_epochs: int = Field(4, ge=1)
 
     @model_validator(mode="before")

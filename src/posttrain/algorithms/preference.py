@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 class PreferenceConfig(TrainerConfig):
+    """The keys of learning from pairs."""
+
     learning_rate: float = Field(1e-6, ge=0)
     loss_type: PairLoss | list[PairLoss] = "sigmoid"
     """One loss or several, added up with loss_weights."""
@@ -108,15 +110,21 @@ class PreferenceConfig(TrainerConfig):
 
 
 class DPOConfig(PreferenceConfig):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290)."""
+
     type: Literal["dpo"] = "dpo"
 
 
 class IPOConfig(PreferenceConfig):
+    """Identity preference optimisation (Azar et al. 2023, arXiv 2310.12036)."""
+
     type: Literal["ipo"] = "ipo"
     loss_type: PairLoss | list[PairLoss] = "ipo"
 
 
 class KTOPairConfig(PreferenceConfig):
+    """Both halves of a pair judged as `kto` judges single rows."""
+
     type: Literal["kto_pair"] = "kto_pair"
     loss_type: PairLoss | list[PairLoss] = "kto_pair"
 

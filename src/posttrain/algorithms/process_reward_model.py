@@ -9,13 +9,14 @@ stop token. Uesato et al. 2022, arXiv 2211.14275; Lightman et al. 2023, arXiv 23
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from posttrain.algorithms.base import Algorithm, Loss
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common.lazy import F
+from posttrain.config.base import AlsoCalled
 from posttrain.model.config import HeadKind
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 
 class ProcessRewardModelConfig(TrainerConfig):
+    """A scalar head that says of each step of a completion if it is right."""
+
     type: Literal["process_reward_model"] = "process_reward_model"
     learning_rate: float = Field(1e-5, ge=0)
-    step_separator: str = Field("\n", min_length=1)
+    step_separator: Annotated[str, AlsoCalled("placeholder_token")] = Field("\n", min_length=1)
     """What stands between two steps of a completion. Saved with the model, and where it is used as
     a reward, completions are split at it."""
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 class RewardModelConfig(TrainerConfig):
+    """A scalar head on the last token, trained on pairs by Bradley and Terry's model."""
+
     type: Literal["reward_model"] = "reward_model"
     learning_rate: float = Field(1e-5, ge=0)
     center_coef: float = Field(0.0, ge=0)

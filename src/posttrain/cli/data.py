@@ -139,7 +139,10 @@ def list_datasets() -> None:
 
 @app.command("download")
 def download_datasets(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Data sets by name; all by default."),
+    ] = None,
     sft_only: Annotated[
         bool, typer.Option("--sft-only", help="Only data sets with completions to train on.")
     ] = False,

@@ -53,62 +53,70 @@ MaxNumSeqs = Annotated[
 ]
 
 
+Tasks = Annotated[
+    str, typer.Option(help="Comma-separated names; NAME=PATH reads a task's files from PATH.")
+]
+Split = Annotated[str | None, typer.Option(help="Instead of the task's own split.")]
+MaxSamples = Annotated[
+    int | None, typer.Option(min=1, help="Problems of each task, drawn by chance; by default all.")
+]
+SamplesOfProblem = Annotated[
+    int,
+    typer.Option(
+        "--num-samples",
+        "-n",
+        min=1,
+        help="Completions of each problem, for pass@k and maj@N.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Shots = Annotated[
+    int,
+    typer.Option(min=0, help="Solved examples before each problem.", rich_help_panel=ASKING),
+]
+BestOf = Annotated[
+    str | None,
+    typer.Option(help="A reward model that chooses one of a problem's completions."),
+]
+ToxicWords = Annotated[
+    str | None,
+    typer.Option(help="A file of words or phrases, one a line, to look for in completions."),
+]
+PromptTemplate = Annotated[
+    str | None,
+    typer.Option(
+        help="A name of `posttrain data templates`, or text with {columns}.",
+        rich_help_panel=ASKING,
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="Results as JSON, a file or a folder; resumed if it is there.")
+]
+Samples = Annotated[Path | None, typer.Option(help="Write every completion of all tasks as JSONL.")]
+
+
 def evaluate(
     model: Model,
-    tasks: Annotated[
-        str, typer.Option(help="Comma-separated names; NAME=PATH reads a task's files from PATH.")
-    ],
-    split: Annotated[str | None, typer.Option(help="Instead of the task's own split.")] = None,
-    max_samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="Problems of each task, drawn by chance; by default all."),
-    ] = None,
+    tasks: Tasks,
+    split: Split = None,
+    max_samples: MaxSamples = None,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
-    num_samples: Annotated[
-        int,
-        typer.Option(
-            "--num-samples",
-            "-n",
-            min=1,
-            help="Completions of each problem, for pass@k and maj@N.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = 1,
-    shots: Annotated[
-        int,
-        typer.Option(min=0, help="Solved examples before each problem.", rich_help_panel=ASKING),
-    ] = 0,
-    best_of: Annotated[
-        str | None,
-        typer.Option(help="A reward model that chooses one of a problem's completions."),
-    ] = None,
-    toxic_words: Annotated[
-        str | None,
-        typer.Option(help="A file of words or phrases, one a line, to look for in completions."),
-    ] = None,
-    prompt_template: Annotated[
-        str | None,
-        typer.Option(
-            help="A name of `posttrain data templates`, or text with {columns}.",
-            rich_help_panel=ASKING,
-        ),
-    ] = None,
+    num_samples: SamplesOfProblem = 1,
+    shots: Shots = 0,
+    best_of: BestOf = None,
+    toxic_words: ToxicWords = None,
+    prompt_template: PromptTemplate = None,
     template: Template = "auto",
     system_prompt: SystemPrompt = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_num_seqs: MaxNumSeqs = 256,
     seed: Seed = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Results as JSON, a file or a folder; resumed if it is there."),
-    ] = None,
-    samples: Annotated[
-        Path | None, typer.Option(help="Write every completion of all tasks as JSONL.")
-    ] = None,
+    output: Output = None,
+    samples: Samples = None,
 ) -> None:
     """Measure a model on tasks, with confidence intervals and verdict counts."""
     from posttrain.common import distributed

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from posttrain.common.suggest import did_you_mean, nearest
+from posttrain.common.suggest import nearest
 from posttrain.config.base import AlsoCalled, Key, SectionError, keys, marked, sections_in
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -92,7 +92,9 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
         )
         given = error["ctx"]["tag"]
         problem = f"{where}.type {given!r} is not known" if given else f"{where}.type is missing"
-        return f"{problem}; {did_you_mean(given, choices, 'one of')}"
+        near = nearest(given, choices)
+        hint = f"did you mean {near}?" if near else f"one of {', '.join(choices)}"
+        return f"{problem}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message

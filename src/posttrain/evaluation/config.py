@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, StrictConfig
 from posttrain.data.config import Mixture
@@ -33,12 +33,13 @@ class EvalConfig(StrictConfig):
     data: Annotated[
         Mixture | None, AlsoCalled("eval_dataset", dataset_test_split="eval.data.split")
     ] = None
-    """By default the training data's own `test` split; none if there are only tasks."""
-    split: Annotated[float | None, AlsoCalled("val_set_size", "val_size")] = Field(None, gt=0, lt=1)
-    """Share of the training rows to hold out for the evaluation, instead of `data`. A hash of the
-    question decides a row's side, so equal questions lie on one side whatever the order of rows."""
+    """Rows of another source than the training data."""
+    split: Annotated[float | str | None, AlsoCalled("val_set_size", "val_size")] = None
+    """Instead of `data`. A name: a split of the training data's own source, `test` by default. A
+    number below 1: a share of the training rows to hold out, by a hash of the question, so that
+    equal questions lie on one side whatever the order of rows."""
     split_by: str | None = None
-    """A column whose equal values lie on one side of `split` as well: a document, a conversation."""
+    """A column whose equal values stay on one side of a share too: a document, a conversation."""
     max_samples: int | None = Field(200, ge=1)
     """Number of rows, drawn by chance, always the same ones; null takes all."""
     generate: bool = False
@@ -53,10 +54,30 @@ class EvalConfig(StrictConfig):
     gate: list[GateConfig] = Field(default_factory=list)
     """Fail the run at its end if a metric regressed by more than these bounds."""
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _share_or_name(cls, split: Any) -> Any:
+        number = isinstance(split, int | float) and not isinstance(split, bool)
+        if split is None or (isinstance(split, str) and split) or (number and 0 < split < 1):
+            return split
+        raise ValueError(
+            f"eval.split is the name of a split, or a share above 0 and below 1; got {split!r}"
+        )
+
     @model_validator(mode="after")
     def _one_source(self) -> EvalConfig:
         if self.split is not None and self.data is not None:
             raise ValueError("give eval.data or eval.split, not both")
-        if self.split_by is not None and self.split is None:
-            raise ValueError("eval.split_by goes with eval.split")
+        if self.split_by is not None and self.held_out is None:
+            raise ValueError("eval.split_by goes with a share in eval.split, such as 0.05")
         return self
+
+    @property
+    def held_out(self) -> float | None:
+        """The share of the training rows that is held out; None if none is."""
+        return self.split if isinstance(self.split, float) else None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are rows to evaluate on, not tasks alone."""
+        return self.data is not None or self.split is not None or not self.tasks

@@ -1,4 +1,4 @@
-"""Tasks that are ready to run: rows rendered, rewards built, everything that decides a result known.
+"""Tasks ready to run: rows rendered, rewards built, and everything that decides a result known.
 
 What can be wrong is found here, before anything is sampled.
 """

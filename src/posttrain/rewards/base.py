@@ -34,6 +34,7 @@ class RewardConfig(StrictConfig, allow_inf_nan=False):
     """A reward section; `type` names an entry of REWARDS."""
 
     type: str
+    """The reward."""
 
 
 @dataclass(frozen=True)

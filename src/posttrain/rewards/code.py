@@ -32,7 +32,9 @@ class CodeExecution(RewardConfig):
 
     type: Literal["code_execution"] = "code_execution"
     positive: float = 1.0
+    """Score of a correct completion."""
     negative: float = 0.0
+    """Score of a wrong one."""
     partial_credit: bool = False
     """Score the share of tests passed, between `negative` and `positive`."""
     isolation: Literal["bubblewrap", "namespace", "process"] | None = None
@@ -40,6 +42,7 @@ class CodeExecution(RewardConfig):
     workers: int | None = Field(None, ge=1)
     """Completions judged at once; None is one for each core of this rank's."""
     cpu_seconds: int = Field(4, ge=1)
+    """Processor time of a candidate, over all its threads."""
     wall_seconds: float = Field(15.0, gt=0)
     """A backstop for programs that wait: a busy machine must not make right answers late."""
     memory_mib: int = Field(512, ge=64)

@@ -12,10 +12,13 @@ from posttrain.rewards.base import Reward, RewardConfig
 
 
 class Custom(RewardConfig):
+    """A function of your own, from a Python file."""
+
     type: Literal["custom"] = "custom"
     path: str
     """A Python file."""
     function: str = "reward"
+    """The name of the function in that file."""
 
 
 def build(config: Custom) -> Callable[..., Any]:

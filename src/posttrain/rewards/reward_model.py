@@ -48,7 +48,9 @@ class RewardModel(RewardConfig):
     probability of being right. product: that all are (Lightman et al. 2023); min: the least
     (Math-Shepherd, arXiv 2312.08935)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """As model.device."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """As model.dtype."""
     max_length: int | None = Field(None, ge=1)
     """Longest sequence in tokens; by default what the model can take."""
     micro_batch_tokens: int = Field(16384, ge=1)

@@ -192,23 +192,24 @@ def prepare_data(
 def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
     """Return the rows to train on and those of the evaluation.
 
-    The latter are held out of the former with `eval.split`; else they are the rows of `eval.data`,
-    or of the training data's own `test` split. There are none without an eval section, or if it has
-    tasks alone. Of several sections each has its share of `eval.max_samples`.
+    The latter are held out of the former if `eval.split` is a share; else they are the rows of
+    `eval.data`, or of the split `eval.split` of the training data's own source. There are none
+    without an eval section, or if it has tasks alone. Of several sections each has its share of
+    `eval.max_samples`.
     """
     if config.eval is None:
         return mixture, []
-    if config.eval.split is not None:
+    if config.eval.held_out is not None:
         kept, held_out = hold_out(
             [(section.label, rows) for section, rows in mixture],
-            config.eval.split,
+            config.eval.held_out,
             config.trainer.seed,
             config.eval.split_by,
             kind_of(config).asked,
         )
         mixture = [(section, rows) for (section, _), rows in zip(mixture, kept, strict=True)]
         return mixture, shares(held_out, config.eval.max_samples)
-    if config.eval.data is None and config.eval.tasks:
+    if not config.eval.has_rows:
         return mixture, []
     parts = []
     for section in eval_sections(config):
@@ -221,8 +222,9 @@ def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
             if config.eval.data is not None:
                 raise
             raise ValueError(
-                f"{error}; the eval section reads the training data's own test split unless it "
-                "has data or split"
+                f"{error}; the eval section reads the split {section.split!r} of the training "
+                "data's own source: set eval.split to another name, or to a share such as 0.05 to "
+                "hold rows out"
             ) from None
     return mixture, shares(parts, config.eval.max_samples)
 
@@ -241,14 +243,15 @@ def eval_sections(config: Config) -> list[DataConfig]:
     """Return the sections that the evaluation's rows come from."""
     assert config.eval is not None
     if config.eval.data is None:
-        return [s.model_copy(update={"split": "test"}) for s in config.mixture]
+        split = config.eval.split or "test"
+        return [s.model_copy(update={"split": split}) for s in config.mixture]
     return sections(config.eval.data)
 
 
 def eval_label(config: Config) -> str:
     """Return what messages call the evaluation's rows."""
     assert config.eval is not None
-    if config.eval.split is not None:
+    if config.eval.held_out is not None:
         return "eval.split"
     return ", ".join(section.label for section in eval_sections(config))
 
@@ -270,11 +273,9 @@ def other_prompts(config: Config) -> list[str]:
     trained = {section.prompt_template for section in config.mixture}
     if config.eval is None:
         return []
-    rows_come = config.eval.split is None and (
-        config.eval.data is not None or not config.eval.tasks
-    )
+    own = config.eval.has_rows and config.eval.held_out is None
     asked: dict[str, str | None] = {
-        s.label: s.prompt_template for s in (eval_sections(config) if rows_come else ())
+        s.label: s.prompt_template for s in (eval_sections(config) if own else ())
     }
     asked |= dict.fromkeys(config.eval.tasks, None)
     names = [name for name, template in asked.items() if template not in trained]

@@ -32,7 +32,10 @@ from posttrain.tracking.report import write_report
 
 
 class StageConfig(StrictConfig):
+    """One stage: a recipe, and where it starts."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """The stage's folder in output_dir, and its name in overrides."""
     recipe: str
     """A recipe file, relative to the pipeline file or to the working directory. One with a `make`
     section makes data."""
@@ -47,17 +50,26 @@ class ComparisonConfig(StrictConfig):
     """The same held-out problems for the model of every stage."""
 
     splits: dict[str, DataConfig]
+    """Name -> rows (as `data`) to compare the stages on."""
     reward: RewardSection
+    """What scores their completions."""
     max_new_tokens: int = Field(512, ge=1)
+    """Longest completion in tokens."""
     sampled_temperature: float = Field(1.0, gt=0)
     """Besides greedy: one completion per problem at this temperature."""
 
 
 class PipelineConfig(StrictConfig):
+    """Stages, and their comparison."""
+
     output_dir: str
+    """The folder that holds one folder for each stage."""
     stages: list[StageConfig] = Field(min_length=1)
+    """In their order."""
     evaluate: ComparisonConfig | None = None
+    """The comparison of the stages' models; none by default."""
     source: str = Field("", exclude=True)
+    """The file that the pipeline was read from."""
     _moved_from: str | None = PrivateAttr(None)
 
     @field_validator("stages")

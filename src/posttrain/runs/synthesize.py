@@ -50,6 +50,7 @@ class MakeConfig(StrictConfig):
     """What becomes of the completions."""
 
     type: str
+    """preferences: pairs; filter: rejection sampling."""
 
 
 class PreferencesConfig(MakeConfig):
@@ -77,22 +78,37 @@ MAKERS: dict[str, type[MakeConfig]] = {"preferences": PreferencesConfig, "filter
 
 
 class SamplingConfig(StrictConfig):
+    """How completions are drawn."""
+
     num_completions: int = Field(8, ge=1)
     """Of each prompt."""
     max_new_tokens: int = Field(512, ge=1)
+    """Longest completion in tokens."""
     temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens that together have this probability."""
     top_k: int = Field(0, ge=0)
+    """Keep the k likeliest tokens; 0 keeps all."""
     seed: int = 0
+    """Draws the noise of sampling and the order of the prompts."""
 
 
 class MakingConfig(StrictConfig):
+    """Data made by a model."""
+
     model: ModelConfig
+    """The model to sample from, as in a run."""
     data: Mixture
+    """The prompts, as in a run."""
     sampling: SamplingConfig = SamplingConfig()
+    """How completions are drawn."""
     reward: RewardSection
+    """What scores them."""
     make: Annotated[SerializeAsAny[MakeConfig], ByType(MAKERS, MAKERS.__getitem__)]
+    """What becomes of them."""
     output_dir: str
+    """Where train.parquet, validation.parquet and made.json are written."""
     val_split: float = Field(0.0, ge=0, lt=1)
     """Share of the prompts whose rows go into validation.parquet."""
 

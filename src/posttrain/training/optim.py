@@ -37,6 +37,7 @@ def build_optimizer(
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
             for (decay, scale), parameters in groups.items()
         ],
+        lr=config.learning_rate,
         betas=config.adam_betas,
         eps=config.adam_eps,
         fused=True,

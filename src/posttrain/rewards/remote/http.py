@@ -66,6 +66,7 @@ class Http(RewardConfig):
 
     type: Literal["http"] = "http"
     url: Annotated[Url, Free()]
+    """Where rows are posted."""
     timeout: float = Field(30.0, gt=0)
     """Seconds for one try, from the connection to the last byte."""
     retries: Annotated[int, Free()] = Field(3, ge=0)

@@ -76,6 +76,7 @@ class Judge(RewardConfig):
     max_tokens: int = Field(512, ge=1)
     """Longest reply. One that is cut off has no score: its last line is not there."""
     temperature: float = Field(0.0, ge=0)
+    """Of the judge's reply; 0 is greedy."""
     timeout: float = Field(120.0, gt=0)
     """Seconds for one try, from the connection to the last byte."""
     retries: Annotated[int, Free()] = Field(3, ge=0)
@@ -234,7 +235,8 @@ def _reply(server: Endpoint, body: bytes, row: str) -> tuple[str, bool]:
             raise TypeError
     except (ValueError, TypeError, KeyError, IndexError):
         raise RewardFailure(
-            f"{name_of(server)}, {row}: the reply is no chat completion: {server.redacted(reply.text)}"
+            f"{name_of(server)}, {row}: the reply is no chat completion: "
+            f"{server.redacted(reply.text)}"
         ) from None
     return text, choice.get("finish_reason") != "length"
 

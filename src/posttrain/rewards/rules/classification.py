@@ -29,7 +29,9 @@ class Classification(RewardConfig):
     column: Column = "label"
     """The true label, one of `labels`."""
     positive: float = 1.0
+    """Score of a correct completion."""
     negative: float = 0.0
+    """Score of a wrong one."""
 
     @model_validator(mode="after")
     def _distinct_labels(self) -> "Classification":

@@ -27,8 +27,11 @@ class ExactMatch(RewardConfig):
     extract: str | None = None
     """A regular expression; the answer is its last match, or that match's first group."""
     ignore_case: bool = True
+    """Compare without case."""
     positive: float = 1.0
+    """Score of a correct completion."""
     negative: float = 0.0
+    """Score of a wrong one."""
 
     @field_validator("extract")
     @classmethod

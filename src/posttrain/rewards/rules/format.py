@@ -24,7 +24,9 @@ class Format(RewardConfig):
     pattern: str
     """A name from PATTERNS, or a regular expression (Python's `re`; a dot matches newlines too)."""
     positive: float = 1.0
+    """Score of a completion in the format."""
     negative: float = 0.0
+    """Score of any other."""
 
     @field_validator("pattern")
     @classmethod

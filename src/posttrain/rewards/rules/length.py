@@ -26,6 +26,7 @@ class Length(RewardConfig):
 
     type: Literal["length"] = "length"
     kind: Literal["penalty", "cosine"]
+    """penalty: for overlong completions; cosine: a scale on correctness."""
     max_length: int = Field(ge=1)
     """L_max, in tokens."""
     cache_length: int | None = Field(None, ge=0)

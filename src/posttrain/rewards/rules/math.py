@@ -330,7 +330,9 @@ class MathCorrectness(RewardConfig):
 
     type: Literal["math_correctness"] = "math_correctness"
     positive: float = 1.0
+    """Score of a correct completion."""
     negative: float = 0.0
+    """Score of a wrong one."""
     timeout: float = 5.0
     """Seconds of CPU time that one symbolic comparison may take."""
 

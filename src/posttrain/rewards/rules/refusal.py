@@ -46,7 +46,9 @@ class Refusal(RewardConfig):
     """Says of each prompt whether it is `safe` and to be answered, or `unsafe` and to be refused.
     Without it all are to be refused."""
     positive: float = 1.0
+    """Score of a completion that does what is wanted."""
     negative: float = 0.0
+    """Score of one that does not."""
 
 
 def is_refusal(completion: str, rule: Rule) -> bool:

@@ -1,0 +1,356 @@
+"""Write docs/reference/ from the code: every config key, command and data set.
+
+    python scripts/reference.py            # write
+    python scripts/reference.py --check    # exit with 1 if a page is out of date
+
+A key, option or data set without a description is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import click
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.algorithms.base import algorithm_named
+from posttrain.algorithms.config import TrainerConfig
+from posttrain.cli.main import app
+from posttrain.common.registry import load
+from posttrain.config.base import (
+    AlsoCalled,
+    ForEngines,
+    Free,
+    Key,
+    description_of,
+    marked,
+    sections_in,
+)
+from posttrain.data.origin import origin_of
+from posttrain.data.sets import DATASETS
+from posttrain.rewards import REWARDS
+from posttrain.rewards.base import RewardConfig
+from posttrain.rewards.build import reward_named
+from posttrain.runs.config import Config
+from posttrain.runs.pipeline import PipelineConfig
+from posttrain.runs.synthesize import MakingConfig
+
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
+NOTE = "<!-- Written by scripts/reference.py from the code: do not edit. -->\n"
+
+
+def config_page() -> Iterator[str]:
+    """Yield the lines of the page of all config keys."""
+    yield "# Configuration"
+    yield NOTE
+    yield (
+        "A recipe is a YAML file with the sections below. A key that the run would not read is an "
+        "error. Any key can be changed on the command line: `trainer.learning_rate=1e-5`. "
+        "In the column of notes, *free* keys may change between a run and its resume, and *also* "
+        "lists what other frameworks call the key: such a name is answered with ours."
+    )
+    yield ""
+    for name, info in Config.model_fields.items():
+        yield f"## {name}"
+        yield ""
+        yield from _paragraph(described(Key(name, info, Config)))
+        if name == "trainer":
+            yield from trainer_sections()
+        elif name == "reward":
+            yield from reward_sections()
+        else:
+            for model in dict.fromkeys(sections_in(info)):
+                yield from section(model, name)
+    yield "## Pipelines"
+    yield ""
+    yield "A pipeline file runs stages one after another (`posttrain pipeline`)."
+    yield ""
+    yield from section(PipelineConfig, "", "pipeline")
+    yield "## Making data"
+    yield ""
+    yield "A recipe with a `make` section makes data (`posttrain data preferences`, `filter`)."
+    yield ""
+    yield from section(MakingConfig, "", "making", ("model", "data", "reward"))
+
+
+def trainer_sections() -> Iterator[str]:
+    """Yield the shared keys, then those that each method has or changes."""
+    yield "### Every method"
+    yield ""
+    yield from table(TrainerConfig, "trainer", skip=("type",))
+    for name in ALGORITHMS:
+        model = algorithm_named(name).config
+        shared = TrainerConfig.model_fields
+        own = [
+            key
+            for key, info in model.model_fields.items()
+            if key != "type" and (key not in shared or default_of(info) != default_of(shared[key]))
+        ]
+        yield f"### trainer.type: {name}"
+        yield ""
+        yield from _paragraph(first_paragraph(model))
+        yield from table(model, "trainer", only=own)
+
+
+def reward_sections() -> Iterator[str]:
+    """Yield the keys of each reward."""
+    for name in REWARDS:
+        model = reward_named(name).config
+        yield f"### reward.type: {name}"
+        yield ""
+        yield from _paragraph(first_paragraph(model))
+        yield from table(model, "reward", skip=("type",))
+
+
+def section(
+    model: type[BaseModel], path: str, title: str = "", skip: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Yield a table of a section's keys, and one of each section inside it."""
+    yield from table(model, path, skip=skip)
+    for name, info in model.model_fields.items():
+        if name in skip:
+            continue
+        inner = [m for m in dict.fromkeys(sections_in(info)) if not issubclass(m, RewardConfig)]
+        for below in inner:
+            if f"{path}.{name}" in ("eval.data",):  # the keys of `data`
+                continue
+            where = f"{path}.{name}" if path else name
+            kind = below.model_fields.get("type")
+            yield f"### {where}" + (f", type: {kind.default}" if kind is not None else "")
+            yield ""
+            yield from _paragraph(first_paragraph(below))
+            yield from section(below, where)
+
+
+def table(
+    model: type[BaseModel],
+    path: str,
+    *,
+    only: list[str] | None = None,
+    skip: tuple[str, ...] = (),
+) -> Iterator[str]:
+    """Yield a Markdown table of a section's keys."""
+    names = [n for n in (model.model_fields if only is None else only) if n not in skip]
+    names = [n for n in names if not model.model_fields[n].exclude]
+    if not names:
+        yield "No keys of its own."
+        yield ""
+        return
+    yield "| key | values | default | meaning | notes |"
+    yield "|---|---|---|---|---|"
+    for name in names:
+        info = model.model_fields[name]
+        key = Key(f"{path}.{name}" if path else name, info, model)
+        cells = (f"`{name}`", values_of(info), default_of(info), described(key), notes_of(key))
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def described(key: Key) -> str:
+    """Return a key's meaning; raise ValueError if it has none."""
+    text = description_of(key)
+    if not text:
+        raise ValueError(f"{key.section.__name__}.{key.path.rpartition('.')[2]} has no docstring")
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
+    """Return a text in which Markdown keeps braces, angles and stars as they are."""
+    parts = text.split("`")
+    parts[::2] = [
+        p.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_") for p in parts[::2]
+    ]
+    return "`".join(parts)
+
+
+def notes_of(key: Key) -> str:
+    """Return what else is known of a key."""
+    notes = ["free"] if marked(key, Free) else []
+    notes += [f"engine {' or '.join(mark.engines)}" for mark in marked(key, ForEngines)]
+    names = [f"`{name}`" for mark in marked(key, AlsoCalled) for name in mark.hints]
+    return "; ".join([*notes, *([f"also {', '.join(names)}"] if names else [])])
+
+
+def values_of(info: FieldInfo) -> str:
+    """Return what a key may hold, in words."""
+    text = type_text(info.annotation)
+    bounds = {
+        annotated_types.Ge: "≥",
+        annotated_types.Gt: ">",
+        annotated_types.Le: "≤",
+        annotated_types.Lt: "<",
+    }
+    found = [
+        f"{bounds[type(mark)]} {getattr(mark, type(mark).__name__.lower())}"
+        for mark in info.metadata
+        if type(mark) in bounds
+    ]
+    return ", ".join([text, *found])
+
+
+def type_text(annotation: Any) -> str:
+    """Return a type as a reader of YAML would say it."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return type_text(args[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(type_text(arg) for arg in args))
+    if origin in (list, tuple):
+        inner = " or ".join(dict.fromkeys(type_text(arg) for arg in args if arg is not ...))
+        return f"list of {inner}"
+    if origin is dict:
+        return f"{type_text(args[0])} -> {type_text(args[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    names = {str: "text", int: "whole number", float: "number", bool: "true, false"}
+    names |= {type(None): "null", Any: "anything"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def default_of(info: FieldInfo) -> str:
+    """Return a key's default as YAML has it."""
+    value = info.default
+    if value is PydanticUndefined:
+        if info.default_factory is None:
+            return "required"
+        value = info.default_factory()  # type: ignore[call-arg]
+    if isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, str) and len(value) > 60:
+        return "see the source"
+    names = {None: "`null`", True: "`true`", False: "`false`"}
+    if value is None or isinstance(value, bool):
+        return names[value]
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def first_paragraph(model: type[BaseModel]) -> str:
+    """Return the first paragraph of a section's docstring; raise ValueError if it has none."""
+    doc = inspect.cleandoc(model.__dict__.get("__doc__") or "")
+    if not doc:
+        raise ValueError(f"{model.__name__} has no docstring")
+    return escaped(" ".join(doc.split("\n\n")[0].split()))
+
+
+def cli_page() -> Iterator[str]:
+    """Yield the lines of the page of all commands."""
+    yield "# Command line"
+    yield NOTE
+    yield "Whatever is wrong with the input is one line on standard error and exit code 2."
+    yield ""
+    root = typer.main.get_command(app)
+    assert isinstance(root, click.Group | typer.core.TyperGroup)
+    yield from command_lines(root, "posttrain")
+
+
+def command_lines(command: Any, path: str) -> Iterator[str]:
+    """Yield a command's section, and those of the commands below it."""
+    if hasattr(command, "commands"):
+        for name, below in command.commands.items():
+            yield from command_lines(below, f"{path} {name}")
+        return
+    yield f"## {path}"
+    yield ""
+    help_text = inspect.cleandoc(command.help or "")
+    if not help_text:
+        raise ValueError(f"{path} has no help text")
+    yield escaped(help_text)
+    yield ""
+    yield "| | default | |"
+    yield "|---|---|---|"
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        text = getattr(parameter, "help", None)
+        if not text:
+            raise ValueError(f"{path}: {parameter.name} has no help text")
+        names = ", ".join(f"`{name}`" for name in parameter.opts)
+        if parameter.param_type_name == "argument":
+            names = f"`{parameter.metavar or parameter.name.upper()}`"
+        default = parameter.default() if callable(parameter.default) else parameter.default
+        empty = default is None or default is False or default == ""
+        shown = "" if empty or parameter.required else f"`{default}`"
+        if parameter.required:
+            shown = "required"
+        yield f"| {names} | {shown} | {escaped(' '.join(text.split()))} |".replace("\\\\", "\\")
+    yield ""
+
+
+def datasets_page() -> Iterator[str]:
+    """Yield the lines of the page of all named data sets."""
+    yield "# Data sets by name"
+    yield NOTE
+    yield (
+        "`data.name: NAME` uses one; `data.path` names the place of its files, `data.options` holds "
+        "its options. `posttrain data download NAME` fetches the original files. Nothing is shipped "
+        "with posttrain, and the licences are the sources' own."
+    )
+    yield ""
+    for name, entry in DATASETS.items():
+        function = load(entry)
+        module = sys.modules[function.__module__]
+        yield f"## {name}"
+        yield ""
+        title, _, more = inspect.cleandoc(module.__doc__ or "").partition("\n")
+        if not title or not function.__doc__:
+            raise ValueError(f"{name} has no description")
+        yield escaped(title)
+        yield ""
+        origin = origin_of(name)
+        if origin is not None:
+            splits = [s if n is None else f"{s} ({n:,})" for s, n in origin.rows.items()]
+            yield f"- splits: {', '.join(splits)}"
+            yield f"- licence: {origin.licence}"
+            if origin.uses:
+                yield f"- use: {', '.join(origin.uses)}"
+            page = origin.page
+            yield f"- source: <{page}>" if page.startswith("http") else f"- source: {page}"
+        options = [
+            f"`{p.name}` ({p.default!r})"
+            for p in inspect.signature(function).parameters.values()
+            if p.kind == p.KEYWORD_ONLY and p.name != "path"
+        ]
+        if options:
+            yield f"- options: {', '.join(options)}"
+        yield ""
+        yield escaped(inspect.cleandoc(function.__doc__).replace("\n", "\n"))
+        yield ""
+
+
+def _paragraph(text: str) -> list[str]:
+    return [text, ""]
+
+
+def pages() -> dict[Path, str]:
+    """Return every page's text by its path."""
+    made = {"config.md": config_page, "cli.md": cli_page, "datasets.md": datasets_page}
+    return {PAGES / name: "\n".join(lines()).rstrip() + "\n" for name, lines in made.items()}
+
+
+def main() -> None:
+    stale = []
+    for path, text in pages().items():
+        if "--check" in sys.argv:
+            stale += [path] if not path.is_file() or path.read_text() != text else []
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if stale:
+        sys.exit(f"out of date: {', '.join(p.name for p in stale)}: python scripts/reference.py")
+
+
+if __name__ == "__main__":
+    main()
