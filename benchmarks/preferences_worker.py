@@ -236,12 +236,12 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     written."""
     import torch
 
-    from posttrain.algorithms import ALGORITHMS
+    from posttrain.algorithms.base import algorithm_named
     from posttrain.data.kinds.pair import to_examples as to_pairs
     from posttrain.data.kinds.unpaired import to_examples as to_judged
     from posttrain.data.render import make_renderer
     from posttrain.data.source import OfflineSource
-    from posttrain.model.heads import add_scoring_head as add_reward_head
+    from posttrain.model.heads import add_scoring_head
     from posttrain.model.models import Models
     from posttrain.runs.data import Data
     from posttrain.tracking.tracker import Tracker
@@ -261,7 +261,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
         def newest(self) -> None: ...
 
-    method = ALGORITHMS[task.method.algorithm]
+    method = algorithm_named(task.method.algorithm)
     config = method.config(
         max_steps=task.num_steps,
         batch_size=task.items_per_step,
@@ -277,21 +277,19 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     )
     renderer = make_renderer(task.tokenizer, "plain")
     given: Any = (task.texts(task.rows), renderer, "rows", MAX_LENGTH, "error")
-    if task.paired:
-        examples, _ = to_pairs(*given, method.train_prompt(config), method.scores(config))
-    else:
-        examples, _ = to_judged(*given, method.compares_prompts(config))
+    to_examples = to_pairs if task.paired else to_judged
+    examples, _ = to_examples(*given, **config.row_options)
     own = [s for example in examples for s in (example if task.paired else example[:1])]
     assert [s.input_ids.tolist() for s in own] == [row.ids() for row in task.rows]
     policy = posttrain_policy(model)
-    if method.scores(config):
-        add_reward_head(policy, name=None)
+    if config.head == "score":
+        add_scoring_head(policy, name=None)
         with torch.no_grad():
-            policy.value_head.weight.copy_(reward_head(model.config.hidden_size))
+            policy.head.weight.copy_(reward_head(model.config.hidden_size))
     models = Models(policy, task.tokenizer, list(renderer.stop_token_ids))
-    if method.needs_reference(config):
+    if config.needs_reference:
         models.keep_reference()
-    if method.precomputes_reference(config):
+    if config.precomputes_reference:
         from posttrain.runs.train import add_reference_logprobs
 
         add_reference_logprobs(models, Data(examples, [], [], [], []), micro_batch_tokens)

@@ -199,7 +199,7 @@ def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
 def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     """The loop of `posttrain train`: its renderer, sampler, source, trainer and tracker. No
     checkpoint is written."""
-    from posttrain.algorithms import ALGORITHMS
+    from posttrain.algorithms.base import algorithm_named
     from posttrain.data.kinds.prompt import Prompt
     from posttrain.data.render import make_renderer
     from posttrain.model.models import Models
@@ -226,7 +226,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
         def newest(self) -> None: ...
 
-    method = ALGORITHMS[task.method]
+    method = algorithm_named(task.method)
     config = method.config(
         max_steps=task.num_steps,
         batch_size=task.prompts_per_step,
@@ -246,7 +246,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     assert [prompt.input_ids for prompt in prompts] == task.prompts
     policy = posttrain_policy(model)
     models = Models(policy, task.tokenizer, task.stops, temperature=1.0)
-    if method.needs_reference(config):
+    if config.needs_reference:
         models.keep_reference()
     tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
     source = RolloutSource(

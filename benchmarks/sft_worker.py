@@ -118,7 +118,7 @@ def run_posttrain(
 
     import torch
 
-    from posttrain.algorithms import ALGORITHMS
+    from posttrain.algorithms.base import algorithm_named
     from posttrain.common.batch import Sequence
     from posttrain.data.source import OfflineSource
     from posttrain.model.models import Models
@@ -141,7 +141,7 @@ def run_posttrain(
         def newest(self) -> None: ...
 
     num_steps = len(rows) // batch
-    sft = ALGORITHMS["sft"]
+    sft = algorithm_named("sft")
     config = sft.config(
         max_steps=num_steps,
         batch_size=batch,

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from posttrain.model import save
 from posttrain.model.config import ModelConfig
-from posttrain.model.folder import CHECKPOINT_INFO
-from posttrain.model.folder import best_or_newest, checkpoints_in
+from posttrain.model.folder import CHECKPOINT_INFO, best_or_newest, checkpoints_in
 from posttrain.model.heads import add_value_head
 from posttrain.model.load import load_policy
 from posttrain.runs.config import parse_config
@@ -113,7 +112,9 @@ def test_the_value_models_adapter_is_not_in_the_policys(tmp_path):
         names.append(set(load_file(tmp_path / folder / "adapter_model.safetensors")))
         add_value_head(models.policy, own_network=True)
     assert names[0] == names[1]
-    assert any(name.startswith("value_network") for name in weights), "there was nothing to leave out"
+    assert any(name.startswith("value_network") for name in weights), (
+        "there was nothing to leave out"
+    )
 
 
 def test_what_is_saved_stops_where_training_stopped(tmp_path):

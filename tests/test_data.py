@@ -276,7 +276,8 @@ def test_rows_that_are_trained_on_are_no_evaluation(tmp_path: Path) -> None:
         "trainer": {"type": "pretrain", "max_steps": 1, "eval_steps": 1},
         "eval": {},
     }
-    with pytest.raises(ValueError, match=r"rows\.jsonl is the file that is trained on: .*give eval"):
+    message = r"rows\.jsonl is the file that is trained on: .*give eval"
+    with pytest.raises(ValueError, match=message):
         eval_rows(tree)
     same = {"path": str(tmp_path / "." / "rows.jsonl"), "split": "validation"}
     tree["eval"] = {"data": [{"path": str(other)}, same]}

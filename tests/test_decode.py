@@ -12,8 +12,7 @@ import torch
 from posttrain.model.config import ModelConfig
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import prepare_policy
-from posttrain.rollout import sampler
-from posttrain.rollout.native import decode
+from posttrain.rollout.native import decode, sampler
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.sampler import NativeSampler
 

@@ -174,7 +174,8 @@ def test_a_rank_that_has_finished_leaves_without_finalization():
     # a finalized interpreter is what a late thread of gloo aborts on
     program = """
 import atexit, sys
-from posttrain import cli, distributed
+from posttrain.cli.main import app, main
+from posttrain.common import distributed
 
 class Late:
     def __del__(self):
@@ -183,7 +184,7 @@ class Late:
 late = Late()
 atexit.register(print, "atexit")
 
-@cli.app.command()
+@app.command()
 def meet():
     distributed.start("cpu")
     distributed.barrier()
@@ -191,7 +192,7 @@ def meet():
     print("met")
 
 sys.argv = ["posttrain", "meet"]
-cli.main()
+main()
 """
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost",
              "MASTER_PORT": "0"}  # fmt: skip

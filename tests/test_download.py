@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from posttrain.cli.main import main as cli
+from posttrain.cli.main import main
 from posttrain.data import download
 from posttrain.data.config import DataConfig
 from posttrain.data.download import MANIFEST, chosen, size
@@ -272,7 +272,7 @@ def test_no_connection_is_one_line(
         "posttrain", "data", "download", "gsm8k", "--output-dir", str(tmp_path)
     ])  # fmt: skip
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main()
     assert left.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: gsm8k: no connection to 127.0.0.1:9 (")

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from posttrain.common.batch import pack
-from posttrain.model import attention
-from posttrain.model import forward as forward_module
+from posttrain.model import attention, output_head
 from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
@@ -24,7 +23,7 @@ from posttrain.model.probe import check_packing
 @pytest.mark.parametrize("read", [["logprobs", "entropy"], ["logprobs"], ["entropy"]], ids="+".join)
 def test_chunked_head_equals_whole_logits(softcap, bias, chunk, read, monkeypatch):
     """Log-probs, entropy and every gradient, in chunks of 1, 3 and all rows."""
-    monkeypatch.setattr(forward_module, "CHUNK_ELEMENTS", chunk * 11)
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", chunk * 11)
     torch.manual_seed(1)
     hidden = torch.randn(7, 5, dtype=torch.float64).float().requires_grad_()
     weight = torch.randn(11, 5).requires_grad_()
@@ -58,7 +57,7 @@ def test_logits_are_never_held_whole(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     vocab, rows = 1000, 64
-    monkeypatch.setattr(forward_module, "CHUNK_ELEMENTS", 4 * vocab)
+    monkeypatch.setattr(output_head, "CHUNK_ELEMENTS", 4 * vocab)
 
     class Largest(TorchDispatchMode):
         seen = 0

@@ -16,9 +16,7 @@ from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed, 
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
 from posttrain.rewards.base import each_row_alone
-from posttrain.rewards.scoring import combine_scores
-from posttrain.rewards.scoring import delegate
-from posttrain.rewards.scoring import score_each
+from posttrain.rewards.scoring import combine_scores, delegate, score_each
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler

@@ -17,14 +17,16 @@ import pytest
 import test_resume
 import tiny
 import yaml
-from posttrain.evaluation.run import summarise
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
 from posttrain.data.files import read_file
+from posttrain.evaluation.generation import Asking, count
 from posttrain.rewards.base import RewardFailure, columns_of
 from posttrain.rewards.build import check_columns
+from posttrain.rewards.score import is_correct
 from posttrain.rewards.scoring import score
+from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs import synthesize
 from posttrain.runs.config import dump, parse_config
 from posttrain.runs.score import score_file
@@ -269,16 +271,25 @@ def test_replies_without_a_score_are_counted_and_shown(
         200,
         chat(replies[asked[-1]], "length" if asked[-1] == "c" else "stop"),
     )
-    found = scores(judge(server, prompt=ALL), list("abc"))
+    reward = judge(server, prompt=ALL)
+    found = scores(reward, list("abc"))
     assert found == [1.0, None, None]
     (record,) = caplog.records
     text = record.getMessage()
     assert "2 of 3 replies hold no score, 1 of them cut off at max_tokens; one ends 'xxx" in text
     assert text.endswith("xxx eight of ten'")
     assert text.count("x") < 100
-    entries = [(value, None, "stop", 1) for value in found]
-    assert summarise([*entries])["unscored"] == pytest.approx(2 / 3)
-    assert summarise([*entries])["mean_score"] == 1.0
+    records = [
+        {
+            "id": str(i), "reward": value, "verdict": None, "finish_reason": "stop",
+            "num_tokens": 1, "correct": None if value is None else is_correct(value),
+        }
+        for i, value in enumerate(found)
+    ]  # fmt: skip
+    renderer: Any = None
+    asking = Asking("abc", renderer, SamplingParams(1, ()), reward)
+    assert count(records, asking)["unscored"] == pytest.approx(2 / 3)
+    assert count(records, asking)["mean_score"] == 1.0
 
 
 def test_a_row_without_the_column_is_not_asked_about(server: ChatServer) -> None:

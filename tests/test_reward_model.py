@@ -196,11 +196,11 @@ def test_a_sequence_that_is_too_long_is_refused_not_cut(chat_model: Path) -> Non
 def test_weights_are_loaded_once_and_late(
     chat_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from posttrain.rewards import reward_model
+    from posttrain.rewards import classifier_scores
 
     loads = []
-    load = reward_model.load
-    monkeypatch.setattr(reward_model, "load", lambda *a: loads.append(a) or load(*a))  # type: ignore[func-returns-value]
+    load = classifier_scores.load
+    monkeypatch.setattr(classifier_scores, "load", lambda *a: loads.append(a) or load(*a))  # type: ignore[func-returns-value]
     reward = make(type="reward_model", path=str(chat_model))
     assert loads == []
     for _ in range(3):

@@ -16,26 +16,25 @@ import pytest
 import test_resume
 import tiny
 import torch
-from posttrain.evaluation.run import summarise
 from pydantic import TypeAdapter
 
 from posttrain.common.metrics import add_metrics, combine
+from posttrain.evaluation.generation import Asking, count
 from posttrain.rewards import REWARDS
 from posttrain.rewards.base import RewardFailure, columns_of
-from posttrain.rewards.build import build_reward, check_columns
-from posttrain.rewards.score import Score, parts_of, verdict_of
+from posttrain.rewards.build import RewardSection, build_reward, check_columns
+from posttrain.rewards.score import Score, is_correct, parts_of, verdict_of
 from posttrain.rewards.scoring import score
 from posttrain.rollout.metrics import rollout_metrics
-from posttrain.rollout.sampler import Rollout
-from posttrain.runs.config import AnyRewardConfig
+from posttrain.rollout.sampler import Rollout, SamplingParams
 from posttrain.runs.score import score_file
 
 MATH = {"type": "math_correctness"}
 
 
 def make(**settings: Any) -> Any:
-    """A reward from its YAML section, through the config's own union."""
-    return build_reward(TypeAdapter(AnyRewardConfig).validate_python(settings))
+    """A reward from its YAML section, through the config's own type."""
+    return build_reward(TypeAdapter(RewardSection).validate_python(settings))
 
 
 def scores(reward: Any, completions: list[str], ids: Any = None, **columns: list[Any]) -> list[Any]:
@@ -287,7 +286,7 @@ def test_a_failing_part_is_named(is_async: bool, tmp_path: Path, recwarn: Any) -
         ([], "at least 1"),
         ([MATH | {"name": "a b"}], "should match pattern"),
         ([MATH | {"weight": math.nan}], "finite"),
-        ([{"type": "weighted", "rewards": [MATH]}], "does not match any of the expected tags"),
+        ([{"type": "weighted", "rewards": [MATH]}], "type is not known"),
     ],
 )
 def test_weighted_settings_that_make_no_sense(rewards: list[Any], expected: str) -> None:
@@ -326,9 +325,17 @@ def test_parts_are_logged_apart_over_all_ranks() -> None:
 
 def test_a_row_without_verdict_among_judged_ones_counts_in_no_share() -> None:
     # a weighted reward still scores a row whose gold answer can not be read: for its format, say
-    entries = [(1.5, "correct", "stop", 3), (0.5, "wrong", "stop", 3), (0.5, None, "stop", 3)]
-    assert summarise([*entries])["accuracy"] == 0.5
-    assert summarise([(0.5, None, "stop", 3), (0.0, None, "stop", 3)])["accuracy"] == 0.5
+    def accuracy(*found: Score) -> float:
+        records = [
+            {"id": str(i), "reward": float(value), "verdict": value.verdict,
+             "correct": is_correct(value), "finish_reason": "stop", "num_tokens": 3}
+            for i, value in enumerate(found)
+        ]  # fmt: skip
+        params = SamplingParams(8, (1,))
+        return count(records, Asking("rows", None, params, lambda **_: []))["accuracy"]  # type: ignore[arg-type]
+
+    assert accuracy(Score(1.5, "correct"), Score(0.5, "wrong"), Score(0.5)) == 0.5
+    assert accuracy(Score(0.5), Score(0.0)) == 0.5
 
 
 def test_a_run_logs_the_parts(tmp_path: Path) -> None:

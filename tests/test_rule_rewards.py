@@ -121,7 +121,7 @@ def test_length_rewards_stay_in_bounds_and_fall(longest: int, cache: int, n: int
         ({"kind": "penalty", "cache_length": 1, "reward": MATH}, "reward is a key of .*: cosine"),
         ({"kind": "penalty", "cache_length": 1, "overlong": 0.0}, "overlong is a key of"),
         ({"kind": "cosine", "reward": MATH, "cache_length": 0}, "cache_length is a key of"),
-        ({"kind": "cosine", "reward": {"type": "length"}}, "does not match any of the expected"),
+        ({"kind": "cosine", "reward": {"type": "length"}}, "type is not known"),
     ],
 )
 def test_length_settings_that_make_no_sense(settings: dict[str, Any], expected: str) -> None:

@@ -12,9 +12,9 @@ import tiny
 import torch
 from completion_server import CompletionServer, total
 
-from posttrain.common import http_client
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
+from posttrain.rollout.engines import client
 from posttrain.rollout.engines import server as server_module
 from posttrain.rollout.engines.client import Server
 from posttrain.rollout.engines.dialects import DIALECTS
@@ -33,7 +33,7 @@ START = "start it so"
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_a_server_that_is_down(model, tmp_path):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
     server = Server(url, timeout=5, retries=1, start_with=START)
-    message = rf"{url} can not be reached \(Connection refused\): is it running\? start it with: "
+    message = rf"{url} cannot be reached \(Connection refused\): is it running\? start it with: "
     with pytest.raises(EngineError, match=rf"{message}{START} \(tried 2 times\)"):
         check_server(server, DIALECTS["vllm"], "tiny", 20, [5], PARAMS)
 

@@ -17,8 +17,14 @@ from typing import Any
 def replacing(file: Path) -> Iterator[Path]:
     """Give a temporary path to write; it becomes `file` when the block ends without an error.
 
-    A reader, or a process killed meanwhile, sees the old file or the new one, never a part.
+    A reader, or a process killed meanwhile, sees the old file or the new one, never a part. A link
+    stays a link to what it names; what is no regular file, such as /dev/stdout, is written to as it
+    is.
     """
+    if file.exists() and not file.is_file():
+        yield file
+        return
+    file = file.resolve()
     temporary = file.with_name(f".{file.name}")
     try:
         yield temporary

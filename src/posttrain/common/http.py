@@ -59,11 +59,14 @@ class HttpError(Exception):
         problem: str,
         tries: int,
         reply: Reply | None = None,
+        cause: Exception | None = None,
     ) -> None:
         """`kind`: no connection; a connection that broke; too slow; 429 or 5xx to the end; any
-        other status. `problem` says it in words, without the key."""
+        other status. `problem` says it in words, without the key. `cause`: why there is no reply
+        at all."""
         super().__init__(problem)
         self.kind, self.problem, self.tries, self.reply = kind, problem, tries, reply
+        self.cause = cause
 
 
 @dataclass(repr=False)
@@ -163,12 +166,13 @@ def request(
 
 def _unusable(server: Endpoint, cause: Exception, tries: int) -> HttpError:
     if isinstance(cause, TimeoutError):
-        return HttpError("timeout", f"TimeoutError: {cause}", tries)
+        return HttpError("timeout", f"TimeoutError: {cause}", tries, cause=cause)
     broken = (http.client.HTTPException, ConnectionResetError, BrokenPipeError)
     kind: Literal["dropped", "unreachable"] = (
         "dropped" if isinstance(cause, broken) else "unreachable"
     )
-    return HttpError(kind, server.redacted(f"{type(cause).__name__}: {cause}"), tries)
+    problem = server.redacted(f"{type(cause).__name__}: {cause}")
+    return HttpError(kind, problem, tries, cause=cause)
 
 
 def _refused(server: Endpoint, reply: Reply, tries: int) -> HttpError:

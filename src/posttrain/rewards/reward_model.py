@@ -21,6 +21,7 @@ from posttrain.model.folder import (
     STEPS_FILE,
     adapter_config,
     check_adapter_file,
+    holds_classifier,
     is_adapter,
     read_json,
     resolve_model_path,
@@ -126,11 +127,10 @@ def check_folder(path: str) -> Any:
 
     folder = Path(path)
     if is_adapter(folder):
-        settings = adapter_config(folder)
-        if settings.get("task_type") != "SEQ_CLS":
+        if not holds_classifier(folder):
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
         check_adapter_file(folder)
-        base = settings["base_model_name_or_path"]
+        base = adapter_config(folder)["base_model_name_or_path"]
         try:
             return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
         except OSError as error:

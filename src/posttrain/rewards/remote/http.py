@@ -173,8 +173,8 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
         ) from None
     if len(scores) != count:
         raise RewardFailure(
-            f"{name_of(server)}, {rows}: {len(scores)} scores for {count} completions: it must return "
-            "one number or null for each, in their order"
+            f"{name_of(server)}, {rows}: {len(scores)} scores for {count} completions: it must "
+            "return one number or null for each, in their order"
         )
     for i, score in enumerate(scores):
         number = type(score) in (int, float) and -1e308 <= score <= 1e308  # not nan
@@ -187,9 +187,14 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
 
 
 def post(server: Endpoint, body: bytes, rows: str) -> Reply:
-    """Return the reply, after as many tries as it takes; RewardFailure names `rows`."""
+    """Return the reply with status 200, after as many tries as it takes; RewardFailure names
+    `rows`."""
     try:
-        return request(server, "POST", "", body, name_of(server))
+        reply = request(server, "POST", "", body, name_of(server))
+        if reply.status == 200:
+            return reply
+        problem = f"status {reply.status}: {server.redacted(reply.text) or 'no message'}"
+        problem = f"{name_of(server)}, {rows}: {problem}"
     except HttpError as error:
         again = error.kind != "refused"
         advice = (

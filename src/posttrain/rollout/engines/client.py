@@ -34,7 +34,8 @@ class Server:
         """`url`: http://host:port, perhaps with a path, without /v1. `start_with`: the command that
         starts such a server, for messages."""
         self.url, self.start_with = url, start_with
-        patience = Patience(timeout, retries, FIRST_PAUSE, LONGEST_PAUSE)
+        # a Retry-After is honoured for as long as an answer is waited for
+        patience = Patience(timeout, retries, FIRST_PAUSE, max(LONGEST_PAUSE, timeout))
         self.endpoint = Endpoint(urlsplit(url), patience, api_key)
 
     def hurried(self, timeout: float) -> Server:
@@ -81,13 +82,14 @@ class Server:
             refused = f"server {self.url} refused {what} ({reply.status})"
             return EngineError(f"{refused}: {fix}", refusal=text)
         timeout = self.endpoint.patience.timeout
+        reason = getattr(error.cause, "strerror", None) or self.endpoint.redacted(str(error.cause))
         problem = {
             "timeout": f"did not answer within {timeout:g} s: is it overloaded or stuck? lower "
             "rollout.max_concurrent_requests, raise rollout.timeout, or restart it with: "
             f"{self.start_with}",
-            "dropped": f"dropped the request without an answer ({error.problem}): look at its "
-            f"log; restart it with: {self.start_with}",
-            "unreachable": f"cannot be reached ({error.problem}): is it running? start it with: "
+            "dropped": "dropped the request without an answer "
+            f"({type(error.cause).__name__}): look at its log; restart it with: {self.start_with}",
+            "unreachable": f"cannot be reached ({reason}): is it running? start it with: "
             f"{self.start_with}",
         }.get(error.kind, "")
         if reply is not None:
