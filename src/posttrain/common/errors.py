@@ -17,3 +17,7 @@ class SettingError(ValueError):
     def renamed(self, field: str) -> SettingError:
         """Return the same error about what the user calls the setting."""
         return SettingError(field, self.problem)
+
+    def at(self, where: str) -> SettingError:
+        """Return the same error, with the file and row at which it was met."""
+        return SettingError(self.field, f"{where}: {self.problem}")

@@ -25,6 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
+from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.common.suggest import did_you_mean
 from posttrain.data.origin import HubFiles, Origin, origin_of
@@ -54,7 +55,7 @@ class Remote:
 def chosen(names: Sequence[str], *, sft_only: bool = False, rl_only: bool = False) -> list[str]:
     """The data sets to fetch: those named, or all that have files, perhaps of one use alone."""
     if sum((bool(names), sft_only, rl_only)) > 1:
-        raise ValueError("give either names, or --sft-only, or --rl-only")
+        raise SettingError("sft_only", "give either names, or one of sft_only and rl_only")
     origins = {name: origin_of(name) for name in DATASETS}
     files = {name: origin for name, origin in origins.items() if origin and _has_files(origin)}
     for name in names:

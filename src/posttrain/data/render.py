@@ -16,9 +16,9 @@ import jinja2
 import torch
 
 from posttrain.common.batch import Sequence
+from posttrain.data.messages import Message, messages_of
 from posttrain.data.rows import Row
 
-Message = dict[str, Any]  # role, content, and what else the chat template reads
 _PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
 
 
@@ -234,22 +234,6 @@ def _turn_end(tokenizer: Any) -> int:
     )
 
 
-def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
-    """A column that holds a string or a list of messages."""
-    value = row.get(column)
-    if isinstance(value, str) and column != "messages":
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    ):
-        raise ValueError(
-            f"{column} must be {'' if column == 'messages' else 'a text or '}a list of "
-            f"{{role, content}} messages; found {str(value)[:60]!r}"
-        )
-    return value
-
-
 def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
@@ -260,12 +244,6 @@ def _text(row: Row, column: str) -> str:
             f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
         )
     return value
-
-
-def check_text(row: Row) -> None:
-    """Raise ValueError unless the row's `text` is a string."""
-    if not isinstance(row["text"], str):
-        raise ValueError(f"text must be a string; found {str(row['text'])[:60]!r}")
 
 
 def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:

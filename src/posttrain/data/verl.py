@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.common.errors import SettingError
 from posttrain.data.rows import Row
 
 RL_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
@@ -41,8 +42,8 @@ def to_verl_sft(row: Row) -> Row:
     if "messages" in row:
         return row
     if "completion" not in row:
-        raise ValueError("verl_sft needs an answer to the prompt: name its column with "
-                         "--response-key")  # fmt: skip
+        problem = "verl_sft needs an answer to the prompt: name its column"
+        raise SettingError("response_key", problem)
     rest = {k: v for k, v in row.items() if k not in ("prompt", "completion")}
     messages = [*as_messages(row["prompt"]), *as_messages(row["completion"], "assistant")]
     return {"messages": messages, **rest}
@@ -59,13 +60,12 @@ def to_verl_rl(
     }
     for name, value in given.items():
         if not isinstance(value, str):
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"verl_rl needs a text {name}, found {value!r}: give {option}")
+            raise SettingError(name, f"verl_rl needs a text {name}, found {value!r}: give one")
     answer = row.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise ValueError(
-            f"verl_rl needs an answer, a text or a number, found {answer!r}: name its column with "
-            "--answer-key"
+        raise SettingError(
+            "answer_key",
+            f"verl_rl needs an answer, a text or a number, found {answer!r}: name its column",
         )
     prompt = as_messages(row["messages"] if "messages" in row else row["prompt"])
     if prompt and prompt[-1]["role"] == "assistant":

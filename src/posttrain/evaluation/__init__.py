@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.data.sets.fever import LABELS
-from posttrain.data.sets.liar import LABELS as VERDICTS
-
 
 @dataclass(frozen=True)
 class Task:
@@ -21,6 +18,8 @@ class Task:
     """The column that metrics compare a completion with."""
 
 
+_FEVER = ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"]
+_LIAR = ["pants on fire", "false", "barely true", "half true", "mostly true", "true"]
 _MATH = {"type": "math_correctness"}
 _CODE = {"type": "code_execution"}
 _TEXT = ("chrf", "bleu", "rouge", "distinct", "repetition", "length")
@@ -30,13 +29,9 @@ TASKS: dict[str, Task] = {
     "math500": Task({"name": "math", "split": "test"}, _MATH),
     "humaneval": Task({"name": "humaneval", "split": "test"}, _CODE, shots=None),
     "mbpp": Task({"name": "mbpp", "split": "test"}, _CODE, shots="prompt"),
-    "fever": Task(
-        {"name": "fever", "split": "test"}, {"type": "classification", "labels": list(LABELS)}
-    ),
+    "fever": Task({"name": "fever", "split": "test"}, {"type": "classification", "labels": _FEVER}),
     "svamp": Task({"name": "svamp", "split": "test"}, _MATH, shots=None),
-    "liar": Task(
-        {"name": "liar", "split": "test"}, {"type": "classification", "labels": list(VERDICTS)}
-    ),
+    "liar": Task({"name": "liar", "split": "test"}, {"type": "classification", "labels": _LIAR}),
     "xstest": Task(
         {"name": "xstest", "split": "test"},
         {"type": "refusal", "column": "label"},

@@ -115,5 +115,5 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 def _results(place: Path) -> dict[str, dict[str, Any]]:
     results = read_results(place)
     if not results:
-        raise ValueError(f"{results_file(place)}: no results there (posttrain eval --output)")
+        raise ValueError(f"{results_file(place)}: no results of posttrain eval there")
     return results

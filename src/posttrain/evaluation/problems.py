@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import short_hash
-from posttrain.data.render import Renderer, messages_of
+from posttrain.data.messages import messages_of
+from posttrain.data.render import Renderer
 from posttrain.data.rows import Row, numbered
 from posttrain.data.templates import fill
 

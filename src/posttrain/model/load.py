@@ -21,6 +21,7 @@ from posttrain.model.folder import (
     not_found,
     saved_head,
 )
+from posttrain.model.kernels.fused import use_fused
 from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.probe import check_packing
@@ -61,8 +62,6 @@ def prepare_policy(
     model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
 ) -> LanguageModel:
     """Adapter, dtypes, checkpointing and checks for a transformers or PEFT model."""
-    from posttrain.model.kernels.fused import use_fused  # imports transformers
-
     if config.use_lora and not hasattr(model, "peft_config"):
         model = add_lora(model, config, seed)
     for parameter in model.parameters():

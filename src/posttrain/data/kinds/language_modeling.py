@@ -7,7 +7,8 @@ from collections.abc import Callable
 from posttrain.common.batch import Example, Sequence
 from posttrain.data.kinds.kind import render_row
 from posttrain.data.lengths import LengthTable, OnOverlong, overlong
-from posttrain.data.render import Renderer, check_text, messages_of
+from posttrain.data.messages import check_text, messages_of
+from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
 
 Form = tuple[str, ...]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from posttrain.data.render import Message
+from posttrain.data.messages import Message
 from posttrain.data.rows import Row
 
 SHAREGPT_ROLES = {

@@ -11,7 +11,8 @@ from posttrain.common.batch import Example, Sequence
 from posttrain.data.kinds.kind import Kind
 from posttrain.data.kinds.language_modeling import Form, check_columns, to_sequences
 from posttrain.data.lengths import LengthTable, OnOverlong
-from posttrain.data.render import Renderer, check_text
+from posttrain.data.messages import check_text
+from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
 
 FORMS: list[Form] = [("text",)]

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.data.files import STREAMED, SUFFIXES
 from posttrain.data.holdout import question_of
@@ -95,7 +96,7 @@ def prepare(patterns: list[str], config: Preparation) -> Prepared:
     targets = [config.output_dir / f"{name}.parquet" for name in PARTS.values()]
     for file in files:
         if file.resolve() in [target.resolve() for target in targets]:
-            raise ValueError(f"{file} would be overwritten: give another --output-dir")
+            raise SettingError("output_dir", f"{file} would be overwritten: give another")
     held_out = expand([config.decontaminate], SUFFIXES) if config.decontaminate else []
     ngrams = read_ngrams(held_out) if held_out else None
     existed = config.output_dir.is_dir()
@@ -133,9 +134,10 @@ def prepare(patterns: list[str], config: Preparation) -> Prepared:
 def check(config: Preparation) -> None:
     if config.format not in OWN_COLUMNS:
         known = ", ".join(OWN_COLUMNS)
-        raise ValueError(f"--format {config.format!r} is not known: choose one of {known}")
+        raise SettingError("format", f"{config.format!r} is not known: choose one of {known}")
     if not 0 <= config.val_split < 1:
-        raise ValueError(f"--val-split must be at least 0 and below 1; found {config.val_split}")
+        problem = f"must be at least 0 and below 1; found {config.val_split}"
+        raise SettingError("val_split", problem)
 
 
 def expand(patterns: list[str], suffixes: tuple[str, ...] = STREAMED) -> list[Path]:
@@ -173,6 +175,8 @@ def survey(files: list[Path], config: Preparation, ngrams: Ngrams | None, work: 
                 known, prompt = content(row), question_of(row).encode()
                 fate = part_of(group_of(raw, row, config), config)
                 chunk.add(laid_out(row, config, fate, 0))
+            except SettingError as error:
+                raise error.at(where) from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             if ngrams is not None and next(shared(raw, ngrams), None):
@@ -277,7 +281,7 @@ def schema_of(
     wanted = wanted_columns(config)
     for name in config.keep or ():
         if name not in types:
-            raise ValueError(f"--keep: no column {name!r}; found {', '.join(types)}")
+            raise SettingError("keep", f"no column {name!r}; found {', '.join(types)}")
     for name, kind in types.items():
         if kind is None and name in wanted:
             raise ValueError(
@@ -289,7 +293,7 @@ def schema_of(
             columns.append((name, kind))
         else:
             empty = pyarrow.types.is_null(kind)
-            left_out[name] = "no values" if empty else f"not simple; --keep {name} keeps it"
+            left_out[name] = "no values" if empty else "not simple: name it in keep to keep it"
     return pyarrow.schema(columns)
 
 

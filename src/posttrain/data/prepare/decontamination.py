@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.common.errors import SettingError
 from posttrain.data.files import placed_rows
 from posttrain.data.rows import Row
 
@@ -47,7 +48,7 @@ class Ngrams:
 
 def read_ngrams(files: list[Path], n: int = N) -> Ngrams:
     if n < 1:
-        raise ValueError(f"--n must be 1 or more; found {n}")
+        raise SettingError("n", f"must be 1 or more; found {n}")
     found, fewest = Ngrams(n), min(n, FEWEST_WORDS)
     for file in files:
         for _, row in placed_rows(file):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.common.errors import SettingError
 from posttrain.data.files import placed_rows
 from posttrain.data.holdout import group_text, is_held_out, question_of
+from posttrain.data.messages import messages_of
 from posttrain.data.prepare.digests import TRAIN, VALIDATION
-from posttrain.data.render import messages_of
 from posttrain.data.rows import Row, rename_columns
 from posttrain.data.verl import RL_COLUMNS, from_verl, to_verl_rl, to_verl_sft
 
@@ -53,6 +54,8 @@ def standard_rows(files: list[Path], config: Preparation) -> Iterator[tuple[str,
                     yield where, raw, None
                     continue
                 found = form_of(row)
+            except SettingError as error:
+                raise error.at(where) from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             form, first = form or found, first or where
@@ -74,19 +77,17 @@ def standard(raw: Row, config: Preparation) -> Row:
     given = {ours: theirs for ours, theirs in names.items() if theirs is not None}
     for ours, theirs in given.items():
         if theirs not in row:
-            option = "response" if ours == "completion" else ours
-            raise ValueError(
-                f"no column {theirs!r}; found {', '.join(row)}: give --{option}-key one that every "
-                "row has"
+            field = "response_key" if ours == "completion" else f"{ours}_key"
+            raise SettingError(
+                field, f"no column {theirs!r}; found {', '.join(row)}: name one that every row has"
             )
     if given:
         row = rename_columns(row, given, "")
     if "prompt" in given or "completion" in given:
         row.pop("messages", None)
     if "messages" not in row and "prompt" not in row:
-        raise ValueError(
-            f"expected prompt or messages; found {', '.join(row)}: name the column with "
-            "--prompt-key"
+        raise SettingError(
+            "prompt_key", f"expected prompt or messages; found {', '.join(row)}: name the column"
         )
     if config.keep is None:
         return row
@@ -130,9 +131,10 @@ def group_of(raw: Row, row: Row, config: Preparation) -> str:
         return question_of(row)
     value = raw.get(config.group_key)
     if value is None:
-        raise ValueError(
-            f"no value in {config.group_key!r}; found {', '.join(raw)}: give --group-key a column "
-            "that every row has"
+        raise SettingError(
+            "group_key",
+            f"no value in {config.group_key!r}; found {', '.join(raw)}: name a column that every "
+            "row has",
         )
     return group_text(value)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from posttrain.common.errors import SettingError
 from posttrain.data.files import files_of_split, read_file, read_hub
+from posttrain.data.messages import messages_of
 from posttrain.data.origin import HubFiles, Origin
-from posttrain.data.render import messages_of
 from posttrain.data.rows import Row, check_split, numbered
 
 HUB = "HuggingFaceTB/smoltalk"

@@ -7,13 +7,12 @@ keeps one. On a CPU those of a small model take as long as its matrix products.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from transformers.activations import SiLUActivation
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -68,17 +67,22 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter)
 
 
+@functools.cache
+def _llama_norm() -> Any:
+    """transformers' own forward pass of the norm, for other dtypes than fp32."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    return LlamaRMSNorm.forward
+
+
 class RMSNorm(nn.Module):
     weight: Tensor
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Any:
         if not _suits(hidden_states, self.weight):
-            return _theirs(self, hidden_states)
+            return _llama_norm()(self, hidden_states)
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
-
-
-_theirs: Any = LlamaRMSNorm.forward
 
 
 class MLP(nn.Module):
@@ -92,6 +96,9 @@ class MLP(nn.Module):
 
 def use_fused(model: nn.Module) -> None:
     """Replace the norms and feed-forward layers of a model that are, word for word, Llama's."""
+    from transformers.activations import SiLUActivation  # here, for start-up time
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
     for module in model.modules():
         if _same(module, LlamaRMSNorm):
             module.__class__ = RMSNorm

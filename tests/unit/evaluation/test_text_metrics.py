@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import test_render
+from conftest import ROOT
 
 from posttrain.evaluation.scores import text as text_metrics
 from posttrain.evaluation.scores.text import METRICS, stanzas, syllables, words
@@ -200,6 +201,6 @@ def test_the_form_of_poems_by_hand() -> None:
 
 def test_the_registry_is_in_order_and_documented() -> None:
     assert list(METRICS) == sorted(METRICS)
-    page = (Path(__file__).parents[1] / "docs/evaluation_scores.md").read_text()
+    page = (ROOT / "docs/evaluation_scores.md").read_text()
     assert [name for name in METRICS if f"`{name}`" not in page] == []
     assert importlib.import_module("posttrain.evaluation.likelihood").LIKELIHOOD_TASKS

@@ -533,7 +533,11 @@ def test_which_data_sets_are_fetched() -> None:
 @pytest.mark.parametrize(
     ("given", "options", "expected"),
     [
-        (["gsm8k"], {"sft_only": True}, "give either names, or --sft-only, or --rl-only"),
+        (
+            ["gsm8k"],
+            {"sft_only": True},
+            "sft_only: give either names, or one of sft_only and rl_only",
+        ),
         ([], {"sft_only": True, "rl_only": True}, "give either names"),
         (["gsm9k"], {}, "no data set 'gsm9k'; did you mean gsm8k?"),
         (["zzz"], {}, "no data set 'zzz'; known: advbench, alpaca"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -35,7 +36,7 @@ from posttrain.rewards.rules.math import (
 )
 from posttrain.rewards.score import Score
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = SHARED / "data"
 YES, NO, NO_PREDICTION, NO_GOLD, TIMEOUT = (
     "correct", "wrong", "unparseable_prediction", "unparseable_gold", "timeout",
 )  # fmt: skip

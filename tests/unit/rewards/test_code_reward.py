@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from command import Capture, complaint, output_of
-from conftest import shared
+from conftest import ROOT, shared
 
 from posttrain.rewards import code
 from posttrain.rewards.build import check_columns
@@ -403,5 +403,5 @@ def test_score_from_the_command_line(tmp_path: Path, capsys: Capture):
 
 def test_settings_are_documented():
     fields = set(code.CodeExecution.model_fields) - {"type"}
-    text = (Path(__file__).parents[1] / "docs/sandbox.md").read_text()
+    text = (ROOT / "docs/sandbox.md").read_text()
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []

@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import shared
+from conftest import ROOT, shared
 
 from posttrain.cli.main import main
 from posttrain.runs.config import load_config
 from posttrain.runs.train import train
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def metrics(run_dir: Path) -> list[dict]:

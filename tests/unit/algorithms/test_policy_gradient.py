@@ -345,7 +345,7 @@ def test_a_preset_gives_way_to_a_key_and_is_written_out():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_documented(name):
-    from test_architecture import ROOT
+    from conftest import ROOT
 
     assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text()
 

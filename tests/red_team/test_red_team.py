@@ -1,7 +1,7 @@
 """Programs that try to get a score without solving the task, or to do harm. Each scores 0, ends
 within its bound, and leaves neither a process nor a file.
 
-One file in red_team/ is one attack; its header names the task, and the kind of judge that it fools
+One file in attacks/ is one attack; its header names the task, and the kind of judge that it fools
 where it is a trick that works on one (proved here, against a judge as simple as the usual ones).
 """
 
@@ -20,7 +20,7 @@ from posttrain.rewards.code import VERDICTS, CodeExecution, CodeReward, build
 from posttrain.rewards.score import Score
 from posttrain.sandbox import pool
 
-ATTACKS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("red_team/*.py")}
+ATTACKS = {path.stem: path.read_text() for path in Path(__file__).parent.glob("attacks/*.py")}
 FOOLING = [name for name in sorted(ATTACKS) if "# fools: " in ATTACKS[name]]
 CPU_SECONDS, WALL_SECONDS = 1, 2.0
 BOUND = 5 * (WALL_SECONDS + 2)  # room for a machine that is five times slower

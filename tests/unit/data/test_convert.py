@@ -189,7 +189,7 @@ def test_columns_are_renamed_and_others_kept_where_they_have_one_simple_type(
     arguments = ["data", "prepare", file, "--output-dir", tmp_path / "out", "--val-split", 0, *keys]
     text = output_of(capsys, *arguments)
     assert "mixed: values of different types" in text
-    assert "nested: not simple; --keep nested keeps it" in text
+    assert "nested: not simple: name it in keep to keep it" in text
     assert "none: no values" in text
     expected = [
         {"prompt": f"q{i}", "completion": "r", "answer": str(i), "level": i, "tests": ["a"]}
@@ -422,17 +422,17 @@ REFUSED: list[tuple[bytes, list[str], str]] = [
     (GOOD + b'{"messages": [{"role": "user", "content": "x"}]}', [], "prepare them apart"),
     (GOOD + b'{"prompt": "\\ud800", "completion": "b"}', [], "line 2: prompt holds '\\ud800', h"),
     (GOOD, ["--prompt-key", "question"], "line 1: no column 'question'; found prompt, completion: "
-     "give --prompt-key one"),
-    (GOOD, ["--response-key", "reply"], "line 1: no column 'reply'; found prompt, completion: give "
-     "--response-key"),
-    (GOOD, ["--group-key", "id"], "line 1: no value in 'id'; found prompt, completion: give"),
+     "name one that every row has"),
+    (GOOD, ["--response-key", "reply"], "line 1: no column 'reply'; found prompt, completion: name "
+     "one"),
+    (GOOD, ["--group-key", "id"], "line 1: no value in 'id'; found prompt, completion: name"),
     (GOOD, ["--format", "verl_rl"], "line 1: verl_rl needs a text data_source, found None: give "
-     "--data-source"),
+     "one"),
     (GOOD, ["--format", "verl_rl", "--data-source", "x", "--ability", "y"],
      "line 1: verl_rl needs an answer, a text or a number, found None: name its column"),
     (b'{"prompt": "a"}', ["--format", "verl_sft"], "line 1: verl_sft needs an answer to the pr"),
-    (GOOD, ["--format", "verl"], "--format 'verl' is not known: choose one of posttrain, verl_sft"),
-    (GOOD, ["--val-split", "1"], "--val-split must be at least 0 and below 1; found 1"),
+    (GOOD, ["--format", "verl"], "--format: 'verl' is not known: choose one of posttrain, verl_sft"),
+    (GOOD, ["--val-split", "1"], "--val-split: must be at least 0 and below 1; found 1"),
     (b"\n\n", [], "no rows"),
     (b'{"prompt": "", "completion": "b"}', [], "no row is left to train on: of 1, 0 are for"),
     (GOOD + b'{"prompt": "a", "completion": "b", "answer": 1}\n'
@@ -554,3 +554,24 @@ def test_a_file_of_2_gb_takes_less_than_500_mb_of_memory(tmp_path: Path) -> None
     assert sum(kept) == number
     assert 0 < peak * 1024 < 500e6
     file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--prompt-key", "question"], "--prompt-key"),
+        (["--response-key", "reply"], "--response-key"),
+        (["--group-key", "id"], "--group-key"),
+        (["--format", "verl_rl"], "--data-source"),
+        (["--format", "verl_rl", "--data-source", "x", "--ability", "y"], "--answer-key"),
+        (["--keep", "x"], "--keep"),
+        (["--val-split", "1"], "--val-split"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_the_option_that_the_user_wrote(
+    tmp_path: Path, capsys: Capture, options: list[str], named: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(GOOD)
+    text = complaint(capsys, "data", "prepare", file, "--output-dir", tmp_path / "out", *options)
+    assert text.startswith(f"error: {named}: ")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shared
+from conftest import ROOT, shared
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
@@ -22,7 +22,6 @@ from posttrain.runs.synthesize import MakingConfig, load_making
 from posttrain.runs.train import train
 from posttrain.sandbox import pool
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 PIPELINES = [path for path in RECIPES if path.parent.name == "pipeline"]
 MAKING = [path for path in RECIPES if path.parent.name == "data"]

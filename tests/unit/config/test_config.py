@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from posttrain.runs.config import Config, dump, load_config, parse_config, save_
 from posttrain.runs.pipeline import load_pipeline, stage_config
 from posttrain.runs.synthesize import load_making
 
-ROOT = Path(__file__).resolve().parents[1]
 PATHS = list(dict.fromkeys(key.path for key in keys(Config)))
 HINTS = hints_of(list(keys(Config)))
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from conftest import ROOT
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 
 from posttrain.algorithms.base import algorithm_named
@@ -86,7 +86,7 @@ def test_a_reward_model_with_lora_resumes(tmp_path, monkeypatch):
 
 
 def test_the_methods_page_has_the_defaults():
-    page = (Path(__file__).parents[1] / "docs/methods.md").read_text()
+    page = (ROOT / "docs/methods.md").read_text()
     table = page.partition("| | `loss_type` | reference | `beta`")[2].partition("\n\n")[0]
     rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| `")]
     cells = [[cell.strip(" `") for cell in row] for row in rows]

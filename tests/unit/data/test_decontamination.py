@@ -95,7 +95,7 @@ def test_the_report(tmp_path: Path, capsys: Capture) -> None:
     assert f"{train}, line 2: tom has 3 boxes of 4 apples and he eats 2 how many" in text
     text = output_of(capsys, "data", "overlap", train, held_out, "--n", 5)
     assert "share 5 successive words" in text
-    assert "--n must be 1 or more" in complaint(
+    assert "--n: must be 1 or more" in complaint(
         capsys, "data", "overlap", train, held_out, "--n", 0
     )
     assert "no file matches" in complaint(capsys, "data", "overlap", train, tmp_path / "x.jsonl")
