@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-avx2 test-slow check bench clean
+.PHONY: demo docs test test-avx2 test-slow check bench clean
 
 demo: $(VENV)/installed  ## random weights -> SFT -> GRPO -> evaluation, on a CPU
 	$(BIN)/posttrain pipeline recipes/pipeline/demo.yaml
@@ -22,6 +22,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs  ## the site in build/site, every link checked
+	$(BIN)/python scripts/reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed-bench  ## posttrain and TRL in turn on the same model and rows
 	$(BIN)/python benchmarks/sft.py
@@ -42,8 +46,16 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VENV)/installed-bench: $(VENV)/installed
+$(VENV)/installed-docs: $(VENV)/installed-docs  ## the site in build/site, every link checked
+	$(BIN)/python scripts/reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 clean:

@@ -244,7 +244,8 @@ def add_reference_logprobs(batch: Batch, models: Models, config: PreferenceConfi
 def mean_over_ranks(x: Tensor) -> float:
     """The mean of all ranks' values. A collective."""
     parts = distributed.all_gather((float(x.double().sum()), len(x)))
-    return sum(total for total, _ in parts) / max(1, sum(count for _, count in parts))
+    total, count = (sum(column) for column in zip(*parts))
+    return float(total / max(1, count))
 
 
 def method(config: type[PreferenceConfig]) -> Algorithm:

@@ -63,7 +63,8 @@ def vespo(w: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, 
 
 
 def upper(config: Any) -> float:
-    return config.epsilon if config.epsilon_high is None else config.epsilon_high
+    bound: float = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    return bound
 
 
 SURROGATES: dict[Surrogate, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -95,7 +95,7 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
         near = nearest(given, choices)
         hint = f"did you mean {near}?" if near else f"one of {', '.join(choices)}"
         return f"{problem}; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message
     # YAML reads yes, no, on and off as booleans

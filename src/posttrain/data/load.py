@@ -52,9 +52,10 @@ def _named(config: DataConfig) -> list[Row]:
                 f"{config.name} has no option {option!r}; known: {', '.join(accepted)}",
             )
     try:
-        return validate_call(load)(config.split, **options)
+        rows: list[Row] = validate_call(load)(config.split, **options)
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingError(
             f"data.options.{first['loc'][0]}", f"{first['msg'].lower()} (got {first['input']!r})"
         ) from None
+    return rows

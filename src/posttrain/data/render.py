@@ -104,7 +104,7 @@ class Renderer:
         """Text of a completion, without its stop token."""
         if ids and ids[-1] in self.stop_token_ids:
             ids = ids[:-1]
-        return self.tokenizer.decode(ids)
+        return str(self.tokenizer.decode(ids))
 
     def _chat_segments(
         self, messages: list[Message], generation: bool = False, steps: SequenceOf[str] = ()
@@ -227,7 +227,7 @@ def _turn_end(tokenizer: Any) -> int:
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     for token in ids:
         if token in special:
-            return token
+            return int(token)
     raise ValueError(
         "the chat template closes an assistant turn without a stop token: the model would never "
         "learn to stop; use data.template: plain or a tokenizer with another template"

@@ -74,7 +74,9 @@ def ask(
     n, ranks = asking.num_samples, distributed.num_ranks()
     each = max(1, chunk // n)  # of a rank
     size = each * ranks
-    records = distributed.from_rank_0([] if file is None else kept(file, len(problems), each, n))
+    records: list[Record] = distributed.from_rank_0(
+        [] if file is None else kept(file, len(problems), each, n)
+    )
     for start in range(len(records) // n, len(problems), size):
         places = range(start, min(start + size, len(problems)))
         mine = places[distributed.rank() :: ranks]

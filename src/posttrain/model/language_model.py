@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
             states = hidden[0].index_select(0, rows.places[positions - 1])
             weight, bias, softcap, scale = self.output_head()
             targets = batch.input_ids[positions]
-            logprobs, ent = HeadLogprobs.apply(
+            logprobs, ent = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
                 states, weight, bias, targets, scale / temperature, softcap, entropy
             )
         return logprobs[:num_trained], ent[:num_trained] if entropy else None, head_outputs

@@ -42,7 +42,7 @@ def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn
     )
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = model_class(config)
+    model: nn.Module = model_class(config)
     torch.set_rng_state(state)
     return model
 

@@ -32,11 +32,12 @@ def build(config: Custom) -> Callable[..., Any]:
     sys.modules[module.__name__] = module
     # not imported: that leaves a __pycache__ beside the file, which may be older than its source
     exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    function = vars(module).get(config.function)
+    function: Any = vars(module).get(config.function)
     if not callable(function):
         found = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
         raise ValueError(f"{config.path} has no function {config.function!r}; found: {found}")
-    return function
+    found_function: Callable[..., Any] = function
+    return found_function
 
 
 REWARD = Reward(Custom, build)

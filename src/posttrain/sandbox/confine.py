@@ -151,7 +151,8 @@ _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 1
 
 def landlock_version() -> int:
     """The version of landlock in this kernel; 0 where there is none."""
-    return max(0, _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1)))
+    nothing, version = ctypes.c_size_t(0), ctypes.c_uint(1)
+    return max(0, int(_libc().syscall(_CREATE_RULESET, None, nothing, version)))
 
 
 def apply_landlock(readable: list[str]) -> None:

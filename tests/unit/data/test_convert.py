@@ -431,7 +431,7 @@ REFUSED: list[tuple[bytes, list[str], str]] = [
     (GOOD, ["--format", "verl_rl", "--data-source", "x", "--ability", "y"],
      "line 1: verl_rl needs an answer, a text or a number, found None: name its column"),
     (b'{"prompt": "a"}', ["--format", "verl_sft"], "line 1: verl_sft needs an answer to the pr"),
-    (GOOD, ["--format", "verl"], "--format: 'verl' is not known: choose one of posttrain, verl_sft"),
+    (GOOD, ["--format", "verl"], "--format: 'verl' is not known: choose one of posttrain, verl"),
     (GOOD, ["--val-split", "1"], "--val-split: must be at least 0 and below 1; found 1"),
     (b"\n\n", [], "no rows"),
     (b'{"prompt": "", "completion": "b"}', [], "no row is left to train on: of 1, 0 are for"),

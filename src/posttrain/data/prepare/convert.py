@@ -300,7 +300,7 @@ def schema_of(
 def is_simple(kind: pyarrow.DataType) -> bool:
     if pyarrow.types.is_list(kind):
         return is_simple(kind.value_type)
-    return pyarrow.types.is_primitive(kind) or pyarrow.types.is_string(kind)
+    return bool(pyarrow.types.is_primitive(kind) or pyarrow.types.is_string(kind))
 
 
 # --- the second pass ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019, arXiv
     1910.07467, eq. 4)."""
-    found: Tensor = _RMSNorm.apply(x, weight, eps)
+    found: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -45,7 +45,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    found: Tensor = _SwiGLU.apply(gate, up)
+    found: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -51,7 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear, with its gradients."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    found: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
     return found.view(*x.shape[:-1], len(weight))
 
 

@@ -62,7 +62,8 @@ def _projection(module: Any) -> Callable[[Tensor], Tensor]:
     """An adapted or quantised layer keeps its own forward."""
     if type(module) in (nn.Linear, Linear):
         return reusable(module.weight, module.bias)
-    return module
+    forward: Callable[[Tensor], Tensor] = module
+    return forward
 
 
 def _written_out(policy: LanguageModel, longest: int) -> Step:
