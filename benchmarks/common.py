@@ -1,7 +1,7 @@
 """What the benchmarks share: one process per measurement, the machine, medians, the models.
 
-This module imports nothing heavy at the top: on Linux a child's peak memory starts from that of
-the process that forked it, so the driver has to stay small.
+Nothing heavy is imported at module level: on Linux a child's peak memory starts from that of the
+process that forked it, so the driver has to stay small.
 """
 
 from __future__ import annotations
@@ -26,25 +26,40 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 MIB = 2**20
 
-# glibc's malloc, for both sides alike. `tuned` is what posttrain sets for itself: freed memory is
-# kept for the next step instead of being given back to the kernel and zeroed again.
+# Settings of glibc's malloc, the same for both sides. `tuned` is what posttrain sets for itself:
+# freed memory is kept for the next step instead of being returned to the kernel and zeroed again.
 ALLOCATORS: dict[str, dict[str, str]] = {
     "tuned": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)},
     "default": {},
 }
 
 SHAPES: dict[str, dict[str, int]] = {
-    "8m": {"hidden_size": 256, "num_hidden_layers": 11, "num_attention_heads": 4,
-           "num_key_value_heads": 2, "intermediate_size": 704},
-    "small": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-              "num_key_value_heads": 1, "intermediate_size": 384},
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "intermediate_size": 96},
-}  # fmt: skip
+    "8m": {
+        "hidden_size": 256,
+        "num_hidden_layers": 11,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 704,
+    },
+    "small": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "intermediate_size": 384,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+    },
+}
 
 
 def random_qwen2(shape: str, vocab: int, seed: int = 0, initializer_range: float = 0.02) -> Any:
-    """A Qwen2 causal LM of a shape of SHAPES with random fp32 weights and a tied head."""
+    """Return a Qwen2 causal LM with random fp32 weights and a tied head; `shape` is in SHAPES."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -63,7 +78,7 @@ def random_qwen2(shape: str, vocab: int, seed: int = 0, initializer_range: float
 
 
 def posttrain_policy(model: Any) -> Any:
-    """The model as posttrain trains and samples it: fp32, on the CPU, without adapter."""
+    """Return the model as posttrain trains and samples it: fp32, on the CPU, no adapter."""
     import torch
 
     from posttrain.model.config import ModelConfig
@@ -74,7 +89,7 @@ def posttrain_policy(model: Any) -> Any:
 
 
 def weights_hash(model: Any) -> str:
-    """Equal for two models with the same weights, bit for bit."""
+    """Return a hash that is equal for two models with bitwise equal weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -83,19 +98,20 @@ def weights_hash(model: Any) -> str:
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process so far, MiB."""
+    """Return the peak resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 def use_threads(threads: int) -> None:
+    """Set the number of torch's threads."""
     import torch
 
     torch.set_num_threads(threads)
 
 
 def matmul_rate(repeats: int = 30) -> float:
-    """fp32 matrix multiplication as fast as it goes here, FLOP/s: [2048, 1024] @ [1024, 1024]."""
+    """Return the best FLOP/s of an fp32 product [2048, 1024] @ [1024, 1024] on this machine."""
     import torch
 
     a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
@@ -111,7 +127,7 @@ def matmul_rate(repeats: int = 30) -> float:
 def run_worker(
     script: str, settings: dict[str, Any], allocator: str, threads: int
 ) -> dict[str, Any]:
-    """What the worker measured, in a process of its own that reads `settings` from its input."""
+    """Return what the worker measures, in a process of its own that reads `settings` from stdin."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     environment |= ALLOCATORS[allocator]
     environment |= {
@@ -133,13 +149,14 @@ def run_worker(
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """The worker's side of `run_worker`."""
+    """Run the worker's side of `run_worker`: settings from stdin, result to the file in argv."""
     settings = json.loads(sys.stdin.read())
     use_threads(settings["threads"])
     Path(sys.argv[1]).write_text(json.dumps(work(settings)))
 
 
 def machine(threads: int) -> dict[str, Any]:
+    """Return what identifies the machine: processor, cores, memory, system."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -156,33 +173,36 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of packages."""
+    result = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            result[name] = "not installed"
+    return result
 
 
 def median_of(rows: list[dict[str, Any]], side: str, key: str) -> float:
+    """Return the median of a key over the rows of one side."""
     return statistics.median(row[key] for row in rows if row["side"] == side)
 
 
 def median_ratio(rows: list[dict[str, Any]], side: str, peer: str, key: str) -> float:
-    """Median over the rounds of side / peer, both measured in the same round."""
+    """Return the median over the rounds of side / peer, both from the same round."""
     value = {(row["round"], row["side"]): row[key] for row in rows if key in row}
     rounds = sorted({row["round"] for row in rows})
     return statistics.median(value[r, side] / value[r, peer] for r in rounds)
 
 
 def in_turn(sides: list[str], turn: int) -> list[str]:
-    """The sides, beginning with another one each turn, so that none always runs first."""
+    """Return the sides, beginning with another one in each turn: none always runs first."""
     start = turn % len(sides)
     return sides[start:] + sides[:start]
 
 
 def write_results(name: str, results: dict[str, Any]) -> None:
+    """Write benchmarks/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
@@ -190,4 +210,5 @@ def write_results(name: str, results: dict[str, Any]) -> None:
 
 
 def today() -> str:
+    """Return the present time, UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

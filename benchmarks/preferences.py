@@ -1,17 +1,17 @@
 """Preference throughput and peak memory: posttrain against TRL's trainers.
 
-DPOTrainer, KTOTrainer, ORPOTrainer and RewardTrainer of TRL 1.16.
+The trainers are DPOTrainer, KTOTrainer, ORPOTrainer and RewardTrainer of TRL 1.16.
 
-Whole optimiser steps, the reference's log-probs included (not with `dpo_precomputed`, where both
-sides have them before the first step). The same weights, rows, loss and optimiser settings,
-threads and allocator settings on both sides; every measurement in a process of its own; the sides
-in turn, round after round. A scouting round measures every setting of TRL, the rounds that count
-measure the fastest of them. The sides must agree in their losses and gradient norms, else nothing
-is reported.
+Whole optimiser steps are timed, including the reference's log-probs (except `dpo_precomputed`, for
+which both sides have them before the first step). Both sides have the same weights, rows, loss and
+optimiser settings, threads and allocator settings. Every measurement is a process of its own; the
+sides take turns, round after round. A scouting round measures every setting of TRL, and the rounds
+that count measure the fastest of them. If the sides do not agree in their losses and gradient
+norms, nothing is reported.
 
-tokens/s counts prompt and completion of every row, no padding, the same number on both sides: a
-pair's prompt twice, though posttrain runs it once unless it is short, and for KTO the rows alone,
-though both sides also run the pairs that its KL is measured on.
+tokens/s counts the prompt and completion of every row without padding, the same number on both
+sides: a pair's prompt counts twice, though posttrain runs it once unless it is short; for KTO only
+the rows count, though both sides also run the pairs from which its KL is estimated.
 
     python benchmarks/preferences.py --rounds 5 --steps 6 --methods dpo kto orpo reward_model
 """
@@ -47,7 +47,7 @@ from preferences_worker import (
 )
 
 OURS = "posttrain"
-FIRST, LAST = 1e-4, 1e-3  # relative, on what is compared of the first and the last step
+FIRST, LAST = 1e-4, 1e-3  # relative tolerance on the first and the last step
 LOGPS = ("logps/chosen", "logps/rejected")
 COMPARED = {
     "dpo": ("loss", "grad_norm", *LOGPS),
@@ -58,6 +58,7 @@ COMPARED = {
 
 
 def main() -> None:
+    """Run the benchmark and write its results."""
     args = parse_arguments()
     methods = {method: compare(method, args) for method in args.methods}
     name = "preferences-quick" if args.quick else "preferences"
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Every measurement of one method, and what comes of it."""
+    """Return every measurement of one method, with medians and ratios."""
     print(
         f"\n{method}: {args.shape} model, vocabulary {args.vocab:,}, {2 * args.pairs} rows a step, "
         f"{args.threads} thread(s)"
@@ -130,19 +131,19 @@ def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_of(algorithm: str, rows_per_step: int) -> list[str]:
-    """The settings of TRL that differ from each other."""
+    """Return the settings of TRL that differ from each other for a step of this size."""
     names = [name for name, setting in TRL.items() if setting["rows"] <= rows_per_step]
-    # of two rows that are a pair, and of a step in one forward pass, the order is nothing
-    same = {
+    # sorting changes nothing if a forward pass holds the whole step, or just the two of a pair
+    redundant = {
         name for name in names if TRL[name].get("sorted") and TRL[name]["rows"] == rows_per_step
     }
     if algorithm != "kto":
-        same.add("rows_2_sorted")
-    return [name for name in names if name not in same]
+        redundant.add("rows_2_sorted")
+    return [name for name in names if name not in redundant]
 
 
 def check(algorithm: str, rows: list[dict[str, Any]], rows_per_step: int) -> None:
-    """The comparison is void unless all sides did the same work."""
+    """Fail unless all sides did the same work: the comparison would be void."""
     for key, what in (
         ("weights", "started from different weights"),
         ("steps", "made different numbers of steps"),
@@ -153,11 +154,11 @@ def check(algorithm: str, rows: list[dict[str, Any]], rows_per_step: int) -> Non
     for row in rows:
         side, names = row["side"], COMPARED[algorithm]
         moments = {"first": FIRST, "last": LAST}
-        # TRL pairs rows for the KL within a forward pass, posttrain over the data set: the
-        # estimates are the same, 0, on the first step only
+        # TRL makes the pairs for the KL within a forward pass, posttrain over the data set: the
+        # estimates are equal, 0, on the first step only
         if algorithm == "kto":
             del moments["last"]
-        # its NLL is a mean over tokens, in TRL of each forward pass, in posttrain of the step
+        # ORPO's NLL is a mean over the tokens of a forward pass in TRL, of a step in posttrain
         in_parts = side in TRL and TRL[side]["rows"] < rows_per_step
         if algorithm == "orpo" and in_parts:
             names = LOGPS
@@ -173,7 +174,7 @@ def check(algorithm: str, rows: list[dict[str, Any]], rows_per_step: int) -> Non
 def summary(
     scouting: list[dict[str, Any]], rounds: list[dict[str, Any]], peers: list[str]
 ) -> dict[str, Any]:
-    """Medians and ratios, as a table on the console and for the results file."""
+    """Print medians and ratios as a table, and return them for the results file."""
     sides = [*POSTTRAIN, *peers]
     speed = {side: median_of(rounds, side, "tokens_per_second") for side in sides}
     memory = {side: median_of(rounds, side, "peak_mib") for side in sides}
@@ -201,19 +202,26 @@ def summary(
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before those, at least 1")
-    parser.add_argument("--pairs", type=int, default=16, help="in a step; for kto, half its rows")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="untimed steps before them, at least 1"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=16, help="pairs in a step; for kto, half of its rows"
+    )
     parser.add_argument("--shape", choices=list(SHAPES), default="8m")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
-    parser.add_argument("--finalists", type=int, default=2, help="TRL settings in every round")
+    parser.add_argument(
+        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+    )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
     args = parser.parse_args()
     if args.quick:
         args.shape, args.rounds, args.steps, args.warmup, args.pairs = "tiny", 1, 2, 1, 4

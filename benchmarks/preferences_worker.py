@@ -18,13 +18,16 @@ from common import answer, peak_memory, posttrain_policy, random_qwen2, weights_
 
 @dataclass(frozen=True)
 class Method:
+    """A method to measure, and its settings."""
+
     algorithm: str
     keys: dict[str, Any] = field(default_factory=dict)
-    """Of both configs, which name them alike."""
+    """Keys of both configs, which have the same names."""
     precomputed: bool = False
-    """Reference log-probs of all rows before the first step, where no time is measured."""
+    """The reference's log-probs of all rows are computed before the first step, untimed."""
 
     def with_key(self, precompute: str) -> dict[str, Any]:
+        """Return the keys, with the one named `precompute` if log-probs are precomputed."""
         return self.keys | ({precompute: True} if self.precomputed else {})
 
 
@@ -37,12 +40,12 @@ METHODS = {
     "reward_model": Method("reward_model"),
 }
 
-# posttrain: tokens in one forward pass (its only memory knob; 768 is its default on a CPU)
+# posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768}
 
-# TRL: rows in one forward pass, the two of a pair together. `sorted`: the rows of a step are handed
-# over by length, so that little is padded. None of the four trainers can do without padding:
-# DPOTrainer ignores `padding_free` with a warning. KTOTrainer needs two rows for its KL.
+# TRL: rows in one forward pass, the two of a pair together. `sorted`: the rows of a step are passed
+# in order of length, so that there is little padding. None of the four trainers works without
+# padding: DPOTrainer ignores `padding_free` with a warning. KTOTrainer needs two rows for its KL.
 TRL: dict[str, dict[str, Any]] = {
     "rows_2": {"rows": 2},
     "rows_2_sorted": {"rows": 2, "sorted": True},
@@ -54,7 +57,7 @@ TRL: dict[str, dict[str, Any]] = {
     "rows_16_sorted": {"rows": 16, "sorted": True},
     "rows_32": {"rows": 32},
 }
-# where its trainers are, how their names begin, the columns that they make of a row's completions
+# module of TRL's trainer, beginning of its name, its columns of tokenised completions
 TRAINERS = {
     "dpo": ("trl", "DPO", ("chosen_ids", "rejected_ids")),
     "kto": ("trl", "KTO", ("completion_ids",)),
@@ -65,7 +68,7 @@ TRAINERS = {
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "max_norm": 1.0}
 PROMPT = (16, 200)  # tokens, shortest and longest
 COMPLETION = (16, 300)  # with the stop token
-MAX_LENGTH = 1024  # of no consequence; the default of TRL
+MAX_LENGTH = 1024  # the default of TRL; no row is longer
 PAD, STOP = 0, 1
 LOGGED = (
     "loss",
@@ -76,17 +79,18 @@ LOGGED = (
     "nll_loss",
     "kl",
 )
-HEAD_STD = 0.02  # of a reward model's head: at 0 every first reward and loss would be the same
+HEAD_STD = 0.02  # of a reward model's head: with 0, all first rewards and losses would be equal
 
 
 @dataclass
 class Row:
-    """A prompt with one completion. Good ones and bad ones take turns."""
+    """A prompt with one completion. Rows are good (chosen) and bad (rejected) in turn."""
 
     prompt: list[int]
     completion: list[int]  # without the stop token, which both sides add
 
     def ids(self) -> list[int]:
+        """Return the token ids of prompt, completion and stop token."""
         return [*self.prompt, *self.completion, STOP]
 
     def __len__(self) -> int:
@@ -95,7 +99,7 @@ class Row:
 
 @dataclass
 class Task:
-    """What both sides are given."""
+    """The input of both sides."""
 
     method: Method
     rows: list[Row]  # of all steps, in their order
@@ -105,19 +109,21 @@ class Task:
 
     @property
     def num_steps(self) -> int:
+        """Optimiser steps."""
         return len(self.rows) // self.rows_per_step
 
     @property
     def paired(self) -> bool:
+        """Whether two successive rows are a pair."""
         return self.method.algorithm != "kto"
 
     @property
     def items_per_step(self) -> int:
-        """Pairs, or rows that are judged alone."""
+        """Pairs in a step, or single rows for KTO."""
         return self.rows_per_step // 2 if self.paired else self.rows_per_step
 
     def texts(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """The rows as a user would have them, one per item."""
+        """Return the rows as a user would have them, one per item."""
         answers = [text_of(row.completion) for row in rows]
         if self.paired:
             return [
@@ -125,14 +131,14 @@ class Task:
                 for row, chosen, rejected in zip(rows[0::2], answers[0::2], answers[1::2])
             ]
         return [
-            {"prompt": text_of(row.prompt), "completion": f" {text}", "label": place % 2 == 0}
-            for place, (row, text) in enumerate(zip(rows, answers))
+            {"prompt": text_of(row.prompt), "completion": f" {text}", "label": index % 2 == 0}
+            for index, (row, text) in enumerate(zip(rows, answers))
         ]
 
 
 @dataclass
 class Log:
-    """What a side tells after each optimiser step."""
+    """What a side reports after each optimiser step."""
 
     ended: list[float] = field(default_factory=list)  # seconds
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -140,6 +146,7 @@ class Log:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the measurement that `settings` describe."""
     side, vocab, warmup = settings["side"], settings["vocab"], settings["warmup"]
     method = METHODS[settings["method"]]
     num_rows = 2 * settings["pairs_per_step"]
@@ -159,9 +166,9 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         log = run_trl(model, task, TRL[side])
     assert weights_hash(model) != hashed, f"{side} did not train"
-    # TRL's ORPOTrainer does not count
-    counted = log.metrics[-1].get("num_tokens")
-    assert counted in (None, sum(len(row) for row in task.rows)), "tokens got lost"
+    # TRL's ORPOTrainer does not count tokens
+    num_tokens = log.metrics[-1].get("num_tokens")
+    assert num_tokens in (None, sum(len(row) for row in task.rows)), "tokens got lost"
     seconds = log.ended[-1] - log.ended[warmup - 1]
     tokens = sum(len(row) for row in task.rows[warmup * num_rows :])
     return {
@@ -179,7 +186,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_rows(number: int, vocab: int, share_prompts: bool) -> list[Row]:
-    """Random ids of random lengths; two neighbours are a pair where they share their prompt."""
+    """Return rows of random ids and lengths; with `share_prompts`, every two rows are a pair."""
     import torch
 
     generator = torch.Generator().manual_seed(4)
@@ -189,15 +196,15 @@ def make_rows(number: int, vocab: int, share_prompts: bool) -> list[Row]:
         return torch.randint(STOP + 1, vocab, (length,), generator=generator).tolist()
 
     rows: list[Row] = []
-    for place in range(number):
-        shared = share_prompts and place % 2 == 1
+    for index in range(number):
+        shared = share_prompts and index % 2 == 1
         prompt = rows[-1].prompt if shared else draw(*PROMPT)
         rows.append(Row(prompt, draw(COMPLETION[0] - 1, COMPLETION[1] - 1)))
     return rows
 
 
 def by_length(rows: list[Row], paired: bool) -> list[Row]:
-    """The rows of a step so that neighbours are about as long; good and bad still take turns."""
+    """Return a step's rows in order of length, still good and bad in turn."""
     good, bad = rows[0::2], rows[1::2]
     if paired:
         pairs = sorted(zip(good, bad), key=lambda pair: max(len(row) for row in pair))
@@ -207,7 +214,7 @@ def by_length(rows: list[Row], paired: bool) -> list[Row]:
 
 
 def word_tokenizer(vocab: int) -> Any:
-    """Token 17 is the word t17, so that texts stand for exactly the ids that are meant."""
+    """Return a tokenizer in which token 17 is the word t17, so that texts stand for exact ids."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -221,19 +228,22 @@ def word_tokenizer(vocab: int) -> Any:
 
 
 def text_of(ids: list[int]) -> str:
+    """Return the text that `word_tokenizer` turns into `ids`."""
     return " ".join(f"t{token}" for token in ids)
 
 
 def reward_head(width: int) -> Any:
-    """Weights [1, width], the same on both sides."""
+    """Return the weights of a reward model's head, [1, width], the same on both sides."""
     import torch
 
     return HEAD_STD * torch.randn(1, width, generator=torch.Generator().manual_seed(5))
 
 
 def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
-    """The loop of `posttrain train`: its renderer, source, trainer and tracker. No checkpoint is
-    written."""
+    """Run the loop of `posttrain train`: its renderer, source, trainer and tracker.
+
+    No checkpoint is written.
+    """
     import torch
 
     from posttrain.algorithms.base import algorithm_named
@@ -276,11 +286,12 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
         **task.method.with_key("precompute_reference"),
     )
     renderer = make_renderer(task.tokenizer, "plain")
-    given: Any = (task.texts(task.rows), renderer, "rows", MAX_LENGTH, "error")
+    arguments: Any = (task.texts(task.rows), renderer, "rows", MAX_LENGTH, "error")
     to_examples = to_pairs if task.paired else to_judged
-    examples, _ = to_examples(*given, **config.row_options)
-    own = [s for example in examples for s in (example if task.paired else example[:1])]
-    assert [s.input_ids.tolist() for s in own] == [row.ids() for row in task.rows]
+    examples, _ = to_examples(*arguments, **config.row_options)
+    # the second sequence of a KTO example is the unrelated one for its KL
+    sequences = [s for example in examples for s in (example if task.paired else example[:1])]
+    assert [s.input_ids.tolist() for s in sequences] == [row.ids() for row in task.rows]
     policy = posttrain_policy(model)
     if config.head == "score":
         add_scoring_head(policy, name=None)
@@ -294,9 +305,9 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
         add_reference_logprobs(models, Data(examples, [], [], [], []), micro_batch_tokens)
     source = OfflineSource(examples, task.items_per_step, seed=0, rank=0, num_ranks=1)
-    # the source shuffles; laid out in its order, the rows come out as they are listed here
+    # the source shuffles: place the rows so that it returns them in the order of this list
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
-    source.examples = [examples[place] for _, place in sorted(zip(order, range(len(order))))]
+    source.examples = [examples[i] for _, i in sorted(zip(order, range(len(order))))]
     tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
     checkpoints: Any = NoCheckpoints()
     Trainer(models, source, method, config, tracker, checkpoints, task.num_steps).fit()
@@ -305,7 +316,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
 
 def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
-    """TRL's trainer of the method, with whatever costs time turned off."""
+    """Run TRL's trainer of the method, with everything that costs extra time turned off."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
     from transformers import TrainerCallback
@@ -358,7 +369,7 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
         **task.method.with_key("precompute_ref_log_probs"),
     )
     hashed = weights_hash(model)
-    # the reference is loaded from where the model says it came from
+    # TRL loads the reference from the path in the model's config
     model.save_pretrained(Path(task.folder) / "start")
     model.config._name_or_path = str(Path(task.folder) / "start")
     trainer = getattr(library, f"{name}Trainer")(
@@ -376,7 +387,7 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
 
 
 def classifier_of(model: Any) -> Any:
-    """A reward model as TRL trains it, on the modules of the causal LM."""
+    """Return a reward model as TRL trains it, with the modules of the causal LM."""
     import torch
     from transformers import Qwen2ForSequenceClassification
 
@@ -389,8 +400,10 @@ def classifier_of(model: Any) -> Any:
 
 
 def prepared_ids(rows: Any, completions: tuple[str, ...]) -> list[list[int]]:
-    """Prompt and completion of each row of TRL's data set, in order. Where there is no column of
-    prompts, the completions begin with them."""
+    """Return the ids of prompt and completion of each row of TRL's data set, in order.
+
+    Without a column of prompts, the completions begin with them.
+    """
     prompts = rows["prompt_ids"] if "prompt_ids" in rows.column_names else [[]] * len(rows)
     return [[*prompt, *row[name]] for prompt, row in zip(prompts, rows) for name in completions]
 

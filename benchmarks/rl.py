@@ -1,10 +1,10 @@
 """RL throughput and peak memory: posttrain against TRL's GRPOTrainer and RLOOTrainer.
 
-Whole optimiser steps: sampling, scoring, training. The same weights, prompts, limits, reward,
-optimiser settings, threads and allocator settings on both sides; every measurement in a process of
-its own; the sides in turn, round after round. A scouting round measures every setting of TRL, the
-rounds that count measure the fastest of them. The completions are drawn at random, so the sides
-can not have the same ones: their lengths and rewards must agree within sampling error.
+Whole optimiser steps are timed: sampling, scoring, training. Both sides have the same weights,
+prompts, limits, reward, optimiser settings, threads and allocator settings. Every measurement is a
+process of its own; the sides take turns, round after round. A scouting round measures every setting
+of TRL, and the rounds that count measure the fastest of them. Completions are sampled, so the sides
+cannot have the same ones: their lengths and rewards must agree within the sampling error.
 
     python benchmarks/rl.py --rounds 5 --steps 4 --methods grpo rloo
 """
@@ -36,6 +36,7 @@ TOLERANCE = 5.0  # standard errors between the means of two sides
 
 
 def main() -> None:
+    """Run the benchmark and write its results."""
     args = parse_arguments()
     methods = {method: compare(method, args) for method in args.methods}
     name = "rl-quick" if args.quick else "rl"
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Every measurement of one method, and what comes of it."""
+    """Return every measurement of one method, with medians and ratios."""
     print(
         f"\n{method}: {args.shape} model, {args.prompts} x {args.completions} completions of at "
         f"most {args.new_tokens} tokens, {args.threads} thread(s)"
@@ -115,8 +116,11 @@ def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """The comparison is void unless all sides did the same work. Takes what was drawn in each
-    completion out of the rows; returns the mean over them by side, and its standard error."""
+    """Fail unless all sides did the same work: the comparison would be void.
+
+    Removes the rewards and lengths of single completions from the rows, and returns their means by
+    side, with standard errors.
+    """
     for key, what in (
         ("weights", "started from different weights"),
         ("steps", "made different numbers of steps"),
@@ -125,12 +129,12 @@ def check(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]
         assert len({row[key] for row in rows}) == 1, f"the sides {what}"
     agreement: dict[str, dict[str, tuple[float, float]]] = {}
     for key in ("first_rewards", "first_lengths", "lengths"):
-        drawn: dict[str, list[float]] = {}
+        by_side: dict[str, list[float]] = {}
         for row in rows:
-            drawn.setdefault(row["side"], []).extend(row.pop(key))
+            by_side.setdefault(row["side"], []).extend(row.pop(key))
         means = {
             side: (statistics.fmean(x), statistics.stdev(x) / math.sqrt(len(x)))
-            for side, x in drawn.items()
+            for side, x in by_side.items()
         }
         ours, our_error = means[OURS]
         for side, (mean, error) in means.items():
@@ -146,7 +150,7 @@ def summary(
     peers: list[str],
     agreement: dict[str, dict[str, tuple[float, float]]],
 ) -> dict[str, Any]:
-    """Medians and ratios, as a table on the console and for the results file."""
+    """Print medians and ratios as a table, and return them for the results file."""
     sides = [*POSTTRAIN, *peers]
     keys = ("tokens_per_second", "completion_tokens_per_second", "peak_mib", "mean_length")
     medians = {key: {side: median_of(rounds, side, key) for side in sides} for key in keys}
@@ -183,26 +187,34 @@ def summary(
 
 
 def median_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the median of each share of the time."""
     names = rows[0]["time_shares"]
     return {name: statistics.median(row["time_shares"][name] for row in rows) for name in names}
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="timed optimiser steps")
-    parser.add_argument("--warmup", type=int, default=1, help="steps before those, at least 1")
-    parser.add_argument("--prompts", type=int, default=8, help="in an optimiser step")
-    parser.add_argument("--completions", type=int, default=8, help="of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=256, help="at most, of a completion")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="untimed steps before them, at least 1"
+    )
+    parser.add_argument("--prompts", type=int, default=8, help="prompts in an optimiser step")
+    parser.add_argument("--completions", type=int, default=8, help="completions of each prompt")
+    parser.add_argument(
+        "--new-tokens", type=int, default=256, help="maximum length of a completion"
+    )
     parser.add_argument("--shape", choices=list(SHAPES), default="8m")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
-    parser.add_argument("--finalists", type=int, default=2, help="TRL settings in every round")
+    parser.add_argument(
+        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+    )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
     args = parser.parse_args()
     if args.quick:
         args.shape, args.rounds, args.steps, args.warmup = "tiny", 1, 2, 1

@@ -16,10 +16,10 @@ from common import answer, peak_memory, posttrain_policy, random_qwen2, weights_
 
 METHODS = {"grpo": {"beta": 0.0}, "rloo": {"beta": 0.05}}  # the defaults of TRL 1.16
 
-# posttrain: tokens in one forward pass (its only memory knob; 768 is its default on a CPU)
+# posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768}
 
-# TRL: completions in one forward pass, gradients accumulated over a step's, and keys of its
+# TRL: completions in one forward pass, with gradients accumulated over a step, and keys of its
 # config. All completions of a step are generated together, whatever the setting.
 TRL: dict[str, dict[str, Any]] = {
     "rows_4": {"rows": 4},
@@ -27,7 +27,7 @@ TRL: dict[str, dict[str, Any]] = {
     "rows_16": {"rows": 16},
     "rows_64": {"rows": 64},
     "rows_8_static_cache": {"rows": 8, "keys": {"cache_implementation": "static"}},
-    # completions that have ended make room; without a size it takes most of the memory for itself
+    # ended completions make room for others; without sizes it takes most of the memory
     "rows_8_continuous": {
         "rows": 8,
         "keys": {
@@ -47,7 +47,7 @@ SHORTEST, LONGEST = 20, 100  # tokens of a prompt
 
 @dataclass
 class Task:
-    """What both sides are given."""
+    """The input of both sides."""
 
     prompts: list[list[int]]  # of all steps, in their order
     prompts_per_step: int
@@ -61,16 +61,18 @@ class Task:
 
     @property
     def num_steps(self) -> int:
+        """Optimiser steps."""
         return len(self.prompts) // self.prompts_per_step
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return the prompts as rows of text, each with its position."""
         texts = [" ".join(f"t{token}" for token in ids) for ids in self.prompts]
         return [{"prompt": text, "place": place} for place, text in enumerate(texts)]
 
 
 @dataclass
 class Log:
-    """What happened in each optimiser step."""
+    """What a side reports about each optimiser step."""
 
     ended: list[float] = field(default_factory=list)  # seconds
     lengths: list[list[int]] = field(default_factory=list)  # of the completions
@@ -82,9 +84,10 @@ class Log:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the measurement that `settings` describe."""
     side, vocab, warmup = settings["side"], settings["vocab"], settings["warmup"]
-    # every stop token has about the probability 1 / vocab: uncapped, a completion would have
-    # new_tokens / 2 tokens in the mean
+    # each stop token has a probability of about 1 / vocab: without a limit, the mean length of a
+    # completion would be new_tokens / 2
     stops = list(range(2 * vocab // settings["new_tokens"]))
     number = (warmup + settings["steps"]) * settings["prompts"]
     task = Task(
@@ -137,12 +140,12 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_shares(times: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Shares of the timed steps' seconds; empty where a side does not say."""
+    """Return the share of the timed seconds that each part of the steps took."""
     return {name: sum(step[name] for step in times) / seconds for name in times[0]}
 
 
 def make_prompts(number: int, lowest: int, vocab: int) -> list[list[int]]:
-    """Random ids of random lengths, none of which stops a completion."""
+    """Return prompts of random lengths and random ids, none of which is a stop token."""
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -151,7 +154,7 @@ def make_prompts(number: int, lowest: int, vocab: int) -> list[list[int]]:
 
 
 def word_tokenizer(vocab: int) -> Any:
-    """Token 17 is the word t17, so that texts stand for exactly the ids that are meant."""
+    """Return a tokenizer in which token 17 is the word t17, so that texts stand for exact ids."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -164,9 +167,11 @@ def word_tokenizer(vocab: int) -> Any:
 
 
 def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
-    """The share of even ids in a completion; keeps what it was asked to judge. A call holds whole
-    groups of the step: all of them, or those that are ready."""
-    judged: list[int] = []  # the places of the prompts so far
+    """Return a reward, the share of even ids in a completion, which logs what it scores.
+
+    A call holds whole groups of a step: all of them, or those that are ready.
+    """
+    judged: list[int] = []  # positions of the prompts scored so far
 
     def even_ids(
         prompts: list[str],
@@ -186,7 +191,7 @@ def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
         assert set(judged[first:]) <= step, "other prompts in the step"
         assert len(set(judged)) == len(judged), "a prompt was judged twice"
         ended = [ids[-1] in task.stops or len(ids) == task.new_tokens for ids in completion_ids]
-        assert all(ended), "a completion is cut at the wrong place"
+        assert all(ended), "a completion is cut at the wrong token"
         assert not any(token in task.stops for ids in completion_ids for token in ids[:-1])
         rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
         log.lengths[-1].extend(len(ids) for ids in completion_ids)
@@ -197,8 +202,10 @@ def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
 
 
 def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
-    """The loop of `posttrain train`: its renderer, sampler, source, trainer and tracker. No
-    checkpoint is written."""
+    """Run the loop of `posttrain train`: its renderer, sampler, source, trainer and tracker.
+
+    No checkpoint is written.
+    """
     from posttrain.algorithms.base import algorithm_named
     from posttrain.data.kinds.prompt import Prompt
     from posttrain.data.render import make_renderer
@@ -261,9 +268,9 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
         tracker.sample,
         beside=False,
     )
-    # the source shuffles; laid out in its order, the prompts come out as they are listed here
+    # the source shuffles: place the prompts so that it returns them in the order of this list
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
-    source.prompts = [prompts[place] for _, place in sorted(zip(order, range(len(order))))]
+    source.prompts = [prompts[i] for _, i in sorted(zip(order, range(len(order))))]
     checkpoints: Any = NoCheckpoints()
     Trainer(models, source, method, config, tracker, checkpoints, task.num_steps).fit()
     tracker.close()
@@ -271,7 +278,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
 
 def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
-    """TRL's GRPOTrainer or RLOOTrainer, with whatever costs time turned off."""
+    """Run TRL's GRPOTrainer or RLOOTrainer, with everything that costs extra time turned off."""
     import datasets
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -283,7 +290,7 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal begun  # of the first step; the others begin where the one before has ended
+            nonlocal begun  # time of the first step; any other begins when the one before ends
             begun = begun or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -348,9 +355,9 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
         **METHODS[task.method],
         **setting.get("keys", {}),
     )
-    # every id in this list ends a completion, in generation and in the loss alike
+    # every id in this list ends a completion, both in generation and in the loss
     model.generation_config.eos_token_id = task.stops
-    # the reference is loaded from where the model says it came from
+    # TRL loads the reference from the path in the model's config
     model.save_pretrained(Path(task.folder) / "start")
     model.config._name_or_path = str(Path(task.folder) / "start")
     hashed = weights_hash(model)

@@ -1,7 +1,7 @@
 """Sampling throughput: posttrain's sampler against `generate` of transformers.
 
-The same weights, prompts, threads and allocator settings on both sides; every measurement in a
-process of its own; the sides in turn, round after round. Greedy ids must be the same.
+Both sides have the same weights, prompts, threads and allocator settings. Every measurement is a
+process of its own; the sides take turns, round after round. Greedy ids must be the same.
 
     python benchmarks/sampler.py --rounds 5
 """
@@ -30,6 +30,7 @@ OURS, PEERS = SIDES[0], SIDES[1:]
 
 
 def main() -> None:
+    """Run the benchmark and write its results."""
     args = parse_arguments()
     cases = {f"{name}/{mode}": compare(name, mode, args) for name, mode in cases_of(args)}
     name = "sampler-quick" if args.quick else "sampler"
@@ -57,15 +58,16 @@ def main() -> None:
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[str, str]]:
-    there = [name for name in args.models if name != "stories260k" or STORIES.is_dir()]
+    """Return the cases to measure, (model, mode); a model that is not on disk is left out."""
+    available = [name for name in args.models if name != "stories260k" or STORIES.is_dir()]
     for name in args.models:
-        if name not in there:
-            print(f"{name}: left out, there is no models/{name} in a folder named shared beside")
-    return [(name, mode) for name in there for mode in ("greedy", "group")]
+        if name not in available:
+            print(f"{name}: left out, {STORIES} does not exist")
+    return [(name, mode) for name in available for mode in ("greedy", "group")]
 
 
 def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Every measurement of one case, and what comes of it."""
+    """Return every measurement of one case, with medians and ratios."""
     print(f"\n{name}, {mode}: {args.new_tokens} new tokens, {args.threads} thread(s)")
     settings = {
         "model": name,
@@ -96,7 +98,7 @@ def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(rounds: list[dict[str, Any]], ties: dict[str, int]) -> dict[str, Any]:
-    """Medians and ratios, as a table on the console and for the results file."""
+    """Print medians and ratios as a table, and return them for the results file."""
     speed = {side: median_of(rounds, side, "tokens_per_second") for side in SIDES}
     memory = {side: median_of(rounds, side, "peak_mib") for side in SIDES}
     best = max(PEERS, key=lambda side: speed[side])
@@ -110,7 +112,7 @@ def summary(rounds: list[dict[str, Any]], ties: dict[str, int]) -> dict[str, Any
         )
     print(f"  {OURS} / {best}: tokens/s {ratio:.2f}, peak memory {memory_ratio:.2f}")
     if any(ties.values()):
-        print(f"  rows that part at a tie of two logits: {ties}")
+        print(f"  rows that differ from a tie of two logits on: {ties}")
     return {
         "peer": best,
         "ratio": ratio,
@@ -123,14 +125,17 @@ def summary(rounds: list[dict[str, Any]], ties: dict[str, int]) -> dict[str, Any
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=64, help="greedy; a group has half of them")
+    parser.add_argument(
+        "--prompts", type=int, default=64, help="prompts of greedy; group has half as many"
+    )
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="a few tokens, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few tokens, to check that it runs")
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.prompts, args.new_tokens = 1, 8, 16

@@ -14,7 +14,7 @@ from common import answer, peak_memory, posttrain_policy, random_qwen2
 SIDES = ("posttrain", "transformers_dynamic", "transformers_static")
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 
-# Random weights large enough that the most likely token stands out.
+# The random weights are large enough for the most likely token to stand out.
 MODELS: dict[str, dict[str, Any]] = {
     "small": {"shape": "small", "vocab": 1024},
     "stories260k": {},
@@ -24,7 +24,7 @@ INITIALIZER_RANGE = 0.1
 
 SHORTEST, LONGEST = 20, 100  # tokens of a prompt
 GROUP = 8  # completions per prompt in the case `group`
-TIE = 1e-3  # two logits nearer than this may come out in either order
+TIE = 1e-3  # rounding may swap two logits that are nearer than this
 
 TEXT = """Once upon a time there was a little girl named Ann. She liked to play in the garden with
 her dog. One day the dog ran away and Ann was very sad. Her mother said they should look for him in
@@ -40,6 +40,7 @@ had a race. She won and laughed. Then they ate warm soup and bread with their gr
 
 
 def load_model(name: str) -> Any:
+    """Return a model of MODELS in fp32, in eval mode."""
     if name != "stories260k":
         settings = MODELS[name]
         return random_qwen2(
@@ -52,7 +53,7 @@ def load_model(name: str) -> Any:
 
 
 def make_prompts(name: str, number: int) -> list[list[int]]:
-    """Ragged prompts: random ids, or the beginning-of-sequence token and real text."""
+    """Return prompts of random lengths: random ids, or for stories260k BOS and real text."""
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -73,14 +74,18 @@ def make_prompts(name: str, number: int) -> list[list[int]]:
 
 
 def stop_tokens(name: str, mode: str) -> list[int]:
-    """Greedy from random weights runs to the end; in a group, rows stop at random places, after
-    about 128 tokens in the mean."""
+    """Return the stop tokens of a case.
+
+    Greedy completions of random weights run to the limit; those in groups stop at random, after
+    about 128 tokens on average.
+    """
     if name == "stories260k":
         return [1, 2]
     return list(range(MODELS[name]["vocab"] // 128)) if mode == "group" else []
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the measurement that `settings` describe."""
     name, mode, new_tokens = settings["model"], settings["mode"], settings["new_tokens"]
     if settings["side"] == "check":
         prompts = make_prompts(name, settings["prompts"])
@@ -94,7 +99,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         cache = settings["side"].removeprefix("transformers_")
         generate = transformers_sampler(model, stops, mode, cache)
-    generate(prompts, new_tokens)  # a run generates at every step: the first time is not timed
+    generate(prompts, new_tokens)  # warm-up: a run generates in every step
     started = time.perf_counter()
     completions = generate(prompts, new_tokens)
     seconds = time.perf_counter() - started
@@ -111,7 +116,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def posttrain_sampler(model: Any, stops: list[int], mode: str) -> Any:
-    """prompts, new tokens -> ids up to and including the stop token. Log-probs come along."""
+    """Return a function (prompts, new tokens) -> ids with the stop token; it computes log-probs."""
     from posttrain.rollout.native.sampler import NativeSampler
     from posttrain.rollout.sampler import SamplingParams
 
@@ -128,7 +133,7 @@ def posttrain_sampler(model: Any, stops: list[int], mode: str) -> Any:
 
 
 def transformers_sampler(model: Any, stops: list[int], mode: str, cache: str) -> Any:
-    """The same by `model.generate`: all rows in one batch, padded on the left."""
+    """Return the same function by `model.generate`: one batch, padded on the left."""
     import torch
     from transformers import GenerationConfig
 
@@ -159,13 +164,16 @@ def transformers_sampler(model: Any, stops: list[int], mode: str, cache: str) ->
 
 
 def up_to_stop(ids: list[int], stops: list[int]) -> list[int]:
+    """Return the ids up to and including the first stop token."""
     ends = [i for i, token in enumerate(ids) if token in stops]
     return ids[: ends[0] + 1] if ends else ids
 
 
 def count_ties(model: Any, prompts: list[list[int]], a: list[list[int]], b: list[list[int]]) -> int:
-    """Rows whose greedy ids differ between the sides. Each must part at a tie of two logits,
-    which rounding decides; anything else is an error."""
+    """Return the number of rows whose greedy ids differ between the sides.
+
+    Fails unless each begins to differ at a tie of two logits, which rounding decides.
+    """
     import torch
 
     model = model.double()

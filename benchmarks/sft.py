@@ -1,9 +1,9 @@
 """SFT throughput and peak memory: posttrain against TRL's SFTTrainer.
 
-The same weights, rows, optimiser settings, threads and allocator settings on both sides; every
-measurement in a process of its own; the sides in turn, round after round. A scouting round
-measures every setting of TRL, the rounds that count measure the fastest of them. Both sides must
-start from the same loss, else nothing is reported.
+Both sides have the same weights, rows, optimiser settings, threads and allocator settings. Every
+measurement is a process of its own; the sides take turns, round after round. A scouting round
+measures every setting of TRL, and the rounds that count measure the fastest of them. If the sides
+do not have the same first loss, nothing is reported.
 
     python benchmarks/sft.py --rounds 5 --steps 12 --vocab 4096 32768
 """
@@ -33,6 +33,7 @@ TOLERANCE = 1e-4  # nats a token, on the loss of the first step
 
 
 def main() -> None:
+    """Run the benchmark and write its results."""
     args = parse_arguments()
     vocabularies = {str(vocab): compare(vocab, args) for vocab in args.vocab}
     name = "sft-quick" if args.quick else "sft"
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def compare(vocab: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Every measurement with one vocabulary, and what comes of it."""
+    """Return every measurement with one vocabulary, with medians and ratios."""
     print(f"\nvocabulary {vocab:,}: {args.shape} model, {args.threads} thread(s)")
 
     def measure(side: str, number: int, allocator: str) -> dict[str, Any]:
@@ -102,22 +103,23 @@ def compare(vocab: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fastest(rows: list[dict[str, Any]], names: list[str], number: int) -> list[str]:
+    """Return the `number` fastest of the settings `names`."""
     speed = {row["side"]: row["tokens_per_second"] for row in rows}
     return sorted(names, key=lambda name: -speed[name])[:number]
 
 
 def check(rows: list[dict[str, Any]]) -> None:
-    """The comparison is void unless both sides did the same work."""
+    """Fail unless both sides did the same work: the comparison would be void."""
     assert len({row["weights"] for row in rows}) == 1, "the sides started from different weights"
     assert len({row["steps"] for row in rows}) == 1, "the sides made different numbers of steps"
-    # packing puts other rows into a step; its own reference covers it
-    alike = [row for row in rows if row["side"] != "packing_bfd"]
-    assert len({row["tokens"] for row in alike}) == 1, "the sides saw different rows"
+    # packing puts other rows into a step: it is checked against a reference of its own
+    comparable = [row for row in rows if row["side"] != "packing_bfd"]
+    assert len({row["tokens"] for row in comparable}) == 1, "the sides saw different rows"
     for row in rows:
         difference = abs(row["first_loss"] - row["reference_loss"])
         assert difference < TOLERANCE, f"{row['side']}: first loss is off by {difference:.2g}"
     for key, limit in (("first_loss", TOLERANCE), ("last_loss", 10 * TOLERANCE)):
-        values = [row[key] for row in alike]
+        values = [row[key] for row in comparable]
         spread = max(values) - min(values)
         assert spread < limit, f"{key} differs between the sides by {spread:.2g}"
 
@@ -129,15 +131,15 @@ def summary(
     untuned: list[dict[str, Any]],
     peers: list[str],
 ) -> dict[str, Any]:
-    """Medians and ratios, as a table on the console and for the results file."""
+    """Print medians and ratios as a table, and return them for the results file."""
     sides = [*POSTTRAIN, *peers]
     speed = {side: median_of(rounds, side, "tokens_per_second") for side in sides}
     memory = {side: median_of(rounds, side, "peak_mib") for side in sides}
     best = max(peers, key=lambda side: speed[side])
-    # the head is tied to the embedding, so the parameters that are multiplied are all of them
+    # the head is tied to the embedding, so all parameters take part in a product
     parameters = next(row["parameters"] for row in rounds if row["side"] == OURS)
     rate = median_of(rounds, "matmul", "flops_per_second")
-    # against the rate of the same round
+    # utilisation is relative to the rate in the same round
     matmul = {r["round"]: r["flops_per_second"] for r in rounds if r["side"] == "matmul"}
     used = [
         {**r, "used": 6 * parameters * r["tokens_per_second"] / matmul[r["round"]]}
@@ -179,16 +181,19 @@ def summary(
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="timed optimiser steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before those")
+    parser.add_argument("--warmup", type=int, default=2, help="untimed steps before them")
     parser.add_argument("--rows", type=int, default=16, help="rows in an optimiser step")
     parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--finalists", type=int, default=2, help="TRL settings in every round")
+    parser.add_argument(
+        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+    )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
     args = parser.parse_args()
     args.shape = "8m"
     if args.quick:

@@ -1,7 +1,7 @@
 """One measurement of SFT throughput: one side, one setting, in a process of its own.
 
-Both sides train the same weights on the same rows, the same rows in each optimiser step, with
-AdamW at the same settings. Called by sft.py.
+Both sides train the same weights on the same rows in each optimiser step, with the same settings of
+AdamW. Called by sft.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from common import (
     weights_hash,
 )
 
-# posttrain: tokens in one forward pass (its only memory knob; 768 is its default on a CPU)
+# posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768, "posttrain_8192": 8192}
 
-# TRL: rows in one forward pass, and keys of its config. `sorted`: the rows of an optimiser step
-# are handed over by length, so that little is padded (better than its group_by_length can do
-# without changing which rows make up a step). `packing` has about as many tokens in a step, since
-# the number of rows in it can not be set.
+# TRL: rows in one forward pass, and keys of its config. `sorted`: the rows of an optimiser step are
+# passed in order of length, so that there is little padding (less than its group_by_length gives
+# with the same rows in a step). `packing` has about as many tokens in a step, since the number of
+# rows in it cannot be set.
 TRL: dict[str, dict[str, Any]] = {
     "padded_1": {"rows": 1},
     "padded_2_sorted": {"rows": 2, "sorted": True},
@@ -45,16 +45,19 @@ SHORTEST, LONGEST = 64, 512  # tokens of a row
 
 @dataclass
 class Row:
+    """A prompt with its completion."""
+
     input_ids: list[int]
     prompt_length: int  # tokens that are not trained on
 
     def labels(self) -> list[int]:
+        """Return the ids with those of the prompt replaced by -100."""
         return [-100] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
 @dataclass
 class Log:
-    """What a side tells after each optimiser step."""
+    """What a side reports after each optimiser step."""
 
     ended: list[float] = field(default_factory=list)  # seconds
     losses: list[float] = field(default_factory=list)
@@ -63,7 +66,7 @@ class Log:
 
 
 def make_rows(number: int, vocab: int, seed: int) -> list[Row]:
-    """Random ids of random lengths; a quarter of each row is the prompt."""
+    """Return rows of random ids and lengths; a quarter of each is the prompt."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -76,6 +79,7 @@ def make_rows(number: int, vocab: int, seed: int) -> list[Row]:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the measurement that `settings` describe."""
     side = settings["side"]
     if side == "matmul":
         return {"flops_per_second": matmul_rate()}
@@ -110,7 +114,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 def run_posttrain(
     model: Any, rows: list[Row], batch: int, micro_batch_tokens: int, folder: str
 ) -> tuple[Log, list[Row]]:
-    """The loop of `posttrain train`: its source, trainer and tracker. No checkpoint is written.
+    """Run the loop of `posttrain train`: its source, trainer and tracker. Writes no checkpoint.
 
     Returns the log and the rows of the first step.
     """
@@ -159,7 +163,7 @@ def run_posttrain(
         for r in rows
     ]
     source = OfflineSource([(s,) for s in sequences], batch, seed=0, rank=0, num_ranks=1)
-    # the source shuffles; laid out in its order, the rows come out as they are listed here
+    # the source shuffles: place the rows so that it returns them in the order of this list
     order = [i for step in range(num_steps) for i in source.order.indices(step)]
     source.examples = [(sequences[i],) for _, i in sorted(zip(order, range(len(order))))]
     tracker = Clock(Path(folder), num_steps, config.logging_steps, tensorboard=False)
@@ -173,7 +177,7 @@ def run_posttrain(
 def run_trl(
     model: Any, rows: list[Row], batch: int, setting: dict[str, Any], folder: str
 ) -> tuple[Log, list[Row]]:
-    """TRL's SFTTrainer on rows that are tokenised already, with whatever costs time turned off.
+    """Run TRL's SFTTrainer on tokenised rows, with everything that costs extra time turned off.
 
     Returns the log and the rows of the first step.
     """
@@ -198,7 +202,7 @@ def run_trl(
     keys = dict(setting.get("keys", {}))
     packed = setting.get("packed")
     if packed:
-        # as many tokens in a step as the other settings have; shuffled, as packing sorts
+        # as many tokens in a step as in the other settings; shuffled, since packing sorts the rows
         total = sum(len(row.input_ids) for row in rows)
         parts = round(total / num_steps / packed)
         rows = rows + make_rows(len(rows) // 2, int(model.config.vocab_size), seed=2)
@@ -254,7 +258,7 @@ def run_trl(
 
 
 def rows_of(example: dict[str, Any]) -> list[Row]:
-    """The rows of one example of TRL's data set: itself, or those packed into it."""
+    """Return the rows of one example of TRL's data set: itself, or those packed into it."""
     ids, labels = example["input_ids"], example["labels"]
     rows, start = [], 0
     for length in example.get("seq_lengths") or [len(ids)]:
@@ -265,7 +269,7 @@ def rows_of(example: dict[str, Any]) -> list[Row]:
 
 
 def empty_tokenizer() -> Any:
-    """TRL asks for a tokenizer even where there is nothing to tokenise."""
+    """Return a tokenizer without words: TRL requires one even if nothing is tokenised."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -275,9 +279,9 @@ def empty_tokenizer() -> Any:
 
 
 def reference_loss(model: Any, rows: list[Row]) -> float:
-    """Mean loss over the trained tokens of `rows`, each row alone, by transformers' own head.
+    """Return the mean loss in nats over the trained tokens of `rows`, each row run alone.
 
-    Tells whether a side keeps rows apart: nats a token.
+    It uses transformers' own head, and shows whether a side keeps rows apart.
     """
     import torch
 

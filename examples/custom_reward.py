@@ -1,12 +1,12 @@
-"""A reward of your own: any function of this form, in a file of your own.
+"""A custom reward: any function with this signature, in a file of your own.
 
     posttrain score custom rows.jsonl path=examples/custom_reward.py     # try it on rows first
     posttrain train recipes/grpo/math_outcome_cpu.yaml \\
         reward='{type: custom, path: examples/custom_reward.py}'
 
-Every list has one entry per completion. The columns of the data row arrive under their names (here
-`answer`); a column without a default must be there, and is checked before training. Return a float,
-or None for "not applicable". `async def` works as well.
+Every list has one entry per completion. The columns of the data rows are passed by name (here
+`answer`); one without a default is required, and is checked for before training. Return a float for
+each completion, or None for "not applicable". `async def` works too.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ def reward(
     answer: list[str],
     **columns: list[Any],
 ) -> list[float | None]:
-    """1 for the right number at the end, 0.1 for a wrong number, 0 for none."""
+    """Return 1 if the last number is correct, 0.1 for a wrong number, 0 for no number."""
     return [judge(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
 
 def judge(completion: str, gold: str) -> float | None:
-    """Score one completion."""
-    wanted = number_in(gold)
-    if wanted is None:
-        return None  # an answer that is no number: this reward cannot judge it
-    found = number_in(completion)
-    if found is None:
+    """Return the score of one completion."""
+    expected = number_in(gold)
+    if expected is None:
+        return None  # this reward cannot judge an answer that is not a number
+    number = number_in(completion)
+    if number is None:
         return 0.0
-    return 1.0 if found == wanted else 0.1
+    return 1.0 if number == expected else 0.1
 
 
 def number_in(text: str) -> float | None:
-    """Return the last number in a text."""
+    """Return the last number in a text, None if there is none."""
     numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
     return float(numbers[-1]) if numbers else None

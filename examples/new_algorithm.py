@@ -1,14 +1,14 @@
-"""A loss of your own, registered from a script.
+"""A custom loss, registered from a script.
 
     python examples/new_algorithm.py
 
-Focal SFT: tokens that the model already knows count less (Lin et al. 2017, arXiv 1708.02002, eq. 5,
-with the token's probability p):
+Focal SFT: tokens that the model already predicts count less (Lin et al. 2017, arXiv 1708.02002,
+eq. 4, where p_t is the token's probability):
 
     l_t = - (1 - p_t)^focus log p_t
 
-In the package this would be one file, `algorithms/focal.py`, with everything down to `focal`, and
-one line in `algorithms/__init__.py`; the invariant, resume and rank tests then cover it.
+In the package this would be a file `algorithms/focal.py` with the code down to `focal`, and a line
+in `algorithms/__init__.py`. The invariant, resume and rank tests would then cover it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class FocalConfig(TrainerConfig):
 
     type: Literal["focal"] = "focal"
     focus: float = Field(2.0, ge=0)
-    """How fast a known token's weight falls; 0 is SFT."""
+    """Exponent of a token's weight, 1 - p_t; 0 is SFT."""
 
 
 def focal_loss(out: Output, batch: Batch, config: FocalConfig) -> Loss:
-    """Return SUMS: the trainer divides once, by the count of trained tokens of the whole step.
+    """Return sums: the trainer divides once, by the number of trained tokens of the whole step.
 
-    out.logprobs [T] and batch.loss_mask [T]; untrained positions hold 0. Never take a mean here: it
-    would make the gradient depend on how the step was cut into micro-batches.
+    out.logprobs [T] and batch.loss_mask [T]; log-probs are 0 at untrained positions. Never take a
+    mean here: the gradient would depend on how the step is cut into micro-batches.
     """
     logprobs = out.logprobs
     weight = (1 - logprobs.exp()) ** config.focus
     nll = -logprobs.sum().detach()
     return Loss(
         {"token": -(weight * logprobs)[batch.loss_mask].sum()},
-        {"nll": (nll, batch.loss_mask.sum())},  # sum and count: logged as a mean
+        {"nll": (nll, batch.loss_mask.sum())},  # a sum and a count are logged as a mean
     )
 
 
@@ -54,6 +54,7 @@ ALGORITHMS["focal"] = focal  # in the package: a line "posttrain.algorithms.foca
 
 
 def main(output_dir: str = "results") -> None:
+    """Train for 20 steps and print how the negative log-likelihood changes."""
     run = posttrain.train(
         "recipes/sft/demo.yaml",
         trainer={

@@ -1,10 +1,10 @@
-"""A data set of your own by name, registered from a script.
+"""A custom data set, registered under a name from a script.
 
     python examples/new_dataset.py
 
-For a file of your own no code is needed: `data: {path: my.jsonl, columns: {...}}`. A named data set
-is for rows that have to be made or converted. In the package this would be one file,
-`data/sets/squares.py`, and one line in `data/sets/__init__.py`.
+A file of your own needs no code: `data: {path: my.jsonl, columns: {...}}`. A named data set is for
+rows that code generates or converts. In the package this would be a file `data/sets/squares.py` and
+a line in `data/sets/__init__.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from posttrain.data.sets import DATASETS
 
 
 def load(split: str, *, num_rows: int = 1000, largest: int = 99) -> list[Row]:
-    """Return rows prompt, completion, answer: squares, and the held-out ones in `test`.
+    """Return rows with prompt, completion and answer; `test` has the multiples of 5.
 
-    Keyword arguments are the data set's options (`data.options`), checked by their types. Raise
-    ValueError with one line for anything that is wrong.
+    Keyword arguments are the data set's options (`data.options`), and are checked against their
+    types. Raise ValueError with one line for anything that is wrong.
     """
     check_split("squares", split, ("train", "test"))
     numbers = [n for n in range(largest + 1) if (n % 5 == 0) == (split == "test")]
@@ -40,6 +40,7 @@ DATASETS["squares"] = load  # in the package: a line "posttrain.data.sets.square
 
 
 def main(output_dir: str = "results") -> None:
+    """Train for 20 steps and print the held-out loss."""
     run = posttrain.train(
         {
             "model": {"scratch": {"hidden_size": 64, "intermediate_size": 192, "num_layers": 2}},

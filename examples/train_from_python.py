@@ -1,9 +1,9 @@
-"""Train, look at the run, evaluate and sample, from Python.
+"""Train, inspect the run, evaluate and sample, from Python.
 
     python examples/train_from_python.py
 
-Takes a minute on a laptop: a model of 0.3M parameters, 60 steps. Every key means what it means in a
-recipe (docs/reference/config.md); a wrong one gets the same message.
+It takes a minute on a laptop: 60 steps of a model with 0.3M parameters. The keys are those of a
+recipe (docs/reference/config.md), and a wrong key gives the same message.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import posttrain
 
 
 def main(output_dir: str = "results") -> None:
+    """Train a small model and print what it has learnt."""
     config = posttrain.load_config(
         {
             "model": {"scratch": {"hidden_size": 64, "intermediate_size": 192, "num_layers": 2}},
@@ -41,7 +42,7 @@ def main(output_dir: str = "results") -> None:
     for completion in posttrain.generate(run, ["Tom has 3 apples and buys 4."], max_new_tokens=32):
         print(completion)
 
-    model = run.model()  # a transformers model; of a LoRA run a PEFT model
+    model = run.model()  # a transformers model; for a LoRA run, a PEFT model
     print(type(model).__name__, sum(p.numel() for p in model.parameters()), "parameters")
 
 

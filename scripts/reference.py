@@ -1,9 +1,9 @@
 """Write docs/reference/ from the code: every config key, command and data set.
 
-    python scripts/reference.py            # write
+    python scripts/reference.py            # write the pages
     python scripts/reference.py --check    # exit with 1 if a page is out of date
 
-A key, option or data set without a description is an error.
+A key, an option or a data set without a description is an error.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ NOTE = "<!-- Written by scripts/reference.py from the code: do not edit. -->\n"
 
 
 def config_page() -> Iterator[str]:
-    """Yield the lines of the page of all config keys."""
+    """Yield the lines of the page about all config keys."""
     yield "# Configuration"
     yield NOTE
     yield (
         "A recipe is a YAML file with the sections below. A key that the run would not read is an "
-        "error. Any key can be changed on the command line: `trainer.learning_rate=1e-5`. "
-        "In the column of notes, *free* keys may change between a run and its resume, and *also* "
-        "lists what other frameworks call the key: such a name is answered with ours."
+        "error. Any key can be changed on the command line: `trainer.learning_rate=1e-5`. In the "
+        "notes, *free* marks a key that may change when a run is resumed, and *also* lists names "
+        "that other frameworks have for the key: the error about such a name points to this key."
     )
     yield ""
     for name, info in Config.model_fields.items():
@@ -79,20 +79,20 @@ def config_page() -> Iterator[str]:
     yield from section(PipelineConfig, "", "pipeline")
     yield "## Making data"
     yield ""
-    yield "A recipe with a `make` section makes data (`posttrain data preferences`, `filter`)."
+    yield "A recipe with a `make` section generates data (`posttrain data preferences`, `filter`)."
     yield ""
     yield from section(MakingConfig, "", "making", ("model", "data", "reward"))
 
 
 def trainer_sections() -> Iterator[str]:
-    """Yield the shared keys, then those that each method has or changes."""
+    """Yield the keys that all methods share, then those that each method adds or changes."""
     yield "### Every method"
     yield ""
     yield from table(TrainerConfig, "trainer", skip=("type",))
     for name in ALGORITHMS:
         model = algorithm_named(name).config
         shared = TrainerConfig.model_fields
-        own = [
+        changed = [
             key
             for key, info in model.model_fields.items()
             if key != "type" and (key not in shared or default_of(info) != default_of(shared[key]))
@@ -100,7 +100,7 @@ def trainer_sections() -> Iterator[str]:
         yield f"### trainer.type: {name}"
         yield ""
         yield from _paragraph(first_paragraph(model))
-        yield from table(model, "trainer", only=own)
+        yield from table(model, "trainer", only=changed)
 
 
 def reward_sections() -> Iterator[str]:
@@ -116,14 +116,14 @@ def reward_sections() -> Iterator[str]:
 def section(
     model: type[BaseModel], path: str, title: str = "", skip: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Yield a table of a section's keys, and one of each section inside it."""
+    """Yield a table of a section's keys, then one for each section inside it."""
     yield from table(model, path, skip=skip)
     for name, info in model.model_fields.items():
         if name in skip:
             continue
         inner = [m for m in dict.fromkeys(sections_in(info)) if not issubclass(m, RewardConfig)]
         for below in inner:
-            if f"{path}.{name}" in ("eval.data",):  # the keys of `data`
+            if f"{path}.{name}" == "eval.data":  # has the keys of `data`
                 continue
             where = f"{path}.{name}" if path else name
             kind = below.model_fields.get("type")
@@ -166,7 +166,7 @@ def described(key: Key) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a text in which Markdown keeps braces, angles and stars as they are."""
+    """Return a text with `<`, `*` and `_` escaped for Markdown, except in code spans."""
     parts = text.split("`")
     parts[::2] = [
         p.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_") for p in parts[::2]
@@ -175,7 +175,7 @@ def escaped(text: str) -> str:
 
 
 def notes_of(key: Key) -> str:
-    """Return what else is known of a key."""
+    """Return the notes on a key: whether it is free, its engines, its other names."""
     notes = ["free"] if marked(key, Free) else []
     notes += [f"engine {' or '.join(mark.engines)}" for mark in marked(key, ForEngines)]
     names = [f"`{name}`" for mark in marked(key, AlsoCalled) for name in mark.hints]
@@ -183,7 +183,7 @@ def notes_of(key: Key) -> str:
 
 
 def values_of(info: FieldInfo) -> str:
-    """Return what a key may hold, in words."""
+    """Return a key's type and bounds, in words."""
     text = type_text(info.annotation)
     bounds = {
         annotated_types.Ge: "≥",
@@ -191,16 +191,16 @@ def values_of(info: FieldInfo) -> str:
         annotated_types.Le: "≤",
         annotated_types.Lt: "<",
     }
-    found = [
+    limits = [
         f"{bounds[type(mark)]} {getattr(mark, type(mark).__name__.lower())}"
         for mark in info.metadata
         if type(mark) in bounds
     ]
-    return ", ".join([text, *found])
+    return ", ".join([text, *limits])
 
 
 def type_text(annotation: Any) -> str:
-    """Return a type as a reader of YAML would say it."""
+    """Return the name of a type for a reader of YAML."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
         return type_text(args[0])
@@ -221,7 +221,7 @@ def type_text(annotation: Any) -> str:
 
 
 def default_of(info: FieldInfo) -> str:
-    """Return a key's default as YAML has it."""
+    """Return a key's default as YAML writes it."""
     value = info.default
     if value is PydanticUndefined:
         if info.default_factory is None:
@@ -246,10 +246,10 @@ def first_paragraph(model: type[BaseModel]) -> str:
 
 
 def cli_page() -> Iterator[str]:
-    """Yield the lines of the page of all commands."""
+    """Yield the lines of the page about all commands."""
     yield "# Command line"
     yield NOTE
-    yield "Whatever is wrong with the input is one line on standard error and exit code 2."
+    yield "An error in the input is reported as one line on standard error, with exit code 2."
     yield ""
     root = typer.main.get_command(app)
     assert isinstance(root, click.Group | typer.core.TyperGroup)
@@ -257,7 +257,7 @@ def cli_page() -> Iterator[str]:
 
 
 def command_lines(command: Any, path: str) -> Iterator[str]:
-    """Yield a command's section, and those of the commands below it."""
+    """Yield a command's section, or those of the commands below a group."""
     if hasattr(command, "commands"):
         for name, below in command.commands.items():
             yield from command_lines(below, f"{path} {name}")
@@ -269,11 +269,12 @@ def command_lines(command: Any, path: str) -> Iterator[str]:
         raise ValueError(f"{path} has no help text")
     yield escaped(help_text)
     yield ""
-    yield "| | default | |"
+    parameters = [parameter for parameter in command.params if parameter.name != "help"]
+    if not parameters:
+        return
+    yield "| argument or option | default | meaning |"
     yield "|---|---|---|"
-    for parameter in command.params:
-        if parameter.name == "help":
-            continue
+    for parameter in parameters:
         text = getattr(parameter, "help", None)
         if not text:
             raise ValueError(f"{path}: {parameter.name} has no help text")
@@ -290,13 +291,13 @@ def command_lines(command: Any, path: str) -> Iterator[str]:
 
 
 def datasets_page() -> Iterator[str]:
-    """Yield the lines of the page of all named data sets."""
+    """Yield the lines of the page about all named data sets."""
     yield "# Data sets by name"
     yield NOTE
     yield (
-        "`data.name: NAME` uses one; `data.path` names the place of its files, `data.options` holds "
-        "its options. `posttrain data download NAME` fetches the original files. Nothing is shipped "
-        "with posttrain, and the licences are the sources' own."
+        "`data.name: NAME` selects a data set; `data.path` says where its original files are, and "
+        "`data.options` holds its options. `posttrain data download NAME` downloads the files. "
+        "posttrain ships no data, and each source has its own licence."
     )
     yield ""
     for name, entry in DATASETS.items():
@@ -304,7 +305,7 @@ def datasets_page() -> Iterator[str]:
         module = sys.modules[function.__module__]
         yield f"## {name}"
         yield ""
-        title, _, more = inspect.cleandoc(module.__doc__ or "").partition("\n")
+        title = inspect.cleandoc(module.__doc__ or "").partition("\n")[0]
         if not title or not function.__doc__:
             raise ValueError(f"{name} has no description")
         yield escaped(title)
@@ -324,9 +325,9 @@ def datasets_page() -> Iterator[str]:
             if p.kind == p.KEYWORD_ONLY and p.name != "path"
         ]
         if options:
-            yield f"- options: {', '.join(options)}"
+            yield f"- options, with defaults: {', '.join(options)}"
         yield ""
-        yield escaped(inspect.cleandoc(function.__doc__).replace("\n", "\n"))
+        yield escaped(inspect.cleandoc(function.__doc__))
         yield ""
 
 
@@ -335,12 +336,13 @@ def _paragraph(text: str) -> list[str]:
 
 
 def pages() -> dict[Path, str]:
-    """Return every page's text by its path."""
-    made = {"config.md": config_page, "cli.md": cli_page, "datasets.md": datasets_page}
-    return {PAGES / name: "\n".join(lines()).rstrip() + "\n" for name, lines in made.items()}
+    """Return the text of every page, by its path."""
+    writers = {"config.md": config_page, "cli.md": cli_page, "datasets.md": datasets_page}
+    return {PAGES / name: "\n".join(lines()).rstrip() + "\n" for name, lines in writers.items()}
 
 
 def main() -> None:
+    """Write the pages, or check that they are up to date."""
     stale = []
     for path, text in pages().items():
         if "--check" in sys.argv:
@@ -349,7 +351,9 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if stale:
-        sys.exit(f"out of date: {', '.join(p.name for p in stale)}: python scripts/reference.py")
+        sys.exit(
+            f"out of date: {', '.join(p.name for p in stale)}; run python scripts/reference.py"
+        )
 
 
 if __name__ == "__main__":

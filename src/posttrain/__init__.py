@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["Completion", "Config", "Run", "evaluate", "generate", "load_config", "train"]
 
-_PLACES = {
+_MODULES = {
     "Completion": "posttrain.runs.generate",
     "Config": "posttrain.runs.config",
     "Run": "posttrain.runs.run",
@@ -41,9 +41,9 @@ make_products_reproducible()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'posttrain' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,3 +1,5 @@
+"""The command line, for `python -m posttrain`."""
+
 from posttrain.cli.main import main
 
 main()

@@ -241,7 +241,7 @@ def bleu_takes_the_references_for_what_was_said(patch):
 
 @caught_by(classifying.test_training_steps_count_no_confusion)
 def the_confusion_matrix_is_transposed(patch):
-    edit(patch, confusion, "wanted * len(names) + found", "found * len(names) + wanted")
+    edit(patch, confusion, "true * len(names) + predicted", "predicted * len(names) + true")
 
 
 @caught_by(classifying.test_scores_are_scikit_learns)
@@ -256,7 +256,7 @@ def frequent_labels_weigh_more(patch):
 
 @caught_by(classifying.test_one_label_by_hand)
 def the_loss_is_divided_by_the_sum_of_the_weights(patch):
-    edit(patch, cross_entropy, "weights[wanted] *", "weights[wanted] / weights[wanted].mean() *")
+    edit(patch, cross_entropy, "weights[true] *", "weights[true] / weights[true].mean() *")
 
 
 @caught_by(classifying.test_several_labels_by_hand)

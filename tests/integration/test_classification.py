@@ -287,7 +287,7 @@ def test_labels_come_from_the_rows_or_the_model() -> None:
         with_labels(bare, [placed[0], placed[3]], None)
     weighted = with_labels(ClassificationConfig(class_weights="balanced"), placed, None)
     assert weighted.class_weights == pytest.approx({"maybe": 4 / 3, "no": 2 / 3, "yes": 4 / 3})
-    with pytest.raises(ValueError, match="class_weights: 'often' is none of the labels"):
+    with pytest.raises(ValueError, match="class_weights: 'often' is not one of the labels"):
         with_labels(ClassificationConfig(class_weights={"often": 1.0}), placed, None)
     with pytest.raises(ValueError, match=r"^mine.csv, row 3: the label 'maybe' is none of yes, no"):
         with_labels(ClassificationConfig(labels=["yes", "no"]), placed, None)
@@ -301,9 +301,9 @@ def test_labels_come_from_the_rows_or_the_model() -> None:
     [
         ({"labels": ["a"]}, "at least 2"),
         ({"labels": ["a", "b", "a"]}, "twice"),
-        ({"label_words": {"a": "x"}}, "goes with trainer.mode: label_tokens"),
+        ({"label_words": {"a": "x"}}, "label_words needs trainer.mode: label_tokens"),
         ({"class_weights": {"a": -1.0}}, "below 0"),
-        ({"class_weights": {"z": 1.0}}, "'z' is none of the labels"),
+        ({"class_weights": {"z": 1.0}}, "'z' is not one of the labels"),
     ],
 )
 def test_keys_that_do_not_fit(keys: dict[str, Any], message: str) -> None:
@@ -481,11 +481,11 @@ def test_classify_gives_the_labels_and_the_scores_of_the_run(
 def test_a_classifier_writes_no_text(tmp_path: Path, capsys: Any) -> None:
     run_dir = run(tree(tmp_path))
     for call in (("generate", run_dir, "1"), ("eval", run_dir, "--tasks", "gsm8k")):
-        assert f"{run_dir} is a classifier, which writes no text" in complaint(capsys, *call)
+        assert f"{run_dir} is a classifier, which generates no text" in complaint(capsys, *call)
     base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=1))
-    assert "is no classifier" in complaint(capsys, "classify", base, "1")
+    assert "is not a classifier" in complaint(capsys, "classify", base, "1")
     assert "nowhere does not exist" in complaint(capsys, "classify", "nowhere", "1")
-    assert "--file: give either this or texts" in complaint(capsys, "classify", run_dir)
+    assert "--file: give either a file or texts" in complaint(capsys, "classify", run_dir)
     (tmp_path / "bad.jsonl").write_text('{"text": "1"}\n{"txt": "2"}\n')
     call = ("classify", run_dir, "--file", tmp_path / "bad.jsonl")
     assert f"{tmp_path / 'bad.jsonl'}, row 2: expected the columns" in complaint(capsys, *call)

@@ -133,7 +133,7 @@ def test_two_ranks_evaluate_as_one_does(tmp_path):
         found.append(json.loads((output / "results.json").read_text()))
         lines = (output / "results.samples/word_problems.jsonl").read_text().splitlines()
         samples.append([json.loads(line) for line in lines])
-    assert "finished before" in command(2, *again)
+    assert "already finished" in command(2, *again)
     assert shown[0] == shown[1]
     assert len(samples[0]) == 21
     assert samples[0] == samples[1]

@@ -420,7 +420,7 @@ def test_what_scores_steps_is_not_taken_for_what_scores_completions(tmp_path):
         make(type="reward_model", path=str(process))
     whole = trained(tmp_path / "whole", method="reward_model", max_steps=1)
     assert not (checkpoints_in(whole)[-1] / STEPS_FILE).exists()
-    with pytest.raises(ValueError, match=r"reward.steps: .* is no process reward model"):
+    with pytest.raises(ValueError, match=r"reward.steps: .* is not a process reward model"):
         make(type="reward_model", path=str(whole), steps="min")
     with pytest.raises(ValueError, match="steps"):
         make(type="reward_model", path=str(process), steps="max")

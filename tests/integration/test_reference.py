@@ -135,10 +135,10 @@ def test_resume_with_a_reference_that_follows(method, tmp_path, monkeypatch):
         ("dpo", {}, {}, "give name .* or sync_steps"),
         ("dpo", {"name": "x", "sync_steps": 2}, {}, "give name .* or sync_steps"),
         ("dpo", {"name": "x", "sync_alpha": 0.5}, {}, "sync_alpha goes with"),
-        ("dpo", {"sync_steps": 2}, {"precompute_reference": True}, "holds it still"),
-        ("simpo", {"sync_steps": 2}, {}, "simpo has no reference"),
-        ("sft", {"sync_steps": 2}, {}, "sft has no reference"),
-        ("grpo", {"sync_steps": 2}, {}, "grpo has no reference"),
+        ("dpo", {"sync_steps": 2}, {"precompute_reference": True}, "keeps the reference fixed"),
+        ("simpo", {"sync_steps": 2}, {}, "simpo uses no reference"),
+        ("sft", {"sync_steps": 2}, {}, "sft uses no reference"),
+        ("grpo", {"sync_steps": 2}, {}, "grpo uses no reference"),
         ("dpo", {"sync_steps": 2, "sync_alpha": 1.5}, {}, "sync_alpha"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_reference_that_can_not_be(method, section, trainer, message, tmp_path
 def test_a_reference_with_another_tokenizer(tmp_path):
     name = another_model(tmp_path / "base", "sft")
     tree = tree_of(tmp_path / "run", "dpo") | {"reference": {"name": name}}
-    with pytest.raises(ValueError, match="has another tokenizer than the policy"):
+    with pytest.raises(ValueError, match="has a different tokenizer from the policy"):
         plan(parse_config(tree, "test"))
 
 

@@ -1,4 +1,4 @@
-"""The registry of algorithms. To add one: a file here with an `Algorithm`, and a line below."""
+"""The registry of algorithms; to add one, write a file with an `Algorithm` and a line below."""
 
 ALGORITHMS: dict[str, object] = {
     "pretrain": "posttrain.algorithms.language_modeling:pretrain",

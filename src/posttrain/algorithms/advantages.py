@@ -1,5 +1,6 @@
-"""Advantages from rewards. A reward of nan means "not applicable": it takes no part in any mean
-and gets advantage 0.
+"""Advantages from rewards.
+
+A reward of nan means "not applicable": it takes no part in any mean and gets advantage 0.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def advantages_of(
     ddof: int,
     eps: float,
 ) -> Tensor:
-    """(R - baseline) / (std + eps), [N].
+    """Return (R - baseline) / (std + eps), [N]. A collective if the scale is `batch`.
 
     Baseline: the mean of the group (GRPO, Shao et al. 2024, arXiv 2402.03300, sec. 4.1.2), the
     mean of its other members (RLOO, Ahmadian et al. 2024, arXiv 2402.14740, eq. 7), or 0. A group
-    with one scored member has no baseline: advantage 0.
+    with one scored member has no baseline: its advantage is 0.
     Scale: the standard deviation of the rewards of the group, of its other members (NeMo RL; with
-    ddof 1, and no division where it is 0), or of all completions of the step, over every rank.
+    ddof 1, and no division if it is 0), or of all completions of the step, over every rank.
     """
     _, index = group.unique(return_inverse=True)
     valid = ~rewards.isnan()
@@ -43,7 +44,7 @@ def advantages_of(
 
     count = sum_of_group(torch.ones_like(rewards))
     centred = rewards - sum_of_group(rewards) / count
-    square = sum_of_group(centred.square())
+    squares = sum_of_group(centred.square())
     if baseline == "group_mean":
         advantages = centred
     elif baseline == "leave_one_out":
@@ -51,13 +52,13 @@ def advantages_of(
     else:
         advantages = rewards
     if scale == "group":
-        variance = square / (count - ddof).clamp(min=1)
+        variance = squares / (count - ddof).clamp(min=1)
         advantages = advantages / (variance.sqrt() + eps)
     elif scale == "leave_one_out":
-        # of the others: their mean is -centred / (count - 1), their squares sum to square - own
-        others = square - centred.square() * count / (count - 1)
-        # a difference of sums: what rounding leaves of equal rewards is no deviation
-        others = torch.where(others > 1e-6 * square, others, 0.0)
+        # the others' squared deviations, from their own mean: -centred / (count - 1)
+        others = squares - centred.square() * count / (count - 1)
+        # rounding leaves a rest of this difference if the others' rewards are equal
+        others = torch.where(others > 1e-6 * squares, others, 0.0)
         std = (others / (count - 2)).sqrt()
         advantages = torch.where((count > 2) & (std > 0), advantages / (std + eps), advantages)
     elif scale == "batch":
@@ -69,7 +70,7 @@ def advantages_of(
 
 
 def to_go(per_token: Tensor, batch: Batch) -> Tensor:
-    """Sum of x [T] from each token to the end of its sequence, [T], under the loss mask."""
+    """Return the sum of x over the trained tokens from each token to its sequence's end, [T]."""
     x = torch.where(batch.loss_mask, per_token, 0.0).double()
     through = x.cumsum(0)
     last = batch.last_tokens()
@@ -77,28 +78,29 @@ def to_go(per_token: Tensor, batch: Batch) -> Tensor:
 
 
 def whiten(per_token: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over all tokens under the mask, of every rank; var with ddof 1
-    (TRL's and verl's masked_whiten). Fewer than two tokens: 0."""
-    own = per_token[mask].double()
-    sums = distributed.all_gather((len(own), float(own.sum())))
+    """Return (x - mean) / sqrt(var + eps) over the masked tokens of every rank, [T]. A collective.
+
+    var has ddof 1, as in TRL's and verl's masked_whiten. Fewer than two tokens give 0."""
+    local = per_token[mask].double()
+    sums = distributed.all_gather((len(local), float(local.sum())))
     count, total = (sum(x) for x in zip(*sums))
     mean = total / max(count, 1)
-    square = sum(distributed.all_gather(float((own - mean).square().sum())))
+    squares = sum(distributed.all_gather(float((local - mean).square().sum())))
     if count < 2:
         return torch.zeros_like(per_token)
-    scaled = (per_token - mean) * (square / (count - 1) + eps) ** -0.5
+    scaled = (per_token - mean) * (squares / (count - 1) + eps) ** -0.5
     return torch.where(mask, scaled, 0.0)
 
 
 def gae(
     rewards: Tensor,  # [T]
     values: Tensor,  # [T] of the state before each token
-    bootstrap: Tensor,  # [N] value of the state after the last token; 0 where that is terminal
+    bootstrap: Tensor,  # [N] value of the state after the last token; 0 if that is terminal
     batch: Batch,
     gamma: float,
     lam: float,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [T], over the tokens under the loss mask alone.
+    """Return advantages and returns [T], over the tokens under the loss mask alone.
 
     Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16), from the
     last token back: delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}. Tokens
@@ -107,7 +109,7 @@ def gae(
     mask = batch.loss_mask
     sequence, lengths = batch.sequence_ids()[mask], batch.tokens_per_seq().long()
     width = int(lengths.max()) if len(lengths) else 0
-    # place of each action among the actions of its sequence
+    # index of each action among its sequence's
     before = lengths.cumsum(0) - lengths
     place = torch.arange(len(sequence), device=mask.device) - before[sequence]
     padded = rewards.new_zeros(2, len(lengths), width + 1, dtype=torch.float64)
@@ -115,11 +117,11 @@ def gae(
     padded[1, sequence, place] = values[mask].double()
     rows = torch.arange(len(lengths), device=mask.device)
     padded[1, rows, lengths] = bootstrap.double()
-    found = padded.new_zeros(len(lengths), width + 1)
+    result = padded.new_zeros(len(lengths), width + 1)
     for t in range(width - 1, -1, -1):
         delta = padded[0, :, t] + gamma * padded[1, :, t + 1] - padded[1, :, t]
         inside = t < lengths
-        found[:, t] = torch.where(inside, delta + gamma * lam * found[:, t + 1], 0.0)
+        result[:, t] = torch.where(inside, delta + gamma * lam * result[:, t + 1], 0.0)
     advantages = torch.zeros_like(rewards)
-    advantages[mask] = found[sequence, place].to(rewards.dtype)
+    advantages[mask] = result[sequence, place].to(rewards.dtype)
     return advantages, torch.where(mask, advantages + values, 0.0)

@@ -1,8 +1,8 @@
-"""What every algorithm is made of: a pure loss that returns sums, and a preparation without grad.
+"""The parts of every algorithm: a pure loss that returns sums, and a hook `prepare` without grad.
 
 The trainer divides each sum once, by the count of its unit over every micro-batch and every rank
 of the optimiser step. That makes the gradient independent of micro-batch size, packing and the
-number of ranks; a mean taken inside a loss would not be.
+number of ranks; means inside the losses would make it depend on them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 
 def chosen_tokens(batch: Batch) -> float:
-    """Trained tokens of the completions whose label is good, or of every other sequence, beginning
-    with the first."""
+    """Return the number of trained tokens of good completions; without labels, of chosen ones."""
     tokens = batch.tokens_per_seq()
     if "label" in batch.per_seq:
         return float(tokens[batch.per_seq["label"] > 0].sum())
@@ -47,29 +46,31 @@ UNITS: dict[Unit, Callable[[Batch], float]] = {
 
 @dataclass
 class Loss:
+    """What a loss function returns for a micro-batch."""
+
     terms: dict[Unit, Tensor]  # SUMS over the micro-batch; divided by the global count of the unit
     metrics: dict[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)  # sum, count
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A training method. What depends on its keys is a property of its config."""
+    """A training method; whatever depends on its keys is a property of its config."""
 
     config: type[TrainerConfig]
     loss: Callable[[Output, Batch, Any], Loss]
-    """Pure: no model, no rank, no input or output."""
+    """A pure function: it sees no model and no rank, and reads and writes nothing."""
     rows: str
     """The kind of data row it trains on, a name in `data.kinds.KINDS`."""
     prepare: Callable[[Batch, Models, Any], Batch] = lambda batch, models, config: batch
-    """Without grad, once per batch: reference and old log-probs, advantages."""
+    """Adds what needs no grad, once per batch: reference and old log-probs, advantages."""
     needs_entropy: bool = False
     group_size: int = 1
-    """Neighbouring sequences that one micro-batch must hold together (a pair: 2)."""
+    """Number of neighbouring sequences that must be in the same micro-batch (a pair: 2)."""
     after_step: Callable[[dict[str, float], Any], None] = lambda metrics, config: None
-    """Adds metrics that follow from the step's; raises ValueError if they show that the run is
-    broken."""
+    """Adds metrics that follow from those of a step or an evaluation; raises ValueError if they
+    show that the run is broken."""
     adapt: Callable[[dict[str, float], Any], dict[str, float]] = lambda metrics, config: {}
-    """Returns keys of the config with the values that the loss sees from the next step on."""
+    """Returns the config keys to change, with the values that apply from the next step on."""
 
     @property
     def online(self) -> bool:
@@ -79,12 +80,12 @@ class Algorithm:
 
 def algorithm_named(name: str) -> Algorithm:
     """Return the entry of ALGORITHMS; raise ValueError with the nearest name if there is none."""
-    found: Algorithm = look_up(ALGORITHMS, name, f"no method {name!r}")
-    return found
+    algorithm: Algorithm = look_up(ALGORITHMS, name, f"no method {name!r}")
+    return algorithm
 
 
 def config_of(name: str) -> type[TrainerConfig]:
-    """Return the class of a method's trainer section."""
+    """Return the config class of a method's trainer section."""
     return algorithm_named(name).config
 
 
@@ -93,5 +94,5 @@ TrainerSection = Annotated[SerializeAsAny[TrainerConfig], ByType(ALGORITHMS, con
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum of x [T] where mask [T]; selects rather than multiplies, since 0 * inf is nan."""
+    """Return the sum of x [T] under mask [T]; selects, since in a product 0 * inf would be nan."""
     return torch.where(mask, x, 0.0).sum()

@@ -1,7 +1,7 @@
-"""The trainer section: the keys that every method shares, and what a method's choices ask for.
+"""The trainer section: the keys that every method shares, and what a method requires.
 
-Keys are fields. What follows from them (does this run need a reference? what head does it train?)
-is a property, so that the trainer asks the config and never the name of a method.
+Keys are fields. What follows from them (is a reference needed? which head is trained?) is a
+property, so that the trainer asks the config and never the name of a method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EarlyStopping(StrictConfig):
     ] = "min"
     """Whether a lower or a higher value is better."""
     patience: Annotated[int, AlsoCalled("early_stopping_patience")] = Field(3, ge=1)
-    """Stop after this many evaluations without a better value."""
+    """Stop after this many evaluations in a row without a better value."""
 
 
 class TrainerConfig(StrictConfig):
@@ -35,13 +35,13 @@ class TrainerConfig(StrictConfig):
     type: str
     """The method."""
     output_dir: Annotated[str, Free(), AlsoCalled("logging_dir")] = "results"
-    """The folder in which the run's own folder is made."""
+    """The folder in which the run directory is created."""
     run_name: Annotated[str | None, Free()] = None
-    """What the run's folder begins with; the method's name by default."""
+    """What the name of the run directory begins with; by default the method's name."""
     num_epochs: Annotated[float | None, AlsoCalled("num_train_epochs")] = Field(None, gt=0)
     """Passes over the data. Give this or max_steps."""
     max_steps: int | None = Field(None, ge=1)
-    """Optimiser steps, or batches of rollouts. Give this or num_epochs."""
+    """Optimiser steps or, for online methods, batches of rollouts. Give this or num_epochs."""
     batch_size: Annotated[
         int,
         AlsoCalled(
@@ -61,14 +61,14 @@ class TrainerConfig(StrictConfig):
             packing="nothing: rows are always packed",
         ),
     ] = Field(None, ge=1)
-    """Tokens in one forward pass: the only memory knob. Does not change the result. By default
-    8192 with a GPU and 768 without, since a CPU is as fast with less."""
+    """Maximum number of tokens in one forward pass: the only memory knob, without effect on the
+    result. By default 8192 with a GPU and 768 without, as more is no faster on a CPU."""
     learning_rate: Annotated[float, AlsoCalled("lr")] = Field(2e-5, ge=0)
-    """The rate after warm-up, from which the schedule descends."""
+    """Peak learning rate: reached after warm-up, then reduced by the scheduler."""
     scheduler: Annotated[
         Literal["cosine", "linear", "constant"], AlsoCalled("lr_scheduler_type", "lr_scheduler")
     ] = "cosine"
-    """How the learning rate goes from its peak to min_learning_rate."""
+    """Shape of the decay from learning_rate to min_learning_rate; constant does not decay."""
     warmup: Annotated[
         float,
         AlsoCalled(
@@ -78,21 +78,21 @@ class TrainerConfig(StrictConfig):
     ] = Field(0.03, ge=0)
     """Steps of linear warm-up; below 1, a share of all steps."""
     min_learning_rate: float = Field(0.0, ge=0)
-    """The rate at the last step of a cosine or linear schedule."""
+    """The rate at the end of a cosine or linear schedule."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay, of matrices only."""
+    """AdamW's decoupled weight decay, for matrices only."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     adam_eps: float = Field(1e-8, gt=0)
-    """Added to the root of AdamW's second moment."""
+    """Added to the square root of AdamW's second moment."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Gradients of a larger norm are scaled down to it; null never scales."""
+    """Maximum norm of the gradient: a larger one is scaled down to it; null never scales."""
     seed: int = 0
-    """Draws the order of rows, initial weights, dropout and the noise of sampling."""
+    """Seeds the order of rows, the initial weights, dropout and the noise of sampling."""
     logging_steps: Annotated[int, Free()] = Field(10, ge=1)
-    """Steps between two lines on the console; metrics.jsonl holds every step."""
+    """Steps between two lines on the console; metrics.jsonl has every step."""
     eval_steps: Annotated[int | None, AlsoCalled("eval_strategy")] = Field(None, ge=1)
-    """Steps between two evaluations by the eval section; the last step always evaluates."""
+    """Steps between two evaluations (eval section); the last step always evaluates."""
     save_steps: Annotated[int | None, Free()] = Field(None, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: Annotated[int, Free(), AlsoCalled("save_total_limit")] = Field(2, ge=1)
@@ -101,20 +101,21 @@ class TrainerConfig(StrictConfig):
     early_stopping: Annotated[
         EarlyStopping | None,
         AlsoCalled(
-            load_best_model_at_end="trainer.early_stopping; a run stands for its best checkpoint"
+            load_best_model_at_end="trainer.early_stopping: a run directory given as a model is "
+            "its best checkpoint"
         ),
     ] = None
     """Stop once an evaluation metric no longer improves; null never stops early."""
     resume_from_checkpoint: Annotated[str | None, Free()] = None
-    """"latest", a run directory, or a checkpoint directory."""
+    """"latest", a run directory, or a checkpoint directory to resume from."""
     logger: Annotated[list[Literal["tensorboard"]], Free(), AlsoCalled("report_to")] = Field(
         default=["tensorboard"]
     )
-    """Where metrics go besides metrics.jsonl."""
+    """Where metrics go in addition to metrics.jsonl."""
 
     @property
     def token_budget(self) -> int:
-        """Tokens in one forward pass: micro_batch_tokens, or the device's default."""
+        """Maximum tokens in one forward pass: micro_batch_tokens, or the device's default."""
         return self.micro_batch_tokens or (8192 if torch.cuda.is_available() else 768)
 
     @property
@@ -124,32 +125,32 @@ class TrainerConfig(StrictConfig):
 
     @property
     def examples_per_step(self) -> int:
-        """Examples that one batch of the source holds, over all ranks."""
+        """Examples in one batch from the source, over all ranks."""
         return self.batch_size * self.updates[1]
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a reference policy is run during training."""
+        """Whether a reference policy runs during training."""
         return False
 
     @property
     def precomputes_reference(self) -> bool:
-        """Whether the reference's log-probs of all rows are made before the first step."""
+        """Whether the reference's log-probs of all rows are computed before the first step."""
         return False
 
     @property
     def head(self) -> HeadKind | None:
-        """The head that is trained beside, or instead of, the output head."""
+        """The head that is trained in addition to, or instead of, the output head."""
         return None
 
     @property
     def own_value_network(self) -> bool:
-        """Whether the value head sits on a network of its own, not on the policy's."""
+        """Whether the value head has a network of its own instead of the policy's."""
         return False
 
     @property
     def writes_text(self) -> bool:
-        """Whether what is trained is a model that writes; one with a score or label head is not."""
+        """Whether the trained model writes text; one with a score or label head does not."""
         return self.head not in ("score", "labels")
 
     @property
@@ -159,15 +160,15 @@ class TrainerConfig(StrictConfig):
 
     @property
     def compares_completions(self) -> bool:
-        """Whether a completion is compared with others of the same prompt."""
+        """Whether a completion's advantage depends on other completions of its prompt."""
         return False
 
     @property
     def corrects_for_sampler(self) -> bool:
-        """Whether completions of older weights than the policy's are weighted accordingly."""
+        """Whether the loss corrects for a sampler that differs from the policy."""
         return False
 
     @property
     def row_options(self) -> dict[str, Any]:
-        """Keyword arguments for the `to_examples` of the method's kind of row."""
+        """Keyword arguments for `to_examples` of the method's kind of row."""
         return {}

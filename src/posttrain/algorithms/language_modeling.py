@@ -28,7 +28,8 @@ class SFTConfig(TrainerConfig):
 
 
 def negative_log_likelihood(out: Output, batch: Batch, config: TrainerConfig) -> Loss:
-    nll = -out.logprobs.sum()  # untrained positions hold 0
+    """Return the negative log-likelihood of the trained tokens."""
+    nll = -out.logprobs.sum()  # positions outside the loss mask hold 0
     return Loss({"token": nll})
 
 

@@ -1,10 +1,12 @@
-"""Policy gradient on sampled completions: `grpo`, `rloo`, `reinforce`. One loss; a method is a set
-of defaults for its choices, and every choice is a key.
+"""Policy gradient on sampled completions: `grpo`, `rloo`, `reinforce`.
+
+There is one loss. A method is a set of defaults for its choices, and every choice is a key.
 
     l_t = - w_t surrogate(r_t, A_t) + beta kl_t - entropy_coef H_t
 
-r_t the probability ratio to the policy that sampled, A_t the advantage, w_t the correction for a
-sampler that differs from the trainer. docs/methods.md has the formula and source of each choice.
+r_t is the probability ratio to pi_old, the policy before the first update on the batch; A_t is the
+advantage; w_t corrects for a sampler that differs from pi_old. docs/methods.md has the formula and
+source of each choice.
 """
 
 from __future__ import annotations
@@ -35,63 +37,63 @@ class PolicyGradientConfig(TrainerConfig):
 
     learning_rate: float = Field(1e-6, ge=0)
     preset: str | None = None
-    """A named set of the choices below (docs/methods.md); keys given beside it win."""
+    """A named set of the choices below (docs/methods.md); keys that are also given override it."""
     baseline: Baseline = "group_mean"
-    """What is subtracted from a reward: the mean of its group, of the group's other members, 0."""
+    """What is subtracted from a reward: the mean of its group, or of the group's other members."""
     scale_rewards: Scale = "group"
-    """The standard deviation that the advantage is divided by: of the group, of the group's other
-    members, of the whole step, or none (Dr. GRPO)."""
+    """What the advantage is divided by: the standard deviation of the rewards of the group, of the
+    group's other members, of the whole step, or nothing (Dr. GRPO)."""
     scale_ddof: Literal[0, 1] = 1
     """Delta degrees of freedom of that standard deviation: 1 divides by n - 1."""
     scale_eps: float = Field(1e-4, ge=0)
     """Added to that standard deviation."""
     whiten_advantages: bool = False
-    """Mean 0 and variance 1 over all tokens of the step, after everything else."""
+    """Give advantages mean 0 and variance 1 over all tokens of the step, after everything else."""
     ratio_level: Literal["token", "sequence", "sequence_sum"] = "token"
-    """exp of the token's log-ratio, of its mean over the completion (GSPO), or of its sum."""
+    """The ratio is exp of the token's log-ratio, or of its mean (GSPO) or sum per completion."""
     surrogate: Surrogate = "clip"
-    """What stands in for ratio times advantage: PPO's clip, CISPO's weighted log-prob, SAPO's soft
-    gate, or VESPO's weight."""
+    """The objective in place of ratio times advantage: PPO's clip, CISPO's weighted log-prob,
+    SAPO's soft gate, or VESPO's weight."""
     epsilon: Annotated[float, AlsoCalled("clip_ratio")] = Field(0.2, gt=0, le=1)
-    """Lower clip of the probability ratio: 1 - epsilon."""
+    """Lower bound of the ratio: 1 - epsilon."""
     epsilon_high: float | None = Field(None, gt=0)
-    """Upper clip: 1 + epsilon_high; by default epsilon (DAPO's clip-higher: 0.28)."""
+    """Upper bound of the ratio: 1 + epsilon_high; by default epsilon (DAPO's clip-higher: 0.28)."""
     dual_clip: float | None = Field(None, gt=1)
     """Bounds the loss of a token with negative advantage A at dual_clip x |A|."""
     reduction: Annotated[
         Literal["token", "sequence", "sequence_sum", "constant"], AlsoCalled("loss_type")
     ] = "token"
-    """token: over all tokens of the step (DAPO); sequence: mean per completion, then over
+    """token: mean over all tokens of the step (DAPO); sequence: mean per completion, then over
     completions (the GRPO paper); sequence_sum: sum per completion, then the mean over completions;
-    constant: the same over max_new_tokens (Dr. GRPO)."""
+    constant: sequence_sum divided by max_new_tokens (Dr. GRPO)."""
     beta: Annotated[float, AlsoCalled("kl_coef")] = Field(0.0, ge=0)
-    """Coefficient of the KL penalty to the reference; 0 leaves the reference out."""
+    """Coefficient of the KL penalty to the reference; with 0 there is no reference."""
     kl_target: float | None = Field(None, gt=0)
-    """Nats per token at which beta is kept from growing or shrinking; by default it is constant."""
+    """KL in nats per token that beta is adapted to reach; by default beta is constant."""
     kl_gain: float = Field(0.1, gt=0, lt=5)
-    """How fast beta follows: by up to 0.2 x kl_gain of itself in a step."""
+    """How fast beta adapts: by up to 0.2 x kl_gain of itself in a step."""
     kl_in: Literal["loss", "reward", "token_reward"] = "loss"
-    """loss: a term with its own gradient; reward: its sum is subtracted from the completion's
-    reward, before the baseline; token_reward: subtracted token by token, each token's advantage
-    bearing what follows it."""
+    """Where the KL penalty goes. loss: a term with its own gradient; reward: its sum is subtracted
+    from the completion's reward, before the baseline; token_reward: it is subtracted token by
+    token, so a token's advantage bears the penalties from there to the end."""
     kl_estimator: Estimator = "k3"
-    """k1: log-ratio; k2: half its square; k3: never negative (Schulman 2020)."""
+    """k1: log-ratio; k2: half its square; k3: unbiased and never negative (Schulman 2020)."""
     kl_logprobs: Literal["sampler", "policy"] = "sampler"
-    """Where a KL in the reward has the policy's log-probs from: recorded at sampling, or a forward
-    pass, which a run with one update per batch makes for nothing else."""
+    """The policy's log-probs in a KL in the reward: those recorded at sampling, or those of a
+    forward pass, an extra one if there is one update per batch."""
     entropy_coef: float = Field(0.0, ge=0)
-    """Bonus for entropy, a mean over tokens whatever the reduction."""
+    """Coefficient of the entropy bonus, a mean over tokens whatever the reduction."""
     sampler_correction: Literal["none", "token", "sequence", "sequence_sum"] = "none"
-    """Weight w = exp(log pi_old - log pi_sampler) on each token: of the token, or of the
-    completion (geometric mean or product)."""
+    """Weight each token by w = exp(log pi_old - log pi_sampler): the token's own, or the
+    completion's (geometric mean or product)."""
     sampler_correction_mode: Literal["truncate", "mask"] = "truncate"
-    """Outside its bounds, w is set to the bound, or to 0."""
+    """What becomes of a weight w outside its bounds: the bound, or 0."""
     sampler_correction_min: float = Field(0.0, ge=0)
     """Lower bound of the weight w."""
     sampler_correction_max: float = Field(2.0, gt=0)
     """Upper bound of the weight w."""
     mask_truncated_completions: bool = False
-    """Completions cut off at max_new_tokens count in the baseline and then leave the batch."""
+    """Completions cut off at max_new_tokens count in the baseline but are not trained on."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward of a completion that was cut off."""
     num_inner_epochs: Annotated[int, AlsoCalled("num_iterations", "num_ppo_epochs")] = Field(
@@ -99,26 +101,27 @@ class PolicyGradientConfig(TrainerConfig):
     )
     """Passes over each batch of rollouts (mu in the GRPO paper)."""
     num_minibatches: int = Field(1, ge=1)
-    """Optimiser steps that share one batch of rollouts, which has num_minibatches x batch_size
+    """Optimiser steps in each pass over a batch of rollouts, which has num_minibatches x batch_size
     prompts."""
     max_logprob_difference: float = Field(0.05, gt=0)
-    """Stop when sampler and trainer disagree by more than this, in nats, on average."""
+    """Stop the run if sampler and trainer differ by more nats per token than this, on average."""
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_preset(cls, given: Any) -> Any:
-        return expand(given, cls.model_fields) if isinstance(given, dict) else given
+    def _expand_preset(cls, section: Any) -> Any:
+        return expand(section, cls.model_fields) if isinstance(section, dict) else section
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyGradientConfig:
         if self.sampler_correction_min > self.sampler_correction_max:
             raise ValueError("trainer.sampler_correction_min is above sampler_correction_max")
         if self.kl_target is not None and self.beta == 0:
-            raise ValueError("trainer.kl_target adapts beta: set trainer.beta, where it starts")
+            raise ValueError("trainer.kl_target adapts beta: set trainer.beta to its first value")
         return self
 
     @property
     def updates(self) -> tuple[int, int]:
+        """Passes over one batch of rollouts, and optimiser steps in each pass."""
         return self.num_inner_epochs, self.num_minibatches
 
     @property
@@ -128,14 +131,17 @@ class PolicyGradientConfig(TrainerConfig):
 
     @property
     def needs_reference(self) -> bool:
+        """Whether there is a KL penalty."""
         return self.beta > 0
 
     @property
     def corrects_for_sampler(self) -> bool:
+        """Whether tokens are weighted by pi_old / pi_sampler."""
         return self.sampler_correction != "none"
 
     @property
     def compares_completions(self) -> bool:
+        """Whether the baseline or the scale is that of a group."""
         return self.baseline != "none" or self.scale_rewards in ("group", "leave_one_out")
 
 
@@ -146,7 +152,7 @@ class GRPOConfig(PolicyGradientConfig):
 
 
 class RLOOConfig(PolicyGradientConfig):
-    """Ahmadian et al. 2024, arXiv 2402.14740: the completion is one action."""
+    """REINFORCE leave-one-out, per completion (Ahmadian et al. 2024, arXiv 2402.14740)."""
 
     type: Literal["rloo"] = "rloo"
     baseline: Baseline = "leave_one_out"
@@ -158,7 +164,9 @@ class RLOOConfig(PolicyGradientConfig):
 
 
 class ReinforceConfig(PolicyGradientConfig):
-    """REINFORCE++ (Hu 2025, arXiv 2501.03262); with `baseline: group_mean` its baseline form."""
+    """REINFORCE++ (Hu 2025, arXiv 2501.03262).
+
+    Its baseline form is `baseline: group_mean, kl_in: loss, kl_estimator: k2`."""
 
     type: Literal["reinforce"] = "reinforce"
     baseline: Baseline = "none"
@@ -169,8 +177,9 @@ class ReinforceConfig(PolicyGradientConfig):
 
 
 def policy_gradient(out: Output, batch: Batch, config: PolicyGradientConfig) -> Loss:
+    """Return the loss of a micro-batch of rollouts, as the module's docstring defines it."""
     mask, logprobs = batch.loss_mask, out.logprobs
-    # with one update per batch of rollouts the ratio is 1 by construction, its gradient is not 0
+    # with one update per batch, the ratio is 1 by construction, but its gradient is not 0
     old = batch.per_token.get("old_logprobs", logprobs.detach())
     advantages = batch.per_token["advantages"]
     ratio = torch.exp(at_level(logprobs - old, batch, config.ratio_level))
@@ -201,7 +210,7 @@ def policy_gradient(out: Output, batch: Batch, config: PolicyGradientConfig) -> 
 
 
 def at_level(log_ratio: Tensor, batch: Batch, level: str) -> Tensor:
-    """The token's own log-ratio, or its mean or sum over the completion, at every token [T]."""
+    """Return each token's own log-ratio, or its completion's mean or sum of them, [T]."""
     if level == "token":
         return log_ratio
     total = batch.sum_per_seq(torch.where(batch.loss_mask, log_ratio, 0.0))
@@ -211,7 +220,7 @@ def at_level(log_ratio: Tensor, batch: Batch, level: str) -> Tensor:
 
 
 def correction(mismatch: Tensor, batch: Batch, config: PolicyGradientConfig) -> Tensor:
-    """Truncated importance sampling (Yao et al. 2025): pi_old / pi_sampler within bounds, [T]."""
+    """Return truncated importance weights pi_old / pi_sampler (Yao et al. 2025), [T]."""
     weight = torch.exp(at_level(mismatch, batch, config.sampler_correction))
     low, high = config.sampler_correction_min, config.sampler_correction_max
     if config.sampler_correction_mode == "truncate":
@@ -220,6 +229,7 @@ def correction(mismatch: Tensor, batch: Batch, config: PolicyGradientConfig) -> 
 
 
 def sampler_metrics(mismatch: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, Tensor | float]]:
+    """Return metrics of log pi_old - log pi_sampler [T], under TRL's names."""
     count, ratio = mask.sum(), torch.exp(mismatch)[mask]
     if len(ratio) == 0:
         return {}
@@ -233,7 +243,7 @@ def sampler_metrics(mismatch: Tensor, mask: Tensor) -> dict[str, tuple[Tensor, T
 
 
 def reduce(per_token: Tensor, batch: Batch, reduction: str) -> dict[Unit, Tensor]:
-    """The sums, by unit, whose quotients by the global counts make up the loss."""
+    """Return the sums, by unit, that make up the loss once divided by the global counts."""
     if reduction == "token":
         return {"token": masked_sum(per_token, batch.loss_mask)}
     per_sequence = batch.sum_per_seq(per_token)
@@ -245,7 +255,7 @@ def reduce(per_token: Tensor, batch: Batch, reduction: str) -> dict[Unit, Tensor
 
 
 def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch:
-    """Old and reference log-probs, and the advantage of every token."""
+    """Add old and reference log-probs, and the advantage of every token."""
     in_reward = config.beta > 0 and config.kl_in != "loss"
     if config.num_updates > 1 or (in_reward and config.kl_logprobs == "policy"):
         batch.per_token["old_logprobs"] = models.logprobs(batch, config.token_budget)
@@ -258,14 +268,10 @@ def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch
     penalty = kl_penalty(batch, config) if in_reward else None
     if penalty is not None and config.kl_in == "reward":
         rewards = rewards - batch.sum_per_seq(penalty)
-    advantages = batch.expand(
-        advantages_of(
-            rewards, batch.per_seq["group"], config.baseline, config.scale_rewards,
-            config.scale_ddof, config.scale_eps,
-        )
-    )  # fmt: skip
+    choices = config.baseline, config.scale_rewards, config.scale_ddof, config.scale_eps
+    advantages = batch.expand(advantages_of(rewards, batch.per_seq["group"], *choices))
     if penalty is not None and config.kl_in == "token_reward":
-        # a completion that could not be scored is not to be learned from either
+        # a completion without a score is not trained on: its penalty does not count either
         scored = batch.expand(~rewards.isnan())
         advantages = torch.where(scored, advantages - to_go(penalty, batch), 0.0)
     if config.whiten_advantages:
@@ -275,23 +281,25 @@ def prepare(batch: Batch, models: Models, config: PolicyGradientConfig) -> Batch
     if config.mask_truncated_completions:
         batch = batch.select((batch.per_seq["truncated"] == 0).nonzero()[:, 0].tolist())
     if (config.beta == 0 or in_reward) and config.entropy_coef == 0:
-        # a completion of advantage 0 then has gradient exactly 0: count it, skip it
+        # a completion of advantage 0 then has gradient exactly 0: it is counted but not run
         nonzero = (batch.per_token["advantages"] != 0).float()
         batch.per_seq["active"] = batch.sum_per_seq(nonzero) > 0
     return batch
 
 
 def kl_penalty(batch: Batch, config: PolicyGradientConfig) -> Tensor:
-    """beta times the KL estimate of each token at sampling, [T]. For what was drawn from the
-    sampler's distribution, k1 with the sampler's log-probs is unbiased for its KL."""
+    """Return beta times each token's KL estimate at sampling, [T].
+
+    For tokens drawn by the sampler, k1 with the sampler's log-probs is unbiased for its KL."""
     name = "sampler_logprobs" if config.kl_logprobs == "sampler" else "old_logprobs"
     kl = ESTIMATORS[config.kl_estimator](batch.per_token[name], batch.per_token["ref_logprobs"])
     return config.beta * torch.where(batch.loss_mask, kl, 0.0)
 
 
 def adapt_beta(metrics: dict[str, float], config: PolicyGradientConfig) -> dict[str, float]:
-    """beta (1 + gain e), e the relative error of the KL within +- 0.2 (Ziegler et al. 2019, arXiv
-    1909.08593, sec. 2.2, with the KL per token)."""
+    """Return beta (1 + gain e), e being the relative error of the KL, clipped to +- 0.2.
+
+    Ziegler et al. 2019, arXiv 1909.08593, sec. 2.2, with the KL per token."""
     if config.kl_target is None or "kl" not in metrics:
         return {}
     error = min(max(metrics["kl"] / config.kl_target - 1, -0.2), 0.2)
@@ -299,8 +307,9 @@ def adapt_beta(metrics: dict[str, float], config: PolicyGradientConfig) -> dict[
 
 
 def check_sampler(metrics: dict[str, float], config: PolicyGradientConfig) -> None:
+    """Raise ValueError if sampler and trainer disagree by more than max_logprob_difference."""
     if metrics.get("sampling/staleness"):
-        return  # older weights differ by right
+        return  # completions of older weights are expected to differ
     mismatch = metrics.get("sampling/sampling_logp_difference/mean", 0.0)
     if mismatch > config.max_logprob_difference:
         raise ValueError(
@@ -311,6 +320,7 @@ def check_sampler(metrics: dict[str, float], config: PolicyGradientConfig) -> No
 
 
 def method(config: type[PolicyGradientConfig]) -> Algorithm:
+    """Return the algorithm of a method with these defaults."""
     return Algorithm(
         config,
         policy_gradient,

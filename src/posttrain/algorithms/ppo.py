@@ -2,8 +2,8 @@
 
     l_t = - surrogate(r_t, A_t) + value_coef / 2 max((V_t - G_t)^2, (clip(V_t) - G_t)^2)
 
-A_t and G_t from generalised advantage estimation over the completion's own tokens. The reward
-stands at the last of them, beta times the KL estimate is subtracted at each.
+A_t and G_t come from generalised advantage estimation over the completion's own tokens. The reward
+is given at the last of them, and beta times the KL estimate is subtracted at each.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class PPOConfig(PolicyGradientConfig):
     kl_in: Literal["token_reward", "loss"] = "token_reward"
     kl_estimator: Estimator = "k1"
     kl_logprobs: Literal["policy"] = "policy"
-    """From the forward pass that gives the old values."""
+    """Always those of the forward pass that gives the old values."""
     value_model: Literal["own", "shared"] = "own"
     """own: a network that starts as a copy of the policy's; shared: a head on the policy's."""
     value_learning_rate: float | None = Field(None, gt=0)
-    """Of the value model; by default that of the policy."""
+    """Learning rate of the value model; by default that of the policy."""
     value_coef: float = Field(0.5, gt=0)
     """Weight of the value loss."""
     value_clip: float | None = Field(0.2, gt=0)
-    """How far a value may move from the one at sampling before its loss stops falling."""
+    """How far a value may move from its old value before its loss stops falling; null: no limit."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount of later rewards, per token."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
@@ -60,34 +60,39 @@ class PPOConfig(PolicyGradientConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset") is not None:
+    def _no_preset(cls, section: Any) -> Any:
+        if isinstance(section, dict) and section.get("preset") is not None:
             raise ValueError(
-                "trainer.preset: presets choose a baseline among completions, and ppo has its "
+                "trainer.preset: presets choose a baseline among completions, but ppo has its "
                 "value model: set the keys themselves (docs/methods.md), or use grpo"
             )
-        return given
+        return section
 
     @property
     def head(self) -> HeadKind:
+        """The value head."""
         return "value"
 
     @property
     def own_value_network(self) -> bool:
+        """Whether value_model is own."""
         return self.value_model == "own"
 
     @property
     def learning_rates(self) -> dict[str, float]:
+        """Parameter-name prefixes of the value model -> value_learning_rate, if that is set."""
         if self.value_learning_rate is None:
             return {}
         return dict.fromkeys(HEAD_PREFIXES, self.value_learning_rate)
 
     @property
     def compares_completions(self) -> bool:
+        """False: the baseline is the value of a state."""
         return False
 
 
 def ppo_loss(out: Output, batch: Batch, config: PPOConfig) -> Loss:
+    """Return the policy-gradient loss of a micro-batch plus the value loss."""
     loss = policy_gradient(out, batch, config)
     assert out.values is not None
     mask, returns, old = batch.loss_mask, batch.per_token["returns"], batch.per_token["old_values"]
@@ -99,21 +104,21 @@ def ppo_loss(out: Output, batch: Batch, config: PPOConfig) -> Loss:
         error = torch.max(error, (near - returns).square())
     value_loss = masked_sum(error, mask) / 2
     loss.terms["token"] = loss.terms.get("token", torch.zeros(())) + config.value_coef * value_loss
-    count, left = mask.sum(), returns - old
+    count, residual = mask.sum(), returns - old
     loss.metrics |= {
         "value_loss": (value_loss.detach(), count),
         "value_clip_ratio": ((clipped & mask).sum(), count),
         "values": (masked_sum(out.values.detach(), mask), count),
         "returns": (masked_sum(returns, mask), count),
         "returns_square": (masked_sum(returns.square(), mask), count),
-        "value_error": (masked_sum(left, mask), count),
-        "value_error_square": (masked_sum(left.square(), mask), count),
+        "value_error": (masked_sum(residual, mask), count),
+        "value_error_square": (masked_sum(residual.square(), mask), count),
     }
     return loss
 
 
 def prepare(batch: Batch, models: Models, config: PPOConfig) -> Batch:
-    """Old log-probs and values, reference log-probs, advantages and returns."""
+    """Add old log-probs and values, reference log-probs, advantages and returns."""
     old = models.outputs(batch, config.token_budget, values=True)
     assert old.values is not None
     assert old.last_values is not None
@@ -123,12 +128,12 @@ def prepare(batch: Batch, models: Models, config: PPOConfig) -> Batch:
             reference = models.logprobs(batch, config.token_budget)
         batch.per_token["ref_logprobs"] = reference
     truncated = batch.per_seq["truncated"].bool()
-    # a completion that was cut off would have gone on: its last state has a value, not an end
+    # a completion that was cut off did not end: its last state is not terminal and has a value
     bootstrap = torch.where(truncated, old.last_values, 0.0)
     advantages, returns = gae(
         token_rewards(batch, config), old.values, bootstrap, batch, config.gamma, config.gae_lambda
     )
-    # without a reward there is no return: such a completion is counted and teaches nothing
+    # without a reward there is no return: such a completion is counted but not trained on
     scored = ~batch.per_seq["rewards"].isnan()
     batch.per_seq["active"] = scored
     if config.whiten_advantages:
@@ -140,7 +145,7 @@ def prepare(batch: Batch, models: Models, config: PPOConfig) -> Batch:
 
 
 def token_rewards(batch: Batch, config: PPOConfig) -> Tensor:
-    """The completion's reward at its last token, less beta times the KL estimate at each, [T]."""
+    """Return the reward at a completion's last token minus beta times the KL at each token, [T]."""
     rewards = torch.zeros_like(batch.per_token["old_logprobs"])
     last = batch.last_tokens()
     score = batch.per_seq["rewards"].nan_to_num(0.0)
@@ -151,13 +156,13 @@ def token_rewards(batch: Batch, config: PPOConfig) -> Tensor:
 
 
 def explain_variance(metrics: dict[str, float], config: PPOConfig) -> None:
-    """Adds 1 - Var(G - V) / Var(G), with V as it was at sampling."""
+    """Check the sampler, and add 1 - Var(G - V) / Var(G) with the old values V."""
     check_sampler(metrics, config)
-    error = metrics.pop("value_error_std", 0.0)
+    error_std = metrics.pop("value_error_std", 0.0)
     metrics.pop("value_error", None)
-    spread = metrics.get("returns_std", 0.0)
-    if spread > 0:
-        metrics["explained_variance"] = 1 - (error / spread) ** 2
+    returns_std = metrics.get("returns_std", 0.0)
+    if returns_std > 0:
+        metrics["explained_variance"] = 1 - (error_std / returns_std) ** 2
 
 
 ppo = Algorithm(

@@ -1,8 +1,8 @@
-"""What stands in for the probability ratio times the advantage: one function per choice.
+"""Surrogates for the probability ratio times the advantage: one function per choice.
 
-Each takes the ratio r [T], log pi [T], the advantage A [T] and the config, and gives the objective
-to be maximised, [T], and the tokens whose gradient was cut, [T] bool. For a ratio of the sequence
-level every token of a completion has the same r.
+Each takes the ratio r [T], log pi [T], the advantage A [T] and the config, and returns the
+objective to be maximised, [T], and the tokens that a bound acted on, [T] bool. With a ratio of the
+sequence level, every token of a completion has the same r.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 Surrogate = Literal["clip", "cispo", "sapo", "vespo"]
 
-SAPO_TEMPERATURES = 1.0, 1.05  # of positive and of negative advantages, the paper's
-VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)  # k and lambda, TRL's
+SAPO_TEMPERATURES = 1.0, 1.05  # for positive and negative advantages, the paper's
+VESPO_POSITIVE, VESPO_NEGATIVE = (2.0, 3.0), (3.0, 2.0)  # (k, lambda), TRL's
 
 
 def clip(r: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A): PPO (Schulman et al. 2017, arXiv
-    1707.06347, eq. 7); clip-higher is DAPO's (arXiv 2503.14476). With `dual_clip` c, not below
-    c A where A < 0 (Ye et al. 2020, arXiv 1912.09729, eq. 5)."""
+    """Return PPO's clipped objective.
+
+    min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) (Schulman et al. 2017, arXiv 1707.06347, eq.
+    7); clip-higher is DAPO's (arXiv 2503.14476). With `dual_clip` c, it is at least c A if A < 0
+    (Ye et al. 2020, arXiv 1912.09729, eq. 5)."""
     low, high = 1 - config.epsilon, 1 + upper(config)
     objective = torch.min(r * a, r.clamp(low, high) * a)
     cut = ((r < low) & (a < 0)) | ((r > high) & (a > 0))
@@ -37,24 +39,25 @@ def clip(r: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, T
 
 
 def cispo(r: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """sg(clip(r, 1 - epsilon, 1 + epsilon_high)) A log pi: no token loses its gradient, it is
-    weighted by a bounded ratio (MiniMax-M1, 2025, arXiv 2506.13585, eq. 4 and 5)."""
+    """Return sg(clip(r, 1 - epsilon, 1 + epsilon_high)) A log pi: every token keeps a gradient.
+
+    It is weighted by a bounded ratio (MiniMax-M1, 2025, arXiv 2506.13585, eqs. 4 and 5)."""
     low, high = 1 - config.epsilon, 1 + upper(config)
     weight = r.clamp(low, high).detach()
     return weight * a * logprobs, (r > high) & (a > 0)
 
 
 def sapo(r: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """sigmoid(tau (r - 1)) 4 / tau A: a soft gate in place of the clip (Gao et al. 2025, arXiv
-    2511.20347)."""
+    """Return sigmoid(tau (r - 1)) 4 / tau A: a soft gate (Gao et al. 2025, arXiv 2511.20347)."""
     positive, negative = SAPO_TEMPERATURES
     tau = torch.where(a > 0, positive, negative)
     return torch.sigmoid(tau * (r - 1)) * 4 / tau * a, torch.zeros_like(a, dtype=torch.bool)
 
 
 def vespo(w: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, Tensor]:
-    """sg(phi(w)) A log pi with phi(w) = w^k exp(lambda (1 - w)), w the ratio of the sequence, k and
-    lambda by the sign of A (VESPO, as in TRL 1.16; ratio_level: sequence_sum)."""
+    """Return sg(phi(w)) A log pi with phi(w) = w^k exp(lambda (1 - w)): VESPO, as in TRL 1.16.
+
+    w is the ratio of the sequence (ratio_level: sequence_sum); k and lambda depend on A's sign."""
     (k_pos, lambda_pos), (k_neg, lambda_neg) = VESPO_POSITIVE, VESPO_NEGATIVE
     k, decay = torch.where(a >= 0, k_pos, k_neg), torch.where(a >= 0, lambda_pos, lambda_neg)
     w = w.detach().clamp(min=1e-8)
@@ -63,6 +66,7 @@ def vespo(w: Tensor, logprobs: Tensor, a: Tensor, config: Any) -> tuple[Tensor, 
 
 
 def upper(config: Any) -> float:
+    """Return epsilon_high or, if it is not set, epsilon."""
     bound: float = config.epsilon if config.epsilon_high is None else config.epsilon_high
     return bound
 

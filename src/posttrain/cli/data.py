@@ -1,4 +1,4 @@
-"""`posttrain data`: the commands that show, make, prepare and fetch data."""
+"""`posttrain data`: the commands that show, generate, convert and download data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from posttrain.cli.runs import Overrides
 
-app = typer.Typer(help="Show, make, prepare and fetch data.", no_args_is_help=True)
+app = typer.Typer(help="Show, generate, convert and download data.", no_args_is_help=True)
 
 
 @app.command("preview")
@@ -18,7 +18,7 @@ def preview(
     overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
 ) -> None:
-    """Show rendered rows with the trained tokens coloured, their lengths, and what is dropped."""
+    """Show rendered rows with the trained tokens coloured, then lengths and dropped rows."""
     from posttrain.runs.config import load_config
     from posttrain.runs.preview import show
 
@@ -39,7 +39,7 @@ def rejection_sampling(
     recipe: Annotated[str, typer.Argument(help="A recipe with make.type: filter.")],
     overrides: Overrides = None,
 ) -> None:
-    """Sample several completions of each prompt and keep those that are right."""
+    """Sample several completions of each prompt and keep the correct ones."""
     _make(recipe, overrides, "filter")
 
 
@@ -48,8 +48,9 @@ def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
 
     config = load_making(recipe, overrides)
     if config.make.type != kind:
-        raise ValueError(f"{recipe} has make.type {config.make.type}: posttrain data {kind} does "
-                         f"{kind}")  # fmt: skip
+        raise ValueError(
+            f"{recipe} has make.type {config.make.type}: use posttrain data {config.make.type}"
+        )
     for name, value in make(config).items():
         print(f"{name:<20}{value}")
     print(f"written to {config.output_dir}")
@@ -57,46 +58,61 @@ def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
 
 @app.command("prepare")
 def prepare(
-    files: Annotated[list[str], typer.Argument(help="JSONL or Parquet, also .gz; globs too.")],
-    output_dir: Annotated[Path, typer.Option(help="For train.parquet and validation.parquet.")],
+    files: Annotated[list[str], typer.Argument(help="JSONL or Parquet files, also .gz; or globs.")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder of train.parquet and validation.parquet.")
+    ],
     val_split: Annotated[
-        float, typer.Option(help="Share of the prompts (or groups) for validation.")
+        float, typer.Option(help="Share of the prompts (or groups) in validation.parquet.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Draws which prompts those are.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of those prompts.")] = 0,
     prompt_key: Annotated[str | None, typer.Option(help="The column of the prompt.")] = None,
     response_key: Annotated[str | None, typer.Option(help="The column of the answer.")] = None,
     answer_key: Annotated[
         str | None, typer.Option(help="The column of the final answer, for a reward.")
     ] = None,
     group_key: Annotated[
-        str | None, typer.Option(help="A column whose equal values stay in one file.")
+        str | None, typer.Option(help="A column; rows with equal values in it stay in one file.")
     ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Other columns to keep, comma-separated, or none; by default simple ones."
+            help="Other columns to keep, comma-separated, or none; by default those with simple "
+            "values."
         ),
     ] = None,
-    format: Annotated[str, typer.Option(help="posttrain, verl_sft or verl_rl.")] = "posttrain",
+    format: Annotated[
+        str, typer.Option(help="Format to write: posttrain, verl_sft or verl_rl.")
+    ] = "posttrain",
     data_source: Annotated[
-        str | None, typer.Option(help="The column data_source of verl_rl rows without one.")
+        str | None, typer.Option(help="data_source of verl_rl rows that have no such column.")
     ] = None,
     ability: Annotated[
-        str | None, typer.Option(help="The column ability of verl_rl rows without one.")
+        str | None, typer.Option(help="ability of verl_rl rows that have no such column.")
     ] = None,
     decontaminate: Annotated[
         str | None, typer.Option(help="Drop rows that overlap with this evaluation set.")
     ] = None,
 ) -> None:
-    """Turn files of rows into train.parquet and validation.parquet without a prompt in both."""
+    """Convert files of rows to train.parquet and validation.parquet, with no prompt in both."""
     from posttrain.data.prepare.convert import prepare as convert
     from posttrain.data.prepare.standard import Preparation
 
     columns = None if keep is None else () if keep == "none" else tuple(keep.split(","))
     config = Preparation(
-        output_dir, val_split, seed, prompt_key, response_key, answer_key, group_key, columns,
-        format, data_source, ability, decontaminate,
-    )  # fmt: skip
+        output_dir,
+        val_split,
+        seed,
+        prompt_key,
+        response_key,
+        answer_key,
+        group_key,
+        columns,
+        format,
+        data_source,
+        ability,
+        decontaminate,
+    )
     for line in convert(files, config).lines():
         print(line)
 
@@ -105,7 +121,9 @@ def prepare(
 def overlap(
     train: Annotated[str, typer.Argument(help="Training rows: a file or a glob.")],
     evaluation: Annotated[str, typer.Argument(help="The evaluation set: a file or a glob.")],
-    n: Annotated[int, typer.Option("--n", help="How many successive words must be shared.")] = 13,
+    n: Annotated[
+        int, typer.Option("--n", help="Number of successive words that must be shared.")
+    ] = 13,
 ) -> None:
     """Count training rows that share n successive words with an evaluation set."""
     from posttrain.data.files import SUFFIXES
@@ -128,7 +146,7 @@ def templates() -> None:
 
 @app.command("list")
 def list_datasets() -> None:
-    """List the built-in data sets with licence, splits, row counts, use and source."""
+    """List the built-in data sets with licence, splits, numbers of rows, use and source."""
     from posttrain.data.origin import describe
     from posttrain.data.sets import DATASETS
 
@@ -148,16 +166,18 @@ def download_datasets(
     ] = False,
     rl_only: Annotated[
         bool,
-        typer.Option("--rl-only", help="Only those with answers, tests, labels or preferences."),
+        typer.Option(
+            "--rl-only", help="Only data sets with answers, tests, labels or preferences."
+        ),
     ] = False,
     output_dir: Annotated[
-        Path, typer.Option(help="Where a folder for each data set is made.")
+        Path, typer.Option(help="Folder in which each data set gets a folder.")
     ] = Path("data"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show files and sizes; fetch and write nothing.")
+        bool, typer.Option("--dry-run", help="Show files and sizes; download and write nothing.")
     ] = False,
 ) -> None:
-    """Fetch the original files of data sets by name, or of all; resumes where it stopped."""
+    """Download the original files of named data sets, or of all; resumes where it stopped."""
     from posttrain.data.download import chosen, download
 
     wanted = chosen(names or [], sft_only=sft_only, rl_only=rl_only)

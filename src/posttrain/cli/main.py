@@ -1,4 +1,4 @@
-"""The command line. Whatever is wrong with the user's input is one line and exit code 2."""
+"""The command line. Whatever is wrong with the input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ models.add_to(app)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"posttrain {__version__}")
         raise typer.Exit
 
@@ -49,7 +49,7 @@ def main() -> None:
     tune_allocator()
     try:
         code = app(standalone_mode=False)
-        if code == 130:  # what typer makes of an interrupt
+        if code == 130:  # typer returns this after an interrupt
             fail("interrupted", code)
         if "RANK" in os.environ and not code:
             from posttrain.common import distributed
@@ -67,13 +67,13 @@ def main() -> None:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
             raise
-        if not usage():  # a bare `posttrain` has printed its help
+        if not usage():  # a bare `posttrain`, which has printed its help
             sys.exit(2)
         fail(usage())
 
 
 def as_option(error: Exception) -> Exception:
-    """Return the error in the command line's words: a setting without a section is an option."""
+    """Return the error with the name of the option if it is about a setting without a section."""
     if isinstance(error, SettingError) and error.field.isidentifier():
         return error.renamed(f"--{error.field.replace('_', '-')}")
     return error

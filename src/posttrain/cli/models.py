@@ -1,4 +1,4 @@
-"""Commands that ask a model: eval, compare, generate, classify, score."""
+"""Commands on models and completions: eval, compare, generate, classify, score."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Model = Annotated[
 ]
 Template = Annotated[
     str,
-    typer.Option(help="chat, plain or auto: as the run was trained.", rich_help_panel=ASKING),
+    typer.Option(help="chat, plain, or auto: as in the run's training.", rich_help_panel=ASKING),
 ]
 SystemPrompt = Annotated[
     str | None,
     typer.Option(
-        help="A system message; by default the run's, and '' for none.", rich_help_panel=ASKING
+        help="A system message, by default the run's; '' for none.", rich_help_panel=ASKING
     ),
 ]
 TopP = Annotated[
@@ -28,19 +28,27 @@ TopP = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Keep the likeliest tokens that together have this probability.",
+        help="Sample from the most likely tokens that together have this probability.",
         rich_help_panel=SAMPLING,
     ),
 ]
 TopK = Annotated[
-    int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all.",
-                      rich_help_panel=SAMPLING),
-]  # fmt: skip
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.", rich_help_panel=SAMPLING)]
-MaxNewTokens = Annotated[
-    int, typer.Option(min=1, help="Longest completion in tokens.", rich_help_panel=SAMPLING)
+    int,
+    typer.Option(
+        min=0,
+        help="Sample from the k most likely tokens; 0 is no limit.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
-Seed = Annotated[int, typer.Option(help="Draws the noise of sampling.", rich_help_panel=SAMPLING)]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0, help="Logits are divided by it; 0 is greedy.", rich_help_panel=SAMPLING),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(min=1, help="Maximum completion length in tokens.", rich_help_panel=SAMPLING),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling noise.", rich_help_panel=SAMPLING)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MACHINE)]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
 MaxNumSeqs = Annotated[
@@ -56,9 +64,9 @@ MaxNumSeqs = Annotated[
 Tasks = Annotated[
     str, typer.Option(help="Comma-separated names; NAME=PATH reads a task's files from PATH.")
 ]
-Split = Annotated[str | None, typer.Option(help="Instead of the task's own split.")]
+Split = Annotated[str | None, typer.Option(help="A split other than the task's own.")]
 MaxSamples = Annotated[
-    int | None, typer.Option(min=1, help="Problems of each task, drawn by chance; by default all.")
+    int | None, typer.Option(min=1, help="Problems of each task, a random sample; by default all.")
 ]
 SamplesOfProblem = Annotated[
     int,
@@ -72,15 +80,15 @@ SamplesOfProblem = Annotated[
 ]
 Shots = Annotated[
     int,
-    typer.Option(min=0, help="Solved examples before each problem.", rich_help_panel=ASKING),
+    typer.Option(min=0, help="Solved examples in front of each problem.", rich_help_panel=ASKING),
 ]
 BestOf = Annotated[
     str | None,
-    typer.Option(help="A reward model that chooses one of a problem's completions."),
+    typer.Option(help="A reward model that chooses the best of a problem's completions."),
 ]
 ToxicWords = Annotated[
     str | None,
-    typer.Option(help="A file of words or phrases, one a line, to look for in completions."),
+    typer.Option(help="A file of words or phrases, one per line, to look for in completions."),
 ]
 PromptTemplate = Annotated[
     str | None,
@@ -90,9 +98,12 @@ PromptTemplate = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help="Results as JSON, a file or a folder; resumed if it is there.")
+    Path | None,
+    typer.Option(help="A file or folder for the results as JSON; unfinished ones are resumed."),
 ]
-Samples = Annotated[Path | None, typer.Option(help="Write every completion of all tasks as JSONL.")]
+Samples = Annotated[
+    Path | None, typer.Option(help="Write every completion of all tasks to this JSONL file.")
+]
 
 
 def evaluate(
@@ -151,7 +162,7 @@ def evaluate(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="Results of posttrain eval.")],
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="Results of `posttrain eval`.")],
     b: Annotated[Path, typer.Argument(metavar="B.json", help="Results on the same tasks.")],
 ) -> None:
     """Compare two models on the same problems, with a paired test for each task."""
@@ -162,12 +173,12 @@ def compare(
     CONSOLE.print(table(comparisons))
     for task in left_out:
         CONSOLE.print(
-            f"note: {task}: not compared, no outcomes in both of the same problem", markup=False
+            f"note: {task}: not compared, as no problem has outcomes in both files", markup=False
         )
-    for one in comparisons:
-        CONSOLE.print(f"{one.task}: p by {one.test}", markup=False)
-        for note in one.notes:
-            CONSOLE.print(f"note: {one.task}: {note}", markup=False)
+    for result in comparisons:
+        CONSOLE.print(f"{result.task}: p by {result.test}", markup=False)
+        for note in result.notes:
+            CONSOLE.print(f"note: {result.task}: {note}", markup=False)
 
 
 def generate(
@@ -224,13 +235,14 @@ def classify(
         list[str] | None, typer.Argument(help="Texts to classify, as whole prompts.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Rows instead of texts; labels in them are scored.")
+        Path | None,
+        typer.Option(help="A file of rows instead of texts; scored if the rows have labels."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write each row with its prediction (JSONL).")
+        Path | None, typer.Option(help="Write each row with its prediction to this JSONL file.")
     ] = None,
 ) -> None:
-    """Print the labels that a trained classifier gives to texts, with their probabilities."""
+    """Print the labels that a trained classifier assigns to texts, with their probabilities."""
     from posttrain.runs.classify import classify as lines
 
     print("\n".join(lines(model, texts or [], file, output)))
@@ -238,16 +250,17 @@ def classify(
 
 def score(
     reward: Annotated[str, typer.Argument(help="A reward: math_correctness, custom, ...")],
-    file: Annotated[Path, typer.Argument(help="Rows: completion, and the reward's columns.")],
+    file: Annotated[Path, typer.Argument(help="Rows with `completion` and the reward's columns.")],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[key=value]...", help="Keys of the reward, such as path=FILE.py."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write each row with its score and verdict (JSONL).")
+        Path | None,
+        typer.Option(help="Write each row with its score and verdict to this JSONL file."),
     ] = None,
 ) -> None:
-    """Run a reward over rows: the way to try it before training on it."""
+    """Score the rows of a file with a reward, to try it before training on it."""
     from posttrain.runs.score import score_file
 
     for line in score_file(reward, file, options or [], output):

@@ -1,4 +1,4 @@
-"""Commands that make runs and show them: train, pipeline, report, doctor."""
+"""Commands that start runs and show them: train, pipeline, report, doctor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Overrides = Annotated[
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file: one file is one run.")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file; one file is one run.")],
     overrides: Overrides = None,
     dry_run: Annotated[
         bool,
@@ -56,7 +56,7 @@ def pipeline(
         ),
     ] = None,
 ) -> None:
-    """Run stages one after another, each starting from the model of the one before."""
+    """Run stages one after another, each starting from the model of an earlier one."""
     from posttrain.runs.pipeline import load_pipeline, run_pipeline
 
     run_pipeline(load_pipeline(recipe, overrides))
@@ -65,10 +65,10 @@ def pipeline(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
     output: Annotated[
-        Path | None, typer.Option(help="The page to write; report.html by default.")
+        Path | None, typer.Option(help="The page to write; by default report.html.")
     ] = None,
 ) -> None:
-    """Write a self-contained HTML page of one run, or of several side by side."""
+    """Write a self-contained HTML page about one run, or about several side by side."""
     from posttrain.tracking.report import write_report
 
     if output is None and len(runs) > 1:
@@ -79,13 +79,13 @@ def report(
 def doctor() -> None:
     """Show what this machine offers: devices, precision, sandbox, extras, disk, hub.
 
-    Put its output into a bug report.
+    Paste the output into bug reports.
     """
     from posttrain.runs.doctor import examine
 
     signs = {"ok": " ", "note": "-", "missing": "!"}
-    for found in examine():
-        print(f"{signs[found.state]} {found.name:<18}{found.text}")
+    for finding in examine():
+        print(f"{signs[finding.state]} {finding.name:<18}{finding.text}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,1 +1,1 @@
-"""Layer 0: what every other layer may use, and what uses none of them."""
+"""Layer 0: what every other layer may import, and what imports none of them."""

@@ -1,4 +1,4 @@
-"""The only layout: N sequences laid end to end, no padding.
+"""The one layout of a batch: N sequences end to end, without padding.
 
 Tensors are [T] (one value per token) or [N] (one value per sequence). A micro-batch is bounded
 in tokens, so the same code serves single rows, preference pairs and rollout groups.
@@ -27,16 +27,17 @@ class Sequence:
 
 
 Example = tuple[Sequence, ...]
-"""What a row of data becomes: a sequence, or the two of a pair."""
+"""What a row of data becomes: a sequence, or several such as the two of a pair."""
 
 
 def sequences_of(examples: SequenceOf[Example]) -> list[Sequence]:
+    """Return the sequences of all examples, in their order."""
     return [sequence for example in examples for sequence in example]
 
 
 @dataclass
 class Batch:
-    """Sequences end to end. `lengths` is the Python copy of what `cu_seqlens` says."""
+    """N sequences end to end. `lengths` holds the same as `cu_seqlens`, as Python integers."""
 
     input_ids: Tensor  # [T] int64
     position_ids: Tensor  # [T] int64, 0 at the start of each sequence
@@ -49,38 +50,40 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
+        """T."""
         return len(self.input_ids)
 
     @property
     def num_sequences(self) -> int:
+        """N."""
         return len(self.lengths)
 
     def sequence_ids(self) -> Tensor:
-        """The index of the sequence each token belongs to, [T]."""
+        """Return the index of the sequence that each token belongs to, [T]."""
         lengths = torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
         ids = torch.arange(self.num_sequences, device=self.input_ids.device)
         return ids.repeat_interleave(lengths, output_size=self.num_tokens)
 
     def sum_per_seq(self, x: Tensor) -> Tensor:
-        """Sum of x [T] over the trained tokens of each sequence, [N]."""
+        """Return the sum of x [T] over the trained tokens of each sequence, [N]."""
         zeros = x.new_zeros(self.num_sequences)
         # selects rather than multiplies, since 0 * inf is nan
         return zeros.index_add(0, self.sequence_ids(), torch.where(self.loss_mask, x, 0.0))
 
     def tokens_per_seq(self) -> Tensor:
-        """Number of trained tokens of each sequence, [N] float32."""
+        """Return the number of trained tokens of each sequence, [N] float32."""
         return self.sum_per_seq(torch.ones_like(self.input_ids, dtype=torch.float32))
 
     def last_tokens(self) -> Tensor:
-        """Index of the last token of each sequence, [N] int64."""
+        """Return the index of the last token of each sequence, [N] int64."""
         return self.cu_seqlens[1:].long() - 1
 
     def expand(self, x: Tensor) -> Tensor:
-        """[N] -> [T]: every token gets its sequence's value."""
+        """Return x [N] as [T]: every token gets the value of its sequence."""
         return x[self.sequence_ids()]
 
     def select(self, indices: SequenceOf[int]) -> Batch:
-        """The batch of the sequences `indices`, in that order."""
+        """Return the batch of the sequences at `indices`, in that order."""
         starts = [0]
         for length in self.lengths:
             starts.append(starts[-1] + length)
@@ -101,11 +104,11 @@ class Batch:
         )
 
     def split(self, max_tokens: int, group_size: int = 1) -> list[Batch]:
-        """Micro-batches of at most `max_tokens` tokens, a prompt that neighbours share counted
-        once; a group of neighbours is never cut.
+        """Return micro-batches of at most `max_tokens` tokens, without cutting a group.
 
-        A group longer than `max_tokens` becomes a micro-batch of its own. Counted each time, the
-        prompts may take four times as much: attention holds their keys and values so often.
+        A prompt that neighbours share counts once. A group longer than `max_tokens` becomes a
+        micro-batch of its own. Attention holds the keys and values of a shared prompt once for
+        each sequence: with prompts counted that often, the limit is 4 `max_tokens`.
         """
         assert self.num_sequences % group_size == 0, "a batch holds whole groups"
         parts: list[list[int]] = []
@@ -119,7 +122,7 @@ class Batch:
             if not parts or full:
                 parts.append([])
                 whole_in_part = 0
-                # its first sequence has nobody to share with
+                # the first sequence of a micro-batch runs its prompt itself
                 tokens_in_part = len(self.prompts[start]) if self.shares_prompt(start) else 0
             parts[-1] += group
             tokens_in_part += tokens
@@ -127,18 +130,21 @@ class Batch:
         return [self.select(part) for part in parts]
 
     def shares_prompt(self, i: int) -> bool:
-        """Whether sequence i begins with the prompt of the one before it, and that is enough of it
-        to be worth a mask of its own in attention."""
+        """Return whether sequence i shares the prompt of the one before it.
+
+        A prompt below 1/8 of the sequence is not worth the mask that sharing needs in attention.
+        """
         worth_it = len(self.prompts[i]) > 0 and 8 * len(self.prompts[i]) >= self.lengths[i]
         return i > 0 and worth_it and self.prompts[i] == self.prompts[i - 1]
 
     def runs(self) -> list[tuple[int, int]]:
-        """First and last of the neighbours that have one prompt."""
+        """Return the first and last index of each run of neighbours that share a prompt."""
         firsts = [i for i in range(self.num_sequences) if not self.shares_prompt(i)]
         ends = [*firsts[1:], self.num_sequences]
         return [(first, end - 1) for first, end in zip(firsts, ends)]
 
     def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
         return Batch(
             input_ids=self.input_ids.to(device),
             position_ids=self.position_ids.to(device),
@@ -152,7 +158,7 @@ class Batch:
 
 
 def pack(sequences: SequenceOf[Sequence]) -> Batch:
-    """Lay sequences end to end. All must carry the same per-token and per-sequence names."""
+    """Return the batch of sequences, which must have the same names in per_token and per_seq."""
     lengths = [len(sequence) for sequence in sequences]
     first = sequences[0] if sequences else Sequence(_NO_IDS, _NO_IDS.bool())
     return Batch(
@@ -172,15 +178,17 @@ def pack(sequences: SequenceOf[Sequence]) -> Batch:
 
 
 def _prompt(sequence: Sequence) -> tuple[int, ...]:
-    """The tokens before the completion, which begins at the first token that is trained on where
-    the sequence does not say so itself; none where none is."""
-    own = sequence.per_token.get("completion", sequence.loss_mask).nonzero()
-    return tuple(sequence.input_ids[: int(own[0])].tolist()) if len(own) else ()
+    """Return the tokens before the completion; none without a completion.
+
+    It begins where per_token["completion"] says, by default at the first trained token.
+    """
+    completion = sequence.per_token.get("completion", sequence.loss_mask).nonzero()
+    return tuple(sequence.input_ids[: int(completion[0])].tolist()) if len(completion) else ()
 
 
 _NO_IDS = torch.zeros(0, dtype=torch.int64)
 
 
 def cumulative(lengths: SequenceOf[int]) -> Tensor:
-    """[N+1] int32: 0, and the sum of the lengths up to each."""
+    """Return 0 and the running sum of the lengths, [N+1] int32."""
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

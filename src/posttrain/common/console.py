@@ -1,4 +1,4 @@
-"""The console that everything is printed on."""
+"""The console that all output goes to."""
 
 from rich.console import Console
 

@@ -1,6 +1,6 @@
-"""Ranks: sums over them, gradients shared between them, parameters sharded over them.
+"""Ranks: their process group, sums of their gradients, and whole tensors of their shards.
 
-Started by torchrun; a single process is the case of one rank, on the same code path.
+torchrun starts the ranks. A single process is one rank, on the same code path.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def start(device: str) -> None:
-    """Join the process group if torchrun started us."""
+    """Join the process group if torchrun started this process."""
     if "RANK" not in os.environ or torch.distributed.is_initialized():
         return
     on_cuda = device != "cpu" and torch.cuda.is_available()
@@ -31,17 +31,18 @@ def start(device: str) -> None:
 
 
 def stop() -> None:
+    """Leave the process group, if there is one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def leave() -> None:
-    """End a rank whose work is done, past Python's finalization.
+    """Exit with status 0 and skip Python's finalization, for a rank whose work is done.
 
-    gloo's threads outlive the process group where DTensor's caches hold it. One of them that drops
-    its last tensor while the interpreter is being taken down finds no interpreter to lock and
-    aborts the process: a finished run then fails with "terminate called without an active
-    exception", the more often the busier the machine.
+    gloo's threads outlive the process group if DTensor's caches hold it. If one of them drops its
+    last tensor while the interpreter shuts down, it finds no interpreter to lock and aborts the
+    process: a finished run then fails with "terminate called without an active exception", more
+    often on a busy machine.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -50,15 +51,17 @@ def leave() -> None:
 
 
 def rank() -> int:
+    """Return the rank of this process."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def num_ranks() -> int:
+    """Return the number of ranks."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all ranks, small Python objects, in rank order."""
+    """Return the values of all ranks, small Python objects, in rank order."""
     if num_ranks() == 1:
         return [value]
     values: list[Any] = [None] * num_ranks()
@@ -67,6 +70,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def from_rank_0(value: Any) -> Any:
+    """Return the value that rank 0 passes, on all ranks."""
     values = [value]
     if num_ranks() > 1:
         torch.distributed.broadcast_object_list(values, src=0)
@@ -74,20 +78,22 @@ def from_rank_0(value: Any) -> Any:
 
 
 def barrier() -> None:
+    """Wait until all ranks are here."""
     if num_ranks() > 1:
         torch.distributed.barrier()
 
 
 def is_sharded(policy: nn.Module) -> bool:
+    """Return whether the policy is sharded over the ranks."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(policy, FSDPModule)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
-    """Replicated parameters: one all-reduce of all gradients, once per optimiser step.
+    """Sum the gradients of replicated parameters over the ranks, in one all-reduce.
 
-    Sharded parameters have been reduced in the backward pass already.
+    Call it once per optimiser step. Those of sharded parameters are summed in the backward pass.
     """
     if num_ranks() == 1 or sharded:
         return
@@ -104,7 +110,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole tensor of a shard; a plain tensor as it is. A collective where it is sharded."""
+    """Return the whole tensor of a shard, or a plain tensor as it is. A collective for shards."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

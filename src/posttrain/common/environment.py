@@ -1,4 +1,4 @@
-"""What the program sets for itself in its own process."""
+"""Settings that the program makes in its own process, and the versions that it runs with."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def make_products_reproducible() -> None:
-    """Have MKL give a product the same bits wherever its operands lie in memory.
+    """Make MKL return the same bits for a product wherever its operands are in memory.
 
     By default the kernel that MKL picks for a small fp32 product depends on the alignment of the
     operands, so equal rows in two places of a batch differ in their last bits (seen with AVX2).
-    MKL reads the variable at its first product, so this must come before that; a value that the
-    user has set wins. AUTO keeps the processor's fastest instructions.
+    MKL reads the variable at its first product, so this must come before that. A value that the
+    user has set is kept. AUTO allows the processor's fastest instructions.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def tune_allocator() -> None:
-    """Have glibc reuse freed memory instead of giving it back to the kernel.
+    """Make glibc reuse freed memory instead of returning it to the kernel.
 
-    By default every tensor above 32 MiB is mapped and unmapped anew, and its pages zeroed, on each
-    step: 1,127 against 1,363 tokens/s in benchmarks/sft.py. Settings in the environment win.
+    By default every tensor above 32 MiB is mapped, zeroed and unmapped again in each step: 1,127
+    against 1,363 tokens/s in benchmarks/sft.py. A setting in the environment is kept.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -37,7 +37,7 @@ def tune_allocator() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide a run's numbers."""
+    """Return the versions that a run's numbers depend on."""
     from importlib.metadata import version  # for start-up time
 
     names = ("posttrain", "torch", "transformers", "peft", "tokenizers")

@@ -1,13 +1,13 @@
-"""Errors that name the setting they are about, in no interface's words."""
+"""Errors about a setting, which the library names by its field."""
 
 from __future__ import annotations
 
 
 class SettingError(ValueError):
-    """A setting with a wrong value.
+    """A wrong value of a setting.
 
-    The message begins with the setting's field name. Whoever knows what the user wrote (a section
-    of a recipe, an option of the command line) can say it in those words: see `renamed`.
+    The message begins with the field's name. A caller that knows what the user wrote, such as a key
+    of a section or an option of the command line, replaces the name by that: see `renamed`.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -15,9 +15,9 @@ class SettingError(ValueError):
         self.field, self.problem = field, problem
 
     def renamed(self, field: str) -> SettingError:
-        """Return the same error about what the user calls the setting."""
+        """Return the same error with another name of the setting."""
         return SettingError(field, self.problem)
 
     def at(self, where: str) -> SettingError:
-        """Return the same error, with the file and row at which it was met."""
+        """Return the same error with the file and row in which it occurred."""
         return SettingError(self.field, f"{where}: {self.problem}")

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what identifies their contents."""
+"""Atomic writing of files and folders, and hashes of their contents."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a temporary path to write; it becomes `file` when the block ends without an error.
+    """Yield a temporary path, which becomes `file` when the block ends without an error.
 
-    A reader, or a process killed meanwhile, sees the old file or the new one, never a part. A link
-    stays a link to what it names; what is no regular file, such as /dev/stdout, is written to as it
-    is.
+    A reader sees the old file or the new one, never a part, even if the process is killed. A link
+    stays, and the file that it names is replaced. What is not a regular file, such as /dev/stdout,
+    is written directly.
     """
     if file.exists() and not file.is_file():
         yield file
@@ -38,9 +38,9 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
-    """As `replacing`, for a folder: give an empty one to fill, which becomes `folder`.
+    """Yield an empty folder, which becomes `folder` when the block ends without an error.
 
-    Without `durable` nothing is synced: for folders that are handed over, not kept.
+    Without `durable` nothing is synced: for folders that are passed on, not kept.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -59,13 +59,13 @@ def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a whole file, or leave the old one."""
+    """Write a file as a whole, or leave the old one."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a row a line; what JSON cannot hold becomes its text. Makes the folder if needed."""
+    """Write one row per line, and make the folder; what JSON cannot hold is written as text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
@@ -73,7 +73,7 @@ def write_json_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system write a file or folder out before anything relies on it."""
+    """Make the operating system write a file or folder to disk, before anything relies on it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -94,7 +94,7 @@ def short_hash(value: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Return the same value with None for every float that JSON cannot hold."""
+    """Return the value with None for every float that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""The one HTTP client: kept connections, retries, a time limit on each whole reply, no redirects.
+"""The HTTP client: reused connections, retries, a time limit on the whole reply, no redirects.
 
-Standard library only, and no proxy is used. A try that may succeed later is repeated: a connection
-error, a timeout, 429 and 5xx. Everything else fails at once, redirects too, so that a key goes to
-no other host. What is posted must be safe to post twice.
+Standard library only, and no proxy is used. What may succeed later is tried again: a connection
+error, a timeout, 429 and 5xx, so what is posted must be safe to post twice. Everything else fails
+at once, also redirects, so that the key goes to no other host.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from urllib.parse import SplitResult
 log = logging.getLogger(__name__)
 
 LONGEST_REPLY = 1 << 26  # bytes
-LONGEST_MESSAGE = 300  # characters of the server's own words in an error
+LONGEST_MESSAGE = 300  # characters of the server's message in an error
 CONNECT_TIMEOUT = 10.0  # seconds; a server that is up accepts at once, however busy
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for, and how often it is asked again."""
+    """How long to wait for a server, and how often to try again."""
 
     timeout: float
     """Seconds for one try, from the connection to the last byte."""
@@ -44,6 +44,8 @@ class Patience:
 
 @dataclass
 class Reply:
+    """A server's reply, whatever its status."""
+
     status: int
     text: str
     retry_after: str | None = None
@@ -51,7 +53,12 @@ class Reply:
 
 
 class HttpError(Exception):
-    """Why there is no reply to use."""
+    """The reason why there is no usable reply.
+
+    `kind` is unreachable (no connection), dropped (a connection that broke), timeout, busy (429 or
+    5xx on every try) or refused (any other status, or too long a Retry-After). `problem` says it in
+    words, without the key. `cause` is the exception if there was no reply at all.
+    """
 
     def __init__(
         self,
@@ -61,9 +68,6 @@ class HttpError(Exception):
         reply: Reply | None = None,
         cause: Exception | None = None,
     ) -> None:
-        """`kind`: no connection; a connection that broke; too slow; 429 or 5xx to the end; any
-        other status. `problem` says it in words, without the key. `cause`: why there is no reply
-        at all."""
         super().__init__(problem)
         self.kind, self.problem, self.tries, self.reply = kind, problem, tries, reply
         self.cause = cause
@@ -71,34 +75,35 @@ class HttpError(Exception):
 
 @dataclass(repr=False)
 class Endpoint:
-    """A server and how to talk to it. Safe to use from many threads; no repr, as it knows a key."""
+    """A server and how to reach it. Thread-safe; without a repr, which would show the key."""
 
     url: SplitResult
     """Scheme, host, port and the path that requests begin with."""
     patience: Patience
     key: str | None = None
-    """Sent as a bearer token, and removed from whatever the server says."""
+    """Sent as a bearer token, and removed from the messages of the server."""
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set to give up: nothing is tried again."""
+    """Once set, nothing is tried again."""
     idle: list[http.client.HTTPConnection] = field(default_factory=list)
+    """Open connections that are not in use."""
 
     @property
     def place(self) -> str:
-        """The address, as messages give it."""
+        """The address as messages show it."""
         return f"{self.url.scheme}://{self.url.netloc}{self.url.path}"
 
     def redacted(self, text: str, part: slice = slice(LONGEST_MESSAGE)) -> str:
-        """Return `text` on one line without the key, which a server may repeat; cut afterwards."""
+        """Return `part` of the text on one line without the key, which a server may repeat."""
         return " ".join(self.without_key(text).split())[part]
 
     def without_key(self, text: str) -> str:
-        """Return `text` without the key, as it is or as JSON writes it."""
+        """Return `text` without the key, neither as it is nor as JSON writes it."""
         for secret in (self.key, json.dumps(self.key)[1:-1] if self.key else None):
             text = text.replace(secret, "***") if secret else text
         return text
 
     def close(self) -> None:
-        """Give up the open connections."""
+        """Close the idle connections."""
         with contextlib.suppress(IndexError):
             while True:
                 self.idle.pop().close()
@@ -126,9 +131,9 @@ def bearer_key(field_name: str, variable: str | None) -> str | None:
 def request(
     server: Endpoint, method: str, path: str = "", body: bytes | None = None, what: str = ""
 ) -> Reply:
-    """Return the reply with a status of 200 to 299, after as many tries as it takes.
+    """Return the reply to a request, with a status of 200 to 299, trying again as needed.
 
-    `what` names the request in the log. Raises HttpError if the server refuses or every try failed.
+    `what` names the request in the log. Raises HttpError if the server refuses or every try fails.
     """
     patience = server.patience
     error = HttpError("unreachable", "given up", 0)
@@ -139,7 +144,7 @@ def request(
         try:
             reply = _exchange(server, method, path, body)
         except (OSError, http.client.HTTPException) as cause:
-            server.close()  # a server that was restarted has dropped the idle ones too
+            server.close()  # a server that was restarted has dropped the idle connections too
             error = _unusable(server, cause, attempt + 1)
         else:
             if 200 <= reply.status < 300:
@@ -147,16 +152,16 @@ def request(
             error = _refused(server, reply, attempt + 1)
             if error.kind == "refused":
                 raise error
-            asked = seconds_of(reply.retry_after)
-            if asked > patience.max_wait:
+            retry_after = seconds_of(reply.retry_after)
+            if retry_after > patience.max_wait:
                 raise HttpError(
                     "refused",
-                    f"{error.problem}; it asks to wait {asked:g} s, more than max_wait: "
+                    f"{error.problem}; it asks to wait {retry_after:g} s, more than max_wait: "
                     f"{patience.max_wait:g}",
                     attempt + 1,
                     reply,
                 )
-            wait = max(wait, asked)
+            wait = max(wait, retry_after)
         if attempt == patience.retries:
             break
         log.warning("%s: %s; trying again in %g s", what or server.place, error.problem, wait)
@@ -179,13 +184,13 @@ def _refused(server: Endpoint, reply: Reply, tries: int) -> HttpError:
     problem = f"status {reply.status}: {server.redacted(reply.text) or 'no message'}"
     if 300 <= reply.status < 400:
         where = server.redacted(reply.location or "nowhere")
-        problem = f"status {reply.status}, a redirect to {where}: give that url itself"
+        problem = f"status {reply.status}, a redirect to {where}: use that URL instead"
     busy = reply.status == 429 or reply.status >= 500
     return HttpError("busy" if busy else "refused", problem, tries, reply)
 
 
 def seconds_of(retry_after: str | None) -> float:
-    """Return a Retry-After in seconds from now: a number or a date; 0 if there is none."""
+    """Return the seconds from now of a Retry-After, a number or a date; 0 if there is none."""
     if retry_after is None:
         return 0.0
     if retry_after.strip().isdigit():
@@ -198,13 +203,13 @@ def seconds_of(retry_after: str | None) -> float:
 
 
 def _exchange(server: Endpoint, method: str, path: str, body: bytes | None) -> Reply:
-    """One try, on a kept connection if there is one that the server has not closed meanwhile."""
+    """Return the reply of one try, on an idle connection if the server has kept one open."""
     with contextlib.suppress(IndexError):
         kept = server.idle.pop()
         try:
             return _ask(server, kept, method, path, body)
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            pass  # idle for too long: that is no failure of the server
+            pass  # idle for too long, which does not count as a failed try
     return _ask(server, _connect(server), method, path, body)
 
 
@@ -232,7 +237,7 @@ def _ask(
     path: str,
     body: bytes | None,
 ) -> Reply:
-    """TimeoutError after `timeout` seconds in all, however slowly the bytes drip in."""
+    """Return the reply, or raise TimeoutError after `timeout` seconds even if bytes still come."""
     timeout = server.patience.timeout
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if server.key is not None:
@@ -244,7 +249,7 @@ def _ask(
     def expire() -> None:
         expired.set()
         with contextlib.suppress(OSError):  # closed in the meantime
-            # the plain socket's: TLS would wait for the lock that the reading thread holds
+            # the plain socket's shutdown: that of TLS would wait for a lock of the reading thread
             socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
     watch = threading.Timer(timeout, expire)
@@ -257,9 +262,9 @@ def _ask(
         connection.request(method, target, body, headers)
         response = connection.getresponse()
         data = response.read(LONGEST_REPLY)
-        if response.length or response.read(1):  # bytes that are missing, or too many
+        if response.length or response.read(1):  # too few bytes, or too many
             raise http.client.IncompleteRead(data, response.length)
-        if expired.is_set():  # the end of the stream was of our own making
+        if expired.is_set():  # expire() ended the stream, not the server
             raise TimeoutError
     except BaseException as error:
         connection.close()

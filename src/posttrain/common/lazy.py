@@ -1,8 +1,8 @@
 """torch, imported on first use.
 
-Methods hold their config and their loss in one file. With `from posttrain.common.lazy import torch`
-such a file can be imported, and a recipe checked, without the seconds that importing torch takes.
-Only module-level uses (decorators, base classes, default arguments) would import it at once.
+A method's config and loss are in one file. With `from posttrain.common.lazy import torch` that file
+can be imported, and a recipe checked, without the seconds that importing torch takes. A use at
+module level (a decorator, a base class, a default argument) would import torch at once.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ def extreme(name: str) -> Callable[..., float] | None:
 
 
 def combine(ranks: list[Metrics]) -> dict[str, float]:
-    """Return means over all ranks from sums and counts, and plain sums for counts of None.
+    """Return means over all ranks from sums and counts; a plain sum if the count is None.
 
-    A last path component that starts with `max` or `min` takes the extreme. What was never counted
-    is left out. A mean of squares, `X_square`, becomes the standard deviation of X.
+    A metric whose last path component starts with `max` or `min` is the extreme. One that was never
+    counted is left out. A mean of squares, `X_square`, becomes the standard deviation of X.
     """
     combined: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics in ranks for name in metrics):

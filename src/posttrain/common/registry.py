@@ -1,7 +1,7 @@
 """Registries: literal dicts from a name to "module:attribute".
 
-A registry says what there is without importing it, so listing names and finding a typo cost
-nothing. A value that is no string stands for itself: that is how a script adds an entry of its own.
+A registry lists its entries without importing them, so that listing names and reporting a typo
+cost nothing. A value that is not a string is the entry itself: a script adds its own that way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from posttrain.common.suggest import did_you_mean
 
 
 def load(entry: Any) -> Any:
-    """Return what a registry entry stands for, importing its module if it is a string."""
+    """Return the object that a registry entry names, importing its module if it is a string."""
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
@@ -22,7 +22,7 @@ def load(entry: Any) -> Any:
 
 
 def look_up(registry: Mapping[str, Any], name: object, problem: str) -> Any:
-    """Return what `registry[name]` stands for.
+    """Return the object that `registry[name]` names.
 
     Raises ValueError that begins with `problem`, for example "no data set 'gsm8'", and ends with
     the nearest name.

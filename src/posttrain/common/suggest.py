@@ -1,4 +1,4 @@
-"""The nearest right name for a wrong one."""
+"""The known name that is nearest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the one of `known` that `name` is most likely a typo of, or None."""
+    """Return the name in `known` that `name` is most likely a typo of, or None."""
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
 
 

@@ -1,1 +1,1 @@
-"""Layer 1: what every section of a recipe is made of; the sections lie beside their readers."""
+"""Layer 1: the base of a recipe's sections, which are declared beside the code that reads them."""

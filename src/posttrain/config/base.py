@@ -1,6 +1,6 @@
-"""Sections of a recipe: strict pydantic models whose keys carry all that is known of them.
+"""Base of a recipe's sections: strict pydantic models that declare everything about their keys.
 
-A key's meaning is the docstring below it. What else is known of it stands in its annotation:
+A key's meaning is the docstring below it. Its annotation holds whatever else is known of it:
 
     save_steps: Annotated[int | None, Free()] = Field(None, ge=1)
     servers: Annotated[list[str], Free(), ForEngines("server")] = Field(default_factory=list)
@@ -24,14 +24,14 @@ Marker = TypeVar("Marker")
 
 
 class StrictConfig(BaseModel):
-    """A section that refuses keys it does not have."""
+    """A section that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Free:
-    """Marks a key that may change between a run and its resume: it changes no number of the run."""
+    """Marks a key that may change at a resume, since no number of the run depends on it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class ForEngines:
 
 @dataclass(frozen=True, eq=False)
 class AlsoCalled:
-    """What other frameworks call a key.
+    """Other frameworks' names for a key.
 
-    A positional name is answered with this key's path, a keyword name with the text beside it.
+    The hint for a positional name is this key's path; for a keyword name it is the value.
     """
 
     hints: dict[str, str | None] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class AlsoCalled:
 
 
 class SectionError(ValueError):
-    """The errors of a section whose class was chosen by its `type`."""
+    """The validation errors of a section whose class was chosen by its `type`."""
 
     def __init__(self, error: ValidationError, model: type[BaseModel]) -> None:
         super().__init__(str(error))
@@ -67,9 +67,9 @@ class SectionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ByType:
-    """Marks a section whose key `type` names an entry of a registry, which gives its class.
+    """Marks a section whose class is that of the registry entry which its `type` names.
 
-    Only the chosen entry is imported. `config_of` returns the class from a loaded entry.
+    `config_of` loads an entry by its name and returns the class. Only the chosen one is imported.
     """
 
     registry: Mapping[str, Any]
@@ -98,7 +98,7 @@ class ByType:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the schema, with the section class that declares it."""
+    """A key of the schema, with its section class."""
 
     path: str
     """Dotted, from the root: trainer.learning_rate."""
@@ -107,7 +107,7 @@ class Key:
 
 
 def keys(root: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    """Yield every key below a section class, those of all types a section may have included."""
+    """Yield every key below a section class, including those of every `type` of a section."""
     for name, info in root.model_fields.items():
         path = f"{prefix}{name}"
         yield Key(path, info, root)
@@ -116,13 +116,13 @@ def keys(root: type[BaseModel], prefix: str = "") -> Iterator[Key]:
 
 
 def sections_in(info: FieldInfo) -> list[type[BaseModel]]:
-    """Return the section classes that may stand at a key."""
-    found: list[type[BaseModel]] = [
-        chosen
+    """Return the section classes that a key may hold."""
+    by_type: list[type[BaseModel]] = [
+        choice.config_of(name)
         for choice in (*marks(info, ByType), *_choices_in(info.annotation))
-        for chosen in (choice.config_of(name) for name in choice.registry)
+        for name in choice.registry
     ]
-    return found or _models_in(info.annotation)
+    return by_type or _models_in(info.annotation)
 
 
 def marks(info: FieldInfo, kind: type[Marker]) -> list[Marker]:
@@ -131,8 +131,8 @@ def marks(info: FieldInfo, kind: type[Marker]) -> list[Marker]:
 
 
 def _choices_in(annotation: Any) -> list[ByType]:
-    own = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, ByType)]
-    return own or [c for arg in getattr(annotation, "__args__", ()) for c in _choices_in(arg)]
+    direct = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, ByType)]
+    return direct or [c for arg in getattr(annotation, "__args__", ()) for c in _choices_in(arg)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -142,7 +142,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def description_of(key: Key) -> str:
-    """Return a key's meaning, from the class that declares it or the nearest one above."""
+    """Return a key's meaning, from its section class or the nearest base class that has one."""
     name = key.path.rpartition(".")[2]
     for model in key.section.__mro__:
         info = getattr(model, "model_fields", {}).get(name)
@@ -152,7 +152,7 @@ def description_of(key: Key) -> str:
 
 
 def marked(key: Key, kind: type[Marker]) -> list[Marker]:
-    """Return the markers of one kind at a key, from its class or the nearest one above."""
+    """Return a key's markers of one kind, from its section class or the nearest base class."""
     name = key.path.rpartition(".")[2]
     for model in key.section.__mro__:
         info = getattr(model, "model_fields", {}).get(name)

@@ -1,4 +1,4 @@
-"""What a wrong config gets: the key, what is wrong with it, and the nearest right thing."""
+"""Error messages for a wrong config: the key, what is wrong, and the nearest correct name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.config.base import AlsoCalled, Key, SectionError, keys, marked, s
 Section = TypeVar("Section", bound=BaseModel)
 
 MIXTURE_TAGS = ("DataConfig", "list[DataConfig]")
-"""What pydantic puts into the location of a key of `data`; users did not write it."""
+"""Tags that pydantic puts into the location of a key of `data`; users did not write them."""
 
 
 def parse(model: type[Section], tree: Mapping[str, Any], source: str) -> Section:
@@ -25,16 +25,16 @@ def parse(model: type[Section], tree: Mapping[str, Any], source: str) -> Section
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Return all problems in one line: where, what, and the nearest right thing.
+    """Return all problems in one line: the key, what is wrong, and the nearest correct name.
 
-    `root` is the whole schema, in which the right place of a misplaced key is looked up.
+    `root` is the whole schema, in which the section of a misplaced key is looked up.
     """
     known = list(keys(root))
     return "; ".join(dict.fromkeys(_problems(error, root, (), known)))
 
 
 def hints_of(known: list[Key]) -> dict[str, str]:
-    """Return what to write instead of other frameworks' names, by name."""
+    """Return what to write instead of each name that other frameworks use."""
     hints: dict[str, str] = {}
     for key in known:
         for mark in marked(key, AlsoCalled):
@@ -46,15 +46,15 @@ def hints_of(known: list[Key]) -> dict[str, str]:
 def _problems(
     error: ValidationError, model: type[BaseModel], before: tuple[str, ...], known: list[Key]
 ) -> Iterator[str]:
-    for one in error.errors():
-        parts = [str(part) for part in one["loc"] if part not in MIXTURE_TAGS]
-        cause = one.get("ctx", {}).get("error")
+    for detail in error.errors():
+        parts = [str(part) for part in detail["loc"] if part not in MIXTURE_TAGS]
+        cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, SectionError):
             yield from _problems(cause.error, cause.model, (*before, *parts), known)
-        elif one["type"] == "extra_forbidden":
+        elif detail["type"] == "extra_forbidden":
             yield _unknown_key(parts, model, before, known)
         else:
-            yield _wrong_value(dict(one), [*before, *parts], known)
+            yield _wrong_value(dict(detail), [*before, *parts], known)
 
 
 def _unknown_key(
@@ -62,22 +62,24 @@ def _unknown_key(
 ) -> str:
     where, key = ".".join((*before, *parts)), parts[-1]
     section = ".".join(p for p in (*before, *parts[:-1]) if not p.isdigit())
-    here = _models_at(model, parts[:-1])
-    own = {name for m in here for name in m.model_fields}
+    models = _models_at(model, parts[:-1])
+    local = {name for m in models for name in m.model_fields}
     siblings = _children(known, section)
     hints = hints_of(known)
-    if key in hints and (key not in siblings or hints[key].rpartition(".")[2] in own):
+    if key in hints and (key not in siblings or hints[key].rpartition(".")[2] in local):
         return f"unknown key {where}: write {hints[key]}"
-    siblings = siblings or _children(known, section.rpartition(".")[0])  # below a user's name
+    # without siblings, `section` ends with a name that the user chose, such as that of a split
+    siblings = siblings or _children(known, section.rpartition(".")[0])
     if key in siblings:
-        kind = next((m.model_fields["type"].default for m in here if "type" in m.model_fields), "")
+        types = [m.model_fields["type"].default for m in models if "type" in m.model_fields]
+        kind = types[0] if types else ""
         return f"{where} is a key of another {section} type, not of {kind}"
     elsewhere = [k.path for k in known if k.path.rpartition(".")[2] == key]
     if elsewhere:
         best = min(elsewhere, key=lambda p: (not p.startswith(f"{section}."), p.count(".")))
         return f"{key} is not a key of {section or 'the top level'}: it belongs at {best}"
-    near = nearest(key, own) or nearest(key, siblings)
-    hint = f"did you mean {near}?" if near else f"known here: {', '.join(sorted(own))}"
+    near = nearest(key, local) or nearest(key, siblings)
+    hint = f"did you mean {near}?" if near else f"known keys: {', '.join(sorted(local))}"
     return f"unknown key {where}: {hint}"
 
 
@@ -90,10 +92,10 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
         choices = dict.fromkeys(
             str(key.info.default) for key in known if key.path == f"{section}.type"
         )
-        given = error["ctx"]["tag"]
-        problem = f"{where}.type {given!r} is not known" if given else f"{where}.type is missing"
-        near = nearest(given, choices)
-        hint = f"did you mean {near}?" if near else f"one of {', '.join(choices)}"
+        name = error["ctx"]["tag"]
+        problem = f"{where}.type {name!r} is not known" if name else f"{where}.type is missing"
+        near = nearest(name, choices)
+        hint = f"did you mean {near}?" if near else f"expected one of {', '.join(choices)}"
         return f"{problem}; {hint}"
     message: str = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
@@ -110,7 +112,7 @@ def _children(known: list[Key], section: str) -> list[str]:
 
 
 def _models_at(root: type[BaseModel], parts: list[str]) -> list[type[BaseModel]]:
-    """Return the section classes that may stand at a location of keys and list indices."""
+    """Return the possible section classes at a location, which is keys and list indices."""
     models = [root]
     for part in parts:
         infos = [m.model_fields[part] for m in models if part in m.model_fields]

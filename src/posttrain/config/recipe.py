@@ -1,4 +1,4 @@
-"""A recipe's file and the overrides beside it, as one tree; config.py says what it must hold."""
+"""Reading a recipe's YAML file and its overrides into one tree; the schema is checked elsewhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import yaml
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the tree in a YAML file. Raises ValueError if there is none in it, or no file."""
     file = Path(path)
     if not file.is_file():
-        there = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
-        near = difflib.get_close_matches(str(file), [str(p) for p in there])
+        recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(str(file), [str(p) for p in recipes])
         raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
@@ -27,19 +28,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML asks for unique keys; PyYAML keeps the last of two without a word."""
+    """A loader that rejects duplicate keys, as YAML demands; PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key} stands there twice", node.start_mark
+                    None, None, f"duplicate key {key}", node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return the tree, changed in place by overrides of the form section.key=value."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -49,6 +51,7 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
 
 def parse_value(override: str, value: str) -> Any:
+    """Return the YAML value of an override; errors quote the whole `override`."""
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
@@ -56,7 +59,7 @@ def parse_value(override: str, value: str) -> Any:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any, written: str) -> None:
-    """tree[a][b] = value for the key "a.b", which the user wrote in `written`."""
+    """Set tree[a][b] = value for the key "a.b"; errors quote what the user has `written`."""
     *sections, last = key.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})

@@ -1,0 +1,1 @@
+"""Rows of data: reading, preparing and rendering them to token ids."""

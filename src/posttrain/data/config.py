@@ -17,44 +17,44 @@ class DataConfig(StrictConfig):
         str | None,
         AlsoCalled(dataset_name="data.name or data.path", dataset="data.name or data.path"),
     ] = None
-    """A data set by name (see `posttrain data list`)."""
+    """The name of a data set (see `posttrain data list`)."""
     path: str | None = None
     """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz), a folder, or a hub name;
-    with `name`, the place of that data set's own files."""
+    with `name`, the location of that data set's own files."""
     split: Annotated[str, AlsoCalled("dataset_train_split")] = "train"
-    """Which part of the data: a file of a folder, a split of a named data set or of the hub."""
+    """The part to read: a file in a folder, or a split of a data set by name or on the hub."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a named data set."""
     columns: Annotated[
         dict[str, str], AlsoCalled(prompt="data.columns, for example {prompt: question}")
     ] = Field(default_factory=dict)
-    """Our column -> the file's column, for example {prompt: question, completion: answer}."""
+    """posttrain's column -> the file's, for example {prompt: question, completion: answer}."""
     prompt_template: str | None = None
-    """A name (see `posttrain data templates`) or a text with {columns} that becomes the prompt."""
+    """A template's name (see `posttrain data templates`), or a text with {columns}: the prompt."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """chat: the tokenizer's chat template; plain: the bare text; auto: chat if there is one."""
     system_prompt: str | None = None
-    """A system message before every prompt that has none."""
+    """The system message of every prompt that has none."""
     max_samples: int | None = Field(None, ge=1)
-    """Use the first rows only."""
+    """How many rows to use, from the first on; by default all."""
     weight: float = Field(1.0, gt=0)
-    """In a mixture: how many times each row is seen per epoch (0.5: half of the rows)."""
+    """In a mixture, how often each row is seen per epoch; 0.5 takes a random half of the rows."""
 
     @model_validator(mode="after")
     def _some_source(self) -> DataConfig:
         if self.name is None and self.path is None:
-            raise ValueError("give data.name or data.path")
+            raise ValueError("set data.name or data.path")
         if self.options and self.name is None:
-            raise ValueError("data.options belong to a named data set (data.name)")
+            raise ValueError("data.options are those of a named data set: set data.name too")
         return self
 
     @property
     def label(self) -> str:
-        """What messages call the section: its source and split."""
+        """The section's source and split, to name it in messages."""
         return f"{self.name or self.path} ({self.split})"
 
 
-# one section or a list of them, told apart by form so that errors speak of the one that was meant
+# the value's type chooses between the two forms, so that an error is about the form that was meant
 Mixture = Annotated[
     Annotated[DataConfig, Tag("DataConfig")] | Annotated[list[DataConfig], Tag("list[DataConfig]")],
     Discriminator(lambda data: "list[DataConfig]" if isinstance(data, list) else "DataConfig"),
@@ -62,16 +62,17 @@ Mixture = Annotated[
 
 
 def sections(mixture: DataConfig | list[DataConfig]) -> list[DataConfig]:
-    """Return the parts of a mixture, one if it is a single section."""
+    """Return the sections of a mixture; a single section is a list of one."""
     return mixture if isinstance(mixture, list) else [mixture]
 
 
 class LengthConfig(StrictConfig):
-    """How long a sequence may be, and what becomes of a longer one."""
+    """How long a sequence may be, and what happens to a longer one."""
 
     max_length: Annotated[
         int | None, AlsoCalled("max_seq_length", "cutoff_len", "sequence_len")
     ] = Field(None, ge=2)
-    """Longest sequence in tokens; by default what the model takes."""
+    """Longest sequence in tokens; by default, what the model can take."""
     on_overlong: OnOverlong = "error"
-    """truncate keeps the first max_length tokens; split cuts a text into several rows."""
+    """error: stop; drop: leave the row out; truncate: keep the first max_length tokens (in
+    classification, the last); split: cut a text into several sequences."""

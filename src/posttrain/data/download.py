@@ -1,9 +1,9 @@
-"""`posttrain data download`: the original files of named data sets, resumed and checked.
+"""`posttrain data download`: the original files of named data sets, resumable and verified.
 
-A file grows as NAME.part, with NAME.part.from beside it: its address and version, so that no two
-versions are joined. A finished one is in manifest.json with its address, bytes and sha256, which
-the next call checks; it is not fetched again. Files of the hub come over https as well, from one
-commit, with the sums that the hub tells.
+A file is received as NAME.part; NAME.part.from holds its URL and version, so that parts of two
+versions are never joined. manifest.json lists each finished file with its URL, size and sha256; the
+next call verifies these and does not fetch the file again. Files on the hub also come over https,
+from one commit, and are compared with the sha256 that the hub lists.
 """
 
 from __future__ import annotations
@@ -36,33 +36,37 @@ ARCHIVES = (".zip", ".tgz", ".tar.gz")
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 4
-PAUSE = 2.0  # seconds before a broken connection is tried again
+PAUSE = 2.0  # seconds before the next try after a broken connection
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Remote:
+    """A file to fetch."""
+
     name: str
     """Its path in the data set's folder."""
     url: str
     sha256: str | None = None
-    """Where the source tells it."""
+    """As the source lists it; None if it does not."""
     num_bytes: int | None = None
-    """Where the source lists it; of other files the answer tells it."""
+    """As the source lists it; None if only the response has it."""
 
 
 def chosen(names: Sequence[str], *, sft_only: bool = False, rl_only: bool = False) -> list[str]:
-    """The data sets to fetch: those named, or all that have files, perhaps of one use alone."""
+    """Return the data sets to fetch: those named, or all that have files, optionally of one use."""
     if sum((bool(names), sft_only, rl_only)) > 1:
-        raise SettingError("sft_only", "give either names, or one of sft_only and rl_only")
+        raise SettingError("sft_only", "give only one of names, sft_only and rl_only")
     origins = {name: origin_of(name) for name in DATASETS}
     files = {name: origin for name, origin in origins.items() if origin and _has_files(origin)}
     for name in names:
         if name not in DATASETS:
             raise ValueError(f"no data set {name!r}; {did_you_mean(name, files)}")
         if name not in files:
-            raise ValueError(f"{name} has no files to fetch; those that have: {', '.join(files)}")
+            raise ValueError(
+                f"{name} has no files to fetch; data sets with files: {', '.join(files)}"
+            )
     wanted = {"sft"} if sft_only else {"rl", "preference"} if rl_only else set()
     return list(names) or [n for n, o in files.items() if not wanted or wanted & set(o.uses)]
 
@@ -74,11 +78,11 @@ def _has_files(origin: Origin) -> bool:
 def download(
     names: Sequence[str], output_dir: Path, say: Say = print, *, dry_run: bool = False
 ) -> None:
-    """Fetch the files of each data set into output_dir/NAME, which `data.path` then reads; with
-    `dry_run` only say what they are and how large.
+    """Fetch the files of each data set into output_dir/NAME, for `data.path` to name.
 
-    A data set that can not be had does not keep the others from being fetched: the ValueError
-    comes at the end. Two in a row without a connection are a ConnectionError at once.
+    `dry_run` only prints the files and their sizes. If a data set cannot be fetched, the others
+    still are, and a ValueError follows at the end; but two in a row without a connection raise
+    ConnectionError at once.
     """
     failed: list[str] = []
     total, unconnected = 0, 0
@@ -96,40 +100,40 @@ def download(
             say(f"{name}: {error}")
             failed.append(name)
     if len(names) > 1 or dry_run:
-        say(f"{size(total)} {'to fetch' if dry_run else 'in all'}")
+        say(f"{size(total)} {'to fetch' if dry_run else 'in total'}")
     if failed:
         raise ValueError(
             f"{len(failed)} of {len(names)} data sets were not {'found' if dry_run else 'fetched'}:"
             f" {', '.join(failed)} (reasons above)"
-            + ("" if dry_run else "; the same command goes on where this one stopped")
+            + ("" if dry_run else "; run the same command again to resume")
         )
 
 
 def _list_one(name: str, folder: Path, say: Say) -> int:
-    """Say the files that _download_one() would fetch, and how many bytes they have together."""
+    """Print the files of a data set; return how many bytes _download_one() would fetch."""
     origin = origin_of(name)
     assert origin is not None
     say(f"{name}: licence {origin.licence}; {origin.page}")
-    there = _read_manifest(folder)["files"]
+    listed = _read_manifest(folder)["files"]
     total = 0
     for remote in _remotes(origin):
         num_bytes = _length(remote.url) if remote.num_bytes is None else remote.num_bytes
-        is_there = remote.name in there and (folder / remote.name).is_file()
-        of = "size unknown" if num_bytes is None else size(num_bytes)
-        say(f"  {remote.name}  {of}" + (", there already" if is_there else ""))
-        total += 0 if is_there else num_bytes or 0
+        is_present = remote.name in listed and (folder / remote.name).is_file()
+        readable = "size unknown" if num_bytes is None else size(num_bytes)
+        say(f"  {remote.name}  {readable}" + (", already fetched" if is_present else ""))
+        total += 0 if is_present else num_bytes or 0
     return total
 
 
 def _download_one(name: str, folder: Path, say: Say) -> int:
-    """The bytes that the data set has on the disk."""
+    """Fetch the missing files of a data set; return the bytes that it takes on disk."""
     origin = origin_of(name)
     assert origin is not None
     manifest = _read_manifest(folder)
     files = manifest["files"]
-    missing = [path for path in files if not _there(folder, path, files[path])]
+    missing = [path for path in files if not _is_intact(folder, path, files[path])]
     if manifest["complete"] and not missing:
-        say(f"{name}: there already, {len(files)} files, their sums agree")
+        say(f"{name}: already fetched, {len(files)} files, all checksums match")
         return _total(files)
     say(f"{name}: licence {origin.licence}; {origin.page}")
 
@@ -137,15 +141,17 @@ def _download_one(name: str, folder: Path, say: Say) -> int:
         _write_manifest(folder, manifest)
 
     for remote in _remotes(origin):
-        place = folder / remote.name
-        if not place.exists():
-            _fetch(remote, place, files, write, say)
+        target = folder / remote.name
+        if not target.exists():
+            _fetch(remote, target, files, write, say)
         elif remote.name not in files:
-            raise ValueError(f"{place} is not from this command: move it away")
+            raise ValueError(f"{target} was not written by this command: move it away")
         elif remote.sha256 not in (None, files[remote.name]["sha256"]):
-            raise ValueError(f"{place} has changed at its source: delete {folder} to fetch it anew")
+            raise ValueError(
+                f"{target} has changed at its source: delete {folder} to fetch it again"
+            )
         if remote.name.endswith(ARCHIVES):
-            _unpack(place, remote.url, files, write)
+            _unpack(target, remote.url, files, write)
     manifest["complete"] = True
     write()
     total = _total(files)
@@ -163,11 +169,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         return {"complete": False, "files": {}}
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
-        good = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
-        good = good and isinstance(manifest["complete"], bool)
+        valid = all({"bytes", "sha256"} <= set(entry) for entry in manifest["files"].values())
+        valid = valid and isinstance(manifest["complete"], bool)
     except (ValueError, KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise ValueError(f"{file}: not a manifest of this command: delete {folder} and run again")
     return manifest
 
@@ -178,13 +184,13 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     new.replace(folder / MANIFEST)
 
 
-def _there(folder: Path, path: str, entry: dict[str, Any]) -> bool:
-    """Whether a file of the manifest is there; a ValueError where its bytes are others."""
-    place = folder / path
-    if not place.is_file():
+def _is_intact(folder: Path, path: str, entry: dict[str, Any]) -> bool:
+    """Return whether a file of the manifest exists; raise ValueError if its content differs."""
+    file = folder / path
+    if not file.is_file():
         return False
-    if place.stat().st_size != entry["bytes"] or sha256(place) != entry["sha256"]:
-        raise ValueError(f"{place}: its sha256 is not that of {MANIFEST}: delete it and run again")
+    if file.stat().st_size != entry["bytes"] or sha256(file) != entry["sha256"]:
+        raise ValueError(f"{file}: its sha256 differs from {MANIFEST}: delete it and run again")
     return True
 
 
@@ -193,7 +199,7 @@ def _entry(file: Path, url: str) -> dict[str, Any]:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes in a readable unit."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"
@@ -206,12 +212,12 @@ def size(num_bytes: int) -> str:
 def _remotes(origin: Origin) -> list[Remote]:
     remotes = [Remote(PurePosixPath(urlsplit(url).path).name, url) for url in origin.urls]
     for files in origin.hub:
-        remotes += _of_hub(files)
+        remotes += _hub_remotes(files)
     return remotes
 
 
-def _of_hub(files: HubFiles) -> list[Remote]:
-    """The files of the newest commit, as the hub's own interface lists them."""
+def _hub_remotes(files: HubFiles) -> list[Remote]:
+    """Return the files of the newest commit, as the hub's API lists them."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     url = f"{hub}/api/datasets/{files.repo}?blobs=true"
     with _open(url, {}) as response:
@@ -221,7 +227,8 @@ def _of_hub(files: HubFiles) -> list[Remote]:
             raise ConnectionError(f"{url}: the connection broke ({error}): run again") from None
         try:
             listing = json.loads(content)
-            found = [f for f in listing["siblings"] if fnmatchcase(f["rfilename"], files.pattern)]
+            siblings = listing["siblings"]
+            matching = [f for f in siblings if fnmatchcase(f["rfilename"], files.pattern)]
             base = f"{hub}/datasets/{files.repo}/resolve/{listing['sha']}"
             remotes = [
                 Remote(
@@ -230,12 +237,12 @@ def _of_hub(files: HubFiles) -> list[Remote]:
                     (f.get("lfs") or {}).get("sha256"),
                     f.get("size"),
                 )
-                for f in sorted(found, key=lambda f: str(f["rfilename"]))
+                for f in sorted(matching, key=lambda f: str(f["rfilename"]))
             ]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{url}: not a list of files of the hub") from None
+            raise ValueError(f"{url}: the response is not a file listing of the hub") from None
     if not remotes:
-        raise ValueError(f"{files.repo} on the hub has no file {files.pattern} any more")
+        raise ValueError(f"{files.repo} on the hub no longer has a file {files.pattern}")
     return remotes
 
 
@@ -243,56 +250,57 @@ def _of_hub(files: HubFiles) -> list[Remote]:
 
 
 def _fetch(
-    remote: Remote, place: Path, files: dict[str, Any], write: Callable[[], None], say: Say
+    remote: Remote, target: Path, files: dict[str, Any], write: Callable[[], None], say: Say
 ) -> None:
-    part = place.with_name(f"{place.name}.part")
+    part = target.with_name(f"{target.name}.part")
     for left in reversed(range(TRIES)):
         if _receive(remote.url, part, remote.name, say):
             break
         if not left:
             raise ValueError(
                 f"{remote.url}: the connection broke {TRIES} times, the last time after "
-                f"{size(part.stat().st_size if part.exists() else 0)}; run again to go on"
+                f"{size(part.stat().st_size if part.exists() else 0)}; run again to resume"
             )
         time.sleep(PAUSE)
     entry = _entry(part, remote.url)
     if remote.sha256 not in (None, entry["sha256"]):
-        _forget(part)
+        _discard(part)
         raise ValueError(
-            f"{remote.url}: sha256 {entry['sha256'][:16]}... instead of {str(remote.sha256)[:16]}"
-            "...: what came was thrown away, run again"
+            f"{remote.url}: expected sha256 {str(remote.sha256)[:16]}..., got "
+            f"{entry['sha256'][:16]}...: the download was discarded, run again"
         )
     files[remote.name] = entry
-    write()  # before the file has its name: one with a name but no entry is somebody else's
-    part.replace(place)
-    _forget(part)
+    write()  # before the rename: a file without an entry would count as the user's own
+    part.replace(target)
+    _discard(part)
 
 
 def _receive(url: str, part: Path, name: str, say: Say) -> bool:
-    """Get the bytes that `part` lacks. False where the connection broke."""
+    """Receive the bytes that `part` lacks; return False if this has to be tried again."""
     start, version = _resumable(url, part)
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and version:
         headers["If-Range"] = version
     with _open(url, headers) as response:
-        answer = response.headers.get("Content-Range", "")
+        content_range = response.headers.get("Content-Range", "")
         if response.status == 416:  # nothing is left, or the part is longer than the file
-            if answer == f"bytes */{start}":
+            if content_range == f"bytes */{start}":
                 return True
-            _forget(part)
+            _discard(part)
             return False
-        if response.status == 206 and not answer.startswith(f"bytes {start}-"):
-            _forget(part)
+        if response.status == 206 and not content_range.startswith(f"bytes {start}-"):
+            _discard(part)
             return False
         start = start if response.status == 206 else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        of = "size unknown" if total is None else size(total)
-        say(f"  {name}  {of}" + (f", going on at {size(start)}" if start else ""))
+        readable = "size unknown" if total is None else size(total)
+        say(f"  {name}  {readable}" + (f", resuming at {size(start)}" if start else ""))
         if not start:
             part.parent.mkdir(parents=True, exist_ok=True)
             tag = response.headers.get("ETag", "")
-            _from(part).write_text(f"{url}\n{'' if tag.startswith('W/') else tag}")
+            # a weak ETag does not identify the bytes
+            _source_of(part).write_text(f"{url}\n{'' if tag.startswith('W/') else tag}")
         with part.open("ab" if start else "wb") as out:
             while True:
                 try:
@@ -306,67 +314,68 @@ def _receive(url: str, part: Path, name: str, say: Say) -> bool:
 
 
 def _length(url: str) -> int | None:
-    """The bytes of a file as its server tells them; the file itself is not read."""
+    """Return the size of a file as its server states it, without reading the file."""
     with _open(url, {}) as response:
         length = response.headers.get("Content-Length")
     return None if length is None else int(length)
 
 
 def _resumable(url: str, part: Path) -> tuple[int, str]:
-    """How many bytes of this address are there, and of which version of it."""
-    if not part.is_file() or not _from(part).is_file():
+    """Return how many bytes of this URL `part` holds, and their version."""
+    if not part.is_file() or not _source_of(part).is_file():
         return 0, ""
-    address, _, version = _from(part).read_text().partition("\n")
-    return (part.stat().st_size, version) if address == url else (0, "")
+    part_url, _, version = _source_of(part).read_text().partition("\n")
+    return (part.stat().st_size, version) if part_url == url else (0, "")
 
 
-def _from(part: Path) -> Path:
+def _source_of(part: Path) -> Path:
+    """Return the path of the file that holds a part's URL and version."""
     return part.with_name(f"{part.name}.from")
 
 
-def _forget(part: Path) -> None:
+def _discard(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _from(part).unlink(missing_ok=True)
+    _source_of(part).unlink(missing_ok=True)
 
 
 def _open(url: str, headers: dict[str, str]) -> Any:
-    """The response, also with status 416; other errors in a line."""
+    """Return the response, including one with status 416; raise one-line errors for the others."""
     try:
         return urlopen(Request(url, headers={"User-Agent": "posttrain"} | headers), timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == 416:
             return error
-        raise ValueError(f"{url}: the server says {error.code} {error.reason}") from None
+        raise ValueError(f"{url}: the server responded {error.code} {error.reason}") from None
     except (URLError, OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise ConnectionError(
             f"no connection to {urlsplit(url).netloc} ({reason}): run the same command again with "
-            f"a network, or bring {url} here by hand and give its folder as data.path"
+            f"a network, or copy {url} here by hand and set data.path to its folder"
         ) from None
 
 
 def _unpack(archive: Path, url: str, files: dict[str, Any], write: Callable[[], None]) -> None:
-    """Unpack beside the archive, first into a folder of its own: a killed call leaves no half."""
-    folder, aside = archive.parent, archive.with_name(f"{archive.name}.unpacking")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Unpack next to the archive, through a separate folder so that a kill leaves no half file."""
+    folder, temporary = archive.parent, archive.with_name(f"{archive.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(aside)
+                zipped.extractall(temporary)
         else:
             with tarfile.open(archive) as tarred:
-                tarred.extractall(aside, filter="data")
+                tarred.extractall(temporary, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f"{archive} can not be unpacked ({error}): delete it") from None
+        raise ValueError(f"{archive} cannot be unpacked ({error}): delete it") from None
     paths = sorted(
-        file.relative_to(aside).as_posix() for file in aside.rglob("*") if file.is_file()
+        file.relative_to(temporary).as_posix() for file in temporary.rglob("*") if file.is_file()
     )
     for path in paths:
         if (folder / path).exists() and path not in files:
-            raise ValueError(f"{folder / path} is not from this command: move it away")
-        files[path] = _entry(aside / path, f"{url}, unpacked")
+            raise ValueError(f"{folder / path} was not written by this command: move it away")
+        files[path] = _entry(temporary / path, f"{url}, unpacked")
     write()
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (aside / path).replace(folder / path)
-    shutil.rmtree(aside)
+        (temporary / path).replace(folder / path)
+    shutil.rmtree(temporary)

@@ -1,4 +1,4 @@
-"""Rows from files, folders and the hub, with errors that name file and line."""
+"""Rows read from files, folders and the hub, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -15,52 +15,54 @@ from posttrain.data.rows import Row, numbered
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
 STREAMED = (".jsonl", ".parquet")
-"""Kinds of file that are read row by row; the others are read into memory whole."""
+"""Files that are read row by row; the others are read into memory whole."""
 
 
 def read_path(path: str, split: str) -> list[Row]:
-    """A file, a folder with `split`.* in it, or a name on the hub."""
-    place = Path(path)
-    if place.is_file():
-        return list(read_file(place))
-    if place.is_dir():
-        return [row for file in files_of_split(place, split) for row in read_file(file)]
-    if place.is_absolute() or place.suffix or path.startswith(".") or path.count("/") > 1:
+    """Return the rows of a file, of the files `split`.* in a folder, or of a hub data set."""
+    location = Path(path)
+    if location.is_file():
+        return list(read_file(location))
+    if location.is_dir():
+        return [row for file in files_of_split(location, split) for row in read_file(file)]
+    # a hub name is at most owner/name, without a suffix
+    if location.is_absolute() or location.suffix or path.startswith(".") or path.count("/") > 1:
         raise ValueError(f"no such file or folder: {path}")
     return read_hub(path, split)
 
 
 def files_of_split(folder: Path, split: str) -> list[Path]:
+    """Return a folder's files of a split, such as train.jsonl or train-00000-of-00002.parquet."""
     files = sorted(f for f in folder.iterdir() if _suffix(f) in SUFFIXES)
     chosen = [f for f in files if f.name.split(".")[0].split("-")[0] == split]
     if not chosen:
         found = ", ".join(f.name for f in files) or "no data file"
-        raise ValueError(f"{folder} has no file for split {split!r}: found {found}")
+        raise ValueError(f"{folder} has no file for split {split!r}; found {found}")
     return chosen
 
 
 def find_file(path: str, names: Sequence[str]) -> Path:
-    """The file `path` itself, or, of a folder, the first of `names` that lies in it."""
-    place = Path(path)
-    if place.is_file():
-        return place
-    if not place.exists():
+    """Return `path` if it is a file, else the first of `names` in that folder."""
+    location = Path(path)
+    if location.is_file():
+        return location
+    if not location.exists():
         raise SettingError("data.path", f"{path} does not exist")
     for name in names:
-        if (place / name).is_file():
-            return place / name
-    found = ", ".join(sorted(f.name for f in place.iterdir())) or "nothing"
-    raise SettingError("data.path", f"{path} has no {' or '.join(names)}: found {found}")
+        if (location / name).is_file():
+            return location / name
+    found = ", ".join(sorted(f.name for f in location.iterdir())) or "nothing"
+    raise SettingError("data.path", f"{path} has no {' or '.join(names)}; found {found}")
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without their ends; nothing is quoting."""
+    """Return the lines of a text file without line ends; quotation marks are plain text."""
     text = _text(path).replace("\r\n", "\n").removesuffix("\n")
     return text.split("\n") if text else []
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Rows of one file. A malformed row is a ValueError with file and line."""
+    """Yield the rows of one file; raise ValueError with file and line for a malformed row."""
     suffix = _suffix(path)
     if suffix == ".parquet":
         yield from _read_parquet(path)
@@ -73,7 +75,7 @@ def read_file(path: Path) -> Iterator[Row]:
     elif suffix == ".txt":
         yield {"text": _text(path)}
     else:
-        raise ValueError(f"{path}: unknown kind of file; known are {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: unknown file type; expected one of {', '.join(SUFFIXES)}")
 
 
 def _suffix(path: Path) -> str:
@@ -87,25 +89,25 @@ def _bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error})") from None
+        raise ValueError(f"{path}: not a complete gzip file ({error})") from None
 
 
 def _text(path: Path) -> str:
     raw = _bytes(path)
     try:
-        text = raw.decode("utf-8-sig")  # without the mark that spreadsheets write
-        place = text.find("\0")  # of UTF-16 without a mark, or of a file that was cut and padded
+        text = raw.decode("utf-8-sig")  # drops the byte-order mark that spreadsheets write
+        null = text.find("\0")  # from UTF-16 without a mark, or a truncated file that was padded
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 text: save it as UTF-8") from None
-    if place >= 0:
-        line = text.count("\n", 0, place) + 1
-        raise ValueError(f"{path}, line {line}: a byte 0, which no text holds: save it as UTF-8")
+    if null >= 0:
+        line = text.count("\n", 0, null) + 1
+        raise ValueError(f"{path}, line {line}: a null byte, not text: save it as UTF-8")
     return text
 
 
 def placed_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of one file, each with the words that an error about it begins with."""
+    """Return an iterator over a file's rows, each with the location that names it in errors."""
     if _suffix(path) == ".jsonl":
         return ((f"{path}, line {number}", row) for number, row in _read_jsonl(path))
     return numbered(read_file(path), path)
@@ -116,11 +118,11 @@ def _lines(path: Path) -> Iterator[bytes]:
         try:
             yield from file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a whole gzip file ({error})") from None
+            raise ValueError(f"{path}: not a complete gzip file ({error})") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows with the numbers of their lines."""
+    """Yield each row with the number of its line."""
     for number, raw in enumerate(_lines(path), 1):
         where = f"{path}, line {number}"
         try:
@@ -130,16 +132,16 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line.rstrip())  # an error at the end is in a column of this line
+            row = json.loads(line.rstrip())  # stripped: an error at the end is in this line
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{where}: not valid JSON ({error.msg}, column {error.colno}); a line must be one "
                 "object"
             ) from None
-        except (ValueError, RecursionError) as error:  # a number or a nesting beyond all limits
-            raise ValueError(f"{where}: not to be read as JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # a number or nesting beyond the limits
+            raise ValueError(f"{where}: cannot be read as JSON ({error})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: a row must be an object, found {line.strip()[:40]}")
+            raise ValueError(f"{where}: expected an object, got {line.strip()[:40]}")
         yield number, row
 
 
@@ -155,13 +157,13 @@ def _read_json(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path}: expected a list of rows, or an object with a list under 'data'")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: a row must be an object")
+            raise ValueError(f"{path}, row {number}: expected an object")
         yield row
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default refuses texts above 131,072 characters
-    # strict: or else a mark that is never closed swallows rows, without a word
+    # strict: otherwise a quotation mark that is never closed silently swallows rows
     reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     while True:
@@ -170,21 +172,21 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
             cells = next(reader, None)
         except csv.Error as error:
             raise ValueError(
-                f"{where}: a quotation mark is never closed or stands in the middle ({error}): "
-                "a value with marks is put between marks, and those in it are doubled"
+                f"{where}: a quotation mark is never closed or inside an unquoted value ({error}): "
+                "put marks around such a value, and double those in it"
             ) from None
         if cells is None:
             return
         if not columns:
             columns = cells
-            twice = [name for name in columns if columns.count(name) > 1]
-            if twice:
-                raise ValueError(f"{where}: the column {twice[0]!r} stands there twice: rename one")
+            repeated = [name for name in columns if columns.count(name) > 1]
+            if repeated:
+                raise ValueError(f"{where}: the column {repeated[0]!r} occurs twice: rename one")
         elif cells:
             if len(cells) != len(columns):
                 raise ValueError(
-                    f"{where}: expected {len(columns)} columns, found {len(cells)}: put a value "
-                    "that holds the separator between quotation marks"
+                    f"{where}: expected {len(columns)} columns, got {len(cells)}: put quotation "
+                    "marks around a value that contains the separator"
                 )
             yield dict(zip(columns, cells))
 
@@ -204,7 +206,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 def read_hub(
     name: str, split: str, config: str | None = None, data_dir: str | None = None
 ) -> list[Row]:
-    """Rows of a data set on the Hugging Face hub (needs the `hub` extra)."""
+    """Return the rows of a data set on the Hugging Face hub (needs the extra `hub`)."""
     try:
         import datasets
     except ImportError:
@@ -213,8 +215,8 @@ def read_hub(
     try:
         return list(datasets.load_dataset(name, config, data_dir=data_dir, split=split))
     except (OSError, ValueError, RuntimeError) as error:
-        # every failure of that library, from no network to no such split, is one of these
+        # all failures of that library, from no network to no such split, are of these types
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ValueError(
-            f"{name}: no such file or folder here, and the hub did not give it ({reason})"
+            f"{name}: no such local file or folder, and the hub did not return it ({reason})"
         ) from None

@@ -1,4 +1,4 @@
-"""Rows held out of training, so that no prompt is on both sides."""
+"""Rows held out of training so that no prompt is on both sides."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from posttrain.data.rows import Row, numbered
 
 
 def question_of(row: Row) -> str:
-    """Return what the user says before the first answer, without case and spaces that differ.
+    """Return what comes before the first answer, with case and whitespace normalised.
 
-    `row` has `prompt` or `messages`, texts or messages.
+    `row` has `prompt` or `messages`, a string or messages; system messages are left out.
     """
     value = row["messages"] if "messages" in row else row["prompt"]
     if isinstance(value, list):
@@ -24,7 +24,7 @@ def question_of(row: Row) -> str:
 
 
 def is_held_out(group: str, share: float, seed: int) -> bool:
-    """Whether a group is in the share that is held out: a function of its text and the seed."""
+    """Whether a group is in the held-out share: a function of its text and the seed alone."""
     digest = hashlib.blake2b(
         group.encode("utf-8", "surrogatepass"), digest_size=8, key=str(seed).encode()
     )
@@ -32,7 +32,7 @@ def is_held_out(group: str, share: float, seed: int) -> bool:
 
 
 def group_text(value: Any) -> str:
-    """Return a group's value as the text that is hashed."""
+    """Return a group's value as the string that is hashed."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
 
 
@@ -43,12 +43,12 @@ def hold_out(
     column: str | None,
     asked: Callable[[Row], Row],
 ) -> tuple[list[list[Row]], list[list[Row]]]:
-    """Return the rows to train on and those held out, of each part (name and rows).
+    """Return the rows to train on and those held out, for each part (name and rows).
 
-    Rows with the same question lie on one side, and with `column` rows with an equal value there as
-    well; `asked` returns a row's question as `prompt` or `messages`. Neither the order of rows nor
-    other rows decide a row's side, except through shared questions of several groups. Raises
-    ValueError naming a row that is malformed, or a side that is left without rows.
+    Rows with the same question are on the same side, and with `column` so are rows with the same
+    value in it; `asked` returns a row with its question in `prompt` or `messages`. A row's side
+    does not depend on the order of rows or on other rows, except through questions that several
+    groups share. Raise ValueError naming a malformed row or a side that is left without rows.
     """
     keys: list[list[str]] = []
     for name, rows in parts:
@@ -61,7 +61,8 @@ def hold_out(
             if column is not None:
                 if row.get(column) is None:
                     raise ValueError(
-                        f"{where}: no value in {column!r} (eval.split_by); found {', '.join(row)}"
+                        f"{where}: no value in {column!r} (eval.split_by); the row has "
+                        f"{', '.join(row)}"
                     )
                 keys[-1].append(f"group {group_text(row[column])}")
     sides = iter(_sides(keys, share, seed))
@@ -74,14 +75,14 @@ def hold_out(
     for what, sides_rows in (("to train on", kept), ("for the evaluation", held_out)):
         if not any(sides_rows):
             raise ValueError(
-                f"eval.split={share:g} leaves no row {what} of {len(keys)}: choose another share, "
-                "or give eval.data rows of its own"
+                f"eval.split={share:g} leaves none of the {len(keys)} rows {what}: choose another "
+                "share, or set eval.data to rows of its own"
             )
     return kept, held_out
 
 
 def _sides(keys: list[list[str]], share: float, seed: int) -> list[bool]:
-    """Whether each row is held out; rows that share a key, directly or through others, agree."""
+    """Return whether each row is held out; rows linked by keys, directly or not, agree."""
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -94,5 +95,5 @@ def _sides(keys: list[list[str]], share: float, seed: int) -> list[bool]:
     for first, *others in keys:
         for other in others:
             a, b = sorted((root(first), root(other)))
-            parent[b] = a  # the smallest key stands for all, whatever their order
+            parent[b] = a  # the smallest key is the root, whatever the order of rows
     return [is_held_out(root(row[0]).partition(" ")[2], share, seed) for row in keys]

@@ -1,4 +1,4 @@
-"""One policy for overlong rows, and the table that says what became of each source's rows."""
+"""Handling of overlong rows, and the table of how many rows of each source were kept or cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OnOverlong = Literal["error", "drop", "truncate", "split"]
 
 @dataclass
 class LengthTable:
-    """What became of the rows of one source. Lengths are in tokens, before any cut."""
+    """How many rows of one source were kept or cut. Lengths are in tokens, before any cut."""
 
     name: str
     rows: int = 0
@@ -22,14 +22,16 @@ class LengthTable:
     length_p95: int = 0
     length_max: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    """Why rows were dropped, where it is not their length alone."""
+    """Reason for dropping -> rows, for kinds that drop rows for more than their length."""
     lengths: list[int] = field(default_factory=list, repr=False)
 
     def drop(self, reason: str) -> None:
+        """Count a dropped row under its reason."""
         self.dropped += 1
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
     def finish(self) -> LengthTable:
+        """Fill in the number of rows and their lengths; raise ValueError if no row was kept."""
         lengths = sorted(self.lengths)
         self.rows = len(lengths)
         self.length_p50 = lengths[len(lengths) // 2]
@@ -40,15 +42,17 @@ class LengthTable:
             raise ValueError(
                 f"{self.name}: none of the {self.rows} rows is left "
                 f"({why + '; ' if why else ''}shortest {lengths[0]} tokens); "
-                + ("look at the data" if why else "raise length.max_length")
+                + ("check the data" if why else "raise length.max_length")
             )
         return self
 
     def as_row(self) -> dict[str, Any]:
+        """Return the table without the length of every row."""
         return {k: v for k, v in asdict(self).items() if k != "lengths"}
 
 
 def overlong(name: str, number: int, length: int, max_length: int, what: str) -> str:
+    """Return the error message for an overlong row, pair or prompt (`what`)."""
     choices = "drop" if what == "prompt" else "drop or truncate"
     return (
         f"{name}, row {number}: the {what} has {length} tokens, more than length.max_length="

@@ -1,4 +1,4 @@
-"""The rows of a data section: a named data set, files, or the hub."""
+"""The rows of a data section: from a named data set, files, or the hub."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from posttrain.data.verl import from_verl
 
 
 def load_rows(config: DataConfig) -> list[Row]:
-    """The rows of one data section: columns renamed, cut to max_samples, template filled."""
+    """Return the rows of a data section, with columns, max_samples and prompt_template applied."""
     if config.name is not None:
         rows = _named(config)
     else:
         rows = [from_verl(row) for row in read_path(str(config.path), config.split)]
     source = config.name or config.path
     if not rows:
-        place = "" if None in (config.name, config.path) else f" of {config.path}"
-        raise ValueError(f"{source}: no rows in the split {config.split}{place}")
+        of_path = "" if None in (config.name, config.path) else f" of {config.path}"
+        raise ValueError(f"{source}: no rows in the split {config.split}{of_path}")
     if config.columns:
         rows = [rename_columns(row, config.columns, str(source)) for row in rows]
     rows = rows[: config.max_samples]

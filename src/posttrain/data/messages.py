@@ -1,4 +1,4 @@
-"""Texts and messages in the columns of a row."""
+"""Strings and messages in the columns of a row."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from posttrain.data.rows import Row
 
 Message = dict[str, Any]
-"""role, content, and what else the chat template reads."""
+"""role, content, and whatever else the chat template reads."""
 
 
 def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
-    """Return the messages of a column that holds a string or a list of messages."""
+    """Return the messages of a column, a string or a list; raise ValueError for anything else."""
     value = row.get(column)
     if isinstance(value, str) and column != "messages":
         return [{"role": role, "content": value}]
@@ -20,8 +20,8 @@ def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
         for m in value
     ):
         raise ValueError(
-            f"{column} must be {'' if column == 'messages' else 'a text or '}a list of "
-            f"{{role, content}} messages; found {str(value)[:60]!r}"
+            f"{column} must be {'' if column == 'messages' else 'a string or '}a list of "
+            f"{{role, content}} messages; got {str(value)[:60]!r}"
         )
     return value
 
@@ -29,4 +29,4 @@ def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
 def check_text(row: Row) -> None:
     """Raise ValueError unless the row's `text` is a string."""
     if not isinstance(row["text"], str):
-        raise ValueError(f"text must be a string; found {str(row['text'])[:60]!r}")
+        raise ValueError(f"text must be a string; got {str(row['text'])[:60]!r}")

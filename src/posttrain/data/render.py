@@ -2,7 +2,7 @@
 
 A row is cut into segments at the edges of the assistant turns; each segment is tokenised once and
 the ids are joined. So the mask comes from positions, never from token ids or searched markers,
-and the ids of a training prompt are the ids that the sampler gets for the same prompt.
+and the prompt ids of a training row are those that the sampler gets for the same prompt.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ _PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
 
 @dataclass(frozen=True)
 class Renderer:
+    """Turns rows into token ids, with a tokenizer and one set of stop tokens."""
+
     tokenizer: Any
     chat: bool
-    """Through the tokenizer's chat template; otherwise the bare text."""
+    """Whether rows go through the tokenizer's chat template or are bare text."""
     stop_token_ids: tuple[int, ...]
-    """The set that ends a completion, in training, sampling and the saved files alike."""
+    """The tokens that end a completion, in training, sampling and the saved files alike."""
     turn_end: int
-    """The member of that set which this renderer writes after a completion."""
+    """The stop token that this renderer writes after a completion."""
     system_prompt: str | None = None
 
     def prompt_ids(self, row: Row) -> list[int]:
-        """Ids up to where the model is to speak, cut like those that it is trained on."""
+        """Return the ids before the completion, cut into segments as in training."""
         if not self.chat:
             return self._plain_prompt(row)
         messages = self.prompt_messages(row)
@@ -45,18 +47,19 @@ class Renderer:
             segments = self._chat_segments(messages, generation=True)
         except ValueError:
             # a template that drops reasoning from earlier turns: such a chat is never trained on
-            # as one sequence, so there is no other cut to agree with
+            # as one sequence, so there are no training segments to agree with
             return self._ids(whole)
         return [token for ids, _ in segments for token in ids]
 
     def prompt_messages(self, row: Row) -> list[Message]:
+        """Return the prompt as messages, without a last assistant turn."""
         messages = messages_of(row, "messages" if "messages" in row else "prompt")
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         return self._with_system(messages)
 
     def training_sequence(self, row: Row) -> Sequence:
-        """Ids and mask of a row with completions: `messages`, or `prompt` and `completion`."""
+        """Return ids and mask of a row with `messages`, or with `prompt` and `completion`."""
         if not self.chat:
             prompt = self._plain_prompt(row)
             completion = [*self._ids(_text(row, "completion")), self.turn_end]
@@ -69,11 +72,10 @@ class Renderer:
         return _sequence(self._chat_segments(messages))
 
     def step_sequence(self, row: Row, separator: str) -> Sequence:
-        """Ids of a `prompt` with the steps of its completion (`completions`), joined by
-        `separator`.
+        """Return the ids of a `prompt` and its steps (`completions`), joined by `separator`.
 
-        Each step is tokenised together with what closes it, the separator or at the end the stop
-        token, and the mask is True at the last of these tokens alone: [T], one for each step.
+        Each step is tokenised together with what closes it: the separator or, after the last, the
+        stop token. The mask [T] is True only at the last token of each step.
         """
         *others, last = row["completions"]
         steps = [*(step + separator for step in others), last]
@@ -96,12 +98,12 @@ class Renderer:
         return Sequence(sequence.input_ids, mask)
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a whole text for language modelling, closed by the stop token."""
+        """Return the ids of a whole text for language modelling, closed by the stop token."""
         ids = self._encoded(text)
         return ids if ids and ids[-1] in self.stop_token_ids else [*ids, self.turn_end]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of a completion, without its stop token."""
+        """Return the text of a completion, without its stop token."""
         if ids and ids[-1] in self.stop_token_ids:
             ids = ids[:-1]
         return str(self.tokenizer.decode(ids))
@@ -109,8 +111,10 @@ class Renderer:
     def _chat_segments(
         self, messages: list[Message], generation: bool = False, steps: SequenceOf[str] = ()
     ) -> list[tuple[list[int], bool]]:
-        """Ids in pieces, cut at the edges of the assistant turns, and whether they are trained.
-        The last message is cut at its `steps`, too, where it is made of such."""
+        """Return segments of ids, cut at the edges of assistant turns, and whether each is trained.
+
+        With `steps`, the last message is also cut between them.
+        """
         if not any(m["role"] == "assistant" for m in messages):
             raise ValueError("no assistant message to train on")
         full = self._template(messages, generation)
@@ -120,7 +124,7 @@ class Renderer:
             if message["role"] != "assistant":
                 continue
             if i == 0:
-                raise ValueError("the chat begins with the assistant: no prompt leads to that turn")
+                raise ValueError("the chat begins with the assistant: that turn has no prompt")
             start = self._prefix(full, messages[:i], generation=True)
             end = self._prefix(full, messages[: i + 1], generation=False)
             pieces = _pieces(full[start:end], steps if i == len(messages) - 1 else ())
@@ -145,7 +149,7 @@ class Renderer:
         if not full.startswith(prefix):
             raise ValueError(
                 "the chat template renders earlier turns differently once a later one follows "
-                "(it drops reasoning, for example): such a chat can not be trained on as one "
+                "(it drops reasoning, for example): such a chat cannot be trained on as one "
                 "sequence; keep one assistant turn per row"
             )
         return len(prefix)
@@ -157,7 +161,7 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=generation
             )
-        except jinja2.TemplateError as error:  # what templates raise for an order of roles
+        except jinja2.TemplateError as error:  # raised by templates for a wrong order of roles
             raise ValueError(f"the chat template refuses this chat: {error}") from None
         assert isinstance(text, str)
         return text
@@ -168,14 +172,14 @@ class Renderer:
         # the template has written the special tokens already: never add them a second time
         return self._encoded(text, add_special_tokens=False)
 
-    def _encoded(self, text: str, **keys: bool) -> list[int]:
+    def _encoded(self, text: str, **options: bool) -> list[int]:
         try:
-            ids: list[int] = self.tokenizer(text, verbose=False, **keys)["input_ids"]
-        except TypeError:  # what a tokenizer says to a text that can not be encoded
-            halves = [c for c in text if "\ud800" <= c <= "\udfff"]
-            if not halves:
+            ids: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
+        except TypeError:  # raised by tokenizers for a text that cannot be encoded
+            surrogates = [c for c in text if "\ud800" <= c <= "\udfff"]
+            if not surrogates:
                 raise
-            raise ValueError(f"a text holds {halves[0]!r}, half of a character") from None
+            raise ValueError(f"a text contains {surrogates[0]!r}, half of a character") from None
         return ids
 
     def _plain_prompt(self, row: Row) -> list[int]:
@@ -183,7 +187,7 @@ class Renderer:
         if self.system_prompt is not None:
             prompt = f"{self.system_prompt}\n\n{prompt}"
         ids = self._encoded(prompt)
-        if ids and ids[-1] == self.tokenizer.eos_token_id:  # tokenizers that close every text
+        if ids and ids[-1] == self.tokenizer.eos_token_id:  # by tokenizers that close every text
             ids = ids[:-1]
         if not ids:
             raise ValueError("the prompt is empty")
@@ -201,8 +205,11 @@ def make_renderer(
     system_prompt: str | None = None,
     generation_stops: list[int] | None = None,
 ) -> Renderer:
-    """A renderer with its stop set resolved once: the tokenizer's EOS, the model's generation
-    config, and the token with which the chat template closes an assistant turn."""
+    """Return a renderer with its stop tokens.
+
+    These are the tokenizer's EOS, those of the model's generation config, and the token with which
+    the chat template closes an assistant turn. Raise ValueError if there are none.
+    """
     has_template = tokenizer.chat_template is not None
     if template == "chat" and not has_template:
         raise ValueError("data.template is chat, but the tokenizer has no chat template")
@@ -220,6 +227,7 @@ def make_renderer(
 
 
 def _turn_end(tokenizer: Any) -> int:
+    """Return the special token with which the chat template closes an assistant turn."""
     probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
     rendered = tokenizer.apply_chat_template(probe, tokenize=False)
     after = rendered.rpartition(_PROBE)[2]
@@ -238,25 +246,28 @@ def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         if column not in row and "messages" in row:
-            raise ValueError("messages need a chat template, which this tokenizer has not: give "
-                             "prompt and completion")  # fmt: skip
+            raise ValueError(
+                "messages need a chat template, which the tokenizer lacks: give prompt, completion"
+            )
         raise ValueError(
-            f"{column} must be a text where there is no chat template; found {str(value)[:60]!r}"
+            f"{column} must be a string without a chat template; got {str(value)[:60]!r}"
         )
     return value
 
 
 def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:
-    """The text of a turn, cut where one of its steps ends and the next begins."""
+    """Return the text of a turn, cut where one of its steps ends and the next begins."""
     if not steps:
         return [turn]
     pieces = list(steps)
-    if "".join(pieces) not in turn:  # many templates trim what is said
+    if "".join(pieces) not in turn:  # many templates strip a message's content
         pieces[0] = pieces[0].lstrip()
         pieces[-1] = pieces[-1].rstrip()
-    before, said, after = turn.partition("".join(pieces))
-    if not said:
-        raise ValueError("the chat template changes the text of the completion: no steps in it")
+    before, completion, after = turn.partition("".join(pieces))
+    if not completion:
+        raise ValueError(
+            "the chat template changes the completion: its steps cannot be found in it"
+        )
     pieces[0] = before + pieces[0]
     pieces[-1] += after
     return pieces

@@ -1,4 +1,4 @@
-"""Rows in a seeded order, a global batch at a time, shared out over the ranks."""
+"""Rows in a seeded order, one global batch at a time, divided over the ranks."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from posttrain.common.seeds import mix
 
 
 class Source(Protocol):
-    """The seam between offline rows and rollouts. One batch feeds one step of the trainer."""
+    """What the trainer reads, from offline rows or rollouts: one batch for each optimiser step."""
 
     steps_per_epoch: int
 
     def next_batch(self) -> tuple[Batch, Metrics]:
-        """This rank's share of the next global batch, and what there is to log about it."""
+        """Return this rank's share of the next global batch, and metrics about it."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective: the state of all ranks."""
+        """Return the state of all ranks; a collective call."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what state_dict() returned."""
+        ...
 
     def settle(self) -> None:
-        """Finish whatever goes on beside the training."""
+        """Wait until no work runs in the background."""
         ...
 
     def close(self) -> None:
-        """Give up whatever goes on beside the training."""
+        """Stop work in the background."""
         ...
 
 
 class EpochOrder:
-    """Which items make up global batch number `step`: a new permutation for every epoch.
+    """The items of global batch number `step`, from a new permutation in every epoch.
 
-    A pure function of the seed and the step, so that resuming needs the step alone, and the same
-    for any number of ranks. The last batch of an epoch may be smaller.
+    A pure function of the seed and the step, so that resuming needs only the step, and the same for
+    any number of ranks. The last batch of an epoch may be smaller.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
@@ -48,6 +50,7 @@ class EpochOrder:
         self.steps_per_epoch = math.ceil(num_items / batch_size)
 
     def indices(self, step: int) -> list[int]:
+        """Return the indices of the items in global batch `step`."""
         epoch, position = divmod(step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.num_items, generator=generator)
@@ -55,6 +58,8 @@ class EpochOrder:
 
 
 class OfflineSource:
+    """Batches of examples that are in memory, in `EpochOrder`."""
+
     def __init__(
         self, examples: list[Example], batch_size: int, seed: int, rank: int, num_ranks: int
     ) -> None:
@@ -65,19 +70,22 @@ class OfflineSource:
         self.step = 0
 
     def next_batch(self) -> tuple[Batch, Metrics]:
+        """Return this rank's share of the next global batch; there are no metrics."""
         chosen = self.order.indices(self.step)
         self.step += 1
         mine = [self.examples[i] for i in chosen[self.rank :: self.num_ranks]]
         return pack(sequences_of(mine)), {}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the number of batches taken."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batches counted in `state`."""
         self.step = state["step"]
 
     def settle(self) -> None:
-        pass
+        """Do nothing: no work runs in the background."""
 
     def close(self) -> None:
-        pass
+        """Do nothing: no work runs in the background."""

@@ -1,6 +1,6 @@
-"""Prompts with a name: texts with {fields} that the columns of a row fill.
+"""Named prompt templates: texts with {fields} that the columns of a row fill.
 
-`data.prompt_template: NAME` makes a row's prompt of its other columns, after data.columns.
+`data.prompt_template: NAME` makes a row's prompt from its columns, after data.columns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from posttrain.data.rows import Row
 
 @dataclass(frozen=True)
 class Template:
+    """A prompt template, with the columns of an example row."""
+
     text: str
     example: dict[str, str]
 
@@ -46,23 +48,26 @@ TEMPLATES = {
         {"claim": "Oslo is the capital of Sweden.", "label": "REFUTES"},
     ),
 }
-FIELD = re.compile(r"\{(\w+)\}")  # so that the braces of \boxed{} are no field
+FIELD = re.compile(r"\{(\w+)\}")  # \w+: the braces of \boxed{} are not a field
 
 
 def fill(name: str, row: Row, where: str) -> Row:
-    """The row with the template's text as its prompt. `name` is one of TEMPLATES, or a text with
-    {fields} itself. Raises ValueError naming a field that the row lacks."""
+    """Return the row with the filled template as its prompt.
+
+    `name` is one of TEMPLATES, or a text with {fields} itself. Raise ValueError naming a field that
+    the row lacks or that is not a string or number.
+    """
     text = template_text(name)
     for field in fields(text):
         value = row.get(field)
         if field not in row:
             raise ValueError(
-                f"{where}: the prompt template {name!r} needs the column {field}; found "
+                f"{where}: the prompt template {name!r} needs the column {field}; the row has "
                 f"{', '.join(row)} (map it with data.columns)"
             )
         if not isinstance(value, (str, int, float)):
             raise ValueError(
-                f"{where}: the prompt template {name!r} needs a text in {field}; found "
+                f"{where}: the prompt template {name!r} needs a string in {field}; got "
                 f"{str(value)[:60]!r}"
             )
     filled = FIELD.sub(lambda match: str(row[match[1]]), text)
@@ -70,22 +75,24 @@ def fill(name: str, row: Row, where: str) -> Row:
 
 
 def template_text(name: str) -> str:
+    """Return the text of a named template; `name` itself if it has {fields}."""
     if name in TEMPLATES:
         return TEMPLATES[name].text
     if fields(name):
         return name
     hint = did_you_mean(name, TEMPLATES)
     raise SettingError(
-        "data.prompt_template", f"{name!r} is no template and has no {{field}}; {hint}"
+        "data.prompt_template", f"{name!r} is not a template and has no {{field}}; {hint}"
     )
 
 
 def fields(text: str) -> list[str]:
+    """Return the names of a template's fields, each once, in order."""
     return list(dict.fromkeys(FIELD.findall(text)))
 
 
 def described() -> Iterator[str]:
-    """What `posttrain data templates` prints."""
+    """Yield the lines that `posttrain data templates` prints."""
     for name, template in TEMPLATES.items():
         yield f"{name}  ({', '.join(fields(template.text))})"
         filled = fill(name, template.example, name)["prompt"]

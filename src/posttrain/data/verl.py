@@ -1,4 +1,4 @@
-"""The Parquet layouts of verl (docs/preparation/prepare_data.rst there), read and written.
+"""verl's Parquet layouts (its docs/preparation/prepare_data.rst), read and written.
 
 RL    data_source, prompt (messages), ability, reward_model {style, ground_truth}, extra_info
 SFT   messages; or prompt and response
@@ -15,10 +15,10 @@ RL_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 
 
 def from_verl(row: Row) -> Row:
-    """The row with posttrain's columns beside those of verl's layout; another row as it is.
+    """Return a row of verl's layout with posttrain's columns added; any other row unchanged.
 
     `answer` is reward_model.ground_truth, `completion` is response. A prompt of one user message
-    becomes its text, which is the same to a chat template and can be read without one.
+    becomes its text, which a chat template renders alike and which also works without one.
     """
     model = row.get("reward_model")
     if isinstance(model, dict) and "ground_truth" in model and "prompt" in row:
@@ -30,6 +30,7 @@ def from_verl(row: Row) -> Row:
 
 
 def as_text(prompt: Any) -> Any:
+    """Return the content of a prompt of one user message; any other prompt unchanged."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):
         message = prompt[0]
         if message.get("role") == "user" and isinstance(message.get("content"), str):
@@ -38,11 +39,11 @@ def as_text(prompt: Any) -> Any:
 
 
 def to_verl_sft(row: Row) -> Row:
-    """`messages` of a row of messages, or of prompt and completion; other columns stay."""
+    """Return the row with `messages`, made of prompt and completion if need be."""
     if "messages" in row:
         return row
     if "completion" not in row:
-        problem = "verl_sft needs an answer to the prompt: name its column"
+        problem = "verl_sft needs a completion of the prompt: name its column"
         raise SettingError("response_key", problem)
     rest = {k: v for k, v in row.items() if k not in ("prompt", "completion")}
     messages = [*as_messages(row["prompt"]), *as_messages(row["completion"], "assistant")]
@@ -52,29 +53,32 @@ def to_verl_sft(row: Row) -> Row:
 def to_verl_rl(
     row: Row, split: str, index: int, data_source: str | None, ability: str | None
 ) -> Row:
-    """A row for RL from one with an answer. The last turn of the assistant is left out of messages;
-    other columns stay beside verl's. Raises ValueError for a row without one that verl needs."""
-    given = {
+    """Return a row with an answer in verl's layout for RL.
+
+    A last assistant turn of messages is left out; other columns are kept. Raise SettingError if the
+    row lacks something that the layout needs.
+    """
+    sources = {
         "data_source": row.get("data_source", data_source),
         "ability": row.get("ability", ability),
     }
-    for name, value in given.items():
+    for name, value in sources.items():
         if not isinstance(value, str):
-            raise SettingError(name, f"verl_rl needs a text {name}, found {value!r}: give one")
+            raise SettingError(name, f"verl_rl needs {name}, a string; got {value!r}")
     answer = row.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise SettingError(
             "answer_key",
-            f"verl_rl needs an answer, a text or a number, found {answer!r}: name its column",
+            f"verl_rl needs an answer, a string or a number; got {answer!r}: name its column",
         )
     prompt = as_messages(row["messages"] if "messages" in row else row["prompt"])
     if prompt and prompt[-1]["role"] == "assistant":
         prompt = prompt[:-1]
     rest = {k: v for k, v in row.items() if k not in ("messages", "answer", *RL_COLUMNS)}
     return {
-        "data_source": given["data_source"],
+        "data_source": sources["data_source"],
         "prompt": prompt,
-        "ability": given["ability"],
+        "ability": sources["ability"],
         "reward_model": {"style": "rule", "ground_truth": str(answer)},
         "extra_info": {"split": split, "index": index},
         **rest,
@@ -82,4 +86,5 @@ def to_verl_rl(
 
 
 def as_messages(value: Any, role: str = "user") -> list[dict[str, Any]]:
+    """Return a string as one message of `role`; messages as a list."""
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)

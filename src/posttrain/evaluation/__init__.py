@@ -1,4 +1,4 @@
-"""The registry of evaluation tasks in which a model writes: which data, checked or measured how."""
+"""Registry of the evaluation tasks that generate: their data, reward and text metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,16 +6,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
+    """A task whose completions a reward checks, text metrics measure, or both."""
+
     data: dict[str, Any]
-    """A data section; `path` may be given on the command line as TASK=PATH."""
+    """Data section; TASK=PATH on the command line sets its `path`."""
     reward: dict[str, Any] | None
-    """Of completions that are right or wrong."""
+    """Reward section that decides whether a completion is right; None if none can."""
     shots: str | None = "train"
-    """The split that few-shot examples are taken from."""
+    """Split that the few-shot examples are taken from; None if there is none."""
     metrics: tuple[str, ...] = ()
-    """Of text_metrics.METRICS, over all completions of the task."""
+    """Names in `scores.text.METRICS`, computed over all completions of the task."""
     reference: str = "completion"
-    """The column that metrics compare a completion with."""
+    """Column that the metrics compare a completion with."""
 
 
 _FEVER = ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"]

@@ -1,4 +1,4 @@
-"""What a completion answers, whatever is right: for majority votes, and for strict scores."""
+"""The answer that a completion states, right or wrong: for majority votes and strict accuracy."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from posttrain.rewards.rules import math
 from posttrain.rewards.rules.classification import label_pattern, stated
 
 UNREAD = ("unparseable_prediction", "no_answer", "no_label", "ambiguous", "no_code")
-"""Verdicts on a completion in which the reward found no one answer."""
+"""Verdicts on completions in which the reward found no answer, or more than one."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How the answers of a task are read."""
+    """How to read the answers of a task."""
 
     vote: Callable[[str], str | None]
-    """What counts as the same answer has the same text; None for a completion without one."""
+    """Return a completion's answer, the same text for equal answers; None if it has none."""
     in_format: Callable[[str], bool]
-    """Whether a completion has its answer in the form that is asked for."""
+    """Return whether a completion has its answer in the form that was asked for."""
 
 
 def reader_of(reward: dict[str, Any]) -> Reader | None:
-    """Of a reward's settings; None where completions state no answer, as programs do not."""
+    """Return the reader for a reward section; None if completions state no answer (programs)."""
     if reward["type"] == "math_correctness":
         return Reader(math_answer, lambda text: math.formatted_answer(text) is not None)
     if reward["type"] == "classification":
         pattern = label_pattern(reward["labels"])
 
         def vote(text: str) -> str | None:
-            found = stated(text, pattern)
-            return found.pop() if len(found) == 1 else None
+            labels = stated(text, pattern)
+            return labels.pop() if len(labels) == 1 else None
 
         return Reader(vote, lambda text: pattern.fullmatch(bare(text)) is not None)
     return None
 
 
 def math_answer(completion: str) -> str | None:
-    """The final answer, a number as an exact fraction, as the reward reads it. Formulas are one
-    answer where they are written alike but for spaces: 1/2 and 0.5 are, x+1 and 1+x are not."""
+    """Return the final answer as the reward reads it, a number as an exact fraction.
+
+    1/2 and 0.5 are the same answer. Formulas are the same only if they are written alike, except
+    for spaces: x+1 and 1+x are two answers. None for a completion without an answer.
+    """
     answer, marked = math.final_answer(completion)
     number = math.plain_number(answer)
     if number is None and not marked:
@@ -55,13 +58,15 @@ def math_answer(completion: str) -> str | None:
 
 
 def bare(text: str) -> str:
-    """Without the spaces, marks and full stop around it."""
+    """Return the text without surrounding spaces, quotation marks, emphasis and full stops."""
     return text.strip(" \t\n\"'`*_.")
 
 
 def majority(votes: Sequence[str | None]) -> int | None:
-    """The place of the first completion with the answer that most of them give; of answers given
-    equally often the one that was given first. None where no completion has an answer."""
+    """Return the index of the first completion with the most frequent answer; None without answers.
+
+    Of equally frequent answers, the one that was given first wins.
+    """
     counts = Counter(vote for vote in votes if vote is not None)
-    # most_common keeps the order of the first appearance among equals
+    # most_common orders equal counts by first appearance
     return votes.index(counts.most_common(1)[0][0]) if counts else None

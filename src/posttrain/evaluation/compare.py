@@ -1,4 +1,4 @@
-"""`posttrain compare`: the same problems by two models, with a paired test for each task."""
+"""`posttrain compare`: two models on the same problems, with a paired test for each task."""
 
 from __future__ import annotations
 
@@ -15,23 +15,34 @@ from rich.table import Table
 from posttrain.evaluation.statistics import sign_flip_test
 from posttrain.evaluation.store import read_results, results_file
 
-LIKE = (
-    "temperature", "num_samples", "max_new_tokens", "shots", "split", "reward", "stop_texts",
-    "template", "system_prompt", "prompt_template", "top_p", "top_k", "dtype",
-)  # fmt: skip
-"""Settings in which results that are compared should be alike."""
+SAME_SETTINGS = (
+    "temperature",
+    "num_samples",
+    "max_new_tokens",
+    "shots",
+    "split",
+    "reward",
+    "stop_texts",
+    "template",
+    "system_prompt",
+    "prompt_template",
+    "top_p",
+    "top_k",
+    "dtype",
+)
+"""Settings that should be equal in both results; a difference is noted."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Over the problems that both results have."""
+    """Two results of a task, over the problems that both have."""
 
     task: str
     num_problems: int
     accuracy_a: float
     accuracy_b: float
     only_a: int
-    """Problems that A solves and B does not; of several completions, those that A solves more
+    """Problems that A solves and B does not; with several completions, those that A solves more
     often."""
     only_b: int
     p_value: float
@@ -40,9 +51,9 @@ class Comparison:
 
 
 def compare_files(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
-    """Of each task that both hold with outcomes of the same problems, and the other tasks' names.
+    """Return a comparison of each task that both files have, and the names of the other tasks.
 
-    Raises ValueError where there is no such task.
+    A task is compared if both have outcomes of the same problems. Raises ValueError if none is.
     """
     first, second = _results(a), _results(b)
     both = [
@@ -50,8 +61,8 @@ def compare_files(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
     ]
     if not both:
         raise ValueError(
-            f"no task in common with outcomes by problem: {results_file(a)} has "
-            f"{', '.join(first)}, {results_file(b)} has {', '.join(second)}"
+            "the two results have no task in common with outcomes by problem: "
+            f"{results_file(a)} has {', '.join(first)}, {results_file(b)} has {', '.join(second)}"
         )
     common = [t for t in both if first[t]["outcomes"].keys() & second[t]["outcomes"].keys()]
     if not common:
@@ -61,6 +72,7 @@ def compare_files(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
 
 
 def compare_task(task: str, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
+    """Return the comparison of a task over the problems that both results have."""
     common = [problem for problem in a["outcomes"] if problem in b["outcomes"]]
     solved_a = [solved(a["outcomes"][problem]) for problem in common]
     solved_b = [solved(b["outcomes"][problem]) for problem in common]
@@ -68,7 +80,7 @@ def compare_task(task: str, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     single = all(len(r["outcomes"][problem]) == 1 for r in (a, b) for problem in common)
     notes = [
         f"{name} is {a.get(name)} in A and {b.get(name)} in B"
-        for name in LIKE
+        for name in SAME_SETTINGS
         if a.get(name) != b.get(name)
     ]
     for side, result in (("A", a), ("B", b)):
@@ -89,31 +101,31 @@ def compare_task(task: str, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
 
 
 def solved(outcome: str) -> Fraction:
-    """The share of a problem's completions that are right."""
+    """Return the share of a problem's completions that are right, from a string of 0s and 1s."""
     return Fraction(outcome.count("1"), len(outcome))
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """Narrow enough for 80 columns."""
-    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    """Return the comparisons as a table that fits into 80 columns."""
+    output = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("task", "problems", "A", "B", "B - A", "only A", "only B", "p"):
-        shown.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
-    for one in comparisons:
-        shown.add_row(
-            one.task,
-            f"{one.num_problems:,}",
-            f"{100 * one.accuracy_a:.1f} %",
-            f"{100 * one.accuracy_b:.1f} %",
-            f"{100 * (one.accuracy_b - one.accuracy_a):+.1f}",
-            f"{one.only_a:,}",
-            f"{one.only_b:,}",
-            f"{one.p_value:.2g}",
+        output.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+    for row in comparisons:
+        output.add_row(
+            row.task,
+            f"{row.num_problems:,}",
+            f"{100 * row.accuracy_a:.1f} %",
+            f"{100 * row.accuracy_b:.1f} %",
+            f"{100 * (row.accuracy_b - row.accuracy_a):+.1f}",
+            f"{row.only_a:,}",
+            f"{row.only_b:,}",
+            f"{row.p_value:.2g}",
         )
-    return shown
+    return output
 
 
-def _results(place: Path) -> dict[str, dict[str, Any]]:
-    results = read_results(place)
+def _results(path: Path) -> dict[str, dict[str, Any]]:
+    results = read_results(path)
     if not results:
-        raise ValueError(f"{results_file(place)}: no results of posttrain eval there")
+        raise ValueError(f"{results_file(path)} has no results of posttrain eval")
     return results

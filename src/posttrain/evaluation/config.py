@@ -1,4 +1,4 @@
-"""The eval section: evaluation during training, on rows that are not trained on."""
+"""The eval section: evaluation during training, on held-out rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from posttrain.data.config import Mixture
 
 
 class GateConfig(StrictConfig):
-    """A metric that a run must not make worse."""
+    """A metric that must not get worse during a run."""
 
     metric: str
-    """As the evaluations log it: eval_accuracy, eval_bbq/accuracy_ambiguous."""
+    """Name of the metric in the evaluations: eval_accuracy, eval_bbq/accuracy_ambiguous."""
     max_drop: float | None = Field(None, ge=0)
-    """How far it may fall, in its own unit: 0.02 lets an accuracy of 0.60 become 0.58."""
+    """How far it may fall, in its own unit: 0.02 allows an accuracy of 0.60 to become 0.58."""
     max_rise: float | None = Field(None, ge=0)
     """How far it may rise, if lower is better."""
 
@@ -28,31 +28,31 @@ class GateConfig(StrictConfig):
 
 
 class EvalConfig(StrictConfig):
-    """Evaluation during training, on rows that are not trained on."""
+    """Evaluation during training, on held-out rows."""
 
     data: Annotated[
         Mixture | None, AlsoCalled("eval_dataset", dataset_test_split="eval.data.split")
     ] = None
-    """Rows of another source than the training data."""
+    """Rows from another source than the training data."""
     split: Annotated[float | str | None, AlsoCalled("val_set_size", "val_size")] = None
     """Instead of `data`. A name: a split of the training data's own source, `test` by default. A
     number below 1: a share of the training rows to hold out, by a hash of the question, so that
-    equal questions lie on one side whatever the order of rows."""
+    equal questions stay on one side, whatever the order of the rows."""
     split_by: str | None = None
-    """A column whose equal values stay on one side of a share too: a document, a conversation."""
+    """Column whose equal values also stay on one side of a share: a document, a conversation."""
     max_samples: int | None = Field(200, ge=1)
-    """Number of rows, drawn by chance, always the same ones; null takes all."""
+    """Maximum number of rows, a random sample that is always the same; null takes all."""
     generate: bool = False
-    """Also generate greedily and score with the reward: eval_accuracy."""
+    """Also generate greedily and score with the reward, logged as eval_accuracy."""
     max_new_tokens: int = Field(512, ge=1)
-    """Longest completion in tokens, the stop token included."""
+    """Maximum completion length in tokens, including the stop token."""
     max_num_seqs: int | None = Field(None, ge=1)
     """Maximum number of concurrent completions, for a method without a rollout section."""
     tasks: Annotated[list[str], AlsoCalled("eval_tasks")] = Field(default_factory=list)
-    """Tasks of `posttrain eval` to run as well, TASK or TASK=PATH of its files:
-    eval_TASK/FIGURE."""
+    """Tasks of `posttrain eval` to run as well, logged as eval_TASK/FIGURE. TASK, or TASK=PATH to
+    read its files from PATH."""
     gate: list[GateConfig] = Field(default_factory=list)
-    """Fail the run at its end if a metric regressed by more than these bounds."""
+    """Fail the run at its end if a metric has got worse by more than these bounds."""
 
     @field_validator("split", mode="before")
     @classmethod
@@ -61,7 +61,8 @@ class EvalConfig(StrictConfig):
         if split is None or (isinstance(split, str) and split) or (number and 0 < split < 1):
             return split
         raise ValueError(
-            f"eval.split is the name of a split, or a share above 0 and below 1; got {split!r}"
+            "eval.split: expected the name of a split, or a share above 0 and below 1; "
+            f"got {split!r}"
         )
 
     @model_validator(mode="after")
@@ -69,15 +70,15 @@ class EvalConfig(StrictConfig):
         if self.split is not None and self.data is not None:
             raise ValueError("give eval.data or eval.split, not both")
         if self.split_by is not None and self.held_out is None:
-            raise ValueError("eval.split_by goes with a share in eval.split, such as 0.05")
+            raise ValueError("eval.split_by needs a share in eval.split, such as 0.05")
         return self
 
     @property
     def held_out(self) -> float | None:
-        """The share of the training rows that is held out; None if none is."""
+        """Return the share of the training rows to hold out; None if there is none."""
         return self.split if isinstance(self.split, float) else None
 
     @property
     def has_rows(self) -> bool:
-        """Whether there are rows to evaluate on, not tasks alone."""
+        """Whether there are rows to evaluate on, not only tasks."""
         return self.data is not None or self.split is not None or not self.tasks

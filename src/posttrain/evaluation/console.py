@@ -1,4 +1,4 @@
-"""What `posttrain eval` prints of its results."""
+"""Console output of `posttrain eval`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from rich.table import Table
 
 from posttrain.common.console import CONSOLE
 
-OF_THE_TABLE = ("accuracy", "truncated", "parse_failures")
-NOT_SHOWN = ("mean_score", "temperature", "top_p")  # settings, and what the verdicts say better
+TABLE_FIGURES = ("accuracy", "truncated", "parse_failures")
+# two are settings; the verdicts, which are printed, tell more than mean_score
+NOT_SHOWN = ("mean_score", "temperature", "top_p")
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
-    """Print all of it."""
+    """Print results by task: the table, the other figures, verdicts, and notes."""
     if any("accuracy" in result for result in results.values()):
         CONSOLE.print(table(results))
     for task, result in results.items():
@@ -25,15 +26,15 @@ def show(results: dict[str, dict[str, Any]]) -> None:
             CONSOLE.print(f"{task}: {counts}", markup=False)
         if dropped := result.get("dropped_prompts", result.get("dropped_rows")):
             CONSOLE.print(
-                f"note: {task}: {dropped} problems left out: no room for their prompt", markup=False
+                f"note: {task}: {dropped} problems left out: too long for the model", markup=False
             )
 
 
 def lines_of(task: str, result: dict[str, Any]) -> list[str]:
-    """The figures of a task that the table has no column for, with their intervals."""
+    """Return a line for each figure that is not in the table, with its interval."""
     lines = []
     for name, value in result.items():
-        if not isinstance(value, float) or name in OF_THE_TABLE + NOT_SHOWN:
+        if not isinstance(value, float) or name in TABLE_FIGURES + NOT_SHOWN:
             continue
         if name == "unscored" and value == 0:
             continue
@@ -44,18 +45,18 @@ def lines_of(task: str, result: dict[str, Any]) -> list[str]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
-    """Accuracy of the tasks that have one; narrow enough for 80 columns."""
-    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    """Return a table of the tasks that have an accuracy; it fits into 80 columns."""
+    output = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("task", "problems", "accuracy", "95 % interval", "truncated", "unread"):
-        shown.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+        output.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for task, result in results.items():
         if "accuracy" not in result:
             continue
         accuracy, *shares = (
             "" if result.get(name) is None else f"{100 * result[name]:.1f} %"
-            for name in OF_THE_TABLE
+            for name in TABLE_FIGURES
         )
         bounds = " to ".join(f"{100 * bound:.1f}" for bound in result.get("ci95", ()))
         number = f"{result['num_problems']:,}" if "num_problems" in result else ""
-        shown.add_row(task, number, accuracy, bounds, *shares)
-    return shown
+        output.add_row(task, number, accuracy, bounds, *shares)
+    return output

@@ -1,4 +1,4 @@
-"""`posttrain eval`: tasks of both kinds, made ready, and run or continued."""
+"""`posttrain eval`: prepare tasks of both kinds, then run or resume them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Return results by task; a result holds everything that decided it.
 
-    With `output`, what was finished before is taken from there and what was begun is continued.
-    Raises ValueError before anything is sampled if it was made with other settings.
+    With `output`, finished tasks are read from there and an unfinished one resumes where it
+    stopped. Raises ValueError before anything is sampled if they were made with other settings.
 
-    The work is shared out over the ranks; rank 0 writes the files and returns the results of all.
+    The work is split over the ranks; rank 0 writes the files and returns the results of all.
     """
     distributed.start(settings.device)
     if distributed.rank() != 0:
@@ -64,27 +64,28 @@ def evaluate_tasks(
     records: list[Record] = []
     for name, task in ready.items():
         if finished[name]:
-            if output is None:  # of another rank
+            if output is None:  # not rank 0, which alone reads and writes files
                 continue
             results[name] = read_results(output)[name]
-            kept = [] if samples is None else samples_file(output, name).read_text().splitlines()
-            found = [json.loads(line) for line in kept]
-            CONSOLE.print(f"{name}: finished before, not run again", markup=False)
+            lines = [] if samples is None else samples_file(output, name).read_text().splitlines()
+            of_task = [json.loads(line) for line in lines]
+            CONSOLE.print(f"{name}: already finished, not run again", markup=False)
         else:
             file = None if output is None else begin(output, name, task.settings)
-            result, found = task.run(sampler, file)
+            result, of_task = task.run(sampler, file)
             facts = {"settings_hash": hash_of(task.settings), "versions": versions()}
-            # JSON has no NaN: a figure that nothing counts in is null
+            # JSON has no NaN: a figure without any value to average is null
             results[name] = finite(result | task.settings | {"model": model} | facts)
             if output is not None:
                 finish(output, name, results[name])
-        records += [{"task": name, **record} for record in found]
+        records += [{"task": name, **record} for record in of_task]
     if samples is not None:
         write_json_lines(samples, records)
     return results
 
 
 def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
+    """Return the model, with the facts about it that decide results, and its sampler."""
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
         model, template, settings.device, settings.dtype, system_prompt, settings.max_num_seqs
@@ -92,8 +93,8 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
     trained = trained_with(resolve_model_path(model))[2]
     if trained is not None and trained != settings.prompt_template:
         CONSOLE.print(
-            f"note: the model was trained with data.prompt_template {trained!r}, and is asked with "
-            f"{settings.prompt_template!r}: set prompt_template",
+            f"note: the model was trained with data.prompt_template {trained!r}, but is evaluated "
+            f"with prompt_template {settings.prompt_template!r}: set prompt_template to the same",
             markup=False,
         )
     device = choose_device(settings.device)

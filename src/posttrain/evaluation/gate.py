@@ -1,4 +1,4 @@
-"""What a run must not lose: figures of its evaluations, before the first step and at the end."""
+"""Gates: metrics of a run's evaluations that must not get worse from before training to its end."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 
 from posttrain.evaluation.config import GateConfig
 
-ROUNDING = 1e-9  # 0.8 - 0.7 is more than 0.1
+ROUNDING = 1e-9  # in floats 0.8 - 0.7 is more than 0.1
 
 
 def lost(gates: list[GateConfig], metrics_file: Path, step: int | None = None) -> str | None:
-    """What the evaluation of a run at `step`, or its last, has lost against the one at step 0, in
-    words; None where every gate holds. A metric that the evaluations do not have, or which is no
-    number there, counts as lost."""
+    """Return the first gate that fails, in words; None if all hold.
+
+    The evaluation at `step`, or the last one, is compared with that at step 0. A metric that is
+    missing from one of them fails its gate; the file has no metrics that were not finite.
+    """
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     evaluations = [x for x in lines if any(name.startswith("eval_") for name in x)]
     first = evaluations[0]

@@ -1,7 +1,7 @@
-"""The one evaluator of completions: sample, score, keep in a file as they come, and count.
+"""The evaluator of completions: sample, score, append to a file, and count.
 
-`posttrain eval`, evaluation in training and the comparison of a pipeline's stages all use it,
-greedily or with several samples of a problem.
+`posttrain eval`, evaluation during training and the comparison of a pipeline's stages all use it,
+greedily or with several samples per problem.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from posttrain.rewards.scoring import score
 from posttrain.rollout.generation import generate
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
-CHUNK = 256  # completions between two writes
+CHUNK = 256  # completions between two writes to the file
 
 Record = dict[str, Any]
-"""A completion: id of its problem, number among the problem's, texts, score, verdict, correct."""
+"""A completion: its problem's id, its number among that problem's, texts, score and verdict."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How the problems of a task are put to a model, and its completions judged."""
+    """How a model is asked the problems of a task, and how its completions are judged."""
 
     name: str
     renderer: Renderer
@@ -50,11 +50,11 @@ class Asking:
     num_samples: int = 1
     seed: int = 0
     stops_at_question: bool = False
-    """Completions end where the next question of few-shot text begins."""
+    """Whether completions end where the next question of few-shot text begins."""
     reader: Reader | None = None
-    """Reads answers, for majority votes and strict scores."""
+    """Reads answers, for majority votes and strict accuracy."""
     reward_model: RewardFn | None = None
-    """Chooses the best of a problem's completions."""
+    """Chooses the best of a problem's completions, for best@n."""
 
 
 def ask(
@@ -64,38 +64,40 @@ def ask(
     file: Path | None = None,
     chunk: int = CHUNK,
 ) -> list[Record]:
-    """Return a record of every completion, num_samples to a problem, in the problems' order.
+    """Return a record of every completion, num_samples per problem, in the problems' order.
 
-    They are appended to `file`, `chunk` at a time. What it holds already is not sampled again: a
-    completion depends on its problem, its number and the seed alone.
+    Records are appended to `file`, `chunk` at a time. Those that it holds already are not sampled
+    again: a completion depends only on its problem, its number and the seed.
 
-    Problems are shared out over the ranks; each returns the records of all. `file` is rank 0's.
+    Problems are split over the ranks; each returns the records of all. `file` is rank 0's.
     """
     n, ranks = asking.num_samples, distributed.num_ranks()
-    each = max(1, chunk // n)  # of a rank
-    size = each * ranks
+    per_rank = max(1, chunk // n)
+    size = per_rank * ranks
     records: list[Record] = distributed.from_rank_0(
-        [] if file is None else kept(file, len(problems), each, n)
+        [] if file is None else kept(file, len(problems), per_rank, n)
     )
     for start in range(len(records) // n, len(problems), size):
         places = range(start, min(start + size, len(problems)))
         mine = places[distributed.rank() :: ranks]
         parts = distributed.all_gather(complete([problems[i] for i in mine], mine, asking, sampler))
         shares = [iter(part) for part in parts]
-        found = [record for i in places for record in islice(shares[(i - start) % ranks], n)]
-        records += found
+        new = [record for i in places for record in islice(shares[(i - start) % ranks], n)]
+        records += new
         if file is not None:
             with file.open("a") as out:
-                out.write("".join(json.dumps(record, default=str) + "\n" for record in found))
+                out.write("".join(json.dumps(record, default=str) + "\n" for record in new))
         if len(problems) > size and distributed.rank() == 0:
-            count = len(records) // n
-            CONSOLE.print(f"{asking.name}: {count:,} of {len(problems):,} problems", markup=False)
+            done = len(records) // n
+            CONSOLE.print(f"{asking.name}: {done:,} of {len(problems):,} problems", markup=False)
     return records
 
 
 def kept(file: Path, num_problems: int, size: int, num_samples: int) -> list[Record]:
-    """Return the records of whole chunks of one rank, since there may have been fewer ranks than
-    now; what a kill left of another chunk is cut off the file."""
+    """Return the records of the file's whole chunks, and cut off what a kill left after them.
+
+    Chunks are counted as one rank's, since there may have been fewer ranks than now.
+    """
     if not file.is_file():
         return []
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -110,7 +112,10 @@ def kept(file: Path, num_problems: int, size: int, num_samples: int) -> list[Rec
 def complete(
     problems: Sequence[Problem], places: Sequence[int], asking: Asking, sampler: Sampler
 ) -> list[Record]:
-    """Sample and score. `places` are those of the problems among all."""
+    """Return the records of sampled and scored completions of problems.
+
+    `places` are the problems' indices among all problems of the task; seeds depend on them.
+    """
     n, decode = asking.num_samples, asking.renderer.tokenizer.decode
     seeds = [mix(asking.seed, place, number) for place in places for number in range(n)]
     ids = [problem.input_ids for problem in problems for _ in range(n)]
@@ -131,18 +136,18 @@ def complete(
                 "answer": expected(problems[i // n].row, asking.reward is not None),
             }
         )
-    # equal completions of a problem are scored once: a sandbox takes time
-    once: dict[tuple[str, str], int] = {}
+    # equal completions of a problem are scored once, since a sandbox takes time
+    first_index: dict[tuple[str, str], int] = {}
     for i, record in enumerate(records):
-        once.setdefault((record["id"], record["completion"]), i)
-    rows = [problems[i // n].row for i in once.values()]
-    prompts = [row.get("prompt", row.get("messages")) for row in rows]  # without the shots
-    texts = [text for _, text in once]
-    response_ids = [rollouts[i].response_ids for i in once.values()]
+        first_index.setdefault((record["id"], record["completion"]), i)
+    rows = [problems[i // n].row for i in first_index.values()]
+    prompts = [row.get("prompt", row.get("messages")) for row in rows]  # no few-shot examples
+    texts = [text for _, text in first_index]
+    response_ids = [rollouts[i].response_ids for i in first_index.values()]
 
     def scores(reward: RewardFn) -> list[float | None]:
-        found = dict(zip(once, score(reward, prompts, texts, response_ids, rows)))
-        return [found[record["id"], record["completion"]] for record in records]
+        by_completion = dict(zip(first_index, score(reward, prompts, texts, response_ids, rows)))
+        return [by_completion[record["id"], record["completion"]] for record in records]
 
     for record, value in zip(records, scores(asking.reward) if asking.reward else ()):
         record["reward"] = None if value is None else float(value)
@@ -158,18 +163,20 @@ def complete(
 
 
 def expected(row: Row, judged: bool) -> Any:
-    """What the completion is held against: the answer or label, else the reference."""
+    """Return what a completion is compared with: answer or label if judged, else the reference."""
     return row.get("answer", row.get("label")) if judged else row.get("completion")
 
 
 def count(records: Sequence[Record], asking: Asking) -> dict[str, Any]:
     """Return the result of a task.
 
-    A problem counts once all its completions have a score; shares and verdicts are over the
-    completions of these. (If a reward gives verdicts, a score without one does not count: that is a
-    weighted reward whose judging part could not read the reference.) `accuracy` is the mean over problems of the share of their completions
-    that are right (pass@1), `strict_accuracy` of those that are right and have the answer in the
-    form that is asked for.
+    A problem counts if all its completions have a score. (If a reward gives verdicts, a score
+    without one does not count: it is that of a weighted reward whose judging part could not read
+    the reference.) Figures are over the problems that count, except `unscored` and `verdicts`,
+    which are over all completions.
+
+    `accuracy` is the mean over problems of the share of their completions that are right (pass@1);
+    for `strict_accuracy` they must also have the answer in the form that was asked for.
     """
     n = asking.num_samples
     groups = [records[i : i + n] for i in range(0, len(records), n)]
@@ -182,24 +189,24 @@ def count(records: Sequence[Record], asking: Asking) -> dict[str, Any]:
 
     known = [group for group in groups if all(map(counts, group))]
     judged = [record for group in known for record in group]
-    found = [sum(r["correct"] for r in group) for group in known]
+    num_right = [sum(r["correct"] for r in group) for group in known]
 
     def mean(name: str, values: Sequence[float]) -> dict[str, Any]:
         return {name: fmean(values) if values else math.nan, f"{name}_ci95": interval(values, n)}
 
-    means = [right / n for right in found]
+    means = [right / n for right in num_right]
     result = {
         "accuracy": fmean(means) if means else math.nan,
         "ci95": interval(means, n),
         "num_problems": len(known),
-        "num_correct": sum(found),
+        "num_correct": sum(num_right),
     }
     if asking.reader is not None:
         strict = [sum(r["correct"] and r["in_format"] for r in group) / n for group in known]
         result |= mean("strict_accuracy", strict)
     if n > 1:
         for k in powers_up_to(n):
-            result |= mean(f"pass@{k}", [pass_at(k, n, right) for right in found])
+            result |= mean(f"pass@{k}", [pass_at(k, n, right) for right in num_right])
         if asking.reader is not None:
             places = [majority([r["vote"] for r in group]) for group in known]
             chosen = zip(known, places)
@@ -221,6 +228,7 @@ def count(records: Sequence[Record], asking: Asking) -> dict[str, Any]:
 
 
 def lengths(records: Sequence[Record]) -> dict[str, float]:
+    """Return the share of truncated completions, and the mean length in tokens."""
     return {
         "truncated": share([r["finish_reason"] == "length" for r in records]),
         "mean_length": fmean([r["num_tokens"] for r in records]) if records else math.nan,
@@ -228,14 +236,14 @@ def lengths(records: Sequence[Record]) -> dict[str, float]:
 
 
 def powers_up_to(n: int) -> list[int]:
-    """1, 2, 4, ... and n itself."""
+    """Return the powers of 2 below n, and n itself."""
     return [*(k for k in (2**i for i in range(n.bit_length())) if k < n), n]
 
 
 def evaluate_prompts(
     prompts: Sequence[Prompt], asking: Asking, sampler: Sampler
 ) -> tuple[dict[str, Any], list[Record]]:
-    """Return the result and the records of rendered prompts, all sampled at once. A collective."""
+    """Return the result and the records of rendered prompts, in one chunk. A collective."""
     ids = problem_ids([prompt.row for prompt in prompts])
     problems = [Problem(key, p.input_ids, p.row) for key, p in zip(ids, prompts, strict=True)]
     records = ask(problems, asking, sampler, chunk=len(problems) * asking.num_samples)

@@ -1,4 +1,4 @@
-"""Tasks that sample nothing: which of the given texts does the model find likelier?"""
+"""Tasks that compare the likelihoods of given texts; nothing is sampled."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from posttrain.model.models import Models
 
 @dataclass(frozen=True)
 class LikelihoodTask:
+    """A task that asks which of a row's texts the model finds likelier."""
+
     data: dict[str, Any]
-    """A data section whose rows have `choices`, a list of texts, and perhaps a `prompt`."""
+    """Data section whose rows have `choices`, a list of texts, and optionally a `prompt`."""
     evaluate: Callable[[list[Row], list[list[float]]], tuple[dict[str, Any], list[dict[str, Any]]]]
-    """Rows, and the log-prob of each choice of each row, to metrics and a record of each row."""
+    """(rows, log-prob of each choice of each row) -> (figures, a record of each row)."""
 
 
 LIKELIHOOD_TASKS: dict[str, LikelihoodTask] = {
@@ -35,20 +37,23 @@ LIKELIHOOD_TASKS: dict[str, LikelihoodTask] = {
 
 
 def to_sequences(renderer: Renderer, rows: list[Row], most: int) -> dict[int, list[Sequence]]:
-    """A sequence for each choice of a row, by the row's place; without the rows of which one has
-    more than `most` tokens."""
+    """Return the sequences of a row's choices, by row index; rows that do not fit are left out.
+
+    A row does not fit if one of its sequences has more than `most` tokens. Raises ValueError if
+    fewer rows remain than there are ranks.
+    """
     sequences = {i: _sequences(renderer, row, i + 1) for i, row in enumerate(rows)}
-    kept = {i: found for i, found in sequences.items() if max(map(len, found)) <= most}
+    kept = {i: choices for i, choices in sequences.items() if max(map(len, choices)) <= most}
     if not kept:
         raise ValueError(f"none of the {len(rows)} rows fits into the model's {most} positions")
     if len(kept) < distributed.num_ranks():
-        raise ValueError(f"{len(kept)} rows are fewer than there are ranks: start fewer")
+        raise ValueError(f"{len(kept)} rows are fewer than there are ranks: start fewer ranks")
     return kept
 
 
 def prompt_hash(sequences: Iterable[list[Sequence]]) -> str:
-    """Of all ids."""
-    ids = [[sequence.input_ids.tolist() for sequence in found] for found in sequences]
+    """Return a hash of the token ids of all sequences."""
+    ids = [[sequence.input_ids.tolist() for sequence in choices] for choices in sequences]
     return short_hash(ids)
 
 
@@ -59,15 +64,15 @@ def evaluate_likelihood(
     sequences: dict[int, list[Sequence]],
     micro_batch_tokens: int,
 ) -> tuple[Figures, list[dict[str, Any]]]:
-    """Return the task's figures over those of `rows` that have sequences, with num_rows,
-    dropped_rows and prompt_hash, and a record of each row.
+    """Return the task's figures over those of `rows` that have sequences, and a record of each.
 
-    Rows are shared out over the ranks; each returns the records of all. A collective.
+    num_rows, dropped_rows and prompt_hash are added to the figures. Rows are split over the ranks;
+    each returns the records of all. A collective.
     """
     kept = list(sequences)
     mine = kept[distributed.rank() :: distributed.num_ranks()]
-    own = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
-    logprobs = {i: sums for part in distributed.all_gather(own) for i, sums in part.items()}
+    local = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
+    logprobs = {i: sums for part in distributed.all_gather(local) for i, sums in part.items()}
     metrics, records = task.evaluate([rows[i] for i in kept], [logprobs[i] for i in kept])
     metrics |= {
         "num_rows": len(kept),
@@ -75,18 +80,17 @@ def evaluate_likelihood(
         "prompt_hash": prompt_hash(sequences.values()),
     }
     whole = [
-        {"kind": "eval", "row": i + 1, **found, "logprobs": logprobs[i]}
-        for i, found in zip(kept, records)
+        {"kind": "eval", "row": i + 1, **record, "logprobs": logprobs[i]}
+        for i, record in zip(kept, records)
     ]
     return metrics, whole
 
 
 def continuation(renderer: Renderer, prompt: str, text: str) -> Sequence:
-    """Prompt and text as in training, without the stop token that training adds: what is asked for
-    is how likely the text is, not that nothing follows it.
+    """Return prompt and text as in training, without the stop token that training adds.
 
-    Without a chat template a space stands between the two, unless the tokenizer begins every text
-    with one.
+    The score is how likely the text is, not how likely it is to end there. Without a chat template
+    a space is put between the two, unless the tokenizer begins every text with one.
     """
     joint = "" if renderer.chat or _begins_with_space(renderer) else " "
     row = {"prompt": prompt, "completion": joint + text}
@@ -97,10 +101,10 @@ def continuation(renderer: Renderer, prompt: str, text: str) -> Sequence:
 
 
 def whole_text(renderer: Renderer, text: str) -> Sequence:
-    """A text on its own, every token of it scored, outside of any chat template.
+    """Return a text on its own, outside any chat template, with every token of it scored.
 
-    The first token needs one before it: the tokenizer's BOS, or the stop token where it has none,
-    since that is what stands before a text in pre-training.
+    The first token needs one before it: the tokenizer's BOS, or the stop token if it has none,
+    since that is what precedes a text in pre-training.
     """
     *ids, _ = renderer.text_ids(text)
     bos = renderer.tokenizer.bos_token_id
@@ -111,7 +115,7 @@ def whole_text(renderer: Renderer, text: str) -> Sequence:
 
 
 def _begins_with_space(renderer: Renderer) -> bool:
-    """Whether the tokenizer writes "x" as it does in the middle of a text after a space."""
+    """Whether the tokenizer encodes a text's first "x" as it does an "x" after a space."""
     tokenizer = renderer.tokenizer
     first = tokenizer("x", add_special_tokens=False)["input_ids"][0]
     return str(tokenizer.convert_ids_to_tokens(first)).startswith(
@@ -120,7 +124,7 @@ def _begins_with_space(renderer: Renderer) -> bool:
 
 
 def _sequences(renderer: Renderer, row: Row, number: int) -> list[Sequence]:
-    found = []
+    sequences = []
     for choice in row["choices"]:
         try:
             if "prompt" in row:
@@ -131,14 +135,14 @@ def _sequences(renderer: Renderer, row: Row, number: int) -> list[Sequence]:
             raise ValueError(f"row {number}: {error}") from None
         if not sequence.loss_mask.any():
             raise ValueError(f"row {number}: the tokenizer makes no token of {choice!r}")
-        found.append(sequence)
-    return found
+        sequences.append(sequence)
+    return sequences
 
 
 def _sums(
     policy: LanguageModel, sequences: list[list[Sequence]], micro_batch_tokens: int
 ) -> list[list[float]]:
-    """The sum of the log-probs of the tokens under the loss mask, for each sequence of each row."""
+    """Return the summed log-probs under the loss mask, for each sequence of each row."""
     batch = pack([sequence for row in sequences for sequence in row])
     batch = batch.to(next(policy.parameters()).device)
     models = Models(policy, tokenizer=None, stop_token_ids=[])

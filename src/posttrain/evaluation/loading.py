@@ -1,4 +1,4 @@
-"""A model ready to be sampled from, as its training rendered prompts."""
+"""Load a model for sampling, with prompts rendered as in its training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_for_sampling(
     system_prompt: str | None = None,
     max_num_seqs: int = 256,
 ) -> tuple[Renderer, NativeSampler, int]:
-    """Return renderer, sampler and the model's longest sequence, as in training."""
+    """Return renderer, sampler, and the longest sequence in tokens that the model takes."""
     name = resolve_model_path(model)
     check_writes(model)
     try:
@@ -39,26 +39,26 @@ def load_for_sampling(
     except ValidationError as error:
         raise ValueError(explain(error, ModelConfig)) from None
     if template not in ("auto", "chat", "plain"):
-        raise SettingError("template", f"is one of auto, chat, plain; got {template!r}")
+        raise SettingError("template", f"expected auto, chat or plain, got {template!r}")
     renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
 
 
 def check_writes(model: str) -> None:
-    """Raise ValueError for a model whose head scores texts: it would write nonsense."""
+    """Raise ValueError for a reward model or classifier, which would generate nonsense."""
     name = resolve_model_path(model)
     if holds_classifier(Path(name)):
         kind, fix = "reward model", "posttrain score reward_model ROWS path=FOLDER"
         if saved_labels(Path(name)) is not None:
             kind, fix = "classifier", f"posttrain classify {model} TEXT"
-        raise ValueError(f"{model} is a {kind}, which writes no text: see {fix}")
+        raise ValueError(f"{model} is a {kind}, which generates no text: use {fix}")
 
 
 def as_trained(
     model: str, template: str = "auto", system_prompt: str | None = None
 ) -> tuple[str, str | None]:
-    """Return template and system prompt; if not given, those of the run that `model` is."""
+    """Return template and system prompt; if not given, those that `model` was trained with."""
     trained_template, trained_system_prompt, _ = trained_with(resolve_model_path(model))
     if system_prompt is None:
         system_prompt = trained_system_prompt

@@ -1,4 +1,4 @@
-"""A method's own loss on rows that are not trained on."""
+"""The method's own loss on held-out rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from posttrain.training.trainer import global_counts, total_of
 def evaluate_loss(
     models: Models, algorithm: Algorithm, config: TrainerConfig, examples: list[Example]
 ) -> dict[str, float]:
-    """Return the method's loss and metrics on examples that are not trained on, as one step without
-    an update, and the perplexity of a language model. A collective."""
+    """Return the method's loss and metrics on held-out examples, as eval_NAME.
+
+    They are those of one optimiser step without the update. Methods that train a language model on
+    texts or completions also have eval_perplexity. A collective.
+    """
     mine = examples[distributed.rank() :: distributed.num_ranks()]
     assert mine, "every rank needs an example"
     policy = models.policy

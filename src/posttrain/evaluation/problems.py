@@ -1,4 +1,4 @@
-"""Problems of a task as the model is asked about them, with few-shot examples before them."""
+"""A task's problems as prompts for a model, with few-shot examples before them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from posttrain.data.rows import Row, numbered
 from posttrain.data.templates import fill
 
 NEXT_QUESTION = "\n\nQuestion:"
-"""Where a model without a chat template has left its answer: it goes on with the next example."""
+"""Begins a few-shot example; a model without a chat template continues with it after its answer."""
 
 
 @dataclass(frozen=True)
 class Problem:
+    """A row to evaluate and its prompt."""
+
     id: str
-    """Of the row's content, so that it is the same for every model."""
+    """A hash of the row's content, so that it is the same for every model."""
     input_ids: list[int]
     row: Row
 
 
 def with_reply(row: Row, where: str) -> Row:
-    """A row with a prompt; of a conversation what stands before the assistant's last turn, with
-    that turn as its completion."""
+    """Return a row with a prompt and, if it has one, a completion, the reference.
+
+    In a conversation the assistant's last turn is the completion and the turns before it are the
+    prompt. Raises ValueError for other rows.
+    """
     if "messages" not in row:
         if "prompt" not in row or not isinstance(row.get("completion") or "", str):
             raise ValueError(
-                f"{where}: expected messages, or a prompt and perhaps a completion that is a text; "
-                f"found columns {', '.join(row)}"
+                f"{where}: expected messages, or a prompt and optionally a completion that is a "
+                f"text; got columns {', '.join(row)}"
             )
         return row
     try:
@@ -42,7 +47,7 @@ def with_reply(row: Row, where: str) -> Row:
         raise ValueError(f"{where}: {error}") from None
     replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i > 0]
     if not replies:
-        raise ValueError(f"{where}: messages must hold a turn of the assistant after another's")
+        raise ValueError(f"{where}: messages need an assistant turn after a turn of another role")
     return {"prompt": turns[: replies[-1]], "completion": turns[replies[-1]]["content"]}
 
 
@@ -54,17 +59,18 @@ def to_problems(
     max_length: int,
     prompt_template: str | None = None,
 ) -> tuple[list[Problem], int]:
-    """The problems, and the number of those that are dropped since their prompt has more than
-    max_length tokens. Raises ValueError for a shot that stands among the problems.
+    """Return the problems, and how many were dropped for a prompt of more than max_length tokens.
 
-    The template makes the prompts of problems and shots; a problem's id does not depend on it, so
-    that two of them can be compared."""
+    `prompt_template` makes the prompts of problems and shots; a problem's id does not depend on it,
+    so that results of two templates can be compared. Raises ValueError if a shot is also among the
+    problems, or if no prompt fits.
+    """
     evaluated = {json.dumps(row["prompt"]) for row in rows}
     for shot in shots:
         if json.dumps(shot["prompt"]) in evaluated:
             raise ValueError(
-                f"{name}: a shot stands among the problems that are evaluated: give a folder in "
-                "which the splits lie apart"
+                f"{name}: a few-shot example is also among the problems to evaluate: give a folder "
+                "whose splits do not overlap"
             )
     asked = [row["prompt"] for row in rows]
     if prompt_template is not None:
@@ -88,7 +94,7 @@ def to_problems(
 
 
 def problem_ids(rows: Sequence[Row]) -> list[str]:
-    """A hash of each row; of equal rows the second is `hash-2`."""
+    """Return a hash of each row; the second of equal rows is `hash-2`."""
     seen: Counter[str] = Counter()
     ids = []
     for row in rows:
@@ -100,10 +106,11 @@ def problem_ids(rows: Sequence[Row]) -> list[str]:
 
 
 def check_shots(rows: Sequence[Row], num_shots: int, name: str) -> list[Row]:
-    """The first rows; ValueError where there are too few, or one without a completion to show."""
+    """Return the first rows; raise ValueError if there are too few, or one has no completion."""
     if len(rows) < num_shots:
-        problem = f"{num_shots}, but {name} has {len(rows)} rows to show"
-        raise SettingError("shots", problem)
+        raise SettingError(
+            "shots", f"expected at most {len(rows)} (rows of {name}), got {num_shots}"
+        )
     for number, row in enumerate(rows[:num_shots], 1):
         if not isinstance(row.get("completion"), str) or "prompt" not in row:
             raise ValueError(f"{name}, row {number}: a shot needs a prompt and a completion")
@@ -111,8 +118,10 @@ def check_shots(rows: Sequence[Row], num_shots: int, name: str) -> list[Row]:
 
 
 def with_shots(prompt: object, shots: Sequence[Row], chat: bool) -> object:
-    """The shots before a prompt: as turns of a conversation, or as text with questions and answers
-    marked as such. Without shots the prompt as it is."""
+    """Return the prompt with the shots before it; without shots, the prompt unchanged.
+
+    For a chat template they are turns, else a text in which questions and answers are labelled.
+    """
     if not shots:
         return prompt
     if chat:
@@ -125,11 +134,11 @@ def with_shots(prompt: object, shots: Sequence[Row], chat: bool) -> object:
             )
         ]
         return [*turns, *messages_of({"prompt": prompt}, "prompt")]
-    shown = [f"{_question(shot['prompt'])} {shot['completion'].strip()}" for shot in shots]
-    return "\n\n".join([*shown, _question(prompt)])
+    examples = [f"{_question(shot['prompt'])} {shot['completion'].strip()}" for shot in shots]
+    return "\n\n".join([*examples, _question(prompt)])
 
 
 def _question(prompt: object) -> str:
     if not isinstance(prompt, str):
-        raise SettingError("shots", "needs prompts that are texts if there is no chat template")
+        raise SettingError("shots", "need prompts that are texts if there is no chat template")
     return f"Question: {prompt.strip()}\nAnswer:"

@@ -1,6 +1,6 @@
 """Tasks ready to run: rows rendered, rewards built, and everything that decides a result known.
 
-What can be wrong is found here, before anything is sampled.
+Errors of the input are raised here, before anything is sampled.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ from posttrain.rewards.build import build_reward, check_columns, config_of
 from posttrain.rewards.reward_model import RewardModel
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
-SCORED_AT_ONCE = 8192  # tokens in one forward pass of a likelihood task
-SAID_BY_FACTS = ("template", "system_prompt", "device", "dtype")
+MICRO_BATCH_TOKENS = 8192  # tokens in one forward pass of a likelihood task
+# settings of which Loaded.facts has the resolved values
+RESOLVED_IN_FACTS = ("template", "system_prompt", "device", "dtype")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model, as every kind of task takes it."""
+    """A model loaded for evaluation, as every kind of task needs it."""
 
     renderer: Renderer
     policy: LanguageModel
     limit: int
-    """Its longest sequence in tokens."""
+    """The longest sequence in tokens that it takes."""
     facts: dict[str, Any]
-    """What decides the results: a hash of the weights, template, stop tokens, ..."""
+    """Facts about the model that decide results: hash of the weights, template, stop tokens, ..."""
 
 
 class ReadyTask(Protocol):
@@ -57,11 +58,11 @@ class ReadyTask(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, as JSON: a result is kept or continued if it is the same."""
+        """All that decides the result, as JSON; a stored result is used only if it is equal."""
         ...
 
     def run(self, sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
-        """Return the result and its records, which are also kept in the file. A collective."""
+        """Return the result and its records, which are also written to `file`. A collective."""
         ...
 
 
@@ -73,7 +74,7 @@ def prepare_task(
     loaded: Loaded,
     settings: Settings,
 ) -> ReadyTask:
-    """Return the task, ready; raise ValueError for what it lacks."""
+    """Return the task, ready to run; raise ValueError if the rows or settings do not suit it."""
     if isinstance(task, LikelihoodTask):
         return _ready_likelihood(name, task, rows, loaded, settings)
     return _ready_generation(name, task, rows, shots, loaded, settings)
@@ -81,7 +82,7 @@ def prepare_task(
 
 @dataclass(frozen=True)
 class ReadyLikelihood:
-    """A task that asks how likely given texts are."""
+    """A task that compares the likelihoods of given texts."""
 
     settings: dict[str, Any]
     task: LikelihoodTask
@@ -90,12 +91,13 @@ class ReadyLikelihood:
     policy: LanguageModel
 
     def run(self, sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
+        """Return the result, with outcomes by row, and the records; `sampler` is not used."""
         result, records = evaluate_likelihood(
-            self.policy, self.task, self.rows, self.sequences, SCORED_AT_ONCE
+            self.policy, self.task, self.rows, self.sequences, MICRO_BATCH_TOKENS
         )
         if file is not None:
             file.write_text("".join(json.dumps(record, default=str) + "\n" for record in records))
-        # by content, so that two results are compared on the same rows alone
+        # keyed by content, so that two results are compared only on the same rows
         ids = problem_ids(self.rows)
         right = {ids[r["row"] - 1]: r.get("correct", r.get("mc1")) for r in records}
         outcomes = {key: str(int(value)) for key, value in right.items() if value is not None}
@@ -118,7 +120,6 @@ def _ready_likelihood(
         "rows_hash": hash_of({"rows": rows}),
         "prompt_hash": prompt_hash(sequences.values()),
     }
-
     return ReadyLikelihood(decides, task, rows, sequences, loaded.policy)
 
 
@@ -131,9 +132,10 @@ class ReadyGeneration:
     asking: Asking
     metrics: list[Metric]
     references: list[str]
-    """What metrics compare completions with: one for each problem, or none."""
+    """What metrics compare completions with: one text per problem, or none at all."""
 
     def run(self, sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
+        """Return the result and the records of the completions; an incomplete `file` is resumed."""
         records = ask(self.problems, self.asking, sampler, file)
         result = count(records, self.asking)
         texts, n = [record["completion"] for record in records], self.asking.num_samples
@@ -160,7 +162,9 @@ def _ready_generation(
         check_columns(reward, rows, name)
         reader = reader_of(task.reward)
     elif settings.best_of is not None:
-        raise SettingError("best_of", f"the completions of {name} are not right or wrong")
+        raise SettingError(
+            "best_of", f"{name} has no reward that decides which completions are right"
+        )
     stops_at_question = bool(shots) and not renderer.chat
     column = [p.row[task.reference] for p in problems if p.row.get(task.reference) is not None]
     if task.metrics and 0 < len(column) < len(problems):
@@ -169,7 +173,7 @@ def _ready_generation(
     metrics = [METRICS[metric] for metric in task.metrics]
     if settings.toxic_words is not None:
         metrics.append(partial(METRICS["toxicity"], words=settings.toxic_words))
-    for metric in metrics:  # what is not installed is said before anything is sampled
+    for metric in metrics:  # fails now if its library is not installed
         metric(["a"], column[:1])
     params = SamplingParams(
         settings.max_new_tokens,
@@ -190,10 +194,12 @@ def _ready_generation(
         reader,
         None if best_of is None else build_reward(RewardModel(path=best_of)),
     )
-    own = {k: v for k, v in asdict(settings).items() if k not in (*SAID_BY_FACTS, "max_num_seqs")}
+    unresolved = {
+        k: v for k, v in asdict(settings).items() if k not in (*RESOLVED_IN_FACTS, "max_num_seqs")
+    }
     decides = {
         "task": name,
-        **own,
+        **unresolved,
         **loaded.facts,
         "split": settings.split or task.data["split"],
         "stop_texts": [NEXT_QUESTION] if stops_at_question else [],
@@ -205,5 +211,4 @@ def _ready_generation(
         "best_of_hash": contents_hash(settings.best_of),
         "toxic_words_hash": contents_hash(settings.toxic_words),
     }
-
     return ReadyGeneration(decides, problems, asking, metrics, column)

@@ -1,5 +1,7 @@
-"""pass@k, confidence intervals and the paired test. Problems are the unit throughout: completions
-of one problem depend on one another."""
+"""pass@k, confidence intervals and the paired test.
+
+The unit is the problem throughout, since completions of one problem depend on one another.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,23 @@ from typing import Any
 
 import numpy
 
-Z = 1.959964
+Z = 1.959964  # normal quantile of a two-sided 95 % interval
 
 Figures = dict[str, Any]
-"""The figures of a result by name; the 95 % interval of NAME is NAME_ci95."""
+"""Figures of a result by name; the 95 % interval of NAME is NAME_ci95."""
 
 
 def pass_at(k: int, n: int, num_correct: int) -> float:
-    """Unbiased chance that one of k out of n completions is right (Chen et al. 2021, arXiv
-    2107.03374, eq. 1)."""
+    """Return the unbiased estimate of pass@k from n completions.
+
+    It is the probability that at least one of k of them is right (Chen et al. 2021, arXiv
+    2107.03374, eq. 1).
+    """
     return 1 - math.comb(n - num_correct, k) / math.comb(n, k)
 
 
 def wilson(successes: int, n: int) -> list[float]:
-    """95 % interval of a share (Wilson 1927), right near 0 and 1 too."""
+    """Return the 95 % interval of a share (Wilson 1927), which also holds near 0 and 1."""
     return _wilson(successes / n, n) if n else [0.0, 1.0]
 
 
@@ -38,12 +43,13 @@ def _wilson(share: float, n: float, z: float = Z) -> list[float]:
 
 
 def interval(means: Sequence[float], each: int = 1) -> list[float]:
-    """95 % interval of the mean of values in [0, 1], one for each problem, of `each` completions.
+    """Return the 95 % interval of the mean of values in [0, 1], one per problem.
 
-    Wilson's, with the effective number of completions: as many independent ones would leave the
-    mean as uncertain as the spread of the problems does (Dean and Pagano 2015, J. Survey Statistics
-    and Methodology 3). At least the number of problems, which it is where every value is 0 or 1; at
-    most that of all completions.
+    A value is itself the mean over `each` completions. The interval is Wilson's, with the effective
+    number of completions: so many independent ones would leave the mean as uncertain as the spread
+    of the problems does (Dean and Pagano 2015, J. Survey Statistics and Methodology 3). It is at
+    least the number of problems, reached if every value is 0 or 1, and at most that of all
+    completions.
     """
     if not means:
         return [0.0, 1.0]
@@ -55,18 +61,19 @@ def interval(means: Sequence[float], each: int = 1) -> list[float]:
 
 
 def sign_flip_test(differences: Sequence[Fraction]) -> float:
-    """Two-sided p-value of the hypothesis that each problem's difference might as well have the
-    other sign: the share of all 2^n ways to choose the signs whose sum is at least as far from 0.
+    """Return the two-sided p-value of the hypothesis that signs of the differences are random.
 
-    Exact, by adding one problem after the other to the distribution of the sum. Where every
-    difference is -1, 0 or 1, it is the exact McNemar test (binomial of the discordant pairs).
+    It is the share of all 2^n ways to choose the signs of the problems' differences whose sum is at
+    least as far from 0 as the observed one. Exact: the distribution of the sum is built by adding
+    one problem after the other. If every difference is -1, 0 or 1, this is the exact McNemar test
+    (binomial of the discordant pairs).
     """
     scale = math.lcm(*(d.denominator for d in differences), 1)
     steps = [abs(int(d * scale)) for d in differences if d]
     if not steps:
         return 1.0
     observed, total = abs(int(sum(differences) * scale)), sum(steps)
-    # entry i: the chance that the sum so far is i - total
+    # entry i: probability that the sum so far is i - total
     chances = numpy.zeros(2 * total + 1)
     chances[total] = 1.0
     reach = 0
@@ -88,6 +95,6 @@ def share(flags: Sequence[bool]) -> float:
 
 
 def share_with_interval(name: str, flags: Sequence[bool]) -> Figures:
-    """A share with its 95 % interval."""
-    n, found = len(flags), sum(flags)
-    return {name: found / n if n else math.nan, f"{name}_ci95": wilson(found, n)}
+    """Return the share of flags that are true, with its 95 % interval; NaN if there are none."""
+    n, num_true = len(flags), sum(flags)
+    return {name: num_true / n if n else math.nan, f"{name}_ci95": wilson(num_true, n)}

@@ -1,4 +1,4 @@
-"""The results file, written task by task, and the files of unfinished tasks beside it."""
+"""The results file, written task by task, and the files of unfinished tasks next to it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ RESULTS = "results.json"
 
 
 def results_file(output: Path) -> Path:
-    """The file itself, or results.json of a folder."""
+    """Return the file itself, or results.json in a folder."""
     return output if output.suffix == ".json" else output / RESULTS
 
 
 def samples_file(output: Path, task: str) -> Path:
-    """Where the completions of a task are kept, finished or not."""
+    """Return the file of a task's completions, finished or not."""
     file = results_file(output)
     return file.with_name(f"{file.stem}.samples") / f"{task}.jsonl"
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Return 16 hex digits of the SHA-256 of settings as JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def contents_hash(place: str | None) -> str | None:
-    """Of what a file holds, or a model folder (of a run the checkpoint that stands for it)."""
+    """Return a hash of a file's content or a model folder's files; for a run, its checkpoint's."""
     if place is None:
         return None
     path = Path(resolve_model_path(place))
@@ -41,7 +42,7 @@ def contents_hash(place: str | None) -> str | None:
 
 
 def read_results(output: Path) -> dict[str, dict[str, Any]]:
-    """Results by task; none where the file is not there yet."""
+    """Return results by task, none without a file; raise SettingError if it is another file."""
     file = results_file(output)
     if not file.is_file():
         return {}
@@ -56,14 +57,16 @@ def read_results(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_finished(output: Path, task: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a task is finished. Raises SettingError if what is there, finished or not, was made
-    with other settings."""
-    file, beside = results_file(output), begun_file(output, task)
+    """Return whether a task is finished.
+
+    Raises SettingError if the task was finished or begun with other settings.
+    """
+    file, begun = results_file(output), begun_file(output, task)
     finished = task in (results := read_results(output))
     if finished:
         before = results[task]
-    elif beside.is_file():
-        file, before = beside, json.loads(beside.read_text())
+    elif begun.is_file():
+        file, before = begun, json.loads(begun.read_text())
     else:
         return False
     other = differing(before, settings)
@@ -77,28 +80,30 @@ def is_finished(output: Path, task: str, settings: Mapping[str, Any]) -> bool:
 
 
 def begin(output: Path, task: str, settings: Mapping[str, Any]) -> Path:
-    """The file for the task's completions; its settings are written beside it first."""
+    """Return the file for the task's completions, after writing its settings next to it."""
     file = samples_file(output, task)
     file.parent.mkdir(parents=True, exist_ok=True)
     mark = begun_file(output, task)
     if not mark.is_file():
-        file.unlink(missing_ok=True)  # of a result that was deleted
+        file.unlink(missing_ok=True)  # completions of a result that was deleted
         write_text(mark, json.dumps(settings, indent=1))
     return file
 
 
 def finish(output: Path, task: str, result: Mapping[str, Any]) -> None:
+    """Add a task's result to the results file; the task is no longer unfinished."""
     file = results_file(output)
     write_text(file, json.dumps(read_results(output) | {task: result}, indent=1))
     begun_file(output, task).unlink(missing_ok=True)
 
 
 def begun_file(output: Path, task: str) -> Path:
+    """Return the file with the settings of an unfinished task."""
     return samples_file(output, task).with_suffix(".begun.json")
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; values as JSON keeps them."""
+    """Return the differences in words, between values as JSON keeps them."""
     lines = []
     for name, value in json.loads(json.dumps(now)).items():
         old = before.get(name)

@@ -1,4 +1,4 @@
-"""Tasks by name, what decides their results, and their rows."""
+"""Tasks by name, the settings of an evaluation, and the rows of a task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from posttrain.evaluation.problems import check_shots, with_reply
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of an evaluation that decide its results."""
+    """Settings of an evaluation, which decide its results."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -25,22 +25,22 @@ class Settings:
     num_samples: int = 1
     shots: int = 0
     best_of: str | None = None
-    """The folder of a reward model."""
+    """Folder of a reward model that chooses the best of a problem's completions."""
     toxic_words: str | None = None
-    """A file with a word or phrase a line, which are looked for in completions."""
+    """File with one word or phrase per line to look for in completions."""
     split: str | None = None
-    """Instead of the tasks' own."""
+    """Split to evaluate; None is each task's own."""
     max_samples: int | None = None
     prompt_template: str | None = None
-    """As data.prompt_template, for the prompts of all tasks and of their shots."""
+    """Like data.prompt_template, for the prompts of all tasks and of their shots."""
     template: str = "auto"
-    """As data.template; auto is what the run was trained with."""
+    """Like data.template; auto is what the run was trained with."""
     system_prompt: str | None = None
-    """None is what the run was trained with, an empty text none."""
+    """None is what the run was trained with; an empty text is no system prompt."""
     device: str = "auto"
     dtype: str = "auto"
     max_num_seqs: int = 256
-    """Completions generated at the same time: bounds the memory, decides nothing."""
+    """Maximum number of concurrent completions; bounds the memory, does not change results."""
     seed: int = 0
 
 
@@ -50,7 +50,7 @@ def check_settings(settings: Settings) -> None:
         raise SettingError(
             "num_samples",
             f"{settings.num_samples} samples need a temperature above 0: greedy completions of a "
-            "problem are all alike",
+            "problem are all equal",
         )
     if settings.best_of is not None and settings.num_samples == 1:
         raise SettingError("best_of", "needs several samples of a problem to choose from")
@@ -60,10 +60,10 @@ def find_task(name: str) -> Task | LikelihoodTask:
     """Return a task of the registries; `name=PATH` reads its files from PATH."""
     task, _, path = name.partition("=")
     known: dict[str, Task | LikelihoodTask] = {**TASKS, **LIKELIHOOD_TASKS}
-    found: Task | LikelihoodTask = look_up(known, task, f"no task {task!r}")
-    if not path and "name" not in found.data:
+    entry: Task | LikelihoodTask = look_up(known, task, f"no task {task!r}")
+    if not path and "name" not in entry.data:
         raise ValueError(f"the task {task} has no data of its own: write {task}=FILE")
-    return replace(found, data=found.data | {"path": path}) if path else found
+    return replace(entry, data=entry.data | {"path": path}) if path else entry
 
 
 def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
@@ -73,8 +73,8 @@ def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
         task = name.partition("=")[0]
         if task in chosen:
             raise ValueError(
-                f"the task {task} is given twice, and results go by task: evaluate one of the two "
-                "on its own"
+                f"the task {task} is given twice, but results are stored by task: evaluate one of "
+                "the two separately"
             )
         chosen[task] = find_task(name)
     return chosen
@@ -83,7 +83,7 @@ def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
 def rows_of(
     name: str, task: Task | LikelihoodTask, settings: Settings
 ) -> tuple[list[Row], list[Row]]:
-    """Return the rows to evaluate, and those to show before them."""
+    """Return the rows to evaluate, and the rows of the few-shot examples."""
     section = DataConfig.model_validate(task.data)
     split = settings.split or section.split
     rows = load_rows(section.model_copy(update={"split": split}))
@@ -94,5 +94,5 @@ def rows_of(
         return rows, []
     if isinstance(task, LikelihoodTask) or task.shots is None:
         raise SettingError("shots", f"{name} has no split to take them from")
-    shown = load_rows(section.model_copy(update={"split": task.shots}))
-    return rows, check_shots(shown, settings.shots, name)
+    examples = load_rows(section.model_copy(update={"split": task.shots}))
+    return rows, check_shots(examples, settings.shots, name)

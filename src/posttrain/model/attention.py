@@ -1,8 +1,8 @@
 """Attention for packed rows and for decoding, registered with transformers as "posttrain".
 
-A model calls it with whatever layout the caller of the model passed along: `Packed` (training,
-prefill) or `Decode` (one new token per row against a cache). No [T, T] mask is ever built, and a
-call without a layout is an error, so a row can not be contaminated by its neighbours in silence.
+A model calls it with the layout that the caller of the model passed: `Packed` (training, prefill)
+or `Decode` (one new token per row against a cache). No [T, T] mask is ever built, and a call
+without a layout is an error, so sequences cannot silently attend to their neighbours.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ NAME = "posttrain"
 
 @dataclass
 class Packed:
-    """N segments end to end, each attending causally to itself and, where it has one, to the
-    whole of an earlier segment that comes before it: the prompt that several completions share."""
+    """N segments end to end, each attending causally to itself and to its prefix, if it has one.
+
+    The prefix is a whole earlier segment: the prompt that several completions share."""
 
     lengths: list[int]  # N
     cu_seqlens: Tensor  # [N+1] int32
-    prefixes: list[int | None] | None = None  # N, the segment before each; None: none has any
-    cu_keys: Tensor | None = None  # [N+1] int32, of the segments with their prefixes
+    prefixes: list[int | None] | None = None  # N, index of each prefix; None if there are none
+    cu_keys: Tensor | None = None  # [N+1] int32, cu_seqlens of the segments with their prefixes
     masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
-    """What the layers of one forward pass would else make again, each for itself."""
+    """Masks that the layers of one forward pass share."""
 
 
 @dataclass
@@ -50,10 +51,12 @@ def attend(
     layout: Packed | Decode | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Returns [B, S, H, D], the layout transformers expects of an attention function."""
+    """Return [B, S, H, D], the layout that transformers expects of an attention function.
+
+    Raises ValueError for an architecture that passes no layout or an unsupported option."""
     if layout is None:
         raise ValueError(
-            f"{type(module).__name__} did not hand the sequence layout to its attention; "
+            f"{type(module).__name__} did not pass the sequence layout to its attention; "
             "this architecture is not supported"
         )
     for name in ("softcap", "s_aux"):
@@ -76,7 +79,7 @@ def _per_sequence(
     sliding_window: int | None,
 ) -> Tensor:
     parts = []
-    # split, not slices: its backward is one concatenation instead of N zero-filled tensors
+    # split, not slices: its backward pass is one concatenation instead of N zero-filled tensors
     queries = query.split(layout.lengths, dim=2)
     for q, k, v in zip(queries, _with_prefixes(key, layout), _with_prefixes(value, layout)):
         before, length = k.shape[2] - q.shape[2], k.shape[2]
@@ -97,27 +100,29 @@ def _per_sequence(
 
 
 def _with_prefixes(x: Tensor, layout: Packed) -> list[Tensor]:
-    """The keys, or values, of each segment, [B, H_kv, L, D] with those of its prefix in front."""
-    own = x.split(layout.lengths, dim=2)
+    """Return the keys, or values, of each segment with its prefix in front, [B, H_kv, L, D]."""
+    parts = x.split(layout.lengths, dim=2)
     if layout.prefixes is None:
-        return list(own)
+        return list(parts)
     return [
-        part if prefix is None else torch.cat([own[prefix], part], dim=2)
-        for part, prefix in zip(own, layout.prefixes)
+        part if prefix is None else torch.cat([parts[prefix], part], dim=2)
+        for part, prefix in zip(parts, layout.prefixes)
     ]
 
 
 def _mask(layout: Packed, before: int, length: int, window: int | None, query: Tensor) -> Tensor:
-    """[S, L], S = length - before, to be added: query i, at position before + i, sees the keys up
-    to its own, or the last `window` of them."""
+    """Return the additive mask [S, L] of a segment with a prefix of `before` keys, L = `length`.
+
+    Query i of the S = L - `before`, at position `before` + i, sees the keys up to its own position,
+    or the last `window` of them."""
     key = before, length, window
     if key not in layout.masks:
         ones = torch.ones(length - before, length, dtype=torch.bool, device=query.device)
-        seen = ones.tril(before)
+        visible = ones.tril(before)
         if window is not None:
-            seen &= ones.triu(before + 1 - window)
-        zeros = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
-        layout.masks[key] = zeros.masked_fill_(~seen, -torch.inf)
+            visible &= ones.triu(before + 1 - window)
+        zeros = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
+        layout.masks[key] = zeros.masked_fill_(~visible, -torch.inf)
     return layout.masks[key]
 
 
@@ -146,7 +151,7 @@ def _varlen(
         max(layout.lengths),
         longest,
         scale=scaling,
-        # counted from the last key of each: a query sees the prefix and what is before it
+        # aligned at the last key of each segment, so a query sees the prefix and the keys before it
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -166,14 +171,14 @@ def _decode(
         mask = mask.clone()
         mask[..., : key.shape[2] - sliding_window] = -torch.inf
     rows, heads, _, width = query.shape
-    # the heads that share a key head become its queries: one pass over the cache, no repeat
+    # query heads that share a key head become its queries: one pass over the cache, no repeat
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], width)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(rows, 1, heads, width)
 
 
 def use_attention(model: Any) -> None:
-    """Have a transformers model call `attend`."""
+    """Make a transformers model call `attend`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 
 HeadKind = Literal["value", "score", "labels", "label_tokens"]
-"""A head beside the output head. value: V(s) of every state, for `ppo`. score: one number for a
-text or a step of it. labels: a logit for each label. label_tokens: no layer of its own, but the
-output head's logits of the labels' tokens."""
+"""An additional head. value: V(s) of every state, for `ppo`. score: one number for a text or a step
+of it. labels: one logit per label. label_tokens: no layer of its own, but the output head's logits
+of the labels' tokens."""
 
 HEAD_PREFIXES = ("head.", "value_network.")
-"""What the names of tensors begin with that are no part of the language model itself."""
+"""Prefixes of the names of tensors that are not part of the language model itself."""
 
 
 class ScratchConfig(StrictConfig):
@@ -27,15 +27,15 @@ class ScratchConfig(StrictConfig):
     intermediate_size: int = Field(384, ge=8)
     """Width of the SwiGLU layers."""
     num_layers: int = Field(4, ge=1)
-    """Decoder layers."""
+    """Number of decoder layers."""
     num_heads: int = Field(4, ge=1)
-    """Query heads; they divide hidden_size."""
+    """Number of query heads; must divide hidden_size."""
     num_kv_heads: int = Field(1, ge=1)
-    """Key and value heads; they divide num_heads."""
+    """Number of key and value heads; must divide num_heads."""
     vocab_size: int = Field(1024, ge=300)
-    """An upper bound: a tokenizer trained on little text ends up smaller."""
+    """Upper bound of the vocabulary; a tokenizer trained on little text has fewer tokens."""
     max_length: int = Field(1024, ge=8)
-    """Longest sequence, in tokens."""
+    """Maximum sequence length in tokens."""
     tie_embeddings: bool = True
     """Whether the output head is the embedding matrix."""
     initializer_range: float = Field(0.02, gt=0)
@@ -54,11 +54,11 @@ class LoraConfig(StrictConfig):
     target_modules: Annotated[str | list[str], AlsoCalled("lora_target_modules", "lora_target")] = (
         "all-linear"
     )
-    """Names of the layers to adapt, or all-linear: every one but the output head."""
+    """Names of the layers to adapt, or all-linear: all except the output head."""
 
 
 class ModelConfig(StrictConfig):
-    """The model that is trained, and where it starts."""
+    """The model to train, and its initial weights."""
 
     name: Annotated[
         str | None,
@@ -78,13 +78,13 @@ class ModelConfig(StrictConfig):
         ),
     ] = "auto"
     """Compute dtype. auto: bfloat16 if the device multiplies it natively. Trainable parameters and
-    their optimiser state are fp32 whatever it is."""
+    their optimiser state are always fp32."""
     use_lora: Annotated[bool, AlsoCalled("use_peft")] = False
     """Train a LoRA adapter on the frozen model."""
     lora: LoraConfig = LoraConfig()
-    """The adapter's settings; read with use_lora."""
+    """The adapter's settings; read only with use_lora."""
     gradient_checkpointing: bool = False
-    """Keep each layer's input only and compute the rest again in the backward pass."""
+    """Keep only each layer's input and recompute the rest in the backward pass."""
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:
@@ -98,23 +98,23 @@ class ModelConfig(StrictConfig):
 
 
 class ReferenceConfig(StrictConfig):
-    """The reference policy, if it is not the policy as it was at the start of the run."""
+    """The reference, if it is not the policy at the start of the run."""
 
     name: str | None = None
-    """A model of its own with the policy's tokenizer: a hub name, a folder, or a run directory."""
+    """Another model with the policy's tokenizer: a hub name, a folder, or a run directory."""
     sync_steps: int | None = Field(None, ge=1)
-    """Every so many steps the reference moves to the policy (Gorbatovski et al. 2024, arXiv
+    """Steps between two moves of the reference towards the policy (Gorbatovski et al. 2024, arXiv
     2404.09656): ref <- (1 - sync_alpha) ref + sync_alpha policy."""
     sync_alpha: float = Field(0.6, gt=0, le=1)
-    """How far the reference moves to the policy at each sync_steps."""
+    """How far the reference moves towards the policy each time; 1 makes them equal."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ReferenceConfig:
         if (self.name is None) == (self.sync_steps is None):
             raise ValueError(
-                "reference: give name (another model) or sync_steps (the policy of the start, "
-                "which follows it); without the section it is the policy of the start"
+                "reference: give either name (another model) or sync_steps (the initial policy, "
+                "moved towards the policy); without the section it is the initial policy"
             )
         if self.sync_steps is None and "sync_alpha" in self.model_fields_set:
-            raise ValueError("reference.sync_alpha goes with reference.sync_steps")
+            raise ValueError("reference.sync_alpha needs reference.sync_steps")
         return self

@@ -1,4 +1,4 @@
-"""Where the network runs, and in which precision it computes."""
+"""The device that the network runs on, and the dtype that it computes in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a `model.device`; raise ValueError if torch cannot see it."""
+    """Return the device of a `model.device`; raise ValueError if torch does not see it."""
     if name != "auto":
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("model.device is cuda, but torch sees no CUDA device")
@@ -17,8 +17,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the compute dtype. `auto` is bf16 if the hardware multiplies it natively, which on a CPU
-    means AMX."""
+    """Return the compute dtype of a `model.dtype`.
+
+    `auto` is bf16 if the device multiplies it natively, which on a CPU means AMX, else fp32.
+    """
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":

@@ -1,6 +1,6 @@
-"""What the folders say that models are loaded from: models, adapters, classifiers, runs.
+"""Reading the folders that models are loaded from: models, adapters, classifiers, runs.
 
-Every file name and format that is read in such a folder is known here; `save` writes them.
+Every file name and format in such a folder is defined here; `save` writes them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ CHECKPOINT_INFO = "checkpoint_info.json"
 
 def read_json(file: Path) -> dict[str, Any]:
     """Return a JSON object, empty if there is no such file."""
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return content
 
 
 def is_adapter(name: str | Path) -> bool:
@@ -42,15 +42,15 @@ def adapter_config(name: str | Path) -> dict[str, Any]:
 
 
 def base_model(name: str) -> str:
-    """Return the model that an adapter folder was trained on; any other model is its own."""
+    """Return the base model of an adapter folder; for any other model, its own name."""
     return str(adapter_config(name)["base_model_name_or_path"]) if is_adapter(name) else name
 
 
 def check_adapter_file(folder: Path) -> None:
-    """Raise ValueError if an adapter folder holds no safetensors."""
+    """Raise ValueError if an adapter folder has no weights in safetensors."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
-            f"{folder} holds no adapter_model.safetensors; pickled weights (.bin) can run code and "
+            f"{folder} has no adapter_model.safetensors; pickled weights (.bin) can run code and "
             "are never loaded"
         )
 
@@ -62,9 +62,9 @@ def is_classifier(config: dict[str, Any]) -> bool:
 
 
 def holds_classifier(folder: Path) -> bool:
-    """Whether a folder is a reward model's or classifier's, or an adapter's of one.
+    """Whether a folder holds a reward model or classifier, or an adapter of one.
 
-    Such a folder has no output head of its own, yet loads as a model that writes if heads are tied.
+    Such a folder has no output head, yet transformers loads it as a causal LM if heads are tied.
     """
     if is_adapter(folder):
         return bool(read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS")
@@ -75,11 +75,11 @@ def saved_head(folder: Path) -> Tensor | None:
     """Return the head [labels, width] of a reward model or classifier; None for other folders."""
     from safetensors import safe_open  # imports torch
 
-    places = {
+    keys = {
         "model.safetensors": SAVED_HEAD,
         "adapter_model.safetensors": ADAPTER_PREFIX + SAVED_HEAD,
     }
-    for name, key in places.items():
+    for name, key in keys.items():
         if (folder / name).is_file():
             with safe_open(folder / name, "pt") as file:
                 return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
@@ -87,25 +87,27 @@ def saved_head(folder: Path) -> Tensor | None:
 
 
 def saved_separator(folder: Path) -> str | None:
-    """Return what stands between two steps of a process reward model; None for other folders."""
+    """Return the step separator of a process reward model; None for other folders."""
     return read_json(folder / STEPS_FILE).get("step_separator")
 
 
 def saved_labels(folder: Path) -> dict[str, Any] | None:
-    """Return what `save.save_labels` wrote, or the labels of a classifier from elsewhere; None for
-    other folders."""
+    """Return what `save.save_labels` wrote, or the labels of another program's classifier.
+
+    None for other folders.
+    """
     if (folder / LABELS_FILE).is_file():
         return read_json(folder / LABELS_FILE)
-    known = read_json(folder / "config.json")
-    names = known.get("id2label") or {}
-    if len(names) < 2 or not is_classifier(known):
+    config = read_json(folder / "config.json")
+    names = config.get("id2label") or {}
+    if len(names) < 2 or not is_classifier(config):
         return None
-    multi = known.get("problem_type") == "multi_label_classification"
+    multi = config.get("problem_type") == "multi_label_classification"
     return {"labels": [names[k] for k in sorted(names, key=int)], "multi_label": multi}
 
 
 def max_positions(name: str) -> int:
-    """Return the longest sequence in tokens that a model takes."""
+    """Return the maximum sequence length of a model in tokens."""
     from transformers import AutoConfig
 
     name = base_model(name)
@@ -117,8 +119,10 @@ def max_positions(name: str) -> int:
 
 
 def generation_stops(name: str | None) -> list[int]:
-    """Return the stop tokens that a pre-trained model's generation config names, in a folder or on
-    the hub; for an adapter without one, its base model's."""
+    """Return the stop tokens in the generation config of a folder's or hub's model.
+
+    For an adapter without one, they are its base model's.
+    """
     if name is None:
         return []
     folder = Path(name)
@@ -133,15 +137,15 @@ def generation_stops(name: str | None) -> list[int]:
 
         try:
             stops = GenerationConfig.from_pretrained(name).eos_token_id
-        except OSError:  # it has none
+        except OSError:  # the model has no generation config
             return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """Return a run's finished checkpoints, oldest first."""
-    found = [p for p in run_dir.glob("checkpoint-*") if (p / CHECKPOINT_INFO).is_file()]
-    return sorted(found, key=step_of)
+    finished = [p for p in run_dir.glob("checkpoint-*") if (p / CHECKPOINT_INFO).is_file()]
+    return sorted(finished, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -150,17 +154,17 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_info(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: step, hashes, versions, config, files."""
+    """Return a checkpoint's own description: step, hashes, versions, config, files."""
     return read_json(checkpoint / CHECKPOINT_INFO)
 
 
 def best_or_newest(run_dir: Path) -> Path:
-    """Return the checkpoint that a run stands for: its best one, or its newest."""
-    found = checkpoints_in(run_dir)
-    if not found:
-        raise ValueError(f"{run_dir} holds no finished checkpoint")
-    best = read_info(found[-1])["trainer"]["best_step"]
-    return next((p for p in found if step_of(p) == best), found[-1])
+    """Return the checkpoint that represents a run: its best one, or its newest."""
+    checkpoints = checkpoints_in(run_dir)
+    if not checkpoints:
+        raise ValueError(f"{run_dir} has no finished checkpoint")
+    best = read_info(checkpoints[-1])["trainer"]["best_step"]
+    return next((p for p in checkpoints if step_of(p) == best), checkpoints[-1])
 
 
 def resolve_model_path(name: str) -> str:
@@ -172,15 +176,17 @@ def resolve_model_path(name: str) -> str:
 
 
 def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
-    """Return data.template, system_prompt and prompt_template of the run that a checkpoint folder
-    belongs to; auto and none for other folders."""
+    """Return data.template, system_prompt and prompt_template of a checkpoint folder's run.
+
+    For other folders they are auto, None and None.
+    """
     run = Path(folder).resolve().parent
     if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
         return "auto", None, None
     config = yaml.safe_load((run / "config.yaml").read_text())
     data = config.get("data") if isinstance(config, dict) else None
     section = data[0] if isinstance(data, list) and data else data
-    if not isinstance(section, dict):  # other programs write files of these names
+    if not isinstance(section, dict):  # other programs write files with these names
         return "auto", None, None
     return (
         section.get("template", "auto"),
@@ -190,12 +196,13 @@ def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
 
 
 def not_found(name: str) -> str:
-    """Return the message for a `model.name` that is no model."""
+    """Return the message for a `model.name` that is not a model."""
     path = Path(name)
     if path.is_dir():
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         return (
-            f"model.name: {name} is no model folder (config.json + safetensors); it holds {found}"
+            f"model.name: {name} is not a model folder (config.json + safetensors); "
+            f"it holds {content}"
         )
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         return f"model.name: the folder {name} does not exist"

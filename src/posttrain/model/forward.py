@@ -1,4 +1,4 @@
-"""Forward passes over packed batches: what a loss reads, and how ranks stay in step."""
+"""Forward passes over packed batches, with the same number of passes on every rank."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from posttrain.model.language_model import LanguageModel
 
 @dataclass
 class Output:
-    """What a loss reads. Positions outside the loss mask hold 0."""
+    """What a loss reads. Positions outside the loss mask hold 0, except in `scores`."""
 
     logprobs: Tensor  # [T] log p(token t | earlier tokens of its sequence)
-    entropy: Tensor | None = None  # [T] of the distribution that token t was drawn from, nats
+    entropy: Tensor | None = None  # [T] of the distribution that predicts token t, in nats
     values: Tensor | None = None  # [T] of the state before token t
     last_values: Tensor | None = None  # [N] of the state after the last token of each sequence
-    scores: Tensor | None = None  # [T] of the text up to and with token t; outside the mask too
+    scores: Tensor | None = None  # [T] of the text up to and including token t
     logits: Tensor | None = None  # [N, K] of the labels, after the last token of each sequence
 
 
@@ -32,7 +32,7 @@ def forward(
     head: bool = False,
     temperature: float = 1.0,
 ) -> Output:
-    """Return log-probs, and if asked for entropy and the head's outputs, of a packed batch."""
+    """Return log-probs of a packed batch, and entropy and the head's outputs if requested."""
     logprobs, ent, outputs = policy(batch, entropy=entropy, head=head, temperature=temperature)
     zeros = logprobs.new_zeros(batch.num_tokens)
     positions = batch.loss_mask.nonzero()[:, 0]
@@ -43,7 +43,7 @@ def forward(
     if not head:
         return out
     if policy.head_kind == "value":
-        # what token t acts in is the state after token t - 1 of the same sequence
+        # token t is the action taken in the state after token t - 1 of the same sequence
         out.values = zeros.index_copy(0, positions, outputs[positions - 1])
         out.last_values = outputs[batch.last_tokens()]
     elif policy.head_kind == "score":
@@ -56,14 +56,14 @@ def forward(
 def in_lockstep(
     policy: LanguageModel, parts: Sequence[Batch], filler: Batch
 ) -> Iterator[tuple[Batch, float]]:
-    """Yield micro-batches with weight 1, and `filler` with weight 0 while other ranks have more.
+    """Yield micro-batches with weight 1, then `filler` with weight 0 while other ranks have more.
 
-    Sharded layers wait for every rank in every pass, so all ranks must make the same number of
-    them. A collective if the policy is sharded.
+    Sharded layers wait for every rank in every pass, so all ranks must run the same number of
+    passes. A collective if the policy is sharded.
     """
     missing = 0
     if distributed.is_sharded(policy):
-        # asked before the first pass: ranks must not meet in two different collectives
+        # gathered before the first pass, so that no two ranks wait in different collectives
         missing = max(distributed.all_gather(len(parts))) - len(parts)
     for part in parts:
         yield part, 1.0

@@ -1,8 +1,8 @@
-"""Heads beside the output head: V(s) for `ppo`, scores of a reward model, logits of labels.
+"""Additional heads: V(s) for `ppo`, scores of a reward model, logits of labels.
 
 Scores and logits are read by position, at a sequence's last token (or at the ends of its steps).
-transformers' sequence classifiers find that token as the last that is not `pad_token_id`; so `save`
-never writes a pad id that also ends a sequence.
+transformers' sequence classifiers take as that token the last one that is not `pad_token_id`, so
+`save` never writes a pad id that also ends a sequence.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from posttrain.model.language_model import LanguageModel, unwrapped
 
 
 def add_value_head(policy: LanguageModel, own_network: bool) -> None:
-    """Add a value head for `ppo`, on the policy's own states, or on those of a network that starts
-    as a copy of the policy's. The head starts at 0, and so does every value."""
+    """Add a value head for `ppo`, on the policy's states or, with `own_network`, on a copy's.
+
+    The head starts at 0, and so does every value.
+    """
     width = policy.causal_lm().get_input_embeddings().weight.shape[1]
     device = next(policy.parameters()).device
     policy.head_kind = "value"
@@ -32,7 +34,7 @@ def add_value_head(policy: LanguageModel, own_network: bool) -> None:
         network: Any = unwrapped(policy.value_network)
         output = network.get_output_embeddings().weight
         if output is not network.get_input_embeddings().weight:
-            output.requires_grad_(False)  # no token is asked of it
+            output.requires_grad_(False)  # the value network predicts no tokens
 
 
 def add_scoring_head(
@@ -41,11 +43,12 @@ def add_scoring_head(
     kind: Literal["score", "labels"] = "score",
     num_labels: int = 1,
 ) -> None:
-    """Add a head [num_labels, width] on the policy's own states for a reward model or classifier.
+    """Add a head [num_labels, width] on the policy's states for a reward model or classifier.
 
-    It is that of the reward model or classifier in the folder `name`, if there is one; else it is
-    0, and so is every first score. The output head is not trained. Raises ValueError if the folder
-    has another number of labels, or transformers no sequence classifier of the architecture.
+    Its weights are those of the reward model or classifier in the folder `name`, if there is one,
+    else 0, and so is every first score. The output head is not trained. Raises ValueError if the
+    folder has another number of labels, or if transformers has no sequence classifier of the
+    architecture.
     """
     causal_lm = policy.causal_lm()
     classifier_class(causal_lm)
@@ -57,12 +60,12 @@ def add_scoring_head(
         saved = saved_head(Path(name)) if name is not None else None
         if saved is None and is_classifier({"architectures": causal_lm.config.architectures}):
             raise ValueError(
-                f"model.name: {name} is a sequence classifier, but no folder with a "
-                f"model.safetensors that holds {SAVED_HEAD}: copy it here, in one file"
+                f"model.name: {name} is a sequence classifier, but not a folder whose "
+                f"model.safetensors has {SAVED_HEAD}: save it in a folder, in one file"
             )
         if saved is not None and len(saved) != num_labels:
-            wanted = "a reward model has one" if num_labels == 1 else f"this run has {num_labels}"
-            raise ValueError(f"model.name: {name} has {len(saved)} labels; {wanted}")
+            expected = "a reward model has one" if num_labels == 1 else f"this run has {num_labels}"
+            raise ValueError(f"model.name: {name} has {len(saved)} labels; {expected}")
         policy.head.weight.copy_(torch.zeros(()) if saved is None else saved)
     output = causal_lm.get_output_embeddings().weight
     if output is not embeddings:
@@ -70,18 +73,21 @@ def add_scoring_head(
 
 
 def score_label_tokens(policy: LanguageModel, tokens: list[int]) -> None:
-    """Make the policy's head the output head's own logits of the labels' tokens."""
+    """Make the output head's logits of the labels' tokens the policy's additional head."""
     policy.head_kind, policy.label_tokens = "label_tokens", tokens
 
 
 def classifier_class(causal_lm: Any) -> str:
-    """Return the name of the architecture's sequence classifier; raise ValueError if it has none."""
+    """Return the class name of the architecture's sequence classifier.
+
+    Raises ValueError if transformers has none.
+    """
     import transformers
 
-    own = type(causal_lm).__name__
-    name = own.replace("ForCausalLM", "ForSequenceClassification")
-    if name == own or not hasattr(transformers, name):
+    causal = type(causal_lm).__name__
+    name = causal.replace("ForCausalLM", "ForSequenceClassification")
+    if name == causal or not hasattr(transformers, name):
         raise ValueError(
-            f"transformers has no sequence classifier for {own}: it cannot become a reward model"
+            f"transformers has no sequence classifier for {causal}: it cannot become a reward model"
         )
     return name

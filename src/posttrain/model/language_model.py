@@ -1,7 +1,7 @@
 """The language model behind one entry point: a packed batch in, log-probs per token out.
 
-`LanguageModel` wraps a transformers causal LM, so that FSDP2 has a single root. It holds the only
-call into transformers.
+`LanguageModel` wraps a transformers causal LM, so that FSDP2 has a single root. The network runs
+only through it, except in `probe` and in the native sampler's written-out decoding step.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ from posttrain.model.shared_prompts import Rows, padding_rows, share_prompts
 
 
 class LanguageModel(nn.Module):
-    """A causal LM, perhaps with a head of another kind beside its output head."""
+    """A causal LM, optionally with an additional head."""
 
     def __init__(self, model: nn.Module, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
         self.autocast = autocast
-        """Compute dtype; None computes in the parameters' own."""
+        """Compute dtype; None is the parameters' own."""
         self.version = 0
-        """Number of optimiser steps taken; stamped on every rollout."""
+        """Number of optimiser steps taken; recorded in every rollout."""
         self.head_kind: HeadKind | None = None
         self.head: nn.Linear | None = None
         self.value_network: nn.Module | None = None
-        """A network of the value head's own; without one the head is on the policy's states."""
+        """The value head's own network; None if the head is on the policy's states."""
         self.label_tokens: list[int] | None = None
         """For head_kind label_tokens: the token of each label."""
 
     def forward(
         self, batch: Batch, *, entropy: bool = False, head: bool = False, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return log-probs [M] of the M tokens under the loss mask, their entropy [M] if asked for,
-        and what the head says of the state after each token, [T] or [T, labels], if asked for."""
+        """Return log-probs [M] of the M tokens under the loss mask, entropy [M] and head outputs.
+
+        The head's are those of the state after each token, [T] or [T, labels]; entropy and head
+        outputs are None if not requested."""
         with self.precision():
             rows = share_prompts(batch)
             hidden = self.hidden_states(rows.input_ids[None], rows.position_ids[None], rows.layout)
@@ -66,8 +68,8 @@ class LanguageModel(nn.Module):
         if self.head_kind == "label_tokens":
             weight, bias, softcap, scale = self.output_head()
             chosen = weight[self.label_tokens].to(hidden.dtype)
-            own = None if bias is None else bias[self.label_tokens].to(hidden.dtype)
-            logits = F.linear(hidden[0], chosen, own).float() * scale
+            bias = None if bias is None else bias[self.label_tokens].to(hidden.dtype)
+            logits = F.linear(hidden[0], chosen, bias).float() * scale
             return cap(logits, softcap).index_select(0, rows.places)
         head = self.head
         assert head is not None, "no head was added (model.heads)"
@@ -75,7 +77,7 @@ class LanguageModel(nn.Module):
             ids, positions = rows.input_ids[None], rows.position_ids[None]
             hidden = _last_hidden(_backbone(self.value_network), ids, positions, rows.layout)
         bias = None if head.bias is None else head.bias.float()
-        # in fp32: FSDP hands the head's weights over in the compute dtype
+        # explicitly in fp32, since FSDP casts the head's weights to the compute dtype
         with torch.autocast(hidden.device.type, enabled=False):
             outputs = F.linear(hidden[0].float(), head.weight.float(), bias)
         outputs = outputs.index_select(0, rows.places)
@@ -88,7 +90,7 @@ class LanguageModel(nn.Module):
         return _last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
 
     def sampling_head(self) -> Callable[[Tensor], Tensor]:
-        """Return a function from hidden [M, width] to fp32 logits [M, vocab] by today's weights."""
+        """Return a function from hidden [M, width] to fp32 logits [M, vocab], for these weights."""
         weight, bias, softcap, scale = self.output_head()
         if self.autocast is not None:
             weight = weight.to(self.autocast)
@@ -96,18 +98,21 @@ class LanguageModel(nn.Module):
         return lambda hidden: cap(project(hidden.to(weight.dtype)).float().mul_(scale), softcap)
 
     def precision(self) -> AbstractContextManager[Any]:
+        """Return the autocast context of the compute dtype."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(next(self.parameters()).device.type, self.autocast)
 
     def causal_lm(self) -> Any:
+        """Return the transformers model, inside an adapter or not."""
         return unwrapped(self.model)
 
     def backbone(self) -> nn.Module:
+        """Return the transformers model without its output head."""
         return _backbone(self.model)
 
     def output_head(self) -> tuple[Tensor, Tensor | None, float | None, float]:
-        """Weight [vocab, width], bias, soft cap and scale of the output head."""
+        """Return weight [vocab, width], bias, soft cap and scale of the output head."""
         causal_lm = self.causal_lm()
         head = causal_lm.get_output_embeddings()
         if type(head) not in (nn.Linear, Linear):
@@ -122,7 +127,7 @@ class LanguageModel(nn.Module):
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model, inside its adapter wrapper or not."""
+    """Return the transformers model, without PEFT's wrapper if it has one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -143,7 +148,7 @@ def _last_hidden(
         input_ids=input_ids,
         position_ids=position_ids,
         past_key_values=cache,
-        # the default would keep a cache and with it let packed rows see each other
+        # the default would create a cache, through which packed rows would see each other
         use_cache=cache is not None,
         layout=layout,
     ).last_hidden_state

@@ -1,4 +1,4 @@
-"""Load the policy and the reference: weights checked to be complete, adapter, dtypes, kernels."""
+"""Load the policy and the reference: complete weights, adapter, dtypes, kernels, checks."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ from posttrain.model.probe import check_packing
 def load_policy(
     config: ModelConfig, name: str, device: torch.device, seed: int, scores: bool = False
 ) -> LanguageModel:
-    """A pre-trained model or adapter, full or with LoRA, ready to train. `scores`: for a reward
-    model, which needs no output head.
+    """Return a pre-trained model or adapter, with or without a new LoRA adapter, ready to train.
 
-    Trainable tensors are fp32; frozen ones have the compute dtype.
-    """
+    Trainable tensors are fp32; frozen ones have the compute dtype. With `scores`, for a reward
+    model, the output head may be missing."""
     compute = choose_dtype(config.dtype, device)
     frozen_base = is_adapter(name) or config.use_lora
     model = load_causal_lm(base_model(name), compute if frozen_base else torch.float32, scores)
@@ -49,19 +48,19 @@ def load_policy(
 
 
 def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokenizer: Any) -> Any:
-    """A reference of its own, frozen in the compute dtype."""
+    """Return a separate reference model, frozen, in the compute dtype."""
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"reference.name: {name} has another tokenizer than the policy")
+        raise ValueError(f"reference.name: {name} has a different tokenizer from the policy")
     device = next(policy.parameters()).device
-    keys = config.model_copy(update={"use_lora": False, "gradient_checkpointing": False})
-    reference = load_policy(keys, name, device, seed=0).requires_grad_(False).eval()
+    plain = config.model_copy(update={"use_lora": False, "gradient_checkpointing": False})
+    reference = load_policy(plain, name, device, seed=0).requires_grad_(False).eval()
     return reference.to(reference.autocast or torch.float32)
 
 
 def prepare_policy(
     model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
 ) -> LanguageModel:
-    """Adapter, dtypes, checkpointing and checks for a transformers or PEFT model."""
+    """Return a transformers or PEFT model as a policy: adapter, dtypes, kernels and checks."""
     if config.use_lora and not hasattr(model, "peft_config"):
         model = add_lora(model, config, seed)
     for parameter in model.parameters():
@@ -69,7 +68,7 @@ def prepare_policy(
             parameter.data = parameter.data.float()
     model = model.to(device)
     if config.gradient_checkpointing:
-        # transformers 5.23 renamed it and warns of the old name
+        # transformers 5.23 renamed it and warns about the old name
         enable = getattr(
             model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
         )
@@ -88,21 +87,21 @@ def prepare_policy(
 
 @contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Keep PEFT's use of names that transformers deprecates from the user's terminal."""
+    """Silence the warning about a deprecated name of transformers that PEFT uses."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 
 
 def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
-    """ValueError where weights are missing, but for the output head of what only `scores`."""
+    """Return a causal LM; raise ValueError for missing weights, with `scores` except its head's."""
     import transformers
 
     transformers.logging.disable_progress_bar()
-    keys: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     auto: Any = transformers.AutoModelForCausalLM
     try:
-        model, info = auto.from_pretrained(name, **keys)
+        model, info = auto.from_pretrained(name, **options)
     except OSError as error:
         raise ValueError(not_found(name)) from error
     head = model.get_output_embeddings() if scores else None
@@ -112,16 +111,16 @@ def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
 
 
 def refuse_random(name: str, missing: list[str]) -> None:
-    """transformers and PEFT only warn of weights that a folder lacks, and draw them."""
+    """Raise ValueError for missing weights, which transformers and PEFT would draw at random."""
     if missing:
         raise ValueError(
-            f"model.name: {name} lacks weights that the model has, which would be random: "
+            f"model.name: {name} lacks weights of the model, which would be random: "
             f"{', '.join(missing[:3])}"
         )
 
 
 def adapter_lacks(model: Any, folder: Path) -> list[str]:
-    """The names of tensors that the adapter of a PEFT model has and its file has not."""
+    """Return the names of tensors that a PEFT model's adapter has but its file lacks."""
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -131,6 +130,7 @@ def adapter_lacks(model: Any, folder: Path) -> list[str]:
 
 
 def load_tokenizer(name: str) -> Any:
+    """Return the tokenizer of a model; raise ValueError if there is no such model."""
     from transformers import AutoTokenizer
 
     folder = Path(name)
@@ -144,6 +144,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
+    """Return the model with a new adapter, drawn with the seed; torch's own state is kept."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -165,21 +166,20 @@ def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
 
 
 def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Return the classifier in a folder, an adapter merged into its base model, and the names of
-    weights that the folder lacks. Neither pickled weights nor code are loaded."""
+    """Return the classifier in a folder and the names of weights that the folder lacks.
+
+    An adapter is merged into its base model. Neither pickled weights nor code are loaded."""
     from transformers import AutoModelForSequenceClassification
 
-    keys: dict[str, Any] = {
-        "dtype": dtype, "use_safetensors": True, "trust_remote_code": False,
-        "local_files_only": True, "output_loading_info": True,
-    }  # fmt: skip
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options |= {"local_files_only": True, "output_loading_info": True}
     if not is_adapter(folder):
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **keys)
+        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
         return model, sorted(info["missing_keys"])
     from peft import PeftModel
 
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        base_model(folder), num_labels=1, **keys
+        base_model(folder), num_labels=1, **options
     )
     if saved_head(Path(folder)) is None:
         return model, [SAVED_HEAD]

@@ -1,9 +1,9 @@
-"""The policy with what belongs to it, and its reference.
+"""The policy, its tokenizer and settings, and its reference.
 
-The reference policy is the policy's trainable tensors as they were at the start of the run.
-Exchanging them gives the reference for any start (docs/decisions/0003): a full model, a fresh
-adapter (whose start is the base model), or an adapter that was trained before. They may follow the
-policy, or the reference is a model of its own.
+The reference is the policy with its trainable tensors as they were at the start of the run;
+exchanging them gives it for any start (docs/decisions/0003): a full model, a fresh adapter (whose
+start is the base model), or an adapter that was trained before. These tensors may follow the
+policy, or the reference may be another model.
 """
 
 from __future__ import annotations
@@ -25,32 +25,36 @@ from posttrain.model.language_model import LanguageModel
 
 @dataclass
 class Models:
+    """The models of a run."""
+
     policy: LanguageModel
     """Sharded or not."""
     tokenizer: Any
     stop_token_ids: list[int]
     temperature: float = 1.0
-    """Log-probs are those of the distribution that rollouts are sampled from."""
+    """Temperature of the log-probs, that with which rollouts are sampled."""
     step_separator: str | None = None
-    """For a process reward model: what stands between two steps; saved with it."""
+    """Separator of the steps of a process reward model; saved with it."""
     labels: dict[str, Any] | None = None
-    """For a classification: `labels` in their order, `multi_label`, and `tokens` if it has no head;
-    saved with it."""
+    """Labels of a classifier: `labels` in their order, `multi_label`, and `tokens` if it has no
+    head; saved with it."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept if a reference is needed."""
     other: LanguageModel | None = None
-    """A reference that is no earlier state of the policy."""
+    """A reference that is not an earlier state of the policy."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the policy's trainable parameters by name."""
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
     def keep_reference(self) -> None:
-        own = {n: p for n, p in self.trainable().items() if not n.startswith(HEAD_PREFIXES)}
-        self.start = {name: p.detach().clone() for name, p in own.items()}
+        """Copy the language model's trainable tensors as the reference."""
+        kept = {n: p for n, p in self.trainable().items() if not n.startswith(HEAD_PREFIXES)}
+        self.start = {name: p.detach().clone() for name, p in kept.items()}
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """The policy is the reference inside the block."""
+        """Make `policy` the reference inside a with block."""
         if self.other is not None:
             policy, self.policy = self.policy, self.other
             try:
@@ -77,33 +81,34 @@ class Models:
 
     @torch.no_grad()
     def move_reference(self, alpha: float) -> None:
-        """start <- (1 - alpha) start + alpha policy."""
+        """Move the reference towards the policy: start <- (1 - alpha) start + alpha policy."""
         trainable = self.trainable()
         for name, tensor in self.start.items():
             tensor.lerp_(trainable[name].detach(), alpha)
 
     def logprobs(self, batch: Batch, max_tokens: int) -> Tensor:
-        """Return the policy's log-probs [T] as it is now, without grad and without dropout."""
+        """Return the policy's current log-probs [T], without gradients or dropout."""
         return self.outputs(batch, max_tokens).logprobs
 
     @torch.no_grad()
     def outputs(self, batch: Batch, max_tokens: int, values: bool = False) -> Output:
-        """Return log-probs [T], and if asked for values [T] and last_values [N], without grad and
-        without dropout. A collective if the policy is sharded."""
+        """Return log-probs [T], and with `values` also values [T] and last_values [N].
+
+        Without gradients or dropout. A collective if the policy is sharded."""
         was_training = self.policy.training
         self.policy.eval()
         parts = batch.split(max_tokens)
-        found = []
+        outputs = []
         for part, weight in in_lockstep(self.policy, parts, parts[0]):
             out = forward(self.policy, part, head=values, temperature=self.temperature)
             if weight:
-                found.append(out)
+                outputs.append(out)
         self.policy.train(was_training)
 
         def joined(name: str) -> Any:
-            return torch.cat([getattr(out, name) for out in found]) if values else None
+            return torch.cat([getattr(out, name) for out in outputs]) if values else None
 
-        logprobs = torch.cat([out.logprobs for out in found])
+        logprobs = torch.cat([out.logprobs for out in outputs])
         return Output(logprobs, values=joined("values"), last_values=joined("last_values"))
 
 

@@ -1,7 +1,7 @@
 """Log-probs of given tokens from hidden states, without ever holding [M, vocab] logits.
 
-The head runs in chunks that the backward pass recomputes, so no more than one chunk of the logits
-exists at a time.
+The head runs in chunks that the backward pass recomputes, so at most one chunk of the logits exists
+at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from posttrain.model.kernels.linear import product
 
-CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MiB in fp32
-VOCAB_ROWS = 8192  # rows of the head's gradient that are added to at once
+CHUNK_ELEMENTS = 2**24  # logits in a chunk: 64 MiB in fp32
+VOCAB_ROWS = 8192  # rows of the head's gradient that are added to in one product
 
 
 def cap(logits: Tensor, softcap: float | None) -> Tensor:
@@ -23,8 +23,9 @@ def cap(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 class HeadLogprobs(torch.autograd.Function):
-    """Output head, log-softmax and gather in chunks; the backward pass recomputes the logits of
-    all chunks but the last, which it begins with and which is kept.
+    """Output head, log-softmax and gather in chunks.
+
+    The backward pass begins with the last chunk, which is kept, and recomputes the others' logits.
 
     logits = cap(scale * (hidden @ weight.T + bias)). With z the logits, p = softmax(z) and H the
     entropy: d logp_y / dz = onehot(y) - p and dH / dz = -p * (log p + H).
@@ -41,13 +42,14 @@ class HeadLogprobs(torch.autograd.Function):
         softcap: float | None,
         want_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
+        """Return log-probs [M] of the targets and entropies [M], 0 if not requested."""
         compute_weight = weight.to(hidden.dtype)
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logprobs)
         entropy = torch.zeros_like(logprobs)
         kept = None
         for rows in _chunks(len(hidden), len(weight)):
-            kept = None  # freed before the next chunk is made
+            kept = None  # freed before the next chunk is computed
             logits, slope = _logits(hidden[rows], compute_weight, bias, scale, softcap)
             lse[rows] = logits.logsumexp(-1)
             logp = logits.sub_(lse[rows, None])
@@ -64,6 +66,7 @@ class HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of hidden, weight and bias."""
         grad_logprobs, grad_entropy = grads  # None if the loss does not read it
         if grad_logprobs is None:
             assert grad_entropy is not None
@@ -94,14 +97,14 @@ class HeadLogprobs(torch.autograd.Function):
                 grad_weight = _plus_product(grad_weight, grad, hidden[rows], weight.dtype)
             if grad_bias is not None:
                 grad_bias.add_(grad.sum(0))
-            del logp, grad  # before the next chunk is made
+            del logp, grad  # freed before the next chunk is computed
         if ctx.needs_input_grad[1] and grad_weight is None:
-            grad_weight = torch.zeros_like(weight)  # of no rows at all
+            grad_weight = torch.zeros_like(weight)  # there were no rows
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _plus_product(total: Tensor | None, grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + grad^T hidden, [vocab, width]; a second one of that size never exists."""
+    """Return total + grad^T hidden [vocab, width], without a second tensor of that size."""
     if total is None:
         return product(grad.T, hidden.T).to(dtype)
     for part in torch.arange(len(total)).split(VOCAB_ROWS):
@@ -111,7 +114,7 @@ def _plus_product(total: Tensor | None, grad: Tensor, hidden: Tensor, dtype: tor
 
 
 def _chunks(num_rows: int, vocab: int) -> list[slice]:
-    """The first chunk is the short one, so that the last, which is kept, is as large as can be."""
+    """Return the rows of each chunk; the first is the short one, since the last one is kept."""
     size = max(1, CHUNK_ELEMENTS // vocab)
     ends = range(num_rows, 0, -size)
     return [slice(max(0, end - size), end) for end in reversed(ends)]
@@ -120,7 +123,7 @@ def _chunks(num_rows: int, vocab: int) -> list[slice]:
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """fp32 logits of a chunk and, where they are capped, d capped / d uncapped."""
+    """Return fp32 logits of a chunk and, if they are capped, d capped / d uncapped."""
     logits = product(hidden, weight, bias).float().mul_(scale)
     if softcap is None:
         return logits, None

@@ -1,4 +1,4 @@
-"""What a model must agree on with transformers before it is trained."""
+"""Checks that a model computes the right log-probs here, before it is trained."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from posttrain.model.language_model import LanguageModel
 
 @torch.no_grad()
 def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None:
-    """Short sequences packed and apart must agree, two of which share their prompt, and our head
-    with the model's own.
+    """Raise ValueError if packing or our output head changes the model's log-probs.
 
-    Raises ValueError for an architecture that lets packed rows see each other (linear attention,
-    position ids ignored) or whose output head does more than we know of.
+    Short sequences, two of which share their prompt, must have the same log-probs packed and apart,
+    and those of the model's own output head. This fails for an architecture that lets packed rows
+    see each other (linear attention, position ids ignored), or whose head does more than ours.
     """
     was_training = policy.training
     policy.eval()
@@ -35,8 +35,8 @@ def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None
     name = type(policy.causal_lm()).__name__
     if not difference <= tolerance:
         raise ValueError(
-            f"{name} gives other log-probs (by {difference:.2g}) where sequences are packed or "
-            "share their prompt: this architecture can not be trained so"
+            f"{name} gives other log-probs (by {difference:.2g}) if sequences are packed or share "
+            "their prompt: this architecture is not supported"
         )
     with policy.precision():
         batch = pack(rows[:1]).to(device)
@@ -47,8 +47,8 @@ def check_packing(policy: LanguageModel, tolerance: float | None = None) -> None
             use_cache=False,
             layout=layout,
         ).logits[0, :-1]
-    theirs = logits.float().log_softmax(-1).gather(1, batch.input_ids[1:, None])[:, 0]
-    difference = float((theirs - apart[1 : len(rows[0])]).abs().max())
+    expected = logits.float().log_softmax(-1).gather(1, batch.input_ids[1:, None])[:, 0]
+    difference = float((expected - apart[1 : len(rows[0])]).abs().max())
     if not difference <= tolerance:
         raise ValueError(
             f"{name} has an output head that is not supported (log-probs differ by "

@@ -23,14 +23,14 @@ from posttrain.model.heads import classifier_class
 from posttrain.model.models import Models
 
 VALUE_FILE = "value_model.safetensors"
-"""The value head and network of `ppo`, under their parameters' names."""
+"""Value head and value network of `ppo`, by parameter name."""
 
 
 def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None:
-    """The folder that transformers or PEFT load: weights, config, tokenizer, one stop set."""
+    """Write a folder that transformers or PEFT load: weights, config, tokenizer, stop tokens."""
     import transformers
 
-    transformers.logging.disable_progress_bar()  # a bar of one step says nothing
+    transformers.logging.disable_progress_bar()  # it would have a single step
     model: Any = models.policy.model
     causal_lm = models.policy.causal_lm()
     generation, config = causal_lm.generation_config, causal_lm.config
@@ -47,17 +47,17 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
         save_classifier(folder, causal_lm, weights, models.labels)
         models.tokenizer.save_pretrained(folder)
         return
-    beside = {name: x for name, x in weights.items() if name.startswith(HEAD_PREFIXES)}
-    if beside and not scores:
-        save_file(beside, folder / VALUE_FILE)
-    weights = {name: x for name, x in weights.items() if name not in beside}
+    heads = {name: x for name, x in weights.items() if name.startswith(HEAD_PREFIXES)}
+    if heads and not scores:
+        save_file(heads, folder / VALUE_FILE)
+    weights = {name: x for name, x in weights.items() if name not in heads}
     if hasattr(model, "peft_config"):
-        head = beside.get(HEAD) if scores else None
+        head = heads.get(HEAD) if scores else None
         save_adapter(folder, model, weights, head)
         generation.save_pretrained(folder)
     else:
         inner = {name.removeprefix("model."): value for name, value in weights.items()}
-        # one file, whatever the size, so that the manifest and the resume have one name to know
+        # one file of any size, so that manifest and resume need to know only one name
         model.save_pretrained(folder, state_dict=inner, max_shard_size="10000GB")
     models.tokenizer.save_pretrained(folder)
 
@@ -65,8 +65,10 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
 def save_adapter(
     folder: Path, model: Any, weights: dict[str, Tensor], head: Tensor | None = None
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors of a PEFT model, in PEFT's format; with the
-    `head` of a reward model those of a classifier."""
+    """Write a PEFT model's adapter_config.json and adapter_model.safetensors.
+
+    With the `head` of a reward model, they are those of a sequence classifier's adapter.
+    """
     from peft import get_peft_model_state_dict
 
     peft_config = copy.deepcopy(model.peft_config["default"])
@@ -85,7 +87,7 @@ def save_adapter(
 def save_classifier(
     folder: Path, causal_lm: Any, weights: dict[str, Tensor], labels: dict[str, Any] | None
 ) -> None:
-    """config.json and model.safetensors of a sequence classifier from a policy's whole weights."""
+    """Write a sequence classifier's config.json and model.safetensors from a policy's weights."""
     config = copy.deepcopy(causal_lm.config)
     config.architectures = [classifier_class(causal_lm)]
     config.num_labels = 1 if labels is None else len(labels["labels"])
@@ -94,7 +96,7 @@ def save_classifier(
         config.label2id = {label: k for k, label in config.id2label.items()}
         kind = "multi" if labels["multi_label"] else "single"
         config.problem_type = f"{kind}_label_classification"
-    if config.pad_token_id in _ends(config):
+    if config.pad_token_id in _ends(config):  # see the module docstring of `heads`
         config.pad_token_id = None
     config.save_pretrained(folder)
     tensors = {
@@ -105,13 +107,16 @@ def save_classifier(
 
 
 def save_separator(folder: Path, separator: str) -> None:
-    """Marks a folder as that of a process reward model."""
+    """Mark a folder as that of a process reward model."""
     (folder / STEPS_FILE).write_text(json.dumps({"step_separator": separator}))
 
 
 def save_labels(folder: Path, labels: dict[str, Any]) -> None:
-    """Marks a folder as that of a classification: labels in their order, multi_label, and where
-    there is no head the token of each, and those before."""
+    """Mark a folder as that of a classifier.
+
+    `labels` holds the labels in their order, `multi_label`, and for label_tokens the token of each
+    label, with the tokens that come before it.
+    """
     (folder / LABELS_FILE).write_text(json.dumps(labels))
 
 
@@ -121,12 +126,12 @@ def _ends(config: Any) -> list[int]:
 
 
 def gather_weights(models: Models) -> dict[str, Tensor]:
-    """Whole trainable tensors on the CPU, by parameter name; a collective where sharded."""
+    """Return trainable tensors on the CPU by parameter name. A collective if sharded."""
     return {name: distributed.full(p.detach()).cpu() for name, p in models.trainable().items()}
 
 
 def restore_weights(models: Models, path: Path) -> None:
-    """Write a checkpoint's weights into the policy; every trainable tensor must be there."""
+    """Load a checkpoint's weights into the policy; raise ValueError if one is missing."""
     if hasattr(models.policy.model, "peft_config"):
         saved = load_file(path / "adapter_model.safetensors")
         head = saved.pop(ADAPTER_PREFIX + SAVED_HEAD, None)
@@ -139,18 +144,18 @@ def restore_weights(models: Models, path: Path) -> None:
     trainable = models.trainable()
     missing = [name for name in trainable if name not in named]
     if missing:
-        raise ValueError(f"{path} lacks {len(missing)} trained tensors, first {missing[0]}")
+        raise ValueError(f"{path} lacks {len(missing)} trained tensors, such as {missing[0]}")
     for name, parameter in trainable.items():
         distributed.copy_full(parameter, named[name])
 
 
 def _peft_name(saved: str) -> str:
-    """PEFT leaves the adapter's name out of its files: `...lora_A.weight` on disk."""
+    """Return a parameter's name from that in PEFT's file, which omits the adapter's name."""
     stem, _, leaf = saved.rpartition(".")
     return f"model.{stem}.default.{leaf}"
 
 
 def load_named(path: Path) -> dict[str, Tensor]:
-    """A saved model's tensors under the policy's names, the head of a classifier too."""
-    found = load_file(path / "model.safetensors")
-    return {HEAD if name == SAVED_HEAD else f"model.{name}": x for name, x in found.items()}
+    """Return a saved model's tensors, including a classifier's head, under the policy's names."""
+    tensors = load_file(path / "model.safetensors")
+    return {HEAD if name == SAVED_HEAD else f"model.{name}": x for name, x in tensors.items()}

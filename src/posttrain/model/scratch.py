@@ -1,4 +1,4 @@
-"""A model from random weights, with a tokenizer trained on the run's own text."""
+"""Models with random weights, and tokenizers trained on the run's own text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 
 
 def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn.Module:
-    """Return a model with random weights that the seed decides."""
+    """Return a model with random weights from the seed; torch's own state is kept."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     config_class, model_class = {
@@ -48,11 +48,11 @@ def create_from_scratch(scratch: ScratchConfig, tokenizer: Any, seed: int) -> nn
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
-    """Byte-level BPE in which every digit is a token of its own, with a chat template whose turns
-    end in `<|end|>`, the EOS token. A Hugging Face tokenizer, saved and loaded as any other.
+    """Return a byte-level BPE tokenizer of transformers, with a chat template.
 
-    It normalises and splits as Qwen2's does and has its `<|endoftext|>`, because AutoTokenizer
-    loads the tokenizer of a qwen2 folder as Qwen2's own class, whatever the folder says.
+    Every digit is a separate token, and turns end in `<|end|>`, the EOS token. It normalises and
+    splits like Qwen2's tokenizer and has its `<|endoftext|>`, because AutoTokenizer loads the
+    tokenizer of any qwen2 folder as Qwen2's class.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""A prompt goes through the network once for all its completions (docs/decisions/0008)."""
+"""Running a prompt through the network once for all its completions (docs/decisions/0008)."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from torch import Tensor
 from posttrain.common.batch import Batch, cumulative
 from posttrain.model.attention import Packed
 
-NOWHERE = torch.zeros(0, dtype=torch.int64)
+NO_INDICES = torch.zeros(0, dtype=torch.int64)
 ROWS = 32  # on a CPU the number of rows is padded to a multiple of this
 
 
 @dataclass
 class Rows:
-    """The tokens actually run through the network, U of them: a prompt that neighbouring sequences
-    share appears once."""
+    """The U tokens that run through the network, with a prompt that neighbours share only once."""
 
     input_ids: Tensor  # [U]
     position_ids: Tensor  # [U]
     layout: Packed
-    places: Tensor  # [T] where in U each token of the batch is
+    places: Tensor  # [T] index in U of each token of the batch
 
 
 def share_prompts(batch: Batch) -> Rows:
-    """Lay out the rows of a batch.
+    """Return the rows of a batch.
 
-    A state depends on nothing after it, so all completions of a prompt continue from the same
-    states, and their gradients meet there.
+    A state does not depend on later tokens, so all completions of a prompt continue from the same
+    states, in which their gradients add up.
     """
     device = batch.input_ids.device
     lengths: list[int] = []
     prefixes: list[int | None] = []
-    tokens: list[Tensor] = []  # the place in T of each segment's tokens
+    tokens: list[Tensor] = []  # the indices in T of each segment's tokens
     places: list[Tensor] = []
     start = used = 0
     for first, last in batch.runs():
@@ -47,15 +46,15 @@ def share_prompts(batch: Batch) -> Rows:
             tokens.append(torch.arange(start, start + prompt))
             used += prompt
         for length in batch.lengths[first : last + 1]:
-            own = length - prompt
-            lengths.append(own)
+            rest = length - prompt
+            lengths.append(rest)
             prefixes.append(prefix)
             tokens.append(torch.arange(start + prompt, start + length))
-            places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + own)]
-            start, used = start + length, used + own
+            places += [torch.arange(prefix_at, prefix_at + prompt), torch.arange(used, used + rest)]
+            start, used = start + length, used + rest
     shared = used < batch.num_tokens
-    chosen = torch.cat([NOWHERE, *tokens]).to(device)
-    if spare := padding_rows(chosen):  # a sequence of its own that nobody reads
+    chosen = torch.cat([NO_INDICES, *tokens]).to(device)
+    if spare := padding_rows(chosen):  # a separate segment, whose states are not read
         lengths.append(spare)
         prefixes.append(None)
         chosen = torch.cat([chosen, chosen[:1].expand(spare)])
@@ -67,13 +66,13 @@ def share_prompts(batch: Batch) -> Rows:
         batch.input_ids[chosen],
         batch.position_ids[chosen],
         layout,
-        torch.cat([NOWHERE, *places]).to(device),
+        torch.cat([NO_INDICES, *places]).to(device),
     )
 
 
 def padding_rows(rows: Tensor) -> int:
-    """Return how many rows to add to reach a multiple of ROWS; on a GPU none.
+    """Return how many rows to add to reach a multiple of ROWS; on a GPU, 0.
 
-    oneDNN builds one kernel per shape, so shapes are reused.
+    oneDNN builds a kernel for each new shape, so shapes are reused.
     """
     return -len(rows) % ROWS if rows.device.type == "cpu" else 0

@@ -1,4 +1,4 @@
-"""The registry of rewards. To add one: a file with a `Reward`, and a line below."""
+"""The registry of rewards. To add one, write a module with a `Reward` and add a line below."""
 
 REWARDS: dict[str, object] = {
     "math_correctness": "posttrain.rewards.rules.math:REWARD",

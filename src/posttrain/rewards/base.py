@@ -1,12 +1,12 @@
-"""What a reward is: its settings, its function, and the columns that it reads.
+"""The interface of a reward: its settings, its function and the columns that it reads.
 
 A reward is a plain function
 
     reward(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-of lists with one entry per completion; `columns` are the data row's other columns. None means
-"not applicable". An entry may be a `Score`, a float that carries a verdict to be counted. The
-function may be `async`.
+Every argument is a list with one entry per completion; `columns` are the other columns of the data
+rows. A score of None means "not applicable". A score may be a `Score`, a float with a verdict to be
+counted. The function may be `async`.
 """
 
 from __future__ import annotations
@@ -26,58 +26,65 @@ RewardFn = Callable[..., Any]
 
 Scores = list[float | None]
 
-GIVEN = ("prompts", "completions", "completion_ids")
-RESERVED = ("prompt", "completion", "messages")  # columns that a reward gets as GIVEN
+GIVEN = ("prompts", "completions", "completion_ids")  # the arguments of every reward
+RESERVED = ("prompt", "completion", "messages")  # data columns that are passed as GIVEN only
 
 
 class RewardConfig(StrictConfig, allow_inf_nan=False):
-    """A reward section; `type` names an entry of REWARDS."""
+    """The settings of a reward, one section of a recipe; `type` names an entry of REWARDS."""
 
     type: str
-    """The reward."""
+    """Name of the reward."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """An entry of REWARDS."""
+    """An entry of REWARDS: the class of a reward's settings, and how to build its function."""
 
     config: type[RewardConfig]
     build: Callable[[Any], RewardFn]
-    """Returns the reward function for the settings; raises ValueError if they cannot be met."""
+    """Return the reward function for the settings; raise ValueError if they cannot be met."""
 
 
 class RewardFailure(ValueError):
-    """A failure whose message says all there is to say; rows are not tried again one by one."""
+    """A failure with a complete message: rows are not scored again one by one to find the cause."""
 
 
 def _column(name: str) -> str:
     if name in RESERVED or name in GIVEN:
-        raise ValueError(f"column {name!r} is not passed to a reward: name the reference's column")
+        raise ValueError(
+            f"column {name!r} is not passed to a reward as a column: name the column that holds "
+            "the reference"
+        )
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(
-            f"column {name!r} can not be the name of an argument: rename it with data.columns"
+            f"column {name!r} cannot be the name of an argument: rename it with data.columns"
         )
     return name
 
 
 Column = Annotated[str, AfterValidator(_column)]
+"""The type of a key that names a data column which the reward receives as an argument."""
 
 
 def needs_columns(
     reward: RewardFn, columns: Iterable[str], optional: Iterable[str] = ()
 ) -> RewardFn:
-    """`reward`, with a signature that names the columns it can not do without and those it can.
+    """Return `reward` with a signature that names its required and its optional columns.
 
-    For a reward that learns its columns' names from its settings and takes them as **columns.
+    For a reward whose column names come from its settings, so that it takes them as **columns.
     """
-    kinds = inspect.Parameter
+    parameter = inspect.Parameter
     named: Any = reward
     named.__signature__ = inspect.Signature(
         [
-            *(kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in GIVEN),
-            *(kinds(name, kinds.KEYWORD_ONLY) for name in dict.fromkeys(columns)),
-            *(kinds(n, kinds.KEYWORD_ONLY, default=None) for n in set(optional) - set(columns)),
-            kinds("columns", kinds.VAR_KEYWORD),
+            *(parameter(n, parameter.POSITIONAL_OR_KEYWORD) for n in GIVEN),
+            *(parameter(n, parameter.KEYWORD_ONLY) for n in dict.fromkeys(columns)),
+            *(
+                parameter(n, parameter.KEYWORD_ONLY, default=None)
+                for n in set(optional) - set(columns)
+            ),
+            parameter("columns", parameter.VAR_KEYWORD),
         ]
     )
     return reward
@@ -85,28 +92,29 @@ def needs_columns(
 
 @runtime_checkable
 class Checked(Protocol):
-    """What a reward may offer besides being called."""
+    """A reward that also checks the data before training and adds facts to the run's record."""
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Raises ValueError for a row that it can not judge, before any training."""
+        """Raise ValueError if the reward cannot judge the row."""
 
     def about(self) -> dict[str, Any]:
-        """Facts for the run's record."""
+        """Return facts for the run's record."""
 
 
 def each_row_alone(reward: RewardFn) -> RewardFn:
-    """Marks a reward that looks at one row at a time: rows of several groups may go in one call."""
+    """Mark a reward as scoring each row alone, so that one call may hold rows of several groups."""
     marked: Any = reward
     marked.row_by_row = True
     return reward
 
 
 def is_row_by_row(reward: RewardFn) -> bool:
+    """Whether a reward is marked as scoring each row alone."""
     return bool(getattr(reward, "row_by_row", False))
 
 
 def columns_of(reward: RewardFn) -> list[str]:
-    """The columns that a reward can not do without."""
+    """Return the columns that a reward requires: its parameters without a default."""
     return [
         p.name
         for p in inspect.signature(reward).parameters.values()
@@ -117,6 +125,6 @@ def columns_of(reward: RewardFn) -> list[str]:
 
 
 def optional_columns(reward: RewardFn) -> list[str]:
-    """The columns that a reward names with a default of None."""
+    """Return a reward's optional columns: its keyword-only parameters with a default of None."""
     parameters = inspect.signature(reward).parameters.values()
     return [p.name for p in parameters if p.kind == p.KEYWORD_ONLY and p.default is None]

@@ -1,4 +1,4 @@
-"""From a reward section to a reward function."""
+"""Builds a reward function from a reward section, and checks the data for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from posttrain.rewards.base import Checked, Reward, RewardConfig, RewardFn, colu
 
 def reward_named(name: str) -> Reward:
     """Return the entry of REWARDS; raise ValueError with the nearest name if there is none."""
-    found: Reward = look_up(REWARDS, name, f"no reward {name!r}")
-    return found
+    entry: Reward = look_up(REWARDS, name, f"no reward {name!r}")
+    return entry
 
 
 def config_of(name: str) -> type[RewardConfig]:
@@ -34,8 +34,10 @@ def build_reward(config: RewardConfig) -> RewardFn:
 
 
 def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
-    """Raises ValueError for the first row without a column that the reward can not do without, or
-    with content that it can not judge."""
+    """Raise ValueError for the first row that lacks a required column or cannot be judged.
+
+    `source` names the rows in the message.
+    """
     needed = columns_of(reward)
     for number, row in enumerate(rows, 1):
         for column in needed:

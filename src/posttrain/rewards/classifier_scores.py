@@ -1,4 +1,4 @@
-"""Scores of token ids from a transformers sequence classifier: what `reward_model` runs."""
+"""Scores of token ids by a transformers sequence classifier, for the reward `reward_model`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from posttrain.rewards.base import RewardFailure
 
 
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model in eval mode; ValueError where the folder lacks some of its weights."""
+    """Return the model in eval mode; raise RewardFailure if the folder lacks some weights."""
     model, lacking = load_classifier(path, dtype)
     if lacking:
         missing = ", ".join(lacking[:3])
         raise RewardFailure(
-            f"reward.path: {path} lacks weights ({missing}): they would be random, and so the score"
+            f"reward.path: {path} lacks weights ({missing}): with random weights in their place "
+            "the scores would mean nothing"
         )
     model.requires_grad_(False)
     return model.eval().to(device)
@@ -26,12 +27,16 @@ def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 @torch.inference_mode()
 def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[float | None]:
-    """The logit of every sequence. Rounding aside, it does not depend on the others."""
+    """Return the logit of every sequence, which except for rounding does not depend on the others.
+
+    A batch holds at most `max_tokens` tokens, padding included.
+    """
     scores: list[float | None] = [None] * len(sequences)
-    for chosen in token_batches([len(ids) for ids in sequences], max_tokens):
-        rows = [sequences[i] for i in chosen]
-        # transformers reads the score at the last token that is not the pad token: padding with
-        # none of the last tokens makes that each row's own last one, also where pad equals eos
+    for batch in token_batches([len(ids) for ids in sequences], max_tokens):
+        rows = [sequences[i] for i in batch]
+        # transformers reads the score at the last token that is not the pad token. A pad token that
+        # ends none of the rows makes that the last token of each row, even if the tokenizer's pad
+        # token is its eos token.
         last = {ids[-1] for ids in rows}
         text_config = model.config.get_text_config()
         candidates = (text_config.pad_token_id, *range(text_config.vocab_size))
@@ -41,8 +46,8 @@ def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[f
             logits = model(**padded(rows, pad, next(model.parameters()).device)).logits
         finally:
             text_config.pad_token_id = before
-        for i, value in zip(chosen, logits[:, 0].float().tolist()):
-            scores[i] = value
+        for i, logit in zip(batch, logits[:, 0].float().tolist()):
+            scores[i] = logit
     return scores
 
 
@@ -50,21 +55,23 @@ def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[f
 def step_probabilities(
     model: Any, rows: list[tuple[list[int], list[int]]], max_tokens: int
 ) -> list[list[float]]:
-    """The probability of being right of every step, of rows of ids and the places where their
-    steps end."""
-    found: list[list[float]] = [[] for _ in rows]
+    """Return for every row the probability that each of its steps is right.
+
+    A row is its token ids and the positions at which its steps end.
+    """
+    results: list[list[float]] = [[] for _ in rows]
     backbone, device = getattr(model, model.base_model_prefix), next(model.parameters()).device
-    for chosen in token_batches([len(ids) for ids, _ in rows], max_tokens):
-        inputs = padded([rows[i][0] for i in chosen], 0, device)
+    for batch in token_batches([len(ids) for ids, _ in rows], max_tokens):
+        inputs = padded([rows[i][0] for i in batch], 0, device)
         states = backbone(**inputs, use_cache=False).last_hidden_state
         probabilities = model.score(states)[..., 0].float().sigmoid().tolist()
-        for i, values in zip(chosen, probabilities):
-            found[i] = [values[place] for place in rows[i][1]]
-    return found
+        for i, row_probabilities in zip(batch, probabilities):
+            results[i] = [row_probabilities[position] for position in rows[i][1]]
+    return results
 
 
 def padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Ids [N, W], padded on the right, and their mask."""
+    """Return the ids [N, W], padded on the right, and their attention mask [N, W]."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
@@ -72,7 +79,10 @@ def padded(rows: list[list[int]], pad: int, device: torch.device) -> dict[str, T
 
 
 def token_batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `max_tokens` with padding, or of one; the shortest first."""
+    """Yield batches of indices, the shortest sequences first.
+
+    A batch has at most `max_tokens` tokens, padding included, or is one longer sequence.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[i] > max_tokens:

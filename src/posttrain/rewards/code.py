@@ -1,12 +1,12 @@
-"""Does a program pass hidden tests? Model-written Python, run in a sandbox (docs/sandbox.md).
+"""Whether a model-written Python program passes hidden tests, run in a sandbox (docs/sandbox.md).
 
-A row has one of three forms; the first whose columns it has decides:
+A row has one of three forms; the first one whose columns are present applies:
 
     test, entry_point            HumanEval: `test` defines check(candidate); `prompt` may be code
     test_list, test_setup_code   MBPP: assert statements that call the program's functions
     inputs, outputs              a program that reads stdin and writes stdout
 
-The tests and every expected value stay in trusted processes; the candidate sees arguments only.
+The tests and all expected values stay in trusted processes; the candidate sees arguments only.
 """
 
 import ast
@@ -23,45 +23,54 @@ from posttrain.sandbox.pool import Pool, judge, open_pool
 from posttrain.sandbox.tester import Verdict
 
 VERDICTS = (
-    "correct", "wrong", "error", "timeout", "memory", "output", "died", "protocol", "no_code",
-)  # fmt: skip
+    "correct",
+    "wrong",
+    "error",
+    "timeout",
+    "memory",
+    "output",
+    "died",
+    "protocol",
+    "no_code",
+)
 
 
 class CodeExecution(RewardConfig):
-    """Settings of the code reward. The limits hold for one process: one row, or one input."""
+    """Settings of the code reward. The limits apply to one process, which runs one row or input."""
 
     type: Literal["code_execution"] = "code_execution"
     positive: float = 1.0
     """Score of a correct completion."""
     negative: float = 0.0
-    """Score of a wrong one."""
+    """Score of any other completion."""
     partial_credit: bool = False
-    """Score the share of tests passed, between `negative` and `positive`."""
+    """Scale the score from `negative` to `positive` by the share of tests passed."""
     isolation: Literal["bubblewrap", "namespace", "process"] | None = None
-    """None takes the stronger of bubblewrap and namespace, and refuses where neither works."""
+    """Isolation level. null takes bubblewrap, else namespace, and is an error if neither works."""
     workers: int | None = Field(None, ge=1)
-    """Completions judged at once; None is one for each core of this rank's."""
+    """Completions judged concurrently; null is one for each of this rank's cores."""
     cpu_seconds: int = Field(4, ge=1)
     """Processor time of a candidate, over all its threads."""
     wall_seconds: float = Field(15.0, gt=0)
-    """A backstop for programs that wait: a busy machine must not make right answers late."""
+    """Wall-clock time of a candidate. It only stops programs that wait, and is long so that correct
+    programs pass on a busy machine too."""
     memory_mib: int = Field(512, ge=64)
-    """Address space."""
+    """Address space of a candidate, in MiB."""
     processes: int = Field(16, ge=1)
-    """Threads; new processes are refused altogether."""
+    """Threads of a candidate; new processes are always refused."""
     file_mib: int = Field(1, ge=0)
-    """Size of a file, where the level leaves any file writable."""
+    """Largest file, in MiB, if the isolation level leaves any file writable."""
     output_bytes: int = Field(4 << 20, ge=1024)
-    """Of standard output, or of one returned value."""
+    """Bytes of standard output, or of one returned value."""
 
 
 @dataclass
 class CodeReward:
-    """The reward function of a config, with the lanes that it runs programs in."""
+    """The code reward's function, with the pool of lanes in which it runs programs."""
 
     config: CodeExecution
     pool: Pool
-    row_by_row: ClassVar[bool] = True  # lanes are not idle while a small group is judged
+    row_by_row: ClassVar[bool] = True  # rows of several groups in one call keep all lanes busy
 
     def __call__(
         self,
@@ -77,7 +86,11 @@ class CodeReward:
         outputs: Sequence[Sequence[str] | None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        given = {
+        """Return a Score with a verdict for every completion.
+
+        Raise ValueError, naming the row, for malformed tests and for tests that fail by themselves.
+        """
+        columns_by_name = {
             "test": test,
             "entry_point": entry_point,
             "test_list": test_list,
@@ -87,7 +100,9 @@ class CodeReward:
         }
         jobs = []
         for i, completion in enumerate(completions):
-            row = {name: column[i] for name, column in given.items() if column is not None}
+            row = {
+                name: column[i] for name, column in columns_by_name.items() if column is not None
+            }
             try:
                 tests = job_of({**row, "prompt": prompts[i]})
             except ValueError as error:
@@ -100,6 +115,7 @@ class CodeReward:
         return [self.score(verdict) for verdict in verdicts]
 
     def score(self, verdict: Verdict) -> Score:
+        """Return the score of a verdict, by the settings."""
         share = float(verdict.verdict == "correct")
         if self.config.partial_credit and verdict.total:
             share = verdict.passed / verdict.total
@@ -107,20 +123,25 @@ class CodeReward:
         return Score(high if share == 1 else low + (high - low) * share, verdict.verdict)
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """Raises ValueError for a row without tests or with malformed ones."""
+        """Raise ValueError if a row has no tests or malformed ones."""
         job_of(row)
 
     def about(self) -> dict[str, Any]:
-        """What stands in the run's record."""
+        """Return the isolation level and the number of workers, for the run's record."""
         about = {"isolation": self.pool.level, "workers": self.pool.workers}
         return about | ({"not_isolated": self.pool.open} if self.pool.open else {})
 
 
 def build(config: CodeExecution) -> CodeReward:
-    """The reward for `config`. Raises ValueError where its isolation does not work."""
+    """Return the reward function; raise ValueError if its isolation does not work here."""
     names = (
-        "cpu_seconds", "wall_seconds", "memory_mib", "processes", "file_mib", "output_bytes",
-    )  # fmt: skip
+        "cpu_seconds",
+        "wall_seconds",
+        "memory_mib",
+        "processes",
+        "file_mib",
+        "output_bytes",
+    )
     limits = {name: getattr(config, name) for name in names}
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -128,16 +149,16 @@ def build(config: CodeExecution) -> CodeReward:
 
 
 def job_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The tests of a row as a lane takes them.
+    """Return the tests of a row in the form of a lane's job.
 
     Raises:
-        ValueError: the row has none of the three forms, or its tests are malformed.
+        ValueError: The row has none of the three forms, or its tests are malformed.
     """
     if row.get("test") is not None:
         name, test = row.get("entry_point"), row["test"]
         if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"entry_point must be a function's name; found {name!r}")
-        _parse("test", test)
+            raise ValueError(f"entry_point must be the name of a function, got {name!r}")
+        _check_python("test", test)
         if not any(
             isinstance(node, ast.FunctionDef) and node.name == "check"
             for node in ast.parse(test).body
@@ -146,44 +167,47 @@ def job_of(row: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt_text(row.get("prompt"))
         return {"form": "check", "prompt": prompt, "entry_point": name, "test": test}
     if row.get("test_list") is not None:
-        tests = _texts("test_list", row["test_list"])
+        tests = _strings("test_list", row["test_list"])
         setup = row.get("test_setup_code") or ""
         for i, test in enumerate(tests):
-            _parse(f"test_list[{i}]", test)
-        _parse("test_setup_code", setup)
+            _check_python(f"test_list[{i}]", test)
+        _check_python("test_setup_code", setup)
         return {"form": "asserts", "tests": tests, "setup": setup}
     if row.get("inputs") is not None:
-        given = _texts("inputs", row["inputs"])
-        expected = _texts("outputs", row.get("outputs"))
-        if len(given) != len(expected):
-            raise ValueError(f"{len(given)} inputs, but {len(expected)} outputs")
-        return {"form": "program", "inputs": given, "outputs": expected}
-    found = ", ".join(name for name, value in row.items() if value is not None)
+        inputs = _strings("inputs", row["inputs"])
+        outputs = _strings("outputs", row.get("outputs"))
+        if len(inputs) != len(outputs):
+            raise ValueError(
+                f"expected one output for each input, got {len(inputs)} inputs and "
+                f"{len(outputs)} outputs"
+            )
+        return {"form": "program", "inputs": inputs, "outputs": outputs}
+    present = ", ".join(name for name, value in row.items() if value is not None)
     raise ValueError(
         "expected the columns test+entry_point, test_list, or inputs+outputs; "
-        f"found {found or 'none'}"
+        f"got {present or 'none'}"
     )
 
 
-def _texts(name: str, value: Any) -> list[str]:
+def _strings(name: str, value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{name} must be a list of texts; found {str(value)[:80]!r}")
+        raise ValueError(f"{name} must be a list of texts, got {str(value)[:80]!r}")
     if not value:
-        raise ValueError(f"{name} is empty: a program without tests can not be judged")
+        raise ValueError(f"{name} is empty: a program cannot be judged without tests")
     return list(value)
 
 
-def _parse(name: str, text: Any) -> None:
+def _check_python(name: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{name} must be a text; found {text!r}")
+        raise ValueError(f"{name} must be text, got {text!r}")
     try:
         compile(text, name, "exec")
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} is not Python: {error}") from None
+        raise ValueError(f"{name} is not valid Python: {error}") from None
 
 
 def prompt_text(prompt: Any) -> str:
-    """The text of a prompt: as it is, or the last user message of a conversation."""
+    """Return a prompt's text: the prompt itself, or the last user message of a conversation."""
     if isinstance(prompt, str):
         return prompt
     for message in reversed(prompt or []):

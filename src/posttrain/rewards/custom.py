@@ -1,4 +1,4 @@
-"""A reward from the user's own file: any function of the registry's form, sync or async."""
+"""A reward from a Python file of the user: a function as in base.py, sync or async."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from posttrain.rewards.base import Reward, RewardConfig
 
 
 class Custom(RewardConfig):
-    """A function of your own, from a Python file."""
+    """Settings of the custom reward: a function in a Python file of your own."""
 
     type: Literal["custom"] = "custom"
     path: str
-    """A Python file."""
+    """Path of the Python file."""
     function: str = "reward"
-    """The name of the function in that file."""
+    """Name of the function in that file."""
 
 
 def build(config: Custom) -> Callable[..., Any]:
-    """The function `config.function` of the file; ValueError where there is none."""
+    """Return `config.function` of the file; raise ValueError if there is no such function."""
     path = Path(config.path)
     if not path.is_file():
         raise ValueError(f"reward.path: no Python file {config.path}")
-    # under a name that no other module has; dataclasses look theirs up
+    # registered, since dataclasses look their module up, and under a name no other module has
     module = types.ModuleType(f"custom_reward_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
-    # not imported: that leaves a __pycache__ beside the file, which may be older than its source
+    # run, not imported: an import would leave a __pycache__ that may become older than the file
     exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     function: Any = vars(module).get(config.function)
     if not callable(function):
-        found = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
-        raise ValueError(f"{config.path} has no function {config.function!r}; found: {found}")
-    found_function: Callable[..., Any] = function
-    return found_function
+        names = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
+        raise ValueError(f"{config.path} has no function {config.function!r}; found: {names}")
+    reward: Callable[..., Any] = function
+    return reward
 
 
 REWARD = Reward(Custom, build)

@@ -1,9 +1,10 @@
 """Scores from a trained reward model: a sequence classifier with one output, in a local folder.
-That of a process reward model is read at the end of every step.
 
-Prompt and completion are rendered by the reward model's own tokenizer and chat template, the way
-that a reward model is trained on them here (`data/render.py`). A sequence that is longer than the
-model takes is an error, for a score of its beginning would not be a score of it.
+The output of a process reward model is read at the end of every step.
+
+Prompt and completion are rendered by the reward model's own tokenizer and chat template, as in the
+training of a reward model (`data/render.py`). A sequence longer than the model's limit is an error:
+the score of its beginning would not be its score.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from posttrain.model.folder import (
 from posttrain.rewards.base import Reward, RewardConfig, RewardFailure
 
 COMBINE: dict[str, Callable[[list[float]], float]] = {
-    "product": math.prod, "min": min, "mean": statistics.fmean, "last": lambda p: p[-1],
-}  # fmt: skip
+    "product": math.prod,
+    "min": min,
+    "mean": statistics.fmean,
+    "last": lambda p: p[-1],
+}
 
 
 class RewardModel(RewardConfig):
@@ -40,31 +44,33 @@ class RewardModel(RewardConfig):
 
     type: Literal["reward_model"] = "reward_model"
     path: str
-    """A folder with config.json, *.safetensors and a tokenizer, or a run directory."""
+    """Folder with config.json, *.safetensors and a tokenizer, or a run directory."""
     template: Literal["auto", "chat", "plain"] = "auto"
-    """As data.template, for the reward model's tokenizer. auto is what it was trained with (and so
-    is the system prompt) where `path` is a run or its checkpoint; else chat where it has one."""
+    """As data.template, for the reward model's tokenizer. auto: if `path` is a run or one of its
+    checkpoints, the template and the system prompt of its training; otherwise the tokenizer's chat
+    template if it has one, else plain."""
     steps: Literal["none", "product", "min", "mean", "last"] = "none"
-    """Of a process reward model: what the score is made of, which is one for each step, its
-    probability of being right. product: that all are (Lightman et al. 2023); min: the least
-    (Math-Shepherd, arXiv 2312.08935)."""
+    """How a process reward model's probabilities that a step is right are combined into the score.
+    product: the probability that all steps are right (Lightman et al. 2023); min: the least
+    probability (Math-Shepherd, arXiv 2312.08935); mean; last: that of the last step. none: for a
+    reward model of whole completions."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """As model.device."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """As model.dtype."""
     max_length: int | None = Field(None, ge=1)
-    """Longest sequence in tokens; by default what the model can take."""
+    """Longest sequence, in tokens; by default the model's limit."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Tokens in one forward pass, padding included: bounds the memory."""
+    """Tokens in one forward pass, padding included. Bounds the memory."""
 
 
 def build(config: RewardModel) -> Callable[..., list[float | None]]:
-    """The reward function for `config`: the model's one logit, in fp32, or what `config.steps`
-    makes of the probabilities of the steps; no verdict.
+    """Return the reward function, whose scores have no verdict.
 
-    The folder is checked here, the weights are loaded when the first scores are asked for.
+    A score is the model's one logit, in fp32, or the steps' probabilities combined as
+    `config.steps` says. The folder is checked here; the weights are loaded on the first call.
     """
-    # here, not above: they import torch, and settings are read without it
+    # imported here since they import torch, and settings are read without it
     from posttrain.data.kinds.steps import steps_of
     from posttrain.data.render import make_renderer
     from posttrain.model.device import choose_device, choose_dtype
@@ -88,7 +94,7 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     lock = threading.Lock()
 
     def rendered(prompt: Any, completion: str) -> tuple[list[int], list[int]]:
-        """The ids, and where in them a step ends."""
+        """Return the token ids, and the positions in them at which a step ends."""
         row = {"prompt": prompt, "completion": completion}
         if separator is None:
             return renderer.training_sequence(row).input_ids.tolist(), []
@@ -106,7 +112,7 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
         for i, ids in enumerate(sequences):
             if len(ids) > longest:
                 raise RewardFailure(
-                    f"row {i + 1} has {len(ids)} tokens, but the reward model {path} takes "
+                    f"row {i + 1} has {len(ids)} tokens, but the reward model {path} takes at most "
                     f"{longest}: lower rollout.max_new_tokens or length.max_length"
                 )
         with lock:
@@ -114,15 +120,15 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
                 loaded.append(load(path, device, dtype))
             if separator is None:
                 return score_ids(loaded[0], sequences, config.micro_batch_tokens)
-            found = step_probabilities(loaded[0], rows, config.micro_batch_tokens)
-        # a completion without a step must not be worth more than one with wrong steps
-        return [COMBINE[config.steps](p) if p else 0.0 for p in found]
+            probabilities = step_probabilities(loaded[0], rows, config.micro_batch_tokens)
+        # a completion without a step must not score more than one with wrong steps
+        return [COMBINE[config.steps](p) if p else 0.0 for p in probabilities]
 
     return reward
 
 
 def check_folder(path: str) -> Any:
-    """The model's config; ValueError for anything but a reward model in safetensors."""
+    """Return the model's config; raise ValueError unless it is a reward model in safetensors."""
     from transformers import AutoConfig
 
     folder = Path(path)
@@ -135,11 +141,11 @@ def check_folder(path: str) -> Any:
             return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
         except OSError as error:
             raise ValueError(
-                f"reward.path: {path} is an adapter of {base}, which is no model here"
+                f"reward.path: {path} is an adapter of {base}, which is not a model on this machine"
             ) from error
     if not (folder / "config.json").is_file():
-        what = "holds no config.json" if folder.is_dir() else "is no folder"
-        raise ValueError(f"reward.path: {path} {what}; a local reward-model folder is needed")
+        problem = "has no config.json" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"reward.path: {path} {problem}; expected the folder of a reward model")
     kinds = read_json(folder / "config.json").get("architectures") or ["?"]
     if not kinds[0].endswith("ForSequenceClassification"):
         raise ValueError(
@@ -150,7 +156,7 @@ def check_folder(path: str) -> Any:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"reward.path: {path} holds a kind of model that transformers does not know; code in a "
+            f"reward.path: {path} holds a type of model that transformers does not know; code in a "
             "model folder is never run"
         ) from error
     if config.num_labels != 1:
@@ -160,24 +166,26 @@ def check_folder(path: str) -> Any:
         )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"reward.path: {path} holds no *.safetensors; pickled weights (.bin) can run code and "
+            f"reward.path: {path} has no *.safetensors; pickled weights (.bin) can run code and "
             "are never loaded: save the model with save_pretrained"
         )
     return config
 
 
 def check_steps(path: str, steps: str) -> str | None:
-    """What separates the steps, of a process reward model; ValueError where `steps` does not fit
-    the folder."""
+    """Return a process reward model's separator of steps; None for any other reward model.
+
+    Raise ValueError if `steps` does not fit the model.
+    """
     separator = saved_separator(Path(path))
     if separator is not None and steps == "none":
         raise ValueError(
             f"reward.path: {path} is a process reward model, with a score for each step: set "
-            f"reward.steps to {', '.join(COMBINE)}"
+            f"reward.steps to one of {', '.join(COMBINE)}"
         )
     if separator is None and steps != "none":
         raise ValueError(
-            f"reward.steps: {path} is no process reward model (it holds no {STEPS_FILE})"
+            f"reward.steps: {path} is not a process reward model (it has no {STEPS_FILE})"
         )
     return separator
 

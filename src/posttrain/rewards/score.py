@@ -1,4 +1,4 @@
-"""A score that remembers why it was given."""
+"""A score with the verdict and the parts that it was made from."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ Parts = Mapping[str, float | None]
 
 
 class Score(float):
-    """A float with a `verdict`, so that a wrong answer and a timeout can be counted apart, and the
-    `parts` that a weighted sum was made of, so that each can be logged apart.
+    """A float with a `verdict` and the `parts` of a weighted sum.
 
-    It behaves as a plain float everywhere else: `Score(1.0, "correct") == 1.0`.
+    The verdict lets a wrong answer and a timeout be counted separately, the parts let each reward
+    of the sum be logged separately. It is a plain float otherwise: `Score(1.0, "correct") == 1.0`.
     """
 
     verdict: str | None
@@ -18,6 +18,7 @@ class Score(float):
     def __new__(
         cls, value: float, verdict: str | None = None, parts: Parts | None = None
     ) -> "Score":
+        """Return a score; a subclass of float takes its value here, not in __init__."""
         score = super().__new__(cls, value)
         score.verdict, score.parts = verdict, parts
         return score
@@ -28,15 +29,16 @@ class Score(float):
 
 
 def verdict_of(value: float | None) -> str | None:
+    """Return the verdict of a score; None if it has none."""
     return value.verdict if isinstance(value, Score) else None
 
 
 def parts_of(value: float | None) -> Parts | None:
-    """What a weighted reward's parts gave, by name, before weighting."""
+    """Return the scores of a weighted reward's parts, by name, before weighting."""
     return value.parts if isinstance(value, Score) else None
 
 
 def is_correct(value: float) -> bool:
-    """A reward with verdicts says itself what is correct; of any other, a positive score is."""
+    """Whether the verdict is "correct" or, for a score without a verdict, the score is positive."""
     verdict = verdict_of(value)
     return value > 0 if verdict is None else verdict == "correct"

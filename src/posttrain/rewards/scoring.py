@@ -1,4 +1,4 @@
-"""Call rewards, sync or async, on rows; check what they return; name the row that broke one."""
+"""Calls rewards, sync or async, checks their results, and names the row that made one fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 THIS = "the reward"
 Call = tuple[Sequence[Any], Sequence[str], Sequence[list[int]], Sequence[dict[str, Any]]]
-"""Prompts, completions, completion ids and rows, of one length."""
+"""Prompts, completions, completion ids and rows: sequences of equal length."""
 
 
 def score(
@@ -36,39 +36,43 @@ def score(
     completion_ids: Sequence[list[int]],
     rows: Sequence[dict[str, Any]],
 ) -> Scores:
-    """Call a reward on rows; a failure names the row that broke it, or the form that was wrong."""
-    if not rows:  # a rank without a share; without rows there are no columns to pass either
+    """Return the scores of rows; see `score_each`."""
+    if not rows:  # a rank without a share of the batch: there are no columns to pass
         return []
     return score_each(reward, [(prompts, completions, completion_ids, rows)])[0]
 
 
 def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
-    """score() of several calls, which see nothing of one another. Those of an async reward wait
-    together; where a row's score depends on that row alone, they are made as one."""
+    """Return the scores of several calls of a reward, none of which sees the rows of another.
+
+    Calls of an async reward run concurrently. Calls of a reward that scores each row alone are
+    merged into one. Raise RewardFailure for a result of the wrong form or for a reward's own
+    RewardFailure, and RuntimeError, naming the row, for any other exception of the reward.
+    """
     if is_row_by_row(reward) and len(calls) > 1:
-        whole: Any = [[x for call in calls for x in call[i]] for i in range(4)]
-        scores = iter(score_each(reward, [whole])[0])
+        merged: Any = [[x for call in calls for x in call[i]] for i in range(4)]
+        scores = iter(score_each(reward, [merged])[0])
         return [[next(scores) for _ in call[1]] for call in calls]
     results: list[Any] = []
-    for one in calls:
+    for call in calls:
         try:
-            results.append(_call(reward, one))
+            results.append(_call(reward, call))
         except Exception as error:
             results.append(error)
     waiting = [i for i, result in enumerate(results) if inspect.isawaitable(result)]
     if waiting:
         for i, result in zip(waiting, run(settle([results[i] for i in waiting]))):
             results[i] = result
-    # a call that was cancelled is not to blame for it
+    # cancelled calls last, so that the failure that cancelled them is the one that is raised
     order = sorted(range(len(calls)), key=lambda i: isinstance(results[i], asyncio.CancelledError))
-    found = {i: _validated(reward, calls[i], results[i]) for i in order}
-    return [found[i] for i in range(len(calls))]
+    validated = {i: _validated(reward, calls[i], results[i]) for i in order}
+    return [validated[i] for i in range(len(calls))]
 
 
 def _call(reward: RewardFn, call: Call) -> Any:
     prompts, completions, completion_ids, rows = call
     wanted = set.intersection(*(set(row) for row in rows))
-    # a column that the reward can do without may be missing in some of the rows
+    # an optional column may be missing in some of the rows
     wanted |= {name for name in optional_columns(reward) if any(name in row for row in rows)}
     columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
     return start_all({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
@@ -83,7 +87,7 @@ def _validated(reward: RewardFn, call: Call, result: Any) -> Scores:
 
 
 def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> RuntimeError:
-    """The error again, with the first row that causes it alone."""
+    """Return an error that names the first row on which the reward fails by itself."""
     _, completions, _, rows = call
     for i in range(len(rows)):
         part = slice(i, i + 1)
@@ -98,7 +102,7 @@ def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> Runtime
                 f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
                 f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
             )
-    return RuntimeError(f"the reward failed, though on no single row: {error}")
+    return RuntimeError(f"the reward failed, but not on any single row: {error}")
 
 
 def start_all(
@@ -108,12 +112,12 @@ def start_all(
     completion_ids: Sequence[list[int]],
     columns: Mapping[str, list[Any]],
 ) -> dict[str, Any]:
-    """What each reward returns: sync ones in turn, of an async one something to wait for.
+    """Return the result of each reward: scores, or an awaitable of them for an async reward.
 
-    Whatever a reward raises goes through, with a note of the reward's name.
+    An exception of a reward is raised unchanged, with a note of the reward's name.
     """
     results: dict[str, Any] = {}
-    # async ones last: they wait together
+    # async rewards last: a sync one that fails before them leaves no coroutine to close
     for name in sorted(rewards, key=lambda name: inspect.iscoroutinefunction(rewards[name])):
         try:
             results[name] = rewards[name](
@@ -133,9 +137,9 @@ def start_all(
 
 
 async def await_all(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results, once those that had to be waited for are there."""
+    """Return the results with every awaitable replaced by its result."""
 
-    async def one(name: str) -> Any:
+    async def awaited(name: str) -> Any:
         try:
             return await results[name]
         except Exception as error:
@@ -144,11 +148,11 @@ async def await_all(results: Mapping[str, Any]) -> dict[str, Any]:
             raise
 
     waiting = [name for name, result in results.items() if inspect.isawaitable(result)]
-    return {**results, **dict(zip(waiting, await asyncio.gather(*map(one, waiting))))}
+    return {**results, **dict(zip(waiting, await asyncio.gather(*map(awaited, waiting))))}
 
 
 def validate(results: Mapping[str, Any], completions: Sequence[str]) -> dict[str, Scores]:
-    """The scores, by name; RewardFailure for a result of the wrong form."""
+    """Return the scores by name; raise RewardFailure for a result of the wrong form."""
     return {name: _validate_one(result, completions, name) for name, result in results.items()}
 
 
@@ -160,8 +164,7 @@ def combine_scores(
     columns: Mapping[str, list[Any]],
     combine: Callable[[dict[str, Scores]], Scores],
 ) -> Any:
-    """combine(the scores of several rewards, by name): something to wait for where one of them is
-    async."""
+    """Return `combine` of the rewards' scores by name; an awaitable of it if a reward is async."""
     results = start_all(rewards, prompts, completions, completion_ids, columns)
     if not any(inspect.isawaitable(result) for result in results.values()):
         return combine(validate(results, completions))
@@ -173,20 +176,21 @@ def combine_scores(
 
 
 async def settle(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
-    """The result of each, or its exception; after the first of these the others are cancelled."""
-    tasks = [asyncio.ensure_future(one) for one in waiting]
-    _, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in late:
+    """Return the result or the exception of each; the first exception cancels the others."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in waiting]
+    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in pending:
         task.cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a coroutine, also if an event loop already runs in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:  # a notebook has a loop of its own
+    with ThreadPoolExecutor(1) as pool:  # as in a notebook
         return pool.submit(asyncio.run, coroutine).result()
 
 
@@ -200,20 +204,20 @@ def _validate_one(scores: Any, completions: Sequence[str], name: str) -> Scores:
     if len(scores) != len(completions):
         raise RewardFailure(
             f"{name} returned {len(scores)} scores for {len(completions)} rows: it must return one "
-            "float or None for each completion, in their order"
+            "float or None for each completion, in order"
         )
     for i, value in enumerate(scores):
         if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
             raise RewardFailure(
                 f"{name} returned {str(value)[:80]} ({type(value).__name__}) for row {i + 1}: a "
-                "score is a finite number, or None where it does not apply; "
+                "score is a finite number, or None if it does not apply; "
                 f"completion {completions[i][:200]!r}"
             )
     return [v if v is None or isinstance(v, float) else float(v) for v in scores]
 
 
 def delegate(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
-    """`reward`, which calls `parts`, with the columns, the check and the record of them all."""
+    """Return `reward`, which calls `parts`, with the columns, checks and facts of all the parts."""
     parts = list(parts)
     checked: list[Any] = [part for part in parts if isinstance(part, Checked)]
     whole: Any = reward

@@ -1,8 +1,8 @@
-"""A weighted sum of several rewards, each of which is logged apart.
+"""A weighted sum of several rewards, each of which is also logged separately.
 
-    sum over the parts that apply of weight * score; None where none applies
+    sum of weight * score over the parts whose score is not None; None if every score is None
 
-which is TRL's nansum with the completions that no reward could score left out.
+This is TRL's nansum, with the completions that no reward could score left out.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from posttrain.rewards.scoring import combine_scores, delegate
 
 
 class PartConfig(RewardConfig):
-    """What a part of a weighted reward has beside its own keys."""
+    """The keys that a part of a weighted reward has in addition to its own."""
 
     weight: float = 1.0
-    """What its score is multiplied by."""
+    """Factor of the part's score."""
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
-    """What it is logged as; its type by default."""
+    """Name in the log; by default the part's type."""
 
 
 PARTS = {name: entry for name, entry in REWARDS.items() if name != "weighted"}
@@ -35,7 +35,7 @@ PARTS = {name: entry for name, entry in REWARDS.items() if name != "weighted"}
 
 @functools.cache
 def part_config(name: str) -> type[PartConfig]:
-    """Return a reward's settings class with the keys of a part: weight and name."""
+    """Return a reward's settings class with the keys of a part added: weight and name."""
     config = config_of(name)
     bases: Any = (config, PartConfig)
     return cast("type[PartConfig]", create_model(config.__name__, __base__=bases))
@@ -49,7 +49,7 @@ class Weighted(RewardConfig):
 
     type: Literal["weighted"] = "weighted"
     rewards: list[Part] = Field(min_length=1)
-    """Rewards as they would stand alone, each with `weight` (1.0) and `name` (its type) besides."""
+    """Reward sections, each also with `weight` (1.0) and `name` (by default its type)."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Weighted:
@@ -57,19 +57,20 @@ class Weighted(RewardConfig):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
-                    f"two parts of the weighted reward are called {name}: give each a name"
+                    f"two parts of the weighted reward are called {name}: give each its own name"
                 )
         return self
 
 
 def name_of(part: PartConfig) -> str:
+    """Return the name under which a part is logged."""
     return str(part.name or part.type)
 
 
 def build(config: Weighted) -> Callable[..., Any]:
-    """The reward function for `config`: the sum, with the parts and the first verdict among them.
+    """Return the reward function: the sum, with the scores of the parts and their first verdict.
 
-    Sync parts run one after another, async ones at the same time.
+    Sync parts run one after another, async parts concurrently.
     """
     rewards = {name_of(part): build_reward(part) for part in config.rewards}
     weights = {name_of(part): part.weight for part in config.rewards}
@@ -80,9 +81,9 @@ def build(config: Weighted) -> Callable[..., Any]:
         completion_ids: Sequence[list[int]],
         **columns: Any,
     ) -> Any:
-        def total(found: dict[str, Scores]) -> Scores:
+        def total(scores: dict[str, Scores]) -> Scores:
             return [
-                _sum({name: scores[i] for name, scores in found.items()}, weights)
+                _sum({name: of_part[i] for name, of_part in scores.items()}, weights)
                 for i in range(len(completions))
             ]
 

@@ -22,15 +22,15 @@ class RolloutConfig(StrictConfig):
             max_tokens="rollout.max_new_tokens (also in sampling and eval)",
         ),
     ] = Field(512, ge=1)
-    """Longest completion in tokens, the stop token included."""
+    """Maximum completion length in tokens, including the stop token."""
     temperature: float = Field(1.0, gt=0)
-    """Logits are divided by it; log-probs are those of the distribution sampled from."""
+    """Divides the logits; log-probs are those of the distribution sampled from."""
     max_resamples: int = Field(0, ge=0)
-    """How often a group without signal (all rewards equal) is replaced by another prompt's before
-    the step goes on (DAPO's dynamic sampling); 0 never."""
+    """How often a group without a signal (all rewards equal) is replaced by another prompt's group
+    before the step continues (DAPO's dynamic sampling); 0 never."""
     one_step_off: bool = False
-    """Sample the completions of the next step while this one trains. They are one step old then:
-    needs trainer.sampler_correction. Meant for the engine server; native needs a copy of the
+    """Sample the completions of the next step while this one trains. They are then one step old, so
+    trainer.sampler_correction is needed. Meant for engine server; native needs a copy of the
     policy."""
     engine: Annotated[
         Literal["native", "server", "vllm"],
@@ -39,21 +39,21 @@ class RolloutConfig(StrictConfig):
             vllm_mode="rollout.engine: server, or vllm (in this process)",
         ),
     ] = "native"
-    """native: in this process; server: over HTTP; vllm: vLLM in this process."""
+    """native: posttrain's own sampler; server: over HTTP; vllm: vLLM in this process."""
     max_num_seqs: Annotated[int, ForEngines("native", "vllm")] = Field(256, ge=1)
-    """Maximum number of concurrent completions on one rank; bounds the memory of the cache."""
+    """Maximum number of concurrent completions on one rank; bounds the memory of the KV cache."""
     gpu_memory_utilization: Annotated[
         float, Free(), ForEngines("vllm"), AlsoCalled("vllm_gpu_memory_utilization")
     ] = Field(0.3, gt=0, le=1)
-    """Share of the GPU's memory that vLLM takes, next to the trainer."""
+    """Share of the GPU's memory for vLLM; the trainer needs the rest."""
     servers: Annotated[
         list[str], Free(), ForEngines("server"), AlsoCalled("vllm_server_base_url")
     ] = Field(default_factory=list)
-    """Base URLs, such as http://127.0.0.1:8000; requests go to each in turn."""
+    """Base URLs, such as http://127.0.0.1:8000; completions go to each in turn."""
     server_type: Annotated[Literal["vllm", "sglang"], ForEngines("server")] = "vllm"
     """vllm: any server with vLLM's OpenAI API."""
     timeout: Annotated[float, Free(), ForEngines("server")] = Field(600.0, gt=0)
-    """Seconds that a server may take over one completion."""
+    """Seconds that a server may take for one completion."""
     retries: Annotated[int, Free(), ForEngines("server")] = Field(3, ge=0)
     """Further attempts after a connection error, a timeout or a server's own error."""
     max_concurrent_requests: Annotated[int, Free(), ForEngines("server")] = Field(64, ge=1)
@@ -61,8 +61,8 @@ class RolloutConfig(StrictConfig):
     api_key_env: Annotated[str | None, Free(), ForEngines("server")] = None
     """Name of the environment variable that holds the servers' API key."""
     adapter_dir: Annotated[str | None, Free(), ForEngines("server")] = None
-    """Where LoRA weights are handed over: a folder that the servers see under the same path. By
-    default in the run directory."""
+    """Folder through which LoRA weights are delivered; the servers must see it under the same path.
+    By default in the run directory."""
 
     @field_validator("servers")
     @classmethod
@@ -70,8 +70,8 @@ class RolloutConfig(StrictConfig):
         for url in servers:
             if not re.fullmatch(r"https?://[^/@\s]+(/\S*)?", url):
                 raise ValueError(
-                    "rollout.servers: write each as http://host:port, without user or key (a key "
-                    "goes into the environment variable that rollout.api_key_env names)"
+                    "rollout.servers: write each as http://host:port, without user or key (put the "
+                    "key into the environment variable that rollout.api_key_env names)"
                 )
         return [url.rstrip("/").removesuffix("/v1") for url in servers]
 
@@ -85,8 +85,8 @@ class RolloutConfig(StrictConfig):
             )
         if self.one_step_off and self.engine == "vllm":
             raise ValueError(
-                "rollout.one_step_off: vLLM in this process cannot take new weights while it "
-                "generates, nor train beside it: use rollout.engine: server"
+                "rollout.one_step_off: vLLM in this process can neither take new weights while it "
+                "generates nor run during training: use rollout.engine: server"
             )
         if self.engine == "server" and not self.servers:
             raise ValueError(

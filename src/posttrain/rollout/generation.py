@@ -1,5 +1,8 @@
-"""Completions on their way: sampled in a thread of their own, while the caller scores those that
-are done, or trains; or at once, where a thread would only be in the way."""
+"""Completions that are being sampled: in a background thread, or in the caller's own.
+
+With a background thread the caller scores finished completions, or trains, meanwhile. The caller's
+own is used if the two would only compete for the same processor.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ import torch
 from posttrain.common import distributed
 from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
 
-CANCEL_SECONDS = 30.0
+CANCEL_SECONDS = 30.0  # longest wait for a cancelled generation
 
 
 class Generation:
-    """One completion per prompt, from the weights that the sampler was last given.
+    """One completion per prompt, from the weights of the sampler's last update.
 
-    The thread takes part in no collective: it may run while the main thread does. It is a daemon:
-    a program that fails meanwhile waits for it no longer than CANCEL_SECONDS.
+    The thread takes part in no collective, so it may run beside the main thread. It is a daemon: a
+    program that fails meanwhile waits for it no longer than CANCEL_SECONDS.
     """
 
     def __init__(self, version: int) -> None:
@@ -42,12 +45,12 @@ class Generation:
         seeds: Sequence[int],
         beside: bool,
     ) -> Generation:
-        """In a thread `beside` the caller, or here, which has ended when this returns."""
+        """Return a generation in a thread `beside` the caller, or one that has already ended."""
         self = cls(sampler.policy.version)
         if not beside:
             self._run(sampler, prompts, params, seeds, None)
             return self
-        # a thread's current device is its own
+        # the current CUDA device is per thread: the new one must set it
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._thread = threading.Thread(
             target=self._run, args=(sampler, prompts, params, seeds, device), daemon=True
@@ -57,7 +60,7 @@ class Generation:
 
     @classmethod
     def ended(cls, rollouts: list[Rollout]) -> Generation:
-        """One whose completions a checkpoint held."""
+        """Return a generation that has ended, with completions from a checkpoint."""
         self = cls(rollouts[0].weight_version if rollouts else 0)
         for place, rollout in enumerate(rollouts):
             self._arrive(place, rollout)
@@ -65,25 +68,27 @@ class Generation:
         return self
 
     def arrivals(self) -> Iterator[list[int]]:
-        """The places of those that have finished since the last time, until all have. Raises what
-        the sampler raised."""
-        going_on = True
-        while going_on:
+        """Yield the indices of newly finished completions until all have finished.
+
+        Raises what the sampler raised."""
+        running = True
+        while running:
             places = [self._arrivals.get()]
             with suppress(queue.Empty):
                 while True:
                     places.append(self._arrivals.get_nowait())
-            going_on = None not in places
-            if not going_on and self.error is not None:
+            running = None not in places
+            if not running and self.error is not None:
                 raise self.error
             yield [place for place in places if place is not None]
 
     def wait(self) -> None:
+        """Wait until sampling has ended."""
         if self._thread is not None:
             self._thread.join()
 
     def cancel(self) -> None:
-        """Nobody wants the rest: the sampler stops when the next completion is done."""
+        """Stop the sampler when its next completion is done, and wait for that."""
         self._cancelled = True
         if self._thread is not None:
             self._thread.join(timeout=CANCEL_SECONDS)
@@ -101,9 +106,9 @@ class Generation:
         try:
             rollouts = sampler.generate(prompts, params, seeds, self._arrive)
             for place, rollout in enumerate(rollouts):
-                if place not in self.rollouts:  # an engine that has them all at the end
+                if place not in self.rollouts:  # an engine without a callback
                     self._arrive(place, rollout)
-        except BaseException as error:  # whatever it is, the main thread waits for the end
+        except BaseException as error:  # raised by `arrivals`, in the main thread
             self.error = error
         self._end()
 
@@ -125,7 +130,7 @@ class _CancelledError(Exception):
 def generate(
     sampler: Sampler, prompts: Sequence[list[int]], params: SamplingParams, seeds: Sequence[int]
 ) -> list[Rollout]:
-    """One completion per prompt from the policy as it is now. A collective."""
+    """Return one completion per prompt from the policy's current weights. A collective."""
     sampler.update_weights()
     problem, rollouts = None, []
     try:
@@ -137,7 +142,7 @@ def generate(
 
 
 def raise_together(problem: str | None) -> None:
-    """Raise on every rank what one of them met, so that none waits for it for ever."""
+    """Raise EngineError on every rank if one has a problem, so that none waits for it forever."""
     problems = [p for p in distributed.all_gather(problem) if p is not None]
     if problems:
         raise EngineError(problems[0])

@@ -1,4 +1,4 @@
-"""What there is to log about a step's rollouts: sums and counts, under TRL's names."""
+"""Metrics of a step's rollouts, under TRL's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.rollout.sampler import Rollout
 def rollout_metrics(
     rollouts: list[Rollout], scores: list[float | None], groups: list[int]
 ) -> Metrics:
-    """Sums and counts over this rank's rollouts, under TRL's names."""
+    """Return sums and counts over this rank's rollouts; `groups` has the group of each."""
     known = [s for s in scores if s is not None]
     lengths = [len(r.response_ids) for r in rollouts]
     ended = [len(r.response_ids) for r in rollouts if r.finish_reason == "stop"]

@@ -1,4 +1,4 @@
-"""What generates completions, whatever engine it is: the interface and its values."""
+"""The interface of everything that generates completions, and the types it uses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol
 
 
 class EngineError(ValueError):
-    """The engine that generates failed: the weights and the last finished step are unharmed."""
+    """The inference engine failed; the weights and the last finished step are not affected."""
 
     def __init__(self, message: str, refusal: str | None = None) -> None:
-        """`refusal`: what the server wrote if it understood and said no (4xx)."""
+        """Take as `refusal` the body of a server's answer of status 4xx."""
         super().__init__(message)
         self.refusal = refusal
 
@@ -21,7 +21,7 @@ class SamplingParams:
     """How completions are drawn."""
 
     max_new_tokens: int
-    """Longest completion, the stop token included."""
+    """Maximum completion length in tokens, including the stop token."""
     stop_token_ids: tuple[int, ...]
     temperature: float = 1.0
     """0 is greedy."""
@@ -36,7 +36,7 @@ class Rollout:
     """A completion as it was sampled."""
 
     prompt_ids: list[int]
-    response_ids: list[int]  # with the stop token, if one was sampled
+    response_ids: list[int]  # including the stop token, if one was sampled
     logprobs: list[float]  # of the distribution each token was drawn from
     finish_reason: Literal["stop", "length"]
     weight_version: int
@@ -47,14 +47,13 @@ Finished = Callable[[int, Rollout], None]
 
 
 class Sampler(Protocol):
-    """The seam between training and whatever generates."""
+    """The interface between training and the engine that generates."""
 
     policy: Any
-    """Whose weights it samples from, as they were at the last update_weights."""
+    """The policy to sample from, with the weights that it had at the last update_weights."""
 
     def update_weights(self) -> None:
-        """Take over the policy's weights as they are. A collective: all ranks call it at the same
-        point."""
+        """Take over the policy's current weights. A collective: all ranks call it together."""
         ...
 
     def generate(
@@ -66,7 +65,7 @@ class Sampler(Protocol):
     ) -> list[Rollout]:
         """Return one completion per prompt, in their order.
 
-        Row i draws its noise from seeds[i] alone, so it does not depend on the other rows, the
-        batch or the rank. Takes part in no collective.
+        Completion i draws its noise from seeds[i] alone, so it does not depend on the other
+        prompts, the batch or the rank. Takes part in no collective.
         """
         ...

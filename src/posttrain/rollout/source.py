@@ -1,4 +1,4 @@
-"""Prompts in, scored rollouts out: the online side of the Source seam."""
+"""The source of online methods: prompts in, scored rollouts out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posttrain.rollout.generation import Generation, raise_together
 from posttrain.rollout.metrics import rollout_metrics
 from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
 
-ATTEMPT = 2**50  # far from every place of a step
+ATTEMPT = 2**50  # more than any place in a step, so that attempts share no seed
 
 
 @dataclass
@@ -51,12 +51,13 @@ class Pending:
 
 
 class RolloutSource:
-    """Samples a group of completions for each prompt of a step and scores those that are done
-    while the rest is sampled; with `one_step_off` the next step's are sampled as well meanwhile.
+    """Source that samples a group of completions for each prompt of a step and scores them.
 
-    Every completion draws its noise from (seed, step, place in the step, attempt) alone, so the
-    same completions come out for any number of ranks and after any resume. (One step off, a
-    generation that failed is made again from the newest weights.)
+    Finished groups are scored while the rest is sampled; with `one_step_off` the next step's
+    completions are sampled while this step trains. A completion's noise depends only on (seed,
+    step, place in the step, attempt), so the same completions come out for any number of ranks and
+    after any resume. (With `one_step_off`, a generation that failed is sampled again from the
+    newest weights.)
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RolloutSource:
         record: Callable[[dict[str, Any]], None],
         beside: bool,
     ) -> None:
-        """`beside`: sample while scoring, which is of no use where both need the same processor."""
+        """Set `beside` to sample while scoring, unless both need the same processor."""
         self.prompts, self.renderer, self.sampler = prompts, renderer, sampler
         self.reward, self.config, self.num_steps = reward, config, num_steps
         self.params = SamplingParams(
@@ -87,6 +88,7 @@ class RolloutSource:
         self.ahead: Pending | None = None  # the completions of the next step
 
     def next_batch(self) -> tuple[Batch, Metrics]:
+        """Return the step's scored rollouts and their metrics. A collective."""
         step, used = self.step + 1, self.num_substitutes
         times = {"time/generate": 0.0, "time/score": 0.0}
         begun = time.perf_counter()
@@ -95,11 +97,11 @@ class RolloutSource:
         self._finish(pending, begun, times)
         for attempt in range(1, self.config.max_resamples + 1):
             flat = [group.place for group in groups.values() if group.is_flat()]
-            # all ranks agree on who gets which prompt, whatever their number
-            everywhere = sorted(place for rank in distributed.all_gather(flat) for place in rank)
-            if not everywhere:
+            # substitutes go by place over all ranks, so that they do not depend on their number
+            all_flat = sorted(place for rank in distributed.all_gather(flat) for place in rank)
+            if not all_flat:
                 break
-            for place in everywhere:
+            for place in all_flat:
                 if place in groups:
                     index = self.substitutes.indices(used)[0]
                     groups[place] = Group(place, self.prompts[index])
@@ -109,7 +111,7 @@ class RolloutSource:
             self._finish(pending, begun, times)
         if self.config.one_step_off and step < self.num_steps:
             self.ahead = self._start(self._groups(step + 1), step + 1, 0, ahead=True)
-        # not before: after a failed generation the step is still to be done
+        # only now: after a failed generation the step is still to be done
         self.step, self.num_substitutes = step, used
         done = list(groups.values())
         self._record(done)
@@ -135,22 +137,23 @@ class RolloutSource:
         return pack(sequences), metrics
 
     def settle(self) -> None:
-        """Wait for what is being sampled: the sampler is free afterwards."""
+        """Wait until nothing is being sampled, so that the sampler is free."""
         if self.ahead is not None:
             self.ahead.generation.wait()
 
     def close(self) -> None:
+        """Cancel what is being sampled."""
         if self.ahead is not None:
             self.ahead.generation.cancel()
 
     def _groups(self, step: int) -> list[Group]:
-        """This rank's share of a step's prompts."""
+        """Return groups, without completions yet, for this rank's share of a step's prompts."""
         places = list(enumerate(self.order.indices(step - 1)))
-        own = places[distributed.rank() :: distributed.num_ranks()]
-        return [Group(place, self.prompts[index]) for place, index in own]
+        local = places[distributed.rank() :: distributed.num_ranks()]
+        return [Group(place, self.prompts[index]) for place, index in local]
 
     def _start(self, groups: list[Group], step: int, attempt: int, ahead: bool = False) -> Pending:
-        """A collective: the sampler takes over the policy's weights."""
+        """Start sampling from the policy's current weights. A collective."""
         self.sampler.update_weights()
         size = self.config.group_size
         members = [(group, k) for group in groups for k in range(size)]
@@ -160,7 +163,7 @@ class RolloutSource:
         return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds, beside))
 
     def _finish(self, pending: Pending, begun: float, times: dict[str, float]) -> None:
-        """Score the groups as they become whole. A collective."""
+        """Score each group when all its completions are done. A collective."""
         groups, generation, size = pending.groups, pending.generation, self.config.group_size
         missing = [size] * len(groups)
         problem = None
@@ -168,11 +171,11 @@ class RolloutSource:
             for places in generation.arrivals():
                 for place in places:
                     missing[place // size] -= 1
-                whole = sorted({place // size for place in places if missing[place // size] == 0})
-                for i in whole:
+                done = sorted({place // size for place in places if missing[place // size] == 0})
+                for i in done:
                     members = range(i * size, (i + 1) * size)
                     groups[i].rollouts = [generation.rollouts[place] for place in members]
-                self._score([groups[i] for i in whole])
+                self._score([groups[i] for i in done])
             self._check_versions(generation)
         except EngineError as error:
             problem = str(error)
@@ -182,7 +185,7 @@ class RolloutSource:
         raise_together(problem)
         now = time.perf_counter()
         assert generation.ended_at is not None
-        # of a score that was made beside the sampling nothing shows
+        # scoring that overlaps with sampling counts as generation
         generated = max(0.0, generation.ended_at - begun)
         times["time/generate"] += generated
         times["time/score"] += now - begun - generated
@@ -203,7 +206,7 @@ class RolloutSource:
             if rollout.weight_version != generation.version:
                 raise EngineError(
                     f"the completions come from the weights of version {rollout.weight_version}, "
-                    f"the policy had version {generation.version}: they were not delivered"
+                    f"but the policy had version {generation.version}: they were not delivered"
                 )
 
     def _record(self, groups: list[Group]) -> None:
@@ -224,12 +227,14 @@ class RolloutSource:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """A collective: what has been sampled ahead on every rank is part of the state, since the
-        weights that it comes from are gone."""
+        """Return the state, with what every rank has sampled ahead. A collective.
+
+        It cannot be sampled again after a resume, since the weights that it comes from are gone."""
         names = ("step", "num_substitutes")
         return {name: getattr(self, name) for name in names} | {"ahead": self._sampled_ahead()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; the number of ranks may be another."""
         self.step, self.num_substitutes = state["step"], state["num_substitutes"]
         if state["ahead"] is not None:
             groups = self._groups(self.step + 1)
@@ -239,7 +244,7 @@ class RolloutSource:
             self.ahead = Pending(groups, Generation.ended(rollouts))
 
     def _sampled_ahead(self) -> dict[str, list[dict[str, Any]]] | None:
-        """Place of each prompt -> its rollouts; None where there are none, or sampling failed."""
+        """Return the rollouts by place of the prompt; None if there are none or sampling failed."""
         self.settle()
         mine: dict[str, list[dict[str, Any]]] | None = None
         if self.ahead is not None and self.ahead.generation.error is None:
@@ -259,6 +264,7 @@ def _without_prompt(rollout: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_sequence(rollout: Rollout, value: float | None, group: int, max_new_tokens: int) -> Sequence:
+    """Return a rollout with its reward and its prompt's place, to be packed; NaN if unscored."""
     prompt, response = rollout.prompt_ids, rollout.response_ids
     ids = torch.tensor(prompt + response)
     logprobs = torch.tensor([0.0] * len(prompt) + rollout.logprobs)

@@ -1,4 +1,4 @@
-"""What `import posttrain` offers: the commands as functions."""
+"""The functions of `import posttrain`: the commands, from Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 def load_config(source: Source, /, **overrides: Any) -> Config:
     """Return the config of a recipe file or a nested dict.
 
-    An override is a section's keys, `trainer={"max_steps": 10}`, or one dotted key,
+    An override gives keys of a section, `trainer={"max_steps": 10}`, or one dotted key,
     `**{"trainer.max_steps": 10}`. Raises ValueError with one line that says what to fix.
     """
     if isinstance(source, Mapping):
@@ -39,7 +39,7 @@ def load_config(source: Source, /, **overrides: Any) -> Config:
 
 
 def train(config: Config | Source, /, run_dir: str | Path | None = None, **overrides: Any) -> Run:
-    """Train, and return the finished run.
+    """Train and return the finished run.
 
     `config` is a Config, a recipe file or a nested dict; overrides are as in `load_config`. Under
     torchrun every rank calls it. Raises ValueError with one line for whatever is wrong with the
@@ -48,7 +48,9 @@ def train(config: Config | Source, /, run_dir: str | Path | None = None, **overr
     if not isinstance(config, Config):
         config = load_config(config, **overrides)
     elif overrides:
-        raise ValueError("overrides change a recipe or a dict: use config.model_copy for a Config")
+        raise ValueError(
+            "overrides apply to a recipe or a dict: use config.model_copy for a Config"
+        )
     return Run(run_training(config, None if run_dir is None else Path(run_dir)))
 
 
@@ -81,6 +83,7 @@ def evaluate(
 
 
 def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree with the changes, section by section."""
     whole = dict(tree)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(whole.get(key), dict)
@@ -89,7 +92,7 @@ def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    """The same tree, none of whose dicts and lists is the caller's."""
+    """Return a deep copy with plain dicts and lists, and paths as text."""
     if isinstance(value, Mapping):
         return {key: _copy(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`posttrain classify`: the labels that a trained classifier gives to texts."""
+"""`posttrain classify`: the labels that a trained classifier assigns to texts."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ SCORES = ("accuracy", "f1_macro", "f1_micro")
 def classify(
     model: str, texts: list[str], file: Path | None = None, output: Path | None = None
 ) -> Iterator[str]:
-    """Lines to print: for each text its labels, then all with their probabilities; of a file with
-    labels also the scores. Texts are rendered as in training, where they were the whole prompt."""
+    """Yield lines to print: the labels of each text, with the probabilities of all labels.
+
+    If the rows of `file` have labels, the last line holds the scores. Texts are rendered as prompts
+    were in training, but not put into its data.prompt_template. `output` gets a row a line (JSON).
+    """
     if bool(texts) == (file is not None):
-        raise SettingError("file", "give either this or texts")
+        raise SettingError("file", "give either a file or texts")
     source = "the command line" if file is None else str(file)
     rows = [{"text": text} for text in texts] if file is None else read_path(str(file), "test")
     if not rows:
@@ -50,31 +53,33 @@ def classify(
     if record is None and not Path(name).exists():
         raise ValueError(f"the folder {name} does not exist")
     if record is None:
-        raise ValueError(f"{model} is no classifier: train one with trainer.type: classification")
+        raise ValueError(
+            f"{model} is not a classifier: train one with trainer.type: classification"
+        )
     config = ClassificationConfig(labels=record["labels"], multi_label=record["multi_label"])
-    wanted = known_labels(rows, config, source)
-    found = probabilities(name, record, rows, source)
-    said = labels_said(found, config)
-    for labels, row in zip(said, found.tolist()):
-        shown = sorted(zip(row, config.names), reverse=True)
-        yield f"{', '.join(labels) or 'none'}  ({', '.join(f'{x} {p:.3f}' for p, x in shown)})"
+    gold = known_labels(rows, config, source)
+    probs = probabilities(name, record, rows, source)
+    predicted = labels_said(probs, config)
+    for labels, row in zip(predicted, probs.tolist()):
+        ranked = sorted(zip(row, config.names), reverse=True)
+        yield f"{', '.join(labels) or 'none'}  ({', '.join(f'{x} {p:.3f}' for p, x in ranked)})"
     template = trained_with(name)[2]
     if file is not None and template is not None:
         yield (
-            f"note: trained with data.prompt_template {template!r}, which rows here are not put "
-            "into: they must hold the whole prompt"
+            f"note: the model was trained with data.prompt_template {template!r}, which is not "
+            "applied here: rows must hold the whole prompt"
         )
-    if wanted is not None:
-        metrics = scores(wanted, said, config)
+    if gold is not None:
+        metrics = scores(gold, predicted, config)
         yield f"rows {len(rows)}  " + "  ".join(f"{name} {metrics[name]:.4f}" for name in SCORES)
     if output is not None:
-        predicted = said if config.multi_label else [labels[0] for labels in said]
-        by_label = [dict(zip(config.names, each)) for each in found.tolist()]
+        columns = predicted if config.multi_label else [labels[0] for labels in predicted]
+        by_label = [dict(zip(config.names, row)) for row in probs.tolist()]
         write_json_lines(
             output,
             (
-                {**row, "predicted": labels, "probabilities": each}
-                for row, labels, each in zip(rows, predicted, by_label)
+                {**row, "predicted": labels, "probabilities": named}
+                for row, labels, named in zip(rows, columns, by_label)
             ),
         )
 
@@ -82,7 +87,7 @@ def classify(
 def known_labels(
     rows: list[Row], config: ClassificationConfig, source: str
 ) -> list[list[str]] | None:
-    """Those of the rows; None where the first row has none."""
+    """Return the labels of each row; None if the first row has no label."""
     if "label" not in rows[0]:
         return None
     labels = []
@@ -97,8 +102,10 @@ def known_labels(
 
 @torch.inference_mode()
 def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: str) -> Tensor:
-    """[N, K] for the rows and labels. Raises ValueError naming a row that is malformed or longer
-    than the model takes."""
+    """Return the probabilities of the labels for each row, [N, K].
+
+    Raises ValueError naming a row that is malformed or longer than the model takes.
+    """
     import transformers
 
     template, system_prompt, _ = trained_with(name)
@@ -112,11 +119,13 @@ def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: st
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if len(ids) > longest:
-            raise ValueError(f"{where}: {len(ids)} tokens, more than the model's {longest}: cut it")
+            raise ValueError(
+                f"{where}: {len(ids)} tokens, more than the model's {longest}: shorten it"
+            )
         tokens = torch.tensor(ids)
         sequences.append(Sequence(tokens, torch.zeros(len(ids), dtype=torch.bool)))
     device = choose_device("auto")
-    transformers.logging.set_verbosity_error()  # it would report the head as unexpected
+    transformers.logging.set_verbosity_error()  # it would warn of the head as unexpected weights
     policy = load_policy(
         ModelConfig(name=name), name, device, seed=0, scores="tokens" not in record
     )
@@ -127,32 +136,32 @@ def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: st
     policy.eval()
     logits = []
     for part in pack(sequences).split(MICRO_BATCH_TOKENS):
-        found = forward(policy, part.to(device), head=True).logits
-        assert found is not None
-        logits.append(found.float().cpu())
+        part_logits = forward(policy, part.to(device), head=True).logits
+        assert part_logits is not None
+        logits.append(part_logits.float().cpu())
     joined = torch.cat(logits)
     return joined.sigmoid() if record["multi_label"] else joined.softmax(-1)
 
 
-def labels_said(found: Tensor, config: ClassificationConfig) -> list[list[str]]:
-    """The most probable label, or with several all above 1/2."""
+def labels_said(probs: Tensor, config: ClassificationConfig) -> list[list[str]]:
+    """Return each row's most probable label, or with multi_label all above 1/2."""
     if config.multi_label:
-        return [[x for x, p in zip(config.names, row) if p > 0.5] for row in found.tolist()]
-    return [[config.names[k]] for k in found.argmax(1).tolist()]
+        return [[x for x, p in zip(config.names, row) if p > 0.5] for row in probs.tolist()]
+    return [[config.names[k]] for k in probs.argmax(1).tolist()]
 
 
 def scores(
-    wanted: list[list[str]], said: list[list[str]], config: ClassificationConfig
+    gold: list[list[str]], predicted: list[list[str]], config: ClassificationConfig
 ) -> dict[str, float]:
-    """The metrics of an evaluation in training."""
+    """Return the metrics that evaluation during training reports, for these labels."""
 
     def numbers(labels: list[list[str]]) -> Tensor:
         if config.multi_label:
             return torch.tensor([[int(name in row) for name in config.names] for row in labels])
         return torch.tensor([config.names.index(row[0]) for row in labels])
 
-    cells = confusion(numbers(wanted), numbers(said), config)
-    metrics = {name: float(cell) / len(wanted) for name, cell in cells.items()}
-    right = sum(set(a) == set(b) for a, b in zip(wanted, said))
+    cells = confusion(numbers(gold), numbers(predicted), config)
+    metrics = {name: float(cell) / len(gold) for name, cell in cells.items()}
+    num_correct = sum(set(a) == set(b) for a, b in zip(gold, predicted))
     add_scores(metrics, config)
-    return metrics | {"accuracy": right / len(wanted)}
+    return metrics | {"accuracy": num_correct / len(gold)}

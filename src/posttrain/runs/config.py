@@ -1,7 +1,8 @@
-"""One YAML file is one run: the schema that composes the sections, and its reading and writing.
+"""The schema of a recipe, which composes the sections, and how recipes are read and written.
 
-The sections lie beside what reads them. No includes, no interpolation, no dotted class paths. The
-resolved config is saved in the run directory and can itself be run.
+One YAML file is one run: no includes, no interpolation, no dotted class paths. Each section is
+declared beside the code that reads it. The resolved config is saved in the run directory and can
+itself be run.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from posttrain.training.config import DistributedConfig
 
 
 class Config(StrictConfig):
-    """One run."""
+    """The config of one run."""
 
     model: ModelConfig
-    """The model that is trained, and where it starts."""
+    """The model to train, and the weights it starts from."""
     data: Annotated[Mixture, AlsoCalled(datasets="data (a list makes a mixture)")]
-    """Where rows come from: one section, or a list of them to mix."""
+    """The training rows: one section, or a list of sections to mix."""
     length: LengthConfig = LengthConfig()
-    """How long a sequence may be, and what becomes of a longer one."""
+    """Maximum length of a sequence, and what happens to a longer one."""
     trainer: TrainerSection
-    """The method by its `type`, with that method's keys."""
+    """The training method, chosen by `type`, and its keys."""
     rollout: RolloutConfig | None = None
-    """How completions are sampled, for the online methods."""
+    """How online methods sample completions."""
     reward: Annotated[RewardSection | None, AlsoCalled(reward_funcs="reward.type")] = None
-    """What scores completions, by its `type`, with that reward's keys."""
+    """The function that scores completions, chosen by `type`, and its keys."""
     reference: ReferenceConfig | None = None
-    """The reference policy, if it is not the policy as it was at the start of the run."""
+    """The reference policy, if it is not the policy at the start of the run."""
     eval: EvalConfig | None = None
     """Evaluation during training."""
     distributed: DistributedConfig = DistributedConfig()
@@ -52,26 +53,28 @@ class Config(StrictConfig):
 
     @property
     def algorithm(self) -> Algorithm:
+        """The algorithm that `trainer.type` names."""
         return algorithm_named(self.trainer.type)
 
     @property
     def mixture(self) -> list[DataConfig]:
+        """The sections of `data`, one or several."""
         return sections(self.data)
 
     @field_validator("data")
     @classmethod
-    def _some_data(cls, data: Any) -> Any:
+    def _not_empty(cls, data: Any) -> Any:
         if data == []:
-            raise ValueError("the mixture is empty")
+            raise ValueError("data: the mixture is empty; list at least one section")
         return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        """A section or key that this method would not read is an error."""
+        """Raise ValueError for keys that contradict each other or that the run would not read."""
         trainer, method = self.trainer, self.trainer.type
         if (trainer.num_epochs is None) == (trainer.max_steps is None):
             raise ValueError(
-                "give either trainer.num_epochs or trainer.max_steps; the other is null"
+                "set either trainer.num_epochs or trainer.max_steps; the other must be null"
             )
         if self.algorithm.online:
             if self.reward is None:
@@ -81,33 +84,36 @@ class Config(StrictConfig):
             if self.rollout.group_size == 1 and trainer.compares_completions:
                 raise ValueError(
                     f"{method} compares the completions of a prompt: rollout.group_size must be 2 "
-                    "or more, or the trainer's baseline and scale_rewards none"
+                    "or more, or trainer.baseline and trainer.scale_rewards none"
                 )
             if self.rollout.one_step_off and not trainer.corrects_for_sampler:
                 raise ValueError(
-                    "rollout.one_step_off trains on completions of older weights: set "
-                    "trainer.sampler_correction, for example token"
+                    "rollout.one_step_off trains on completions sampled from older weights: set "
+                    "trainer.sampler_correction, for example to token"
                 )
             if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
-                raise ValueError("a prompt can not be truncated: length.on_overlong: error or drop")
+                raise ValueError("length.on_overlong: cannot truncate prompts; use error or drop")
         elif self.rollout is not None:
-            raise ValueError(f"{method} samples nothing: remove the rollout section")
-        at_once = None if self.eval is None else self.eval.max_num_seqs
-        if self.rollout is not None and at_once is not None:
-            raise ValueError(f"eval.max_num_seqs: for {method} it is rollout.max_num_seqs")
+            raise ValueError(f"{method} samples no completions: remove the rollout section")
+        max_num_seqs = None if self.eval is None else self.eval.max_num_seqs
+        if self.rollout is not None and max_num_seqs is not None:
+            raise ValueError(f"eval.max_num_seqs: {method} uses rollout.max_num_seqs; remove it")
         generates = self.eval is not None and (self.eval.generate or self.algorithm.online)
         if self.reward is not None and not self.algorithm.online and not generates:
-            raise ValueError(f"{method} uses a reward with eval.generate: true only")
+            raise ValueError(f"{method} uses a reward only with eval.generate: true")
         if generates and self.reward is None:
             raise ValueError("eval.generate needs a reward section")
         if self.reference is not None:
-            in_advance = trainer.precomputes_reference
-            if not (trainer.needs_reference or in_advance):
-                raise ValueError(f"{method} has no reference here: remove the reference section")
-            if in_advance and self.reference.sync_steps is not None:
-                raise ValueError("reference.sync_steps: precompute_reference holds it still")
+            precomputed = trainer.precomputes_reference
+            if not (trainer.needs_reference or precomputed):
+                raise ValueError(f"{method} uses no reference here: remove the reference section")
+            if precomputed and self.reference.sync_steps is not None:
+                raise ValueError(
+                    "reference.sync_steps: trainer.precompute_reference keeps the reference fixed; "
+                    "remove one of them"
+                )
         if self.length.on_overlong == "split" and self.algorithm.rows != "text":
-            raise ValueError("length.on_overlong: split is for texts (trainer.type: pretrain)")
+            raise ValueError("length.on_overlong: split is only for texts (trainer.type: pretrain)")
         if trainer.eval_steps is not None and self.eval is None:
             raise ValueError("trainer.eval_steps needs an eval section")
         if self.eval is not None and trainer.eval_steps is None:
@@ -120,7 +126,7 @@ class Config(StrictConfig):
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: list[str] | None = None
 ) -> Config:
-    """Return the config of a YAML file or a nested dict, with `section.key=value` overrides.
+    """Return the config in a YAML file or a nested dict, with `section.key=value` overrides.
 
     Raises ValueError with one line that says what to fix.
     """
@@ -142,7 +148,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def dump(config: BaseModel) -> dict[str, Any]:
-    """The resolved tree: what was given and every default that applies."""
+    """Return the resolved tree: the keys that were set and every default that applies."""
     tree = config.model_dump(mode="json")
     _drop_default_nones(config, tree)
     if not tree.get("model", {}).get("use_lora", True):
@@ -154,7 +160,7 @@ def dump(config: BaseModel) -> dict[str, Any]:
 
 
 def _drop_default_nones(model: BaseModel, tree: dict[str, Any]) -> None:
-    """None is left out where it is the default; elsewhere it is a choice (max_grad_norm: null)."""
+    """Remove keys that are None by default; any other None is a choice (max_grad_norm: null)."""
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if value is None and info.default is None:

@@ -1,4 +1,4 @@
-"""A config's data sections to what a run trains on: tokenizer, renderer, examples, prompts."""
+"""From the data sections to what a run trains on: tokenizer, renderer, examples, prompts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Data:
     tables: list[LengthTable] = field(default_factory=list)
 
     def hash(self) -> str:
-        """Return a hash of all that is trained on."""
+        """Return a hash of everything that is trained on."""
         digest = hashlib.sha256()
         for sequence in sequences_of(self.examples):
             digest.update(sequence.input_ids.numpy().tobytes())
@@ -63,7 +63,7 @@ class Data:
 
 
 def build_tokenizer(config: Config, mixture: Parts) -> tuple[Any, str | None]:
-    """Return the tokenizer and the resolved model name, None for random weights."""
+    """Return the tokenizer and the resolved model name; the name is None for random weights."""
     if config.model.scratch is not None:
         scratch = config.model.scratch
         texts = [text for _, rows in mixture for row in rows for text in texts_of(row)]
@@ -79,18 +79,26 @@ def start_model(config: Config) -> str | None:
 
 
 TEXT_COLUMNS = (
-    "text", "prompt", "completion", "messages", "chosen", "rejected", "conversations",
-    "instruction", "input", "completions",
-)  # fmt: skip
+    "text",
+    "prompt",
+    "completion",
+    "messages",
+    "chosen",
+    "rejected",
+    "conversations",
+    "instruction",
+    "input",
+    "completions",
+)
 
 
 def texts_of(row: Row) -> list[str]:
-    """The texts of a row to train a tokenizer on; malformed ones are the renderer's to report."""
+    """Return a row's texts to train a tokenizer on; the renderer reports malformed ones."""
     return [text for column in TEXT_COLUMNS for text in texts_in(row.get(column))]
 
 
 def texts_in(value: Any) -> list[str]:
-    """Of a text, a message, or a list of either."""
+    """Return the texts in a text, a message, or a list of either."""
     if isinstance(value, list):
         return [text for part in value for text in texts_in(part)]
     if isinstance(value, dict):
@@ -99,31 +107,29 @@ def texts_in(value: Any) -> list[str]:
 
 
 def length_limit(config: Config, name: str | None) -> int:
-    """length.max_length, or what the model can take; never more than that."""
+    """Return the maximum tokens of a row or prompt; a rollout leaves room for its completion."""
     if name is None:
         assert config.model.scratch is not None
         most = config.model.scratch.max_length
     else:
         most = max_positions(name)
-    wanted = config.length.max_length or most
-    if wanted > most:
-        raise ValueError(
-            f"length.max_length is {wanted}, but the model takes {most} tokens at most"
-        )
+    limit = config.length.max_length or most
+    if limit > most:
+        raise ValueError(f"length.max_length is {limit}, but the model takes at most {most} tokens")
     if config.rollout is not None:
-        wanted = min(wanted, most - config.rollout.max_new_tokens)
-        if wanted < 1:
+        limit = min(limit, most - config.rollout.max_new_tokens)
+        if limit < 1:
             raise ValueError(
                 f"rollout.max_new_tokens={config.rollout.max_new_tokens} leaves no room for a "
-                f"prompt: the model takes {most} tokens at most"
+                f"prompt: the model takes at most {most} tokens"
             )
-    return wanted
+    return limit
 
 
 def check_mixture(config: Config, mixture: Parts) -> Config:
-    """Check the rows as far as that needs no tokenizer, which takes seconds to load.
+    """Check the rows as far as possible without a tokenizer, which takes seconds to load.
 
-    Returns the config of a classification with its labels and their weights; any other as it is.
+    Returns the config of a classification with its labels and their weights; any other unchanged.
     """
     kind = kind_of(config)
     for section, rows in mixture:
@@ -143,12 +149,13 @@ def kind_of(config: Config) -> Kind:
 
 
 def kind_named(name: str) -> Kind:
-    """Return the entry of KINDS."""
-    found: Kind = look_up(KINDS, name, f"no kind of row {name!r}")
-    return found
+    """Return the entry of KINDS by its name."""
+    kind: Kind = look_up(KINDS, name, f"no kind of row {name!r}")
+    return kind
 
 
 def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer:
+    """Return the renderer that all parts of the mixture share."""
     sections = {(s.template, s.system_prompt) for s in config.mixture}
     if len(sections) > 1:
         raise ValueError("all parts of a mixture need the same template and system_prompt")
@@ -159,8 +166,10 @@ def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer
 def prepare_data(
     config: Config, mixture: Parts, eval_rows: list[Row], renderer: Renderer, limit: int
 ) -> Data:
-    """Return the rendered rows of the mixture and of the evaluation, with a table of what became of
-    them. Raises ValueError naming the section and row of one that is not as it should be."""
+    """Return the rendered rows of the mixture and of the evaluation, with their length tables.
+
+    Raises ValueError naming the section and row of one that is malformed.
+    """
     on_overlong, method, kind = config.length.on_overlong, config.algorithm, kind_of(config)
     data = Data()
 
@@ -190,12 +199,11 @@ def prepare_data(
 
 
 def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
-    """Return the rows to train on and those of the evaluation.
+    """Return the rows to train on and the rows to evaluate on.
 
-    The latter are held out of the former if `eval.split` is a share; else they are the rows of
-    `eval.data`, or of the split `eval.split` of the training data's own source. There are none
-    without an eval section, or if it has tasks alone. Of several sections each has its share of
-    `eval.max_samples`.
+    The latter are held out of the former if `eval.split` is a share. Otherwise they come from
+    `eval.data`, or from the split `eval.split` of the training data's own source. There are none
+    without an eval section, or if it has only tasks. Several sections share `eval.max_samples`.
     """
     if config.eval is None:
         return mixture, []
@@ -230,7 +238,7 @@ def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
 
 
 def shares(parts: list[list[Row]], most: int | None) -> list[Row]:
-    """Return rows of each part, so many that together they are `most`."""
+    """Return `most` rows in all, drawn from the parts in proportion to their sizes."""
     total = sum(map(len, parts))
     most = min(most or total, total)
     ends = [round(most * sum(map(len, parts[:i])) / total) for i in range(len(parts) + 1)]
@@ -240,7 +248,7 @@ def shares(parts: list[list[Row]], most: int | None) -> list[Row]:
 
 
 def eval_sections(config: Config) -> list[DataConfig]:
-    """Return the sections that the evaluation's rows come from."""
+    """Return the sections that the evaluation rows come from."""
     assert config.eval is not None
     if config.eval.data is None:
         split = config.eval.split or "test"
@@ -249,7 +257,7 @@ def eval_sections(config: Config) -> list[DataConfig]:
 
 
 def eval_label(config: Config) -> str:
-    """Return what messages call the evaluation's rows."""
+    """Return what messages call the evaluation rows."""
     assert config.eval is not None
     if config.eval.held_out is not None:
         return "eval.split"
@@ -257,43 +265,44 @@ def eval_label(config: Config) -> str:
 
 
 def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
-    """Raise ValueError if an evaluation reads the very file that is trained on."""
+    """Raise ValueError if the evaluation reads the file that is trained on."""
     file = _one_file(section)
     trained = [s.split for s in mixture if _one_file(s) == file]
     if file is not None and trained and section.split not in trained:
         raise ValueError(
-            f"eval: {section.path} is the file that is trained on: set eval.split to hold a share "
-            "of its rows out, give eval.data.path another file, or data.path a folder with "
-            "train.* and test.*"
+            f"eval: {section.path} is the file that is trained on: set eval.split to hold out a "
+            "share of its rows, set eval.data.path to another file, or set data.path to a folder "
+            "with train.* and test.*"
         )
 
 
 def other_prompts(config: Config) -> list[str]:
-    """Return notes if the evaluation asks otherwise than the training rows do."""
+    """Return a note if the evaluation uses prompt templates that the training rows do not."""
     trained = {section.prompt_template for section in config.mixture}
     if config.eval is None:
         return []
-    own = config.eval.has_rows and config.eval.held_out is None
-    asked: dict[str, str | None] = {
-        s.label: s.prompt_template for s in (eval_sections(config) if own else ())
+    separate = config.eval.has_rows and config.eval.held_out is None
+    evaluated: dict[str, str | None] = {
+        s.label: s.prompt_template for s in (eval_sections(config) if separate else ())
     }
-    asked |= dict.fromkeys(config.eval.tasks, None)
-    names = [name for name, template in asked.items() if template not in trained]
+    evaluated |= dict.fromkeys(config.eval.tasks, None)
+    names = [name for name, template in evaluated.items() if template not in trained]
     if not names:
         return []
     return [
-        f"note: {', '.join(names)}: asked with another prompt template than is trained with "
+        f"note: {', '.join(names)}: evaluated with another prompt template than the training rows "
         f"({', '.join(sorted(t or 'none' for t in trained))})"
     ]
 
 
 def _one_file(section: DataConfig) -> Path | None:
-    """Return the file whose rows a section has in every split."""
+    """Return the file that a section reads whatever its split; None for anything else."""
     path = None if section.name or section.path is None else Path(section.path).resolve()
     return path if path is not None and path.is_file() else None
 
 
 def table_lines(tables: list[LengthTable]) -> list[str]:
+    """Return the length tables as lines to print."""
     lines = [
         f"{'data':<32}{'rows':>9}{'kept':>9}{'dropped':>9}{'cut':>7}{'p50':>7}{'p95':>7}{'max':>8}"
         f"{'trained tokens':>16}"

@@ -1,4 +1,4 @@
-"""What this machine offers a run, found out and not assumed: `posttrain doctor`."""
+"""`posttrain doctor`: what this machine offers to a run, measured rather than assumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posttrain.sandbox.pool import close
 LIBRARIES = ("transformers", "tokenizers", "safetensors", "peft", "pyarrow", "numpy", "pydantic")
 EXTRAS: dict[str, tuple[str, str]] = {
     "datasets": ("hub", "data sets from the hub"),
-    "vllm": ("vllm", "rollouts by vLLM in this process"),
+    "vllm": ("vllm", "rollouts with vLLM in this process"),
     "lm_eval": ("lm-eval", "lm-evaluation-harness on a checkpoint"),
     "sacrebleu": ("metrics", "BLEU and chrF"),
     "rouge_score": ("metrics", "ROUGE"),
@@ -37,11 +37,11 @@ HUB_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """One line of the output."""
 
     name: str
     state: Literal["ok", "note", "missing"]
-    """note: works, but differs from what one might expect; missing: does not work here."""
+    """note: it works, but not as one might expect; missing: it does not work here."""
     text: str
 
 
@@ -71,9 +71,9 @@ def _python() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
-        text = "none that torch can use"
+        text = "torch finds none"
         if torch.version.cuda is None and torch.version.hip is None:
-            text += ": this is torch's CPU build"
+            text += ": this is its CPU build"
         yield Finding("gpu", "note", text)
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
@@ -82,15 +82,15 @@ def _devices() -> Iterator[Finding]:
         yield Finding(f"gpu {i}", "ok", f"{name}, compute {major[0]}.{major[1]}, {memory}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
-    why = "multiplied natively" if dtype == "bfloat16" else "no native bfloat16 products"
-    yield Finding("model.dtype auto", "ok", f"{dtype} on {device.type}: {why}")
+    native = "native" if dtype == "bfloat16" else "no native"
+    yield Finding("model.dtype auto", "ok", f"{dtype} on {device.type}: {native} bfloat16 products")
 
 
 def _processor() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     variable = os.environ.get("OMP_NUM_THREADS")
-    said = f"OMP_NUM_THREADS={variable}" if variable else "OMP_NUM_THREADS is not set"
-    yield Finding("threads", "ok", f"{threads} of {os.cpu_count()} processors ({said})")
+    setting = f"OMP_NUM_THREADS={variable}" if variable else "OMP_NUM_THREADS is not set"
+    yield Finding("threads", "ok", f"{threads} of {os.cpu_count()} processors ({setting})")
     capability = torch.backends.cpu.get_cpu_capability()
     if onednn_available():
         yield Finding("fp32 products", "ok", f"oneDNN, {capability}")
@@ -110,7 +110,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def _sandbox() -> Finding:
-    """The isolation that code_execution would have."""
+    """Return the isolation that the reward code_execution would have."""
     try:
         pool = build(CodeExecution()).pool
     except ValueError as error:
@@ -126,12 +126,12 @@ def _extras() -> Iterator[Finding]:
     distributions = {"lm_eval": "lm-eval", "mauve": "mauve-text"}
     for module, (extra, use) in EXTRAS.items():
         try:
-            found = version(distributions.get(module, module.replace("_", "-")))
+            installed = version(distributions.get(module, module.replace("_", "-")))
         except PackageNotFoundError:
             text = f"{use}: pip install 'posttrain[{extra}]'"
             yield Finding(module.replace("_", "-"), "note", f"not installed; {text}")
         else:
-            yield Finding(module.replace("_", "-"), "ok", f"{found} ({use})")
+            yield Finding(module.replace("_", "-"), "ok", f"{installed} ({use})")
 
 
 def _disk(folder: Path) -> Finding:

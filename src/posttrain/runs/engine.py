@@ -1,4 +1,4 @@
-"""Which engine generates: `native`, `server` or `vllm`; checked before anything is trained."""
+"""The sampler of the rollout engine (`native`, `server`, `vllm`), checked before training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from posttrain.runs.config import Config
 def check_engine(
     config: Config, model: str | None, prompts: list[Prompt], stop_token_ids: tuple[int, ...]
 ) -> None:
-    """Raises ValueError where the engine can not run this model, or its servers are not ready.
+    """Raise ValueError if the engine cannot run this model, or its servers are not ready.
 
     `model` is the resolved model name; None for random weights.
     """
@@ -33,7 +33,7 @@ def check_engine(
         return
     if model is None:
         raise ValueError(
-            f"rollout.engine: {rollout.engine} loads a model by name, model.scratch has none: "
+            f"rollout.engine: {rollout.engine} loads a model by name, and model.scratch has none: "
             "use rollout.engine: native"
         )
     if rollout.engine == "vllm":
@@ -52,12 +52,17 @@ def check_engine(
     params = SamplingParams(rollout.max_new_tokens, stop_token_ids, rollout.temperature)
     for server in build_servers(config, model):
         check_server(
-            server, DIALECTS[rollout.server_type], base_model(model), _room(config, prompts),
-            prompts[0].input_ids, params,
-        )  # fmt: skip
+            server,
+            DIALECTS[rollout.server_type],
+            base_model(model),
+            _longest(config, prompts),
+            prompts[0].input_ids,
+            params,
+        )
 
 
 def build_servers(config: Config, model: str) -> list[Server]:
+    """Return the servers of the rollout section. Raises ValueError if their API key is not set."""
     rollout = config.rollout or RolloutConfig()
     rank = adapter_config(model)["r"] if is_adapter(model) else config.model.lora.r
     start = DIALECTS[rollout.server_type].start
@@ -73,45 +78,58 @@ def build_servers(config: Config, model: str) -> list[Server]:
 
 
 def native_sampler(config: Config, policy: LanguageModel, sharded: bool) -> Sampler:
-    """Of the policy itself, before it is sharded; or of a copy where it is not there to be used."""
+    """Return the native sampler of the policy; call it before the policy is sharded.
+
+    It samples from a copy if the policy will be sharded or trains while the next step is sampled.
+    """
     rollout = config.rollout or RolloutConfig()
-    of_eval = None if config.eval is None else config.eval.max_num_seqs
-    max_num_seqs = of_eval or rollout.max_num_seqs
+    eval_max_num_seqs = None if config.eval is None else config.eval.max_num_seqs
+    max_num_seqs = eval_max_num_seqs or rollout.max_num_seqs
     if not (sharded or rollout.one_step_off):
         return NativeSampler(policy, max_num_seqs)
-    network, policy.value_network = policy.value_network, None  # it samples nothing
-    frozen = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
-    whole = copy.deepcopy(policy, frozen)  # which keeps what is frozen as it is
-    policy.value_network = network
+    value_network, policy.value_network = policy.value_network, None  # sampling does not need it
+    # deepcopy's memo: frozen weights are shared with the copy, unless they are about to be sharded
+    shared = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
+    whole = copy.deepcopy(policy, shared)
+    policy.value_network = value_network
     return CopySampler(policy, whole, max_num_seqs)
 
 
 def build_engine(
     config: Config, policy: LanguageModel, model: str, prompts: list[Prompt], run_dir: Path
 ) -> Sampler:
-    """The sampler of an engine other than `native`, after check_engine."""
+    """Return the sampler of an engine other than `native`, which check_engine has passed."""
     rollout = config.rollout or RolloutConfig()
     folder = run_dir / "adapters"
     if rollout.engine == "vllm":
         return VllmSampler(
-            policy, base_model(model), folder, rollout.max_num_seqs, _room(config, prompts),
-            rollout.gpu_memory_utilization, config.trainer.seed,
-        )  # fmt: skip
+            policy,
+            base_model(model),
+            folder,
+            rollout.max_num_seqs,
+            _longest(config, prompts),
+            rollout.gpu_memory_utilization,
+            config.trainer.seed,
+        )
     if rollout.adapter_dir is not None:
         folder = Path(rollout.adapter_dir) / run_dir.name
     return ServerSampler(
-        policy, build_servers(config, model), DIALECTS[rollout.server_type], folder,
+        policy,
+        build_servers(config, model),
+        DIALECTS[rollout.server_type],
+        folder,
         rollout.max_concurrent_requests,
-    )  # fmt: skip
+    )
 
 
 def close_engine(sampler: Sampler | None) -> None:
+    """Release what an engine other than `native` holds: connections, or vLLM's process."""
     if isinstance(sampler, ServerSampler | VllmSampler):
         sampler.close()
 
 
-def _room(config: Config, prompts: list[Prompt]) -> int:
-    """Tokens of the longest prompt with its completion, in training or in evaluation."""
+def _longest(config: Config, prompts: list[Prompt]) -> int:
+    """Return the tokens of the longest prompt with a completion, in training or in evaluation."""
     assert config.rollout is not None
     new_tokens = config.rollout.max_new_tokens
     if config.eval is not None:

@@ -16,7 +16,7 @@ from posttrain.tracking.tracker import Tracker
 def build_evaluation(
     plan: Plan, sampler: Sampler | None, source: Source, tracker: Tracker
 ) -> Callable[[int], dict[str, float]] | None:
-    """Return what is called after a step, with its number; a collective. None without a section."""
+    """Return a function from step to metrics, a collective; None without an eval section."""
     settings = plan.config.eval
     if settings is None:
         return None
@@ -28,7 +28,7 @@ def build_evaluation(
                 plan.models, plan.config.algorithm, plan.config.trainer, plan.data.eval_examples
             )
         if plan.data.eval_prompts or plan.tasks:
-            source.settle()
+            source.settle()  # the sampler serves one caller at a time
         if plan.data.eval_prompts:
             assert sampler is not None
             assert plan.reward is not None
@@ -45,8 +45,8 @@ def build_evaluation(
             metrics["eval_completions/clipped_ratio"] = result["truncated"]
         for name, task in plan.tasks.items():
             assert sampler is not None
-            found, records = task.run(sampler, None)
-            figures = {k: v for k, v in found.items() if isinstance(v, float)}
+            result, records = task.run(sampler, None)
+            figures = {k: v for k, v in result.items() if isinstance(v, float)}
             metrics |= {f"eval_{name}/{figure}": value for figure, value in figures.items()}
             record_samples(tracker, records, step, name)
         return metrics
@@ -55,6 +55,6 @@ def build_evaluation(
 
 
 def record_samples(tracker: Tracker, records: list[Record], step: int, kind: str) -> None:
-    """Keep the records of all ranks, once."""
+    """Write the records to samples.jsonl, on rank 0 only: every rank holds those of all ranks."""
     for record in records if distributed.rank() == 0 else ():
         tracker.sample({"step": step, **record, "kind": kind})

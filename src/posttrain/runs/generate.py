@@ -1,4 +1,4 @@
-"""Sample completions from a model, as it was trained to be asked."""
+"""Completions of prompts, rendered with the template that the model was trained with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from posttrain.rollout.sampler import SamplingParams
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote. `str(completion)` is its text."""
+    """One completion of a prompt. `str(completion)` is its text."""
 
     prompt: Any
     text: str
     finish_reason: Literal["stop", "length"]
     token_ids: list[int]
     logprobs: list[float]
-    """Of the distribution each token was drawn from, in nats."""
+    """Log-prob of each token in the distribution that it was drawn from, in nats."""
 
     def __str__(self) -> str:
         return self.text
@@ -45,11 +45,11 @@ def generate(
     max_num_seqs: int = 256,
     seed: int = 0,
 ) -> list[Completion]:
-    """Return `num_samples` completions of each prompt, those of one prompt next to one another.
+    """Return `num_samples` completions of each prompt, in the order of the prompts.
 
     `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. Template and
-    system prompt are those that a run was trained with unless given. Raises ValueError for a model
-    that writes no text, and SettingError if the completions do not fit into the model.
+    system prompt are by default those that the run was trained with. Raises ValueError for a model
+    that generates no text, and SettingError if the completions do not fit into the model.
     """
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     name = os.fspath(model)

@@ -1,4 +1,4 @@
-"""A trained model as its users' libraries have it."""
+"""Trained checkpoints as models of transformers or PEFT."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from posttrain.model.load import load_causal_lm, load_classifier, without_deprec
 def load_trained(checkpoint: Path) -> Any:
     """Return the transformers or PEFT model of a checkpoint in fp32, in eval mode.
 
-    A reward model or classifier comes as a sequence classifier, an adapter of one merged into it.
+    A reward model or classifier is a sequence classifier, with its adapter merged if it has one.
     Raises ValueError if weights are missing.
     """
     if holds_classifier(checkpoint):
-        model, lacking = load_classifier(str(checkpoint), torch.float32)
-        if lacking:
-            raise ValueError(f"{checkpoint} lacks weights: {', '.join(lacking[:3])}")
+        model, missing = load_classifier(str(checkpoint), torch.float32)
+        if missing:
+            raise ValueError(f"{checkpoint} lacks weights: {', '.join(missing[:3])}")
         return model.eval()
     model = load_causal_lm(base_model(str(checkpoint)), torch.float32)
     if is_adapter(checkpoint):

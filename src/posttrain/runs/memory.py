@@ -1,4 +1,4 @@
-"""What a run would need, said before it starts: memory by part, and whether it fits."""
+"""Estimate of a run's memory by part, before it starts, and whether it fits the device."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from posttrain.model.output_head import CHUNK_ELEMENTS
 from posttrain.runs.plan import Plan
 
 GIB = 2**30
-LIBRARIES = 2**29  # what torch and the others hold themselves, on a CPU
+LIBRARIES = 2**29  # bytes that torch and the other libraries take, on a CPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of a run on one device."""
+    """Bytes that a run takes on one device."""
 
     fixed: dict[str, int]
-    """By part; does not depend on trainer.micro_batch_tokens."""
+    """Bytes by part, for the parts that do not depend on trainer.micro_batch_tokens."""
     per_token: float
-    """Kept for the backward pass, for each token of a micro-batch."""
+    """Bytes kept for the backward pass, per token of a micro-batch."""
     tokens: int
-    """Of the largest micro-batch."""
+    """Tokens of the largest micro-batch."""
     longest: int
-    """Tokens of the longest sequence, or of two for a pair: no micro-batch is smaller."""
+    """Tokens of the longest sequence, or of the two longest for pairs: they share a micro-batch."""
 
     @property
     def activations(self) -> int:
+        """Bytes kept for the backward pass of the largest micro-batch."""
         return round(self.per_token * self.tokens)
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(self.fixed.values()) + self.activations
 
 
 def estimate(plan: Plan) -> str:
-    """Return lines: memory by part, whether it fits, what would, and the size of a checkpoint."""
-    found = measure(plan)
-    parts = found.fixed | {"activations": found.activations}
+    """Return the lines to print: memory by part, whether it fits, the size of a checkpoint."""
+    needed = measure(plan)
+    parts = needed.fixed | {"activations": needed.activations}
     lines = ["memory, estimated:"]
     lines += [f"  {name:<16}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
-    lines.append(f"  {'total':<16}{found.total / 2**20:>10,.0f} MiB and the libraries'")
-    lines += verdict(plan, found, available(next(plan.models.policy.parameters()).device))
+    lines.append(f"  {'total':<16}{needed.total / 2**20:>10,.0f} MiB, without the libraries")
+    lines += verdict(plan, needed, available(next(plan.models.policy.parameters()).device))
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     lines.append(f"a checkpoint takes {3 * 4 * trainable / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 
 def measure(plan: Plan) -> Estimate:
-    """Return the estimate of a run. Activations are a rough count.
+    """Return the estimate of a run; its activations are a rough count.
 
     A decoder layer of the Llama type keeps about 10 tensors of the hidden size (inputs, norms,
-    residuals, queries, attention output) and 4 of the intermediate size; with gradient
-    checkpointing, its input alone, and one layer's worth while that is recomputed.
+    residuals, queries, attention output) and 4 of the intermediate size. With gradient
+    checkpointing it keeps its input alone, and one layer at a time is recomputed.
     """
     config, policy, other = plan.config, plan.models.policy, plan.models.other
     trainable = sum(p.numel() for p in plan.models.trainable().values())
@@ -89,8 +91,7 @@ def measure(plan: Plan) -> Estimate:
 
 
 def lengths_of(plan: Plan) -> list[int]:
-    """Return the lengths in tokens of all sequences that are trained on; of a rollout the longest
-    it may become."""
+    """Return the length in tokens of every sequence to train on; a rollout's maximum length."""
     if plan.data.examples:
         return [len(sequence) for sequence in sequences_of(plan.data.examples)]
     assert plan.config.rollout is not None
@@ -106,22 +107,22 @@ def available(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - LIBRARIES
 
 
-def verdict(plan: Plan, found: Estimate, room: int) -> list[str]:
-    """Return a line that says whether a run fits into `room` bytes, and if not, what would."""
-    if found.total <= room:
-        return [f"it fits: {room / GIB:,.1f} GiB are there"]
-    tokens = int((room - sum(found.fixed.values())) // found.per_token)
-    problem = f"it does not fit: {found.total / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
-    if tokens >= found.longest:
-        tokens -= tokens % 64 if tokens >= 64 + found.longest else 0
-        return [f"{problem}; trainer.micro_batch_tokens={tokens} would (now {found.tokens:,})"]
+def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
+    """Return one line: whether a run fits into `room` bytes, and if not, what to change."""
+    if needed.total <= room:
+        return [f"it fits: {room / GIB:,.1f} GiB are available"]
+    tokens = int((room - sum(needed.fixed.values())) // needed.per_token)
+    problem = f"it does not fit: {needed.total / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
+    if tokens >= needed.longest:
+        tokens -= tokens % 64 if tokens >= 64 + needed.longest else 0
+        return [f"{problem}; trainer.micro_batch_tokens={tokens} would (now {needed.tokens:,})"]
     model, fixes = plan.config.model, []
     if not model.use_lora and model.scratch is None:
         fixes.append("model.use_lora=true")
-    if sum(found.fixed.values()) >= room:
+    if sum(needed.fixed.values()) >= room:
         fixes.append("a smaller model")
         return [f"{problem}, even without activations; try {' or '.join(fixes)}"]
     if not model.gradient_checkpointing:
         fixes.append("model.gradient_checkpointing=true")
-    fixes.append(f"a length.max_length below {found.longest:,}")
+    fixes.append(f"a length.max_length below {needed.longest:,}")
     return [f"{problem}, whatever trainer.micro_batch_tokens; try {', '.join(fixes)}"]

@@ -1,4 +1,4 @@
-"""Stages one after another, each starting from the model of the one before, then a comparison."""
+"""Pipelines: stages that each start from an earlier stage's model, and their comparison."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ from posttrain.tracking.report import write_report
 
 
 class StageConfig(StrictConfig):
-    """One stage: a recipe, and where it starts."""
+    """One stage: a recipe, and the stage whose model it starts from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """The stage's folder in output_dir, and its name in overrides."""
     recipe: str
-    """A recipe file, relative to the pipeline file or to the working directory. One with a `make`
-    section makes data."""
+    """A recipe file, relative to the pipeline file or to the working directory. A recipe with a
+    `make` section generates data."""
     start: str | None = None
-    """The stage whose model this one starts from; by default the last one before it that trained a
+    """The stage whose model this one starts from; by default the last earlier one that trains a
     policy."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the recipe: section.key: value."""
+    """Overrides of the recipe, as section.key: value."""
 
 
 class ComparisonConfig(StrictConfig):
-    """The same held-out problems for the model of every stage."""
+    """The comparison of all stages' models on the same held-out problems."""
 
     splits: dict[str, DataConfig]
-    """Name -> rows (as `data`) to compare the stages on."""
+    """The problems, in named splits; each has the keys of `data`."""
     reward: RewardSection
-    """What scores their completions."""
+    """The function that scores the completions."""
     max_new_tokens: int = Field(512, ge=1)
-    """Longest completion in tokens."""
+    """Maximum completion length in tokens, including the stop token."""
     sampled_temperature: float = Field(1.0, gt=0)
-    """Besides greedy: one completion per problem at this temperature."""
+    """Temperature of one more completion of each problem, beside the greedy one."""
 
 
 class PipelineConfig(StrictConfig):
-    """Stages, and their comparison."""
+    """Stages and their comparison."""
 
     output_dir: str
-    """The folder that holds one folder for each stage."""
+    """The folder in which each stage has a folder."""
     stages: list[StageConfig] = Field(min_length=1)
-    """In their order."""
+    """The stages, in the order in which they run."""
     evaluate: ComparisonConfig | None = None
     """The comparison of the stages' models; none by default."""
     source: str = Field("", exclude=True)
@@ -77,18 +77,19 @@ class PipelineConfig(StrictConfig):
     def _distinct(cls, stages: list[StageConfig]) -> list[StageConfig]:
         names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"two stages have one name: {', '.join(names)}")
+            raise ValueError(f"stages: expected distinct names, got {', '.join(names)}")
         for i, stage in enumerate(stages):
             if stage.start is not None and stage.start not in names[:i]:
-                raise ValueError(
-                    f"stage {stage.name}: no stage {stage.start} comes before it (start)"
-                )
+                raise ValueError(f"stage {stage.name}: start: no earlier stage {stage.start}")
         return stages
 
 
 def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConfig:
-    """A pipeline file with `STAGE.section.key=value` overrides. With `output_dir=FOLDER` the paths
-    in its recipes that lie below its own output folder are meant below that one."""
+    """Return the pipeline in a file, with `STAGE.section.key=value` overrides.
+
+    With the override `output_dir=FOLDER`, paths in the recipes below the file's own output_dir are
+    moved below FOLDER.
+    """
     pipeline = parse(PipelineConfig, read_yaml(path) | {"source": path}, path)
     by_name = {stage.name: stage for stage in pipeline.stages}
     for override in overrides or []:
@@ -99,7 +100,9 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
             pipeline.output_dir = stage.partition("=")[2] + (f".{rest}" if rest else "")
         elif stage not in by_name or not equals:
             hint = did_you_mean(stage, by_name, "stages")
-            raise ValueError(f"override {override!r} is not STAGE.section.key=value; {hint}")
+            raise ValueError(
+                f"override {override!r} is not of the form STAGE.section.key=value; {hint}"
+            )
         else:
             by_name[stage].set[key] = parse_value(override, value)
     return pipeline
@@ -108,7 +111,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
 def stage_config(
     pipeline: PipelineConfig, stage: StageConfig, start: Path | None
 ) -> Config | MakingConfig:
-    """The stage's recipe with its overrides, starting from the run `start`."""
+    """Return the stage's recipe with its overrides, with the run `start` as its model if given."""
     beside = Path(pipeline.source).parent / stage.recipe
     file = beside if beside.is_file() else Path(stage.recipe)
     tree = read_yaml(file)
@@ -124,7 +127,7 @@ def stage_config(
 
 
 def moved(value: Any, old: str, new: str) -> Any:
-    """The tree with every text that begins with `old` beginning with `new`."""
+    """Return the tree with the prefix `old` of every text replaced by `new`."""
     if isinstance(value, dict):
         return {key: moved(inner, old, new) for key, inner in value.items()}
     if isinstance(value, list):
@@ -133,16 +136,16 @@ def moved(value: Any, old: str, new: str) -> Any:
 
 
 def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
-    """Run and compare all stages; returns what it writes to <output_dir>/summary.json."""
+    """Run and compare all stages; return what is written to <output_dir>/summary.json."""
     started = time.time()
     output = Path(pipeline.output_dir)
-    starts = starts_of(pipeline)  # every typo shows before the first stage starts
+    starts = starts_of(pipeline)  # reports every typo before the first stage starts
     splits = None if pipeline.evaluate is None else load_splits(pipeline.evaluate)
     results: list[dict[str, Any]] = []
     run_dirs: list[Path] = []
     for stage in pipeline.stages:
         run_dir = output / stage.name
-        if not (run_dir / ".parts").exists():  # of data that was being made
+        if not (run_dir / ".parts").exists():  # finished chunks of generated data, to resume from
             clear(run_dir)
         CONSOLE.rule(f"stage {stage.name}")
         config = stage_config(pipeline, stage, starts[stage.name])
@@ -166,7 +169,7 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
 
 
 def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
-    """The run that each stage starts from; None where its recipe says itself."""
+    """Return the run that each stage starts from; None if its recipe names the model."""
     starts: dict[str, Path | None] = {}
     policy: str | None = None
     for stage in pipeline.stages:
@@ -179,16 +182,17 @@ def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
 
 
 def clear(run_dir: Path) -> None:
-    """Make room for a stage's run. Only what a run of ours left behind is deleted."""
+    """Delete a stage's earlier run. Raises ValueError if the folder holds anything else."""
     if not run_dir.exists():
         return
     ours = any((run_dir / name).exists() for name in ("config.yaml", "made.json", ".parts"))
     if not (ours or checkpoints_in(run_dir)) and any(run_dir.iterdir()):
-        raise ValueError(f"{run_dir} exists and is no run of a pipeline: move it away")
+        raise ValueError(f"{run_dir} exists and is not a run of a pipeline: move it away")
     shutil.rmtree(run_dir)
 
 
 def load_splits(config: ComparisonConfig) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each split."""
     return {name: load_rows(section) for name, section in config.splits.items()}
 
 
@@ -228,13 +232,14 @@ def compare(
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    shown = Table(title="accuracy on held-out problems", title_justify="left")
-    for column in ("stage", "split", "problems", "greedy", "95 % interval", "at temperature 1"):
-        shown.add_column(column, justify="left" if column in ("stage", "split") else "right")
+    """Return the results of all stages as a table for the console."""
+    rows = Table(title="accuracy on held-out problems", title_justify="left")
+    for column in ("stage", "split", "problems", "greedy", "95 % interval", "sampled"):
+        rows.add_column(column, justify="left" if column in ("stage", "split") else "right")
     for result in results:
         for split, r in [("all", result), *result["splits"].items()]:
             low, high = r["ci95"]
-            shown.add_row(
+            rows.add_row(
                 result["name"] if split == "all" else "",
                 split,
                 f"{r['num_problems']:,}",
@@ -243,4 +248,4 @@ def table(results: list[dict[str, Any]]) -> Table:
                 f"{100 * r['sampled_accuracy']:.1f} %",
                 end_section=split == list(result["splits"])[-1],
             )
-    return shown
+    return rows

@@ -1,4 +1,4 @@
-"""Everything a run needs, built and checked, with nothing written: what a dry run is."""
+"""The plan of a run: all it needs, built and checked, nothing written. A dry run stops here."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from posttrain.runs.data import (
     build_renderer,
     build_tokenizer,
     check_mixture,
+    eval_label,
     length_limit,
     other_prompts,
     prepare_data,
@@ -42,10 +43,10 @@ from posttrain.runs.tasks import load_tasks, prepare_tasks
 
 @dataclass
 class Plan:
-    """A run, built and checked."""
+    """Everything that a run needs, built and checked."""
 
     config: Config
-    """Resolved: with the labels of a classification and the device's token budget."""
+    """Resolved, with the labels of a classification and the token budget of the device."""
     models: Models
     renderer: Renderer
     data: Data
@@ -55,22 +56,22 @@ class Plan:
     """The folder or hub name that the run starts from; None for random weights."""
     reward: RewardFn | None
     tasks: dict[str, ReadyTask]
-    """Tasks of `posttrain eval` to evaluate during training."""
+    """Tasks of `posttrain eval` to run during training."""
     resume: Path | None
-    """The checkpoint to continue from."""
+    """The checkpoint to resume from; None for a new run."""
 
 
 def plan(config: Config) -> Plan:
-    """Build and check a run.
+    """Build and check everything that a run needs.
 
-    Config, files, columns, template, masks and lengths are checked before any training. Raises
-    ValueError with one actionable line for whatever is wrong with them.
+    Raises ValueError with one actionable line for whatever is wrong with the config, the files,
+    columns, template, masks or lengths.
     """
     resume = find_resume(config.trainer)
     if config.trainer.batch_size < distributed.num_ranks():
         raise ValueError(
-            f"trainer.batch_size={config.trainer.batch_size} is less than the "
-            f"{distributed.num_ranks()} ranks: each needs an example in every step"
+            f"trainer.batch_size={config.trainer.batch_size} is less than the number of ranks, "
+            f"{distributed.num_ranks()}: each needs an example in every step"
         )
     mixture = [(section, load_rows(section)) for section in config.mixture]
     mixture, eval_rows = split_off(config, mixture)
@@ -93,17 +94,17 @@ def plan(config: Config) -> Plan:
     trainer = config.trainer
     num_steps = trainer.max_steps or max(1, round((trainer.num_epochs or 0) * steps_per_epoch))
     ready = prepare_tasks(config, tasks, models, renderer)
-    made = Plan(
+    result = Plan(
         config, models, renderer, data, num_steps, steps_per_epoch, name, reward, ready, resume
     )
-    check_ranks(made)
+    check_ranks(result)
     if resume is not None:
         check_resume(resume, config, data.hash())
-    return made
+    return result
 
 
 def with_token_budget(config: Config) -> Config:
-    """Return the config with the device's trainer.micro_batch_tokens if it has none."""
+    """Return the config with the device's trainer.micro_batch_tokens if none is set."""
     budget = {"micro_batch_tokens": config.trainer.token_budget}
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=budget)})
 
@@ -111,7 +112,7 @@ def with_token_budget(config: Config) -> Config:
 def build_models(
     config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
 ) -> Models:
-    """Return the policy with its head, tokenizer and, if it has a model of its own, reference."""
+    """Return the policy with its head, the tokenizer, and the reference if it is another model."""
     trainer = config.trainer
     if name is None:
         assert config.model.scratch is not None
@@ -140,29 +141,29 @@ def build_models(
         policy, tokenizer, list(renderer.stop_token_ids), temperature, separator, labels
     )
     if config.reference is not None and config.reference.name is not None:
-        other = resolve_model_path(config.reference.name)
-        models.other = load_reference(config.model, other, policy, tokenizer)
+        reference = resolve_model_path(config.reference.name)
+        models.other = load_reference(config.model, reference, policy, tokenizer)
     return models
 
 
 def check_ranks(plan: Plan) -> None:
-    """Raise ValueError if some rank would be left without an example."""
+    """Raise ValueError if a rank would be left without an example."""
     config, data, ranks = plan.config, plan.data, distributed.num_ranks()
     kind, items = ("prompts", data.prompts) if data.prompts else ("rows", data.examples)
     size = config.trainer.examples_per_step
-    left = len(items) % size
+    remainder = len(items) % size
     together = config.algorithm.online or config.algorithm.rows in ("pair", "unpaired")
-    if together and plan.num_steps >= plan.steps_per_epoch and 0 < left < ranks:
+    if together and plan.num_steps >= plan.steps_per_epoch and 0 < remainder < ranks:
         raise ValueError(
-            f"the last step of an epoch has {left} of the {len(items)} {kind}, fewer than the "
+            f"the last step of an epoch has {remainder} of the {len(items)} {kind}, fewer than the "
             f"{ranks} ranks: set data.max_samples to a multiple of {size}"
         )
     if 0 < len(data.eval_examples) < ranks:
-        raise ValueError("eval.data has fewer rows than there are ranks")
+        raise ValueError(f"{eval_label(config)} has fewer rows than there are ranks, {ranks}")
 
 
 def describe(plan: Plan) -> str:
-    """Return a few lines that say what is about to happen."""
+    """Return a few lines about the run, to print before it starts."""
     policy = plan.models.policy
     total = sum(p.numel() for p in policy.parameters())
     trainable = sum(p.numel() for p in plan.models.trainable().values())
@@ -173,7 +174,7 @@ def describe(plan: Plan) -> str:
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
         f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
         f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
-        f"{plan.steps_per_epoch:,} steps an epoch",
+        f"{plan.steps_per_epoch:,} steps per epoch",
     ]
     if isinstance(plan.reward, Checked) and plan.config.reward is not None:
         facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())

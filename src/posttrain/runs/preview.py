@@ -25,7 +25,7 @@ from posttrain.runs.data import (
 
 
 def show(config: Config, num_rows: int) -> None:
-    """Print the first rows as the model sees them, then what became of all of them."""
+    """Print the first rows as the model sees them, then the lengths of all rows and the drops."""
     mixture = [(section, load_rows(section)) for section in config.mixture]
     mixture, eval_rows = split_off(config, mixture)
     config = check_mixture(config, mixture)
@@ -44,7 +44,7 @@ def show(config: Config, num_rows: int) -> None:
     items: list[Sequence | Prompt] = [*sequences_of(data.examples), *data.prompts]
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
-        # brackets where colours do not show: in a pipe or a file
+        # brackets if colours are not shown: in a pipe or a file
         CONSOLE.print(coloured(item, renderer, brackets=not CONSOLE.is_terminal))
         if isinstance(config.trainer, ClassificationConfig) and isinstance(item, Sequence):
             labels = labels_in(item, config.trainer.label_set)
@@ -54,18 +54,19 @@ def show(config: Config, num_rows: int) -> None:
         CONSOLE.print(line, markup=False)
 
 
-def _own(sequence: Sequence) -> Tensor:
+def _completion_mask(sequence: Sequence) -> Tensor:
+    """Return the completion's tokens, [T] bool; the trained ones if no completion is marked."""
     return sequence.per_token.get("completion", sequence.loss_mask).bool()
 
 
 def coloured(item: Sequence | Prompt, renderer: Renderer, brackets: bool = False) -> Text:
-    """The tokens of a row, the trained ones marked; a prompt's are all context."""
+    """Return a row's text with the trained tokens marked; all of a prompt is context."""
     ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
-    mask = [False] * len(ids) if isinstance(item, Prompt) else _own(item).tolist()
+    mask = [False] * len(ids) if isinstance(item, Prompt) else _completion_mask(item).tolist()
     text = Text()
     start = 0
     for end in range(1, len(ids) + 1):
-        # whole runs are decoded together: a character may be spread over several tokens
+        # each span is decoded as a whole: a character may be spread over several tokens
         if end == len(ids) or mask[end] != mask[start]:
             piece = renderer.tokenizer.decode(ids[start:end])
             if mask[start]:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from, and whether it is the same run."""
+"""The checkpoint that a run resumes from, and the check that it is the same run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def run_name(config: TrainerConfig) -> str:
-    """Return what the run's folder begins with."""
+    """Return what the name of the run directory begins with."""
     return config.run_name or config.type
 
 
@@ -43,7 +43,9 @@ def find_resume(config: TrainerConfig) -> Path | None:
         return path
     if path.is_dir() and checkpoints_in(path):
         return checkpoints_in(path)[-1]
-    raise ValueError(f"trainer.resume_from_checkpoint: {request} is no checkpoint")
+    raise ValueError(
+        f"trainer.resume_from_checkpoint: {request} is not a checkpoint, nor a run that has one"
+    )
 
 
 def check_resume(path: Path, config: Config, data_hash: str) -> None:
@@ -57,7 +59,7 @@ def check_resume(path: Path, config: Config, data_hash: str) -> None:
     if info["versions"]["posttrain"] != version("posttrain"):
         before, new = with_new_keys(before, now)
         if new:
-            log.warning("the checkpoint's version did not have %s", ", ".join(new))
+            log.warning("the version that saved the checkpoint did not have %s", ", ".join(new))
     changed = differences(before, now, free_keys())
     if changed:
         raise ValueError(f"cannot resume from {path}: the config changed: {'; '.join(changed)}")
@@ -68,7 +70,7 @@ def check_resume(path: Path, config: Config, data_hash: str) -> None:
 def with_new_keys(
     before: dict[str, Any], now: dict[str, Any], where: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """`before` with the keys of `now` that it lacks, and the names of these."""
+    """Return `before` with the keys of `now` that it lacks, and the names of these keys."""
     whole, new = dict(before), []
     for key, value in now.items():
         name = f"{where}.{key}" if where else str(key)
@@ -87,7 +89,7 @@ def free_keys() -> set[str]:
 
 
 def differences(before: Any, now: Any, free: set[str], where: str = "") -> list[str]:
-    """Return what differs between two resolved configs, in words, apart from the `free` keys."""
+    """Return the differences between two resolved configs in words, except in `free` keys."""
     if where in free:
         return []
     if isinstance(before, dict) and isinstance(now, dict):

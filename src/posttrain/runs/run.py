@@ -1,4 +1,4 @@
-"""A run that is finished, or was interrupted: what its directory holds."""
+"""A finished or interrupted run, read from its directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from posttrain.runs.config import Config, load_config
 
 @dataclass(frozen=True)
 class Run:
-    """A run by its directory. Raises ValueError if the directory holds no run."""
+    """A run on disk. Raises ValueError if `folder` is not a run directory."""
 
     folder: Path
 
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl: one for each step, and one for each evaluation."""
+        """The lines of metrics.jsonl: one for each step and one for each evaluation."""
         return [
             json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
         ]
@@ -45,9 +45,9 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The best checkpoint by early_stopping.metric, or else the newest: what a run stands for.
+        """The best checkpoint by `early_stopping.metric`, or the newest without that key.
 
-        A folder that transformers, PEFT and vLLM load. Raises ValueError if there is none yet.
+        transformers, PEFT and vLLM can load the folder. Raises ValueError if there is none yet.
         """
         return best_or_newest(self.folder)
 
@@ -57,14 +57,17 @@ class Run:
         return self.folder / "report.html"
 
     def model(self) -> Any:
-        """Load the best checkpoint: a transformers model, or a PEFT model for an adapter, in eval
-        mode. A reward model or classifier comes as a sequence classifier."""
+        """Return the model of the best checkpoint, in eval mode.
+
+        It is a transformers model, or a PEFT model for an adapter; a reward model or classifier is
+        a sequence classifier.
+        """
         from posttrain.runs.loading import load_trained
 
         return load_trained(self.best_checkpoint)
 
     def tokenizer(self) -> Any:
-        """Load the tokenizer of the best checkpoint."""
+        """Return the tokenizer of the best checkpoint."""
         from posttrain.model.load import load_tokenizer
 
         return load_tokenizer(str(self.best_checkpoint))

@@ -1,4 +1,4 @@
-"""`posttrain score`: a reward over the rows of a file."""
+"""`posttrain score`: a reward applied to the rows of a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from posttrain.rewards.scoring import score
 
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
-    """Lines to print: score and verdict of every row, then the counts."""
+    """Yield lines to print: the score and verdict of every row, then the counts."""
     settings = {}
     for option in options:
         key, equals, setting = option.partition("=")
@@ -42,7 +42,7 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("completion"), str):
             raise ValueError(
-                f"{file}, row {number}: expected a text column completion; found {', '.join(row)}"
+                f"{file}, row {number}: expected a text column completion, got {', '.join(row)}"
             )
     if isinstance(function, Checked):
         yield "  ".join(f"{name} {fact}" for name, fact in function.about().items())
@@ -66,7 +66,7 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
 
 
 def scored(row: Row, value: float | None) -> Row:
-    """Return a row with its score, verdict and, for a weighted reward, the parts' scores."""
-    found = parts_of(value)
-    parts = {} if found is None else {"rewards": found}
-    return {**row, "score": value, "verdict": verdict_of(value), **parts}
+    """Return a row with its score, verdict and, for a weighted reward, the scores of its parts."""
+    parts = parts_of(value)
+    rewards = {} if parts is None else {"rewards": parts}
+    return {**row, "score": value, "verdict": verdict_of(value), **rewards}

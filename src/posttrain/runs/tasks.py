@@ -1,4 +1,4 @@
-"""Tasks of `posttrain eval` for evaluation during training: found, loaded, made ready."""
+"""Loading and preparing the tasks of `posttrain eval` that run during training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def load_tasks(config: Config) -> Tasks:
     if config.eval is None:
         return {}
     if config.eval.tasks and not config.trainer.writes_text:
-        raise ValueError(f"eval.tasks: {config.trainer.type} trains no model that writes")
+        raise ValueError(f"eval.tasks: {config.trainer.type} trains no model that generates text")
     settings = Settings(max_samples=config.eval.max_samples)
-    found: Tasks = {}
+    tasks: Tasks = {}
     for name, task in find_tasks(config.eval.tasks).items():
-        found[name] = task, rows_of(name, task, settings)[0]
-    return found
+        tasks[name] = task, rows_of(name, task, settings)[0]
+    return tasks
 
 
 def prepare_tasks(
     config: Config, tasks: Tasks, models: Models, renderer: Renderer
 ) -> dict[str, ReadyTask]:
-    """Return the tasks, ready to run; raise ValueError for what they lack."""
+    """Return the tasks ready to run. Raises ValueError if a task cannot run with this model."""
     if config.eval is None:
         return {}
     limit = getattr(models.policy.causal_lm().config, "max_position_embeddings", 2**31)

@@ -1,4 +1,4 @@
-"""One run: plan, assemble, execute. The map of the program."""
+"""One run from start to end: plan, assemble, execute. The place to start reading."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from posttrain.training.checkpoint import Checkpoints, check_space
 from posttrain.training.sharding import shard
 from posttrain.training.trainer import Trainer
 
-AT_ONCE = 4096  # sequences that are on the device together before the first step
+AT_ONCE = 4096  # sequences on the device together while the reference's log-probs are computed
 
 
 def train(config: Config, run_dir: Path | None = None) -> Path:
-    """Train from a config and return the run directory, a new one by default.
+    """Train and return the run directory, a new one by default.
 
-    Nothing is written before everything could be built. Raises ValueError with one actionable line
-    for whatever is wrong with the config, the files or the data.
+    Nothing is written before everything is built. Raises ValueError with one actionable line for
+    whatever is wrong with the config, the files or the data.
     """
     distributed.start(config.model.device)
     planned = plan(config)
@@ -63,8 +63,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
 
 
 def choose_run_dir(plan: Plan, run_dir: Path | None) -> Path:
-    """Return the run directory that all ranks write to: that of the checkpoint to continue, the
-    given one, or a new name."""
+    """Return the run directory, the same on all ranks: resumed, given as `run_dir`, or new."""
     if plan.resume is not None:
         run_dir = plan.resume.parent
     if run_dir is None:
@@ -75,10 +74,10 @@ def choose_run_dir(plan: Plan, run_dir: Path | None) -> Path:
 
 
 def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
-    """Shard the models, keep the reference, and return the sampler, if the run samples.
+    """Shard the models, keep the reference, and return the sampler if the run samples.
 
-    The order matters. The native sampler needs the policy, or its copy, before it is sharded. The
-    reference is kept after, as shards. Its log-probs are made from the weights of the start.
+    The order matters. The native sampler takes the policy, or a copy, before it is sharded. The
+    reference is copied after that, as shards. Its log-probs come from the initial weights.
     """
     config, models = plan.config, plan.models
     torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
@@ -126,7 +125,7 @@ def open_run(plan: Plan, run_dir: Path) -> Tracker:
 
 
 def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
-    """Return the trainer with its source, checkpoints and evaluation, at the step to continue from.
+    """Return the trainer with its source, checkpoints and evaluation, at the step to resume from.
 
     Call it right after `prepare_models`: it builds the optimiser, which must see the shards before
     any forward pass.
@@ -154,7 +153,7 @@ def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
 
 
 def execute(plan: Plan, trainer: Trainer) -> None:
-    """Train to the end, with the gates before and after."""
+    """Train to the end; check the gates before the first step and after the last."""
     tracker = trainer.tracker
     run_dir = tracker.run_dir
     gates = [] if plan.config.eval is None else plan.config.eval.gate
@@ -162,14 +161,14 @@ def execute(plan: Plan, trainer: Trainer) -> None:
         if gates and trainer.step == 0:
             assert trainer.evaluate is not None
             tracker.evaluation(0, trainer.evaluate(0))
-            refuse_loss(gates, run_dir)  # finds a metric that does not exist now
+            refuse_loss(gates, run_dir)  # a gate on an unknown metric fails here, not at the end
         trainer.fit()
     except EngineError as error:  # raised on all ranks, between two steps
         if trainer.step == 0:
             raise
         trainer.checkpoints.save(trainer)
         raise EngineError(
-            f"{error}; the {trainer.step} finished steps are saved: continue with "
+            f"{error}; the {trainer.step} finished steps are saved: resume with "
             f"trainer.resume_from_checkpoint={run_dir}"
         ) from error
     finally:
@@ -178,17 +177,20 @@ def execute(plan: Plan, trainer: Trainer) -> None:
 
 
 def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
-    """Raise ValueError on every rank for what the evaluation at `step`, or the last, has lost."""
-    found = None
+    """Raise ValueError on every rank if a gate fails on the evaluation at `step`, or the last."""
+    failure = None
     if gates and distributed.rank() == 0:
-        found = lost(gates, run_dir / "metrics.jsonl", step)
-    if (problem := distributed.from_rank_0(found or "")) != "":
+        failure = lost(gates, run_dir / "metrics.jsonl", step)
+    if (problem := distributed.from_rank_0(failure or "")) != "":
         raise ValueError(problem)
 
 
 def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
-    """Set per_token["ref_logprobs"] of every sequence, each rank its share. Without a reference of
-    its own it is the weights that the run starts from, also when it is resumed."""
+    """Set per_token["ref_logprobs"] of every sequence; the ranks share the work.
+
+    Without a separate reference model these are the policy's, with the initial weights of the run
+    even when it is resumed.
+    """
     everything = sequences_of(data.examples + data.eval_examples)
     ranks, rank = distributed.num_ranks(), distributed.rank()
     device = next(models.policy.parameters()).device
@@ -197,14 +199,14 @@ def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
         mine = sequences[rank::ranks] or sequences[:1]
         with nullcontext() if models.other is None else models.reference():
             logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
-        own = logprobs.split([len(sequence) for sequence in mine])
-        for place, share in enumerate(distributed.all_gather([x.clone() for x in own])):
+        by_sequence = logprobs.split([len(sequence) for sequence in mine])
+        for place, share in enumerate(distributed.all_gather([x.clone() for x in by_sequence])):
             for sequence, values in zip(sequences[place::ranks], share):
                 sequence.per_token["ref_logprobs"] = values
 
 
 def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Source:
-    """Return where batches come from: the rows, or rollouts of the prompts."""
+    """Return the source of batches: the rows, or rollouts of the prompts."""
     config, trainer = plan.config, plan.config.trainer
     rank, num_ranks = distributed.rank(), distributed.num_ranks()
     if not config.algorithm.online:
@@ -223,13 +225,13 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
         plan.num_steps,
         trainer.seed,
         tracker.sample,
-        # two teams of threads on the same cores: sampling takes half as long again
+        # on a CPU both would compete for the same cores: sampling takes half as long again
         beside=config.rollout.engine != "native" or device.type != "cpu",
     )
 
 
 def write_run_info(plan: Plan, run_dir: Path, started: float) -> None:
-    """Write what the run was: command, versions, duration, sizes."""
+    """Write run.json: command, versions, duration, sizes."""
     info = {
         "command": " ".join(sys.argv),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),

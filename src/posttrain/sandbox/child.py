@@ -1,11 +1,12 @@
 """The candidate's side: runs inside the sandbox, next to the model's program.
 
-Nothing in this process is trusted: the program can read and change all of it. That earns nothing,
-for no expected value ever comes here; a forged reply is one more way to return a wrong value.
+Nothing in this process is trusted: the program can read and change all of it. It gains nothing by
+that, since no expected value ever comes here; a forged reply is one more way to return a wrong
+value.
 
 This file and `wire.py` arrive over the channel, so both import only the standard library. The first
-message says what to run; then, for a program of functions, each message is one operation, answered
-by one reply that repeats its number and the nonce.
+message says what to run. For a program of functions, each further message is one operation,
+answered by one reply that repeats its number and the nonce.
 """
 
 import os
@@ -15,12 +16,12 @@ from typing import Any
 
 from posttrain.sandbox.wire import decode, encode, read_frame, write_frame
 
-LARGEST = 1 << 30  # of a message from the trusted side
+LARGEST = 1 << 30  # bytes of a message from the trusted side
 MESSAGE = 500  # characters of an exception's text that are passed on
 
 
 def main(channel: int) -> None:
-    """Run what the first message says; never returns."""
+    """Run what the first message says, and never return."""
     job = decode(read_frame(channel, LARGEST), _no_object)
     for name, value in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
@@ -43,12 +44,12 @@ def _new_module(name: str) -> Any:
 
 
 def _run_program(text: str) -> None:
-    """A program that reads stdin and writes stdout, as `python program.py` would run it."""
+    """Run a program that reads stdin and writes stdout, as `python program.py` would."""
     main_module = _new_module("__main__")
     try:
         exec(compile(text, "program.py", "exec"), main_module.__dict__)
     except MemoryError:
-        os._exit(99)
+        os._exit(99)  # MEMORY_STATUS in lane.py
     sys.exit(0)
 
 

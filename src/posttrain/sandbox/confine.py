@@ -1,7 +1,7 @@
 """What Linux offers to confine a process, by system call: seccomp, landlock, namespaces, mounts.
 
-Functions that confine act on the calling process and can not be undone. They raise OSError, with
-the name of what failed, where the kernel refuses.
+Functions that confine act on the calling process and cannot be undone. If the kernel refuses, they
+raise an OSError that names what failed.
 """
 
 import ctypes
@@ -45,30 +45,32 @@ def _syscall(number: int, what: str, *values: Any) -> int:
 
 
 def die_with_parent() -> None:
+    """Have the kernel kill this process as soon as its parent ends."""
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Descendants whose parent ends become this process's children, so that it can reap them."""
+    """Become the parent of descendants whose own parent ends, so that this process reaps them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def stay_dumpable() -> None:
-    """After a change of user, /proc/self belongs to root until this is called."""
+    """Take /proc/self back after a change of user, which leaves it to root."""
     _prctl(_PR_SET_DUMPABLE, 1)
 
 
 def no_new_privileges() -> None:
+    """Give up gaining privileges by exec, without which the kernel refuses seccomp and landlock."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 # --- seccomp --------------------------------------------------------------------------------------
 
-# name: (number on x86_64, on aarch64); None where the machine has no such call.
+# name: (number on x86_64, on aarch64); None if the architecture has no such call.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # new processes; threads go through clone, see below
+    # new processes; clone, which threads need, is handled in the filter
     "fork": (57, None), "vfork": (58, None),
-    # sockets (AF_VSOCK is in no namespace), other processes, shared memory that outlives a mapping
+    # sockets (no namespace holds AF_VSOCK), other processes, shared memory that outlives a mapping
     "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "kcmp": (312, 272), "pidfd_getfd": (438, 438),
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
@@ -99,10 +101,12 @@ _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 
 @cache
 def seccomp_program() -> bytes:
-    """A filter in the kernel's form: new processes, sockets and the calls above fail with EPERM.
+    """Return a filter in the kernel's form: new processes and the calls above fail with EPERM.
+
+    Threads are allowed. A call of another architecture kills the process.
 
     Raises:
-        OSError: no table of system calls for this machine.
+        OSError: There is no table of system calls for this machine.
     """
     if platform.machine() not in _MACHINES:
         raise OSError(errno.ENOSYS, f"seccomp: no table for {platform.machine()}")
@@ -115,11 +119,11 @@ def seccomp_program() -> bytes:
         (_LOAD, 0, 0, 0),  # the number
         (_JUMP_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _KILL),
-        # glibc falls back to clone, whose flags can be looked at
+        # glibc then falls back to clone, whose flags a filter can read
         (_JUMP_EQUAL, 0, 1, _CLONE3),
         (_RETURN, 0, 0, _ERROR | errno.ENOSYS),
         (_JUMP_EQUAL, 0, 4, _CLONE[column]),
-        (_LOAD, 0, 0, 16),  # the low half of the first argument
+        (_LOAD, 0, 0, 16),  # the low half of the first argument: clone's flags
         (_JUMP_SET, 1, 0, _CLONE_THREAD),
         (_RETURN, 0, 0, _ERROR | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
@@ -131,15 +135,16 @@ def seccomp_program() -> bytes:
 
 
 def has_seccomp() -> bool:
+    """Whether `apply_seccomp` can work here."""
     return platform.machine() in _MACHINES and os.path.exists("/proc/sys/kernel/seccomp")
 
 
 def apply_seccomp() -> None:
-    """Apply `seccomp_program` to this process; `no_new_privileges` comes first."""
+    """Apply `seccomp_program` to this process, after `no_new_privileges`."""
     program = ctypes.create_string_buffer(seccomp_program(), len(seccomp_program()))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(program))
     pointer = ctypes.cast(ctypes.create_string_buffer(header, len(header)), ctypes.c_void_p)
-    _prctl(_PR_SET_SECCOMP, 2, pointer)
+    _prctl(_PR_SET_SECCOMP, 2, pointer)  # SECCOMP_MODE_FILTER
 
 
 # --- landlock -------------------------------------------------------------------------------------
@@ -150,20 +155,20 @@ _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 1
 
 
 def landlock_version() -> int:
-    """The version of landlock in this kernel; 0 where there is none."""
+    """Return the version of landlock in this kernel; 0 if it has none."""
     nothing, version = ctypes.c_size_t(0), ctypes.c_uint(1)
     return max(0, int(_libc().syscall(_CREATE_RULESET, None, nothing, version)))
 
 
 def apply_landlock(readable: list[str]) -> None:
-    """Files below `readable` may be read and run; no other may be opened, none written.
+    """Allow files below `readable` to be read and run, no other to be opened, and none written.
 
-    From version 4 on also no TCP, from version 6 on no signals and no abstract sockets outwards.
-    `no_new_privileges` comes first.
+    Version 4 also denies TCP; version 6 also denies signals and abstract sockets to processes
+    outside. Call `no_new_privileges` first.
     """
     version = landlock_version()
     if version == 0:
-        raise OSError(errno.ENOSYS, "landlock: the kernel has none (it needs 5.13)")
+        raise OSError(errno.ENOSYS, "landlock: this kernel has none (it came with Linux 5.13)")
     rights = _FILE_RIGHTS.get(version, (1 << 16) - 1)
     fields = [rights, 3 if version >= 4 else 0, 3 if version >= 6 else 0]
     ruleset = struct.pack("QQQ", *fields)[: 8 * (1 + (version >= 4) + (version >= 6))]
@@ -185,10 +190,12 @@ _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
 def unshare(flags: int) -> None:
+    """Move this process to new namespaces of the kinds in `flags`."""
     _check(_libc().unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """Make the system call mount, with NULL for an empty string."""
     texts = [source, target, kind, options]
     source_, target_, kind_, options_ = (text.encode() or None for text in texts)
     _check(
@@ -198,18 +205,23 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def private_mounts() -> None:
-    """Mounts made from now on are seen in this mount namespace only."""
+    """Keep all later mounts and unmounts inside this process's mount namespace."""
     mount("none", "/", flags=_RECURSIVE | _PRIVATE)
 
 
 def bind(source: str, target: str) -> None:
+    """Show `source`, and what is mounted below it, at `target` too."""
     mount(source, target, flags=_BIND | _RECURSIVE)
 
 
 def read_only(target: str, devices: bool = False) -> None:
-    """Nothing below `target` can be written any more (kernel 5.12)."""
+    """Make all mounts at and below `target` read-only, and without `devices` also free of devices.
+
+    It needs Linux 5.12.
+    """
     set_ = _READ_ONLY | _NO_SUID | (0 if devices else _NO_DEVICES)
     attributes = struct.pack("QQQQ", set_, 0, 0, 0)
+    # AT_FDCWD, path, AT_RECURSIVE
     arguments = (-100, target.encode(), 0x8000, attributes, len(attributes))
     _syscall(_MOUNT_SETATTR, f"mount_setattr {target}", *arguments)
 
@@ -219,5 +231,5 @@ def change_root(folder: str) -> None:
     os.chdir(folder)
     pivot_root = {"x86_64": 155, "aarch64": 41}[platform.machine()]
     _syscall(pivot_root, "pivot_root", b".", b".")
-    _check(_libc().umount2(b".", 2), "umount2")
+    _check(_libc().umount2(b".", 2), "umount2")  # MNT_DETACH: the old root, now on top of the new
     os.chdir("/")

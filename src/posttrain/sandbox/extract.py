@@ -1,18 +1,18 @@
-"""From a completion to a program."""
+"""Extracts the program from a completion."""
 
 import ast
 import re
 import warnings
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n`]*$", re.MULTILINE)
-MOST_CUTS = 20
+MOST_CUTS = 20  # statements with an error, one after another, before a text counts as prose
 _PYTHON = ("python", "py", "python3")
-# Where a base model has left the function: the stop words of HumanEval (Chen et al. 2021).
+# A base model has left the function at one of HumanEval's stop words (Chen et al. 2021).
 _STOP = re.compile(r"\n(?=class |def |#|if |print|@|```)")
 
 
 def code_of(completion: str) -> str:
-    """The last fenced block marked as Python, else the last unmarked one, else the whole text.
+    """Return the last block fenced as Python, else the last without a language, else all the text.
 
     A block that the end of the text cuts off counts. Indentation is kept: a HumanEval completion
     may be the body of a function.
@@ -35,8 +35,10 @@ def code_of(completion: str) -> str:
 
 
 def python_of(completion: str) -> str:
-    """The program of a completion, "" where there is none. A fenced block is Python as a whole or
-    not at all: its author says where it ends."""
+    """Return the program of a completion; "" if there is none.
+
+    A fenced block is Python as a whole or not at all, since its author marked where it ends.
+    """
     code = code_of(completion)
     if code == completion:
         return leading(code)
@@ -44,8 +46,10 @@ def python_of(completion: str) -> str:
 
 
 def leading(code: str) -> str:
-    """The statements before the first that is not Python: a model that writes no fences may go on
-    in words. "" where there are none; a statement that breaks off does not count."""
+    """Return the statements before the first that is not Python; "" if there are none.
+
+    A model that writes no fences may continue in prose. An unfinished statement does not count.
+    """
     lines = code.split("\n")
     for _ in range(MOST_CUTS):
         with warnings.catch_warnings():
@@ -54,17 +58,17 @@ def leading(code: str) -> str:
                 ast.parse("\n".join(lines))
                 return "\n".join(lines)
             except SyntaxError as error:
-                wrong = min((error.lineno or 1) - 1, len(lines) - 1)
+                cut = min((error.lineno or 1) - 1, len(lines) - 1)
             except (ValueError, RecursionError, MemoryError):
                 return ""
-        while wrong > 0 and not lines[wrong][:1].strip():  # in the middle of a statement
-            wrong -= 1
-        lines = lines[:wrong]
+        while cut > 0 and not lines[cut][:1].strip():  # back to where the statement begins
+            cut -= 1
+        lines = lines[:cut]
     return ""
 
 
 def defines(tree: ast.Module, name: str) -> bool:
-    """Is `name` bound at the top level (by def, class, assignment or import)?"""
+    """Whether `name` occurs at the top level: bound by def, class or import, or in a statement."""
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             if node.name == name:
@@ -78,7 +82,7 @@ def defines(tree: ast.Module, name: str) -> bool:
 
 
 def parsed(text: str) -> ast.Module | None:
-    """The syntax tree, or None where `text` is not Python."""
+    """Return the syntax tree of a text; None if it is not Python."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -88,10 +92,10 @@ def parsed(text: str) -> ast.Module | None:
 
 
 def prompt_code(prompt: str, entry_point: str) -> str:
-    """The Python text of a prompt that declares `entry_point`, or "" when it declares none.
+    """Return the Python code of a prompt that declares `entry_point`; "" if none does.
 
-    A HumanEval prompt is Python as a whole. In a chat prompt the code may stand in a fence, or
-    after an instruction; then it is the longest tail of whole lines that parses.
+    A HumanEval prompt is Python as a whole. In a chat prompt the code may be in a fence, or follow
+    an instruction; then it is the longest tail of whole lines that parses.
     """
     for text in (prompt, code_of(prompt)):
         tree = parsed(text)
@@ -107,12 +111,12 @@ def prompt_code(prompt: str, entry_point: str) -> str:
 
 
 def program_of(completion: str, prompt: str, entry_point: str) -> str | None:
-    """The program of a HumanEval row, or None when there is none.
+    """Return the program of a HumanEval row; None if there is none.
 
-    The completion is either a definition of `entry_point`, and then the prompt goes before it (its
+    The completion is either a definition of `entry_point`, which the prompt's code precedes (its
     imports and its other functions may be needed), or the rest of the function that the prompt
-    begins. What parses decides, in this order. A continuation that runs on into text which does not
-    parse ends at the first line that leaves the function.
+    begins. The first of the two that parses is taken. A continuation that does not parse as a whole
+    is cut at the first line that leaves the function.
     """
     code = code_of(completion)
     whole = python_of(completion)

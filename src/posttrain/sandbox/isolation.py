@@ -1,14 +1,15 @@
-"""The levels of isolation: how a Python process is started at each.
+"""The levels of isolation: how a Python process is started at each, and how it is ended.
 
     bubblewrap   own user, pid, network, mount, ipc, host-name and cgroup namespaces, made by bwrap;
                  of the file system only the interpreter and libraries, read-only; seccomp
-    namespace    the same namespaces, view and seccomp, made by system calls; landlock on top
-    process      limits and a session of its own; landlock and seccomp where the kernel has them.
-                 No isolation is promised: it shares the user's processes, and sees what the
-                 kernel does not let it hide
+    namespace    the same namespaces, view and seccomp, made by system calls; landlock in addition
+    process      limits and a session of its own; landlock and seccomp if the kernel has them. No
+                 isolation is promised: it shares the user's processes, and sees what landlock
+                 cannot hide
 
 At the first two the candidate has uid 65534, no capability, no writable file, no /proc, no network
-and no new process (threads only). Runs in a lane (`lane.py`), which has one thread.
+and no new process (threads only). All this runs in a lane (`lane.py`), which may fork because it
+has one thread.
 """
 
 import json
@@ -24,11 +25,11 @@ from posttrain.sandbox import confine
 from posttrain.sandbox.view import NOBODY, Unavailable, View, make_place
 
 LEVELS = ("bubblewrap", "namespace", "process")
-EMPTY = "/home"  # a folder without anything in it
+EMPTY = "/home"  # an empty folder in the sandbox
 ENVIRONMENT = {"HOME": EMPTY, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
 STDIN, STDOUT, NULL, CHANNEL, INFO, SECCOMP = range(6)
 
-# Runs the two files that come over the channel; what follows is in child.py.
+# Runs the two files that arrive over the channel; child.py continues from there.
 _BOOT = f"""
 import marshal, os, sys
 def read(n):
@@ -47,19 +48,20 @@ class Sandbox:
     """A started process that waits for its program."""
 
     pid: int
-    """Our child: bwrap, the process that made the namespaces, or the candidate itself."""
+    """The lane's child: bwrap, the process that made the namespaces, or the candidate itself."""
     group: bool
-    """Level "process": the whole process group is killed."""
+    """Whether the whole process group is killed, as at the level "process"."""
     channel: int
     stdin: int
     stdout: int
     info: int
+    """Pipe with the process id of the namespace's first process, as JSON."""
     pidfd: int
 
 
 @dataclass
 class Ending:
-    """How a sandbox ended; `status` is the candidate's exit status, 128 + n for signal n."""
+    """How a sandbox ended; `status` is the candidate's exit status, or 128 + n for signal n."""
 
     status: int
     cpu_seconds: float
@@ -69,8 +71,8 @@ class Ending:
 
 
 def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
-    """Start a process at `level`; `error` is a file descriptor for what goes wrong in starting."""
-    channel, theirs = _socket_pair()
+    """Start a process at `level`; `error` is a file descriptor for what goes wrong in the start."""
+    channel, their_channel = _socket_pair()
     their_stdin, stdin = os.pipe()
     stdout, their_stdout = os.pipe()
     info, their_info = os.pipe()
@@ -79,25 +81,27 @@ def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
     if level == "bubblewrap":
         os.write(filter_in, confine.seccomp_program())
     os.close(filter_in)
-    given = (their_stdin, their_stdout, null if error is None else error, theirs, their_info)
+    stderr = null if error is None else error
     pid = os.fork()
     if pid == 0:
         try:
-            _place((*given, filter_))
+            # in the order of STDIN, STDOUT, NULL, CHANNEL, INFO, SECCOMP
+            _place((their_stdin, their_stdout, stderr, their_channel, their_info, filter_))
             os.setsid()
             if view.nobody:
                 os.setgroups([])
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(NOBODY, NOBODY, NOBODY)
                 confine.stay_dumpable()
-            if level != "bubblewrap":  # which does so itself; killed sooner, it leaves a child
+            # bwrap does so itself, once its child cannot outlive it
+            if level != "bubblewrap":
                 confine.die_with_parent()
             _START[level](view)
         except BaseException as problem:
             os.write(2, f"{problem}\n".encode())
         finally:
             os._exit(127)
-    for fd in (their_stdin, their_stdout, theirs, their_info, null, filter_):
+    for fd in (their_stdin, their_stdout, their_channel, their_info, null, filter_):
         os.close(fd)
     sandbox = Sandbox(pid, level == "process", channel, stdin, stdout, info, os.pidfd_open(pid))
     os.set_blocking(stdin, False)
@@ -113,19 +117,20 @@ def _socket_pair() -> tuple[int, int]:
     return a.detach(), b.detach()
 
 
-def _place(given: tuple[int, ...]) -> None:
-    """Have the descriptors 0, 1, 2, ... stand for `given`, and no other be passed on."""
+def _place(descriptors: tuple[int, ...]) -> None:
+    """Make the given descriptors 0, 1, 2, ..., in order, and close all others."""
     import fcntl
 
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in given]
+    # copied out of the way first, as one may have the number that another gets
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in descriptors]
     for number, fd in enumerate(high):
         os.dup2(fd, number)
-    os.closerange(len(given), 1024)
+    os.closerange(len(descriptors), 1024)
 
 
 @cache
 def _program() -> bytes:
-    """wire.py and child.py as the boot code reads them."""
+    """Return wire.py and child.py in the form that the boot code reads."""
     import marshal
 
     codes = []
@@ -142,10 +147,11 @@ def _command(view: View) -> list[str]:
 
 
 def bubblewrap_path() -> str:
-    found = shutil.which("bwrap")
-    if found is None:
+    """Return the path of bwrap; raise Unavailable if it is not installed."""
+    path = shutil.which("bwrap")
+    if path is None:
         raise Unavailable("bwrap is not installed (apt-get install bubblewrap)")
-    return found
+    return path
 
 
 def _start_bubblewrap(view: View) -> None:
@@ -192,7 +198,7 @@ def _start_namespace(view: View) -> None:
 
 
 def _build_root(view: View) -> None:
-    """A file system with the view's files, read-only, as the only one that this process sees."""
+    """Make a read-only file system with the view's files the only one that this process sees."""
     root = "/tmp"
     shown = [*view.binds, ("/dev/null", "/dev/null")]
     handles = [os.open(source, os.O_PATH) for source, _ in shown]
@@ -241,7 +247,7 @@ def finish(sandbox: Sandbox, patience: float = 0.0) -> Ending:
     """End a sandbox and everything in it, reap it, and close its descriptors.
 
     Args:
-        patience: seconds to wait for it to end by itself, so that its status is its own.
+        patience: Seconds to wait for it to end by itself, so that its status is its own.
     """
     import select
 
@@ -253,7 +259,7 @@ def finish(sandbox: Sandbox, patience: float = 0.0) -> Ending:
         with suppress(ProcessLookupError):
             os.killpg(sandbox.pid, signal.SIGKILL)
     _, status, usage = os.wait4(sandbox.pid, 0)
-    # bwrap may end before the first process in its pid namespace, which then becomes our child
+    # bwrap may end before the first process in its pid namespace, which this lane then adopts
     used = usage.ru_utime + usage.ru_stime + (_reap(inner) if inner is not None else 0.0)
     for fd in (sandbox.channel, sandbox.stdin, sandbox.stdout, sandbox.info, sandbox.pidfd):
         if fd >= 0:
@@ -263,7 +269,10 @@ def finish(sandbox: Sandbox, patience: float = 0.0) -> Ending:
 
 
 def _inner_pid(sandbox: Sandbox) -> int | None:
-    """The first process in the sandbox's pid namespace; when it ends, so do all others there."""
+    """Return the id of the first process in the sandbox's pid namespace; None if there is none.
+
+    When it ends, so do all others there.
+    """
     if sandbox.group:
         return None
     text = b""
@@ -277,15 +286,15 @@ def _inner_pid(sandbox: Sandbox) -> int | None:
 
 
 def _reap(pid: int) -> float:
-    """End and reap a process whose parent, our child, has ended; returns its processor seconds."""
+    """Kill and reap a process whose parent, the lane's child, has ended; return its CPU seconds."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:
-            found, _, usage = os.wait4(pid, os.WNOHANG)
-        except ChildProcessError:  # its parent had reaped it, and counts its time
+            reaped, _, usage = os.wait4(pid, os.WNOHANG)
+        except ChildProcessError:  # its parent reaped it, and its time is part of the parent's
             return 0.0
-        if found:
+        if reaped:
             return usage.ru_utime + usage.ru_stime
-        os.kill(pid, signal.SIGKILL)  # killed early, bwrap had not yet tied it to its own life
+        os.kill(pid, signal.SIGKILL)  # a bwrap that is killed early leaves its child alive
         time.sleep(0.0005)
     return 0.0

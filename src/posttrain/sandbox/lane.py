@@ -1,8 +1,8 @@
 """One lane: a small trusted process that judges one completion after another.
 
-It starts the next sandbox while the current one works, so a fresh process for every verdict costs
-no waiting. It has no torch and no data but the row at hand, keeps the clock, and does not run a
-test itself: each row's tests get a process of their own, forked from here.
+It starts the next sandbox while the current one works, so that a fresh process for every verdict
+costs no waiting. It has no torch and no data except the current row, and enforces the time limits.
+It does not run a test itself: each row's tests get a process of their own, forked from here.
 
     python -m posttrain.sandbox.lane SETTINGS    a JSON job per line in, a JSON verdict per line out
 """
@@ -25,11 +25,11 @@ from posttrain.sandbox.tester import Verdict, run_tests
 from posttrain.sandbox.view import Unavailable, View, system_view
 from posttrain.sandbox.wire import encode, write_frame
 
-GRACE = 2.0  # seconds that the tests may go on after the candidate was stopped, or it takes to end
-TESTER_MEMORY = 2 << 30
+GRACE = 2.0  # seconds for tests to end after their candidate was stopped, or for it to end itself
+TESTER_MEMORY = 2 << 30  # bytes
 MEMORY_STATUS = 99  # see child.py
 
-# What the candidate finds where it must find nothing; run as a candidate before the first job.
+# Returns what it can do and no candidate may do; run as a candidate before the first job.
 _PROBE = """
 def probe():
     import os
@@ -64,44 +64,53 @@ def probe():
 
 @dataclass
 class Lane:
+    """The settings of this lane, and the processes that it has started."""
+
     level: str
     limits: dict[str, Any]
     view: View
     ready: Sandbox | None = None
+    """The sandbox of the next program, started ahead of time."""
     current: Sandbox | None = None
+    """The sandbox in use."""
     tester: int | None = None
+    """Process id of the running tests."""
 
     def take(self) -> Sandbox:
+        """Return the sandbox for the next program, which becomes the current one."""
         self.current = self.ready or isolation.start(self.level, self.view)
         self.ready = None
         return self.current
 
     def end(self, patience: float = 0.0) -> Ending:
-        """End the current sandbox, see `isolation.finish`."""
+        """End the current sandbox; see `isolation.finish`."""
         assert self.current is not None
         ending = isolation.finish(self.current, patience)
         self.current = None
         return ending
 
     def end_tester(self) -> None:
+        """Kill and reap the tests, if any are running."""
         if self.tester is not None:
             os.kill(self.tester, signal.SIGKILL)
             os.waitpid(self.tester, 0)
             self.tester = None
 
     def end_all(self) -> None:
+        """End the tests and both sandboxes."""
         self.end_tester()
         for sandbox in (self.current, self.ready):
             if sandbox is not None:
                 isolation.finish(sandbox)
 
     def prepare(self) -> None:
+        """Start the next sandbox, unless it is ready."""
         if self.ready is None:
             self.ready = isolation.start(self.level, self.view)
 
     @property
     def kernel_limits(self) -> dict[str, int]:
-        """For setrlimit, in the candidate's process."""
+        """The limits that the candidate's process sets on itself by setrlimit."""
         mebi = 1 << 20
         limits = {
             "RLIMIT_CPU": self.limits["cpu_seconds"],
@@ -111,7 +120,7 @@ class Lane:
             "RLIMIT_NOFILE": 64,
             "RLIMIT_CORE": 0,
         }
-        # Since 5.14 they are counted per user namespace; before, with all others of the user.
+        # Linux counts them per user namespace since 5.14; before, together with the user's others.
         release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
         if self.level != "process" and release >= (5, 14):
             limits["RLIMIT_NPROC"] = self.limits["processes"] + 1  # the namespace's first process
@@ -119,50 +128,51 @@ class Lane:
 
 
 def check_level(lane: Lane) -> str:
-    """Start a sandbox, and look from inside whether it is one.
+    """Start a sandbox, and check from inside that it isolates.
 
     Returns:
-        What level "process" does not hold back; "" at the other levels.
+        What the level "process" leaves open; "" at the other levels.
 
     Raises:
-        Unavailable: it does not start, or something is open that should be closed.
+        Unavailable: The sandbox does not start, or leaves something open at another level.
     """
     if lane.level == "bubblewrap":
         isolation.bubblewrap_path()
-    errors, theirs = os.pipe()
-    sandbox = isolation.start(lane.level, lane.view, error=theirs)
-    os.close(theirs)
-    # A level that does not work ends at once; one that hangs is ended by the trainer's side.
+    errors, write_end = os.pipe()
+    sandbox = isolation.start(lane.level, lane.view, error=write_end)
+    os.close(write_end)
+    # A level that does not work ends at once; if one hangs, the trainer's side kills the lane.
     session = Session(sandbox.channel, 1 << 20)
     try:
-        found = session.load(_PROBE, ["probe"], lane.kernel_limits)["probe"]()
+        breaches = session.load(_PROBE, ["probe"], lane.kernel_limits)["probe"]()
     except Exception as error:
         isolation.finish(sandbox, 1.0)
-        said = os.read(errors, 4096).decode(errors="replace").strip().splitlines()
-        raise Unavailable(said[-1] if said else f"{type(error).__name__}: {error}") from None
+        lines = os.read(errors, 4096).decode(errors="replace").strip().splitlines()
+        raise Unavailable(lines[-1] if lines else f"{type(error).__name__}: {error}") from None
     finally:
         os.close(errors)
     isolation.finish(sandbox)
-    if found and lane.level != "process":
-        raise Unavailable("the candidate " + ", ".join(found))
-    return ", ".join(found)
+    if breaches and lane.level != "process":
+        raise Unavailable("the candidate " + ", ".join(breaches))
+    return ", ".join(breaches)
 
 
 def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdict on one job, as a dict."""
     if job["form"] == "program":
         return asdict(_judge_program(lane, job))
     sandbox = lane.take()
-    report, theirs = os.pipe()
+    report, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            _be_tester(lane, job, sandbox, theirs)
+            _be_tester(lane, job, sandbox, write_end)
             status = 0
         finally:
             os._exit(status)
     lane.tester = pid
-    os.close(theirs)
+    os.close(write_end)
     lane.prepare()
     deadline = time.monotonic() + lane.limits["wall_seconds"]
     late = not _wait(report, deadline)
@@ -177,7 +187,7 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
         verdict = Verdict(**json.loads(text))
     if not late:
         ending = lane.end(GRACE if verdict.verdict == "died" else 0.0)
-    if late and verdict.verdict == "correct":  # in the last moment
+    if late and verdict.verdict == "correct":  # it was ready at the last moment
         late = False
     if late or verdict.verdict == "died":
         verdict.verdict = _cause(lane, ending, late)
@@ -185,7 +195,7 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox, report: int) -> None:
-    """In the forked process: run the tests, confined as well as can be had."""
+    """Run the tests, in the forked process, confined as far as the kernel allows."""
     confine.die_with_parent()
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -202,24 +212,25 @@ def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox, report: int) -
     session = Session(sandbox.channel, lane.limits["output_bytes"])
     try:
         verdict = run_tests(job, session, lane.kernel_limits)
-    except Exception as error:  # whatever a strange value can break here, it earns nothing
+    except Exception as error:  # a strange value that breaks something here gains nothing
         kind = "memory" if isinstance(error, MemoryError) else "error"
         verdict = asdict(Verdict(kind, detail=type(error).__name__))
     os.write(report, json.dumps(verdict).encode() + b"\n")
 
 
 def _wait(report: int, deadline: float) -> bool:
-    """Until the tests have ended (True) or the deadline. Ends this process with the trainer's."""
+    """Wait until the tests have ended (True) or the deadline (False); exit if the trainer ends."""
     while (left := deadline - time.monotonic()) > 0:
         readable = select.select([report, 0], [], [], left)[0]
         if report in readable:
             return True
-        if 0 in readable:  # no job comes before the last one's verdict: the trainer is gone
+        if 0 in readable:  # no job comes before the last one's verdict, so the trainer is gone
             sys.exit()
     return False
 
 
 def _drain(report: int) -> bytes:
+    """Return what is in the pipe, without waiting."""
     os.set_blocking(report, False)
     try:
         return os.read(report, 1 << 16)
@@ -228,6 +239,7 @@ def _drain(report: int) -> bytes:
 
 
 def _cause(lane: Lane, ending: Ending, late: bool) -> str:
+    """Return the verdict on a candidate that was stopped or ended before its tests did."""
     if late or ending.cpu_seconds >= lane.limits["cpu_seconds"] - 0.05:
         return "timeout"
     return "memory" if ending.status == MEMORY_STATUS else "died"
@@ -243,9 +255,9 @@ def _judge_program(lane: Lane, job: dict[str, Any]) -> Verdict:
         return Verdict("no_code", 0, len(cases), "an empty program")
     problem: Verdict | None = None
     passed = 0
-    for number, (given, expected) in enumerate(cases, 1):
-        verdict, written = _run_program(lane, program, given)
-        if verdict == "correct" and normalised(written) != normalised(expected):
+    for number, (stdin, expected) in enumerate(cases, 1):
+        verdict, stdout = _run_program(lane, program, stdin)
+        if verdict == "correct" and normalised(stdout) != normalised(expected):
             verdict = "wrong"
         passed += verdict == "correct"
         if verdict != "correct":
@@ -258,12 +270,12 @@ def _judge_program(lane: Lane, job: dict[str, Any]) -> Verdict:
 
 
 def normalised(text: str) -> list[str]:
-    """Lines without white space at their ends, and without empty lines at the end of the text."""
+    """Return the lines without white space at their ends, and without empty lines at the end."""
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
 
-def _run_program(lane: Lane, program: str, given: str) -> tuple[str, str]:
-    """Run a program in a fresh sandbox: a verdict ("correct" when it ended well), its output."""
+def _run_program(lane: Lane, program: str, stdin: str) -> tuple[str, str]:
+    """Run a program in a fresh sandbox; return its verdict ("correct" for status 0) and stdout."""
     sandbox = lane.take()
     job = {"mode": "program", "program": program, "limits": lane.kernel_limits}
     try:
@@ -273,24 +285,27 @@ def _run_program(lane: Lane, program: str, given: str) -> tuple[str, str]:
         return "died", ""
     lane.prepare()
     limit = lane.limits["output_bytes"]
-    written, ended = _exchange(sandbox, given.encode(), limit, lane.limits["wall_seconds"])
+    stdout, ended = _exchange(sandbox, stdin.encode(), limit, lane.limits["wall_seconds"])
     ending = lane.end()
-    if len(written) > limit:
+    if len(stdout) > limit:
         return "output", ""
     if not ended:
         return "timeout", ""
     if ending.status:
         return ("error" if ending.status == 1 else _cause(lane, ending, False)), ""
-    return "correct", written.decode(errors="replace")
+    return "correct", stdout.decode(errors="replace")
 
 
-def _exchange(sandbox: Sandbox, given: bytes, limit: int, seconds: float) -> tuple[bytes, bool]:
-    """Feed stdin and collect stdout until the process ends; (output, did it end in time)."""
+def _exchange(sandbox: Sandbox, stdin: bytes, limit: int, seconds: float) -> tuple[bytes, bool]:
+    """Return what a program writes to stdout, given `stdin`, and whether it ended in time.
+
+    More than `limit` bytes of output end the exchange early, as not in time.
+    """
     deadline = time.monotonic() + seconds
-    written = bytearray()
-    view = memoryview(given)
+    stdout = bytearray()
+    unsent = memoryview(stdin)
     while (left := deadline - time.monotonic()) > 0:
-        if not view and sandbox.stdin >= 0:
+        if not unsent and sandbox.stdin >= 0:
             os.close(sandbox.stdin)
             sandbox.stdin = -1
         feeding = [sandbox.stdin] if sandbox.stdin >= 0 else []
@@ -299,23 +314,24 @@ def _exchange(sandbox: Sandbox, given: bytes, limit: int, seconds: float) -> tup
             sys.exit()
         if writable:
             try:
-                view = view[os.write(sandbox.stdin, view[:65536]) :]
+                unsent = unsent[os.write(sandbox.stdin, unsent[:65536]) :]
             except BrokenPipeError:
-                view = view[:0]
+                unsent = unsent[:0]
         if sandbox.stdout in readable:
             part = os.read(sandbox.stdout, 65536)
-            written += part
-            if len(written) > limit:
-                return bytes(written), False
-            if not part:  # stdout is closed; the process may go on
+            stdout += part
+            if len(stdout) > limit:
+                return bytes(stdout), False
+            if not part:  # stdout is closed, but the process may continue
                 left = max(0.0, deadline - time.monotonic())
-                return bytes(written), bool(select.select([sandbox.pidfd], [], [], left)[0])
+                return bytes(stdout), bool(select.select([sandbox.pidfd], [], [], left)[0])
         elif sandbox.pidfd in readable:
-            return bytes(written), True
-    return bytes(written), False
+            return bytes(stdout), True
+    return bytes(stdout), False
 
 
 def main() -> None:
+    """Check the level, announce the result, and judge jobs until stdin is closed."""
     settings = json.loads(sys.argv[1])
     confine.adopt_orphans()
     lane: Lane | None = None

@@ -1,6 +1,6 @@
-"""The trainer's side: lanes that judge completions side by side.
+"""The trainer's side: lanes that judge completions in parallel.
 
-Nothing untrusted comes near this process: it sends rows to lanes (`lane.py`) and reads verdicts.
+Nothing untrusted runs in this process: it sends rows to lanes (`lane.py`) and reads their verdicts.
 Lanes are started with subprocess, never by forking, and end with the process that started them.
 """
 
@@ -18,20 +18,20 @@ from typing import Any
 
 from posttrain.sandbox.tester import Verdict
 
-STRONG = ("bubblewrap", "namespace")  # strongest first; never less unless the user names it
+STRONG = ("bubblewrap", "namespace")  # strongest first; a weaker level has to be named by the user
 STARTUP_SECONDS = 60.0
-SLACK_SECONDS = 30.0  # a lane keeps its own clock; only a lane that is stuck gets this far
+SLACK_SECONDS = 30.0  # a lane enforces the limits itself; only a stuck lane exceeds them by this
 
 Lane = subprocess.Popen[str]
 
 
 @dataclass
 class Pool:
-    """Lanes of one level with the same limits."""
+    """Lanes of one isolation level with the same limits."""
 
     level: str
     open: str
-    """What a candidate could do at this level that a stronger one prevents; "" for the strong."""
+    """What this level leaves open and a stronger one prevents; "" at the levels in `STRONG`."""
     limits: dict[str, Any]
     workers: int
     lanes: list[Lane] = field(default_factory=list)
@@ -42,14 +42,14 @@ _pools: list[Pool] = []
 
 
 def open_pool(isolation: str | None, limits: dict[str, Any], workers: int) -> Pool:
-    """Find out what isolation works here, and start the first lane.
+    """Return a pool at an isolation level that works here, with its first lane started.
 
     Args:
-        isolation: a level by name, or None for the strongest of `STRONG` that works.
+        isolation: The name of a level, or None for the strongest of `STRONG` that works.
         limits: wall_seconds, cpu_seconds, memory_mib, processes, file_mib, output_bytes.
 
     Raises:
-        ValueError: the level (or each of `STRONG`) does not work on this machine, and why.
+        ValueError: The level (or each of `STRONG`) does not work on this machine, and why.
     """
     causes = []
     for level in (isolation,) if isolation else STRONG:
@@ -61,24 +61,24 @@ def open_pool(isolation: str | None, limits: dict[str, Any], workers: int) -> Po
         _end(lane)
         causes.append(f"{level}: {greeting['cause']}")
     raise ValueError(
-        f"code_execution can not isolate programs on this machine ({'; '.join(causes)}). Install "
+        f"code_execution cannot isolate programs on this machine ({'; '.join(causes)}). Install "
         "bubblewrap (apt-get install bubblewrap) and allow unprivileged user namespaces (sysctl "
-        "user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or, where "
-        "nothing can be harmed, accept limits without isolation by name: isolation: process"
+        "user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns), or, if there is "
+        "nothing to harm on this machine, accept limits without isolation: isolation: process"
     )
 
 
 def judge(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Verdict]:
-    """The verdicts of `jobs`, in their order.
+    """Return the verdicts of `jobs`, in order.
 
     Raises:
-        RuntimeError: a lane died twice over the same job.
+        RuntimeError: A lane died twice on the same job.
     """
     with pool.lock:
         missing = min(pool.workers, len(jobs)) - len(pool.lanes)
         pool.lanes += [_ready_lane(pool) for _ in range(missing)]
         batch = _Batch(jobs, iter(range(len(jobs))), {})
-        # daemons: a program that ends in the middle does not wait for them
+        # daemon threads: a program that ends in the middle does not wait for them
         threads = [
             threading.Thread(target=_work, args=(pool, number, batch), daemon=True)
             for number in range(min(len(pool.lanes), len(jobs)))
@@ -99,19 +99,21 @@ def judge(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Verdict]:
 
 @dataclass
 class _Batch:
+    """The jobs of one call of `judge`, shared by its threads."""
+
     jobs: Sequence[dict[str, Any]]
-    places: Iterator[int]
-    """Of the jobs that nobody has begun; shared by the threads."""
+    unclaimed: Iterator[int]
+    """Indices of the jobs that no thread has begun."""
     verdicts: dict[int, Verdict]
     failure: Exception | None = None
     stopped: bool = False
 
 
 def _work(pool: Pool, number: int, batch: _Batch) -> None:
-    """Judge on one lane for as long as there are jobs."""
+    """Judge jobs on one lane until none is left."""
     try:
-        for place in batch.places:
-            job = batch.jobs[place]
+        for index in batch.unclaimed:
+            job = batch.jobs[index]
             reply = ""
             for _attempt in (1, 2):
                 reply = _ask(pool.lanes[number], json.dumps(job), _patience(pool, job))
@@ -122,13 +124,14 @@ def _work(pool: Pool, number: int, batch: _Batch) -> None:
             if batch.stopped or batch.failure is not None:
                 return
             if not reply:
-                raise RuntimeError("a lane of the sandbox died twice over the same row")
-            batch.verdicts[place] = Verdict(**json.loads(reply))
+                raise RuntimeError("a lane of the sandbox died twice on the same row")
+            batch.verdicts[index] = Verdict(**json.loads(reply))
     except Exception as error:
         batch.failure = error
 
 
 def _patience(pool: Pool, job: dict[str, Any]) -> float:
+    """Return the seconds after which a lane that has not answered counts as stuck."""
     num_runs = len(job["inputs"]) if job["form"] == "program" else 1
     seconds: float = num_runs * (pool.limits["wall_seconds"] + 1) + SLACK_SECONDS
     return seconds
@@ -138,13 +141,13 @@ def _ready_lane(pool: Pool) -> Lane:
     lane, greeting = _start_lane(pool.level, pool.limits)
     if not greeting["ready"]:
         _end(lane)
-        raise RuntimeError(f"{pool.level} worked before, and now: {greeting['cause']}")
+        raise RuntimeError(f"{pool.level} worked before, but no longer: {greeting['cause']}")
     return lane
 
 
 def _start_lane(level: str, limits: dict[str, Any]) -> tuple[Lane, dict[str, Any]]:
     package = str(Path(__file__).resolve().parents[2])
-    # -P: the folder of this file has no business on the path. The data's tests may need numpy.
+    # -P keeps the working directory off the path; -I would also drop numpy, which tests may need
     lane = subprocess.Popen(
         [
             *(sys.executable, "-P", "-m", "posttrain.sandbox.lane"),
@@ -165,28 +168,28 @@ def _start_lane(level: str, limits: dict[str, Any]) -> tuple[Lane, dict[str, Any
         start_new_session=True,  # Ctrl-C is for the trainer to handle
     )
     greeting = _ask(lane, None, STARTUP_SECONDS)
-    return lane, json.loads(greeting or '{"ready": false, "cause": "it does not answer"}')
+    return lane, json.loads(greeting or '{"ready": false, "cause": "the lane does not answer"}')
 
 
 def _ask(lane: Lane, line: str | None, seconds: float) -> str:
-    """The lane's reply, or "" when it died or was killed for taking too long."""
+    """Return the lane's reply; "" if it died or was killed for taking too long."""
     assert lane.stdin is not None
     assert lane.stdout is not None
-    clock = threading.Timer(seconds, lane.kill)  # which ends a blocked read and a blocked write
-    clock.start()
+    timer = threading.Timer(seconds, lane.kill)  # this ends a blocked read or write, too
+    timer.start()
     try:
         if line is not None:
             lane.stdin.write(line + "\n")
             lane.stdin.flush()
         return lane.stdout.readline()
-    except (OSError, ValueError):  # died, or was closed by another thread
+    except (OSError, ValueError):  # it died, or another thread closed its pipes
         return ""
     finally:
-        clock.cancel()
+        timer.cancel()
 
 
 def _end(lane: Lane) -> None:
-    """A lane ends by itself, and takes its sandboxes along, when its stdin is closed."""
+    """End a lane by closing its stdin, upon which it ends its sandboxes and itself."""
     assert lane.stdin is not None
     assert lane.stdout is not None
     with suppress(OSError):
@@ -196,11 +199,11 @@ def _end(lane: Lane) -> None:
     except subprocess.TimeoutExpired:
         lane.kill()
         lane.wait()
-    lane.stdout.close()  # only now: a thread that still reads from it holds its lock
+    lane.stdout.close()  # only now: a thread that is still reading from it holds its lock
 
 
 def close(pool: Pool) -> None:
-    """End the pool's lanes. Judging starts new ones."""
+    """End the pool's lanes. The next call of `judge` starts new ones."""
     lanes, pool.lanes = pool.lanes, []
     for lane in lanes:
         _end(lane)
@@ -212,7 +215,7 @@ def _close_all() -> None:
 
 
 def _forget_after_fork() -> None:
-    """A forked process must neither talk to its parent's lanes nor keep them alive."""
+    """Forget the parent's lanes after a fork; close their pipes, which would keep them alive."""
     for pool in _pools:
         pool.lock = threading.Lock()
         for lane in pool.lanes:

@@ -1,8 +1,8 @@
 """The trusted side of the channel: stand-ins for the candidate's functions and objects.
 
 A call of a stand-in sends the arguments and returns a plain value that this process built itself.
-What the candidate's process says about itself is never believed: a reply that is not exactly the
-answer to the pending call ends the candidate.
+Nothing that the candidate's process reports about itself is believed: a reply that is not exactly
+the answer to the pending call ends the candidate.
 """
 
 import builtins
@@ -20,7 +20,7 @@ class CandidateGone(Exception):
 
 
 class NotPlain(Exception):
-    """The test did something with an object of the candidate that only plain values allow."""
+    """The test used an object of the candidate in a way that only plain values allow."""
 
 
 class Unsendable(Exception):
@@ -33,19 +33,21 @@ class Session:
 
     channel: int
     largest: int
-    """Bytes of one reply."""
+    """Limit of one reply, in bytes."""
     nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     number: int = 0
-    """Of the pending call."""
+    """Number of the pending call."""
     num_asked: int = 0
+    """Messages sent."""
     gone: str | None = None
-    """The verdict, once the candidate can not answer any more; no test can undo it."""
+    """The verdict, once the candidate cannot answer any more; no test can undo it."""
     objects: dict[int, "Remote"] = field(default_factory=dict)
+    """Stand-ins by the candidate's number of the object."""
 
     def load(self, program: str, names: list[str], limits: dict[str, int]) -> dict[str, Any]:
-        """Run a program of functions; returns what it defines of `names`.
+        """Run a program of functions, and return what it defines of `names`.
 
-        Raises what the program raised, as an exception of this process.
+        Raise what the program raised, as an exception of this process.
         """
         job = {
             "mode": "functions",
@@ -54,15 +56,15 @@ class Session:
             "nonce": self.nonce,
             "limits": limits,
         }
-        found = self._ask(job)
-        if type(found) is not dict:
+        defined = self._ask(job)
+        if type(defined) is not dict:
             self.gone = "protocol"
             raise CandidateGone("the answer to loading is not a dict")
-        # no other name: the candidate does not get to define what the tests call besides it
-        return {name: found[name] for name in names if name in found}
+        # no other name: the candidate must not define what else the tests call
+        return {name: defined[name] for name in names if name in defined}
 
     def ask(self, *operation: Any) -> Any:
-        """One operation (see `child.py`); returns a value, or raises what the candidate raised."""
+        """Return the value of an operation (see `child.py`), or raise what the candidate raised."""
         return self._ask(operation)
 
     def _ask(self, message: Any) -> Any:
@@ -88,6 +90,7 @@ class Session:
         match reply:
             case (self.nonce, self.number, True, value, changed):
                 self.number += 1
+                # as functions do that work in place; others must not change what a test compares
                 if value is None and type(changed) is tuple and message[0] == "call":
                     for before, after in zip(message[2], changed):
                         _mirror(before, after)
@@ -103,10 +106,10 @@ class Session:
 
 
 class Remote:
-    """A stand-in for a function, class or object of the candidate's.
+    """A stand-in for a function, class or object of the candidate.
 
-    It can be called, iterated over, given to another call, and its public attributes read and set.
-    It equals nothing, has no truth value and no order: these would be the candidate's to decide.
+    It can be called, iterated over and passed to another call, and its public attributes can be
+    read and set. It cannot be compared and has no truth value: the candidate would decide both.
     """
 
     __slots__ = ("_number", "_session")
@@ -117,6 +120,7 @@ class Remote:
         object.__setattr__(self, "_number", number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the candidate's function, and return its value."""
         return self._session.ask("call", self, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -137,7 +141,7 @@ class Remote:
             yield item
 
     def _refuse(self, *others: Any) -> Any:
-        raise NotPlain("an object of the candidate's own class, where a plain value is compared")
+        raise NotPlain("an object of the candidate's own class has no comparison or truth value")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _refuse
 
@@ -146,11 +150,11 @@ def _number_of(thing: Any) -> int:
     if type(thing) is Remote:
         number: int = object.__getattribute__(thing, "_number")
         return number
-    raise Unsendable(f"the test passes a {type(thing).__name__}, which can not be sent")
+    raise Unsendable(f"the test passes a {type(thing).__name__}, which cannot be sent")
 
 
 def _exception(names: list[Any], text: str) -> Exception:
-    """The first builtin exception among the names of the raised class and its bases."""
+    """Return the first builtin exception among the names of the raised class and its bases."""
     for name in names:
         kind = vars(builtins).get(name) if type(name) is str else None
         if isinstance(kind, type) and issubclass(kind, Exception):

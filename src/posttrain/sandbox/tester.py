@@ -1,7 +1,7 @@
-"""Runs the tests of one row, in a trusted process of its own, against a candidate elsewhere.
+"""Runs the tests of one row in a trusted process, against a candidate in another process.
 
-The test's own code, its expected values and every comparison are here. The names that the tests use
-and do not define stand for the candidate's functions (`remote.Remote`).
+The tests' own code, the expected values and all comparisons are here. Names that the tests use but
+do not define stand for the candidate's functions (`remote.Remote`).
 """
 
 import ast
@@ -24,19 +24,19 @@ _ALIASES = {"np": "numpy"}
 
 @dataclass
 class Verdict:
-    """What was found out about one completion."""
+    """The outcome of judging one completion."""
 
     verdict: str
     """correct, wrong, error, timeout, memory, output, died, protocol, no_code; or bad_test."""
     passed: int = 0
     total: int = 0
-    """Tests run, or as many as there are where the candidate ended before."""
+    """Number of tests: those in the row, or those that were run if they are more (in a loop)."""
     detail: str = ""
 
 
 @dataclass
 class Tally:
-    """Tests passed so far, and what was wrong with the first that did not."""
+    """The number of tests run and passed so far, and the first problem."""
 
     session: Session
     passed: int = 0
@@ -44,7 +44,7 @@ class Tally:
     problem: Verdict | None = None
 
     def run(self, test: CodeType, space: dict[str, Any]) -> bool:
-        """Run one test; was it passed?"""
+        """Run one test, and return whether it passed."""
         try:
             exec(test, space)
         except Exception as error:
@@ -52,6 +52,7 @@ class Tally:
         return self.record(None)
 
     def record(self, error: Exception | None) -> bool:
+        """Count one test, and return whether it passed."""
         self.total += 1
         if error is not None:
             self.fail(error)
@@ -60,15 +61,17 @@ class Tally:
         return passed
 
     def fail(self, error: Exception) -> None:
-        # Before the first call nothing that goes wrong can be the candidate's doing.
-        own = isinstance(error, (Unsendable, ImportError)) and self.session.num_asked < 2
-        self.problem = self.problem or (bad_test(error) if own else explain(error))
+        """Note an exception as the problem, unless there is one already."""
+        # Before the first call, these two errors cannot be the candidate's doing.
+        is_own = isinstance(error, (Unsendable, ImportError)) and self.session.num_asked < 2
+        self.problem = self.problem or (bad_test(error) if is_own else explain(error))
 
     def verdict(self, num_tests: int) -> Verdict:
+        """Return the verdict on a completion whose row has `num_tests` tests."""
         problem = self.problem
         if problem is not None and problem.verdict == "bad_test":
             return problem
-        if self.session.gone is not None:  # whatever the test made of it
+        if self.session.gone is not None:  # even if the test caught the exception
             problem = Verdict(self.session.gone, detail=problem.detail if problem else "")
         total = max(self.total, num_tests)
         if problem is None:
@@ -77,7 +80,7 @@ class Tally:
 
 
 def explain(error: BaseException) -> Verdict:
-    """The verdict of an exception that ended a test."""
+    """Return the verdict for an exception that ended a test."""
     kind = "error"
     if isinstance(error, (AssertionError, CandidateGone, NotPlain)):
         kind = "wrong"
@@ -87,25 +90,26 @@ def explain(error: BaseException) -> Verdict:
 
 
 def bad_test(error: Exception) -> Verdict:
+    """Return the verdict for tests that fail by themselves, whatever the candidate does."""
     return Verdict("bad_test", detail=f"{type(error).__name__}: {error}"[:DETAIL])
 
 
 def run_tests(job: dict[str, Any], session: Session, limits: dict[str, int]) -> dict[str, Any]:
-    """The verdict of a job of the forms "check" (HumanEval) and "asserts" (MBPP), as a dict."""
-    random.seed(0)  # some tests draw their inputs
+    """Return the verdict on a job of form "check" (HumanEval) or "asserts" (MBPP), as a dict."""
+    random.seed(0)  # some tests draw their inputs at random
     run = run_check if job["form"] == "check" else run_asserts
     return asdict(run(job, session, limits))
 
 
 def run_check(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
-    """HumanEval: `test` defines check(candidate)."""
+    """Return the verdict on a HumanEval job, whose `test` defines check(candidate)."""
     name = job["entry_point"]
     before = prompt_code(job["prompt"], name)
     tree = ast.parse(job["test"])
     num_tests = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
     program = program_of(job["completion"], job["prompt"], name)
     if program is None:
-        return Verdict("no_code", 0, num_tests, f"nothing that defines {name}")
+        return Verdict("no_code", 0, num_tests, f"no program that defines {name}")
     tally = Tally(session)
     space: dict[str, Any] = {"__name__": "test", "__tally__": tally}
     try:
@@ -119,20 +123,20 @@ def run_check(job: dict[str, Any], session: Session, limits: dict[str, int]) -> 
         check = space["check"]
     except Exception as error:
         return bad_test(error)
-    found = _load(tally, session, program, sorted(names - space.keys()), limits)
-    space |= found
-    if tally.problem is None and session.gone is None and name not in found:
+    loaded = _load(tally, session, program, sorted(names - space.keys()), limits)
+    space |= loaded
+    if tally.problem is None and session.gone is None and name not in loaded:
         tally.fail(NameError(f"the program does not define {name}"))
     if tally.problem is None and session.gone is None:
         try:
-            check(found[name])
+            check(loaded[name])
         except Exception as error:
             tally.fail(error)
     return tally.verdict(num_tests)
 
 
 def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
-    """MBPP: statements that call functions of the program by name."""
+    """Return the verdict on an MBPP job, whose tests call functions of the program by name."""
     tests: list[str] = job["tests"]
     text = "\n".join([job["setup"], *tests])
     names = free_names(text) or called_builtins(text)
@@ -144,8 +148,7 @@ def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -
         space = {"__name__": "test", **trusted_names(text, names)}
     except ImportError as error:
         return bad_test(error)
-    found = _load(tally, session, program, sorted(names - space.keys()), limits)
-    space |= found
+    space |= _load(tally, session, program, sorted(names - space.keys()), limits)
     if tally.problem is not None or session.gone is not None:
         return tally.verdict(len(tests))
     try:
@@ -162,6 +165,7 @@ def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -
 def _load(
     tally: Tally, session: Session, program: str, names: list[str], limits: dict[str, int]
 ) -> dict[str, Any]:
+    """Return what the program defines of `names`; if it fails, nothing, and note the problem."""
     try:
         return session.load(program, names, limits)
     except Exception as error:
@@ -170,14 +174,14 @@ def _load(
 
 
 def without(prompt: str, name: str) -> ast.Module:
-    """The prompt's code without the function `name`, which is the candidate's to write."""
+    """Return the prompt's code without the function `name`, which the candidate has to write."""
     tree = ast.parse(prompt)
     kept = [n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == name)]
     return ast.Module(kept, [])
 
 
 def free_names(text: str) -> set[str]:
-    """Global names that `text` reads and neither it nor Python defines."""
+    """Return the global names that `text` reads and that neither it nor Python defines."""
     top = symtable.symtable(text, "test", "exec")
     defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
     read: set[str] = set()
@@ -192,8 +196,10 @@ def free_names(text: str) -> set[str]:
 
 
 def called_builtins(text: str) -> set[str]:
-    """For tests that use no other name: the builtin that each assert calls first (a task may ask
-    for a function named `sum`)."""
+    """Return the builtin that each assert calls first, for tests that use no other name.
+
+    A task may ask for a function named `sum`.
+    """
     names = set()
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assert):
@@ -204,14 +210,14 @@ def called_builtins(text: str) -> set[str]:
 
 
 def trusted_names(text: str, names: set[str]) -> dict[str, Any]:
-    """What the tests use of libraries without importing it, among their free `names`.
+    """Return what the tests use of libraries without importing it, among their free `names`.
 
-    It must come from here: the candidate's `isclose` or `sys` would say whatever the candidate
-    wants. A module is what the tests read attributes of (`sys.x`). A function of a well-known
-    module is trusted where some other name is left for the candidate to define.
+    It must come from here: the candidate's `isclose` or `sys` would answer as the candidate likes.
+    A name whose attributes the tests read (`sys.x`) is a module. A function of a well-known module
+    is trusted if some other name is left for the candidate to define.
 
     Raises:
-        ImportError: the library is not installed.
+        ImportError: The library is not installed.
     """
     bases = {
         node.value.id
@@ -229,21 +235,21 @@ def trusted_names(text: str, names: set[str]) -> dict[str, Any]:
 
 
 def record_asserts(block: list[ast.stmt]) -> list[ast.stmt]:
-    """Statements whose asserts are recorded in `__tally__`, and go on after one that fails."""
-    done: list[ast.stmt] = []
+    """Return statements that record each assert in `__tally__`, and continue after a failed one."""
+    recorded: list[ast.stmt] = []
     for statement in block:
         if isinstance(statement, ast.Assert):
-            (shell,) = ast.parse(_RECORDED).body
-            assert isinstance(shell, ast.Try)
-            shell.body = [statement]
-            done.append(shell)
+            (wrapper,) = ast.parse(_RECORDED).body
+            assert isinstance(wrapper, ast.Try)
+            wrapper.body = [statement]
+            recorded.append(wrapper)
             continue
-        if not isinstance(statement, ast.Try):  # an assert in there may be meant to be caught
+        if not isinstance(statement, ast.Try):  # an assert in a try may be meant to fail
             parts = vars(statement)
             for name in {"body", "orelse"} & parts.keys():
                 parts[name] = record_asserts(parts[name])
-        done.append(statement)
-    return done
+        recorded.append(statement)
+    return recorded
 
 
 _RECORDED = """

@@ -11,7 +11,7 @@ NOBODY = 65534
 
 
 class Unavailable(Exception):
-    """The level does not work on this machine; the text says why."""
+    """An isolation level does not work on this machine; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,28 @@ class View:
 
     python: str
     binds: tuple[tuple[str, str], ...]
-    """(where it is, where it is shown)"""
+    """(source, path in the sandbox) of files and folders."""
     links: tuple[tuple[str, str], ...]
-    """(target, path) of symbolic links"""
+    """(target, path) of symbolic links."""
     hidden: tuple[str, ...]
-    """Folders shown empty: third-party packages."""
+    """Folders that are shown empty: third-party packages."""
     nobody: bool
-    """Started by root: take the user id 65534 before anything else."""
+    """Whether to take the user id 65534 before anything else, as the lane runs as root."""
 
 
 def system_view(level: str) -> View:
-    """The interpreter and the system's libraries.
+    """Return the view with the interpreter and the system's libraries.
 
     Raises:
-        Unavailable: root's interpreter lies where user 65534 can not be given it.
+        Unavailable: Only root can read the interpreter, and it cannot be shown to user 65534.
     """
     python, prefix = os.path.realpath(sys.executable), os.path.realpath(sys.base_prefix)
     system = prefix in ("/usr", "/usr/local")
     wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
     wanted += [python, f"{prefix}/lib"] if system else [prefix]
-    found = [path for path in wanted if os.path.exists(path)]
-    links = tuple((os.readlink(path), path) for path in found if os.path.islink(path))
-    shown = [path for path in found if not os.path.islink(path)]
+    paths = [path for path in wanted if os.path.exists(path)]
+    links = tuple((os.readlink(path), path) for path in paths if os.path.islink(path))
+    shown = [path for path in paths if not os.path.islink(path)]
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = {
         sysconfig.get_path("purelib", vars={"base": prefix, "platbase": prefix}),
@@ -55,7 +55,7 @@ def system_view(level: str) -> View:
     nobody = os.geteuid() == 0 and _nobody_exists()
     sources = dict(zip(shown, shown))
     if nobody and not all(map(_open_to_all, shown)):
-        if level == "process":  # it has no mounts of its own to show them elsewhere
+        if level == "process":  # it has no mounts of its own, so it cannot show them elsewhere
             nobody = False
         else:
             sources = _show_to_nobody(shown)
@@ -64,12 +64,14 @@ def system_view(level: str) -> View:
 
 
 def _nobody_exists() -> bool:
+    """Whether this user namespace has a user 65534."""
     with open("/proc/self/uid_map") as lines:
         ranges = [line.split() for line in lines]
     return any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in ranges)
 
 
 def _open_to_all(path: str) -> bool:
+    """Whether every user may read `path` and enter the folders above it."""
     if not os.stat(path).st_mode & 4:
         return False
     parts = path.split("/")[1:-1]
@@ -78,7 +80,10 @@ def _open_to_all(path: str) -> bool:
 
 
 def _show_to_nobody(paths: list[str]) -> dict[str, str]:
-    """Bind `paths` in a mount namespace of this process's own, where every user may look."""
+    """Bind `paths` where every user may look, in a mount namespace of this process's own.
+
+    Return the new place of each.
+    """
     place = next(p for p in ("/mnt", "/media", "/srv", "/tmp") if os.path.isdir(p))
     shown = {}
     try:
@@ -93,14 +98,14 @@ def _show_to_nobody(paths: list[str]) -> dict[str, str]:
             os.close(handle)
     except OSError as error:
         raise Unavailable(
-            f"only root can read the interpreter in {sys.base_prefix}, and it can not be shown to "
+            f"only root can read the interpreter in {sys.base_prefix}, and it cannot be shown to "
             f"the sandbox's user ({error}): run as an ordinary user, or with another interpreter"
         ) from None
     return shown
 
 
 def make_place(like: str, path: str) -> None:
-    """An empty folder or file to bind `like` to."""
+    """Make an empty folder or file on which `like` can be bound."""
     os.makedirs(path if os.path.isdir(like) else os.path.dirname(path), exist_ok=True)
     if not os.path.isdir(like):
         with open(path, "a"):

@@ -1,11 +1,11 @@
 """What may pass between a candidate's process and the trusted side: plain values, and nothing else.
 
-One binary form for both directions. `decode` builds plain values only, whatever the bytes are: no
-pickle, no class of the sender's, no unbounded depth. Both sides run this file; inside the sandbox
-it is sent over the channel, so it imports nothing beyond the standard library.
+One binary form serves both directions. `decode` builds plain values only, whatever the bytes are:
+no pickle, no class of the sender, no unbounded depth. Both sides run this file; it reaches the
+sandbox over the channel, so it imports nothing beyond the standard library.
 
 An object that is not plain (an instance of the candidate's own class, a function, a generator)
-stays where it is; its place on the wire is a number that the sender gave it.
+stays where it is; a number that the sender gave it is sent in its place.
 """
 
 import os
@@ -58,7 +58,7 @@ _BASES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
 
 
 class WireError(ValueError):
-    """Bytes that do not follow this file's rules, or a value that can not be sent."""
+    """Bytes that do not follow this file's rules, or a value that cannot be sent."""
 
 
 class TooLarge(ValueError):
@@ -66,14 +66,14 @@ class TooLarge(ValueError):
 
 
 def encode(value: Any, refer: Callable[[Any], int]) -> bytes:
-    """The bytes of a value.
+    """Return the bytes of a value.
 
     Args:
-        value: a plain value; an instance of a subclass of a plain type goes as that plain type.
-        refer: gives the number of any other object, or raises.
+        value: A plain value; an instance of a subclass of a plain type is sent as that plain type.
+        refer: Returns the number of any other object, or raises.
 
     Raises:
-        WireError: the value is nested more than `DEEPEST` deep (or contains itself).
+        WireError: The value is nested more than `DEEPEST` deep (or contains itself).
     """
     parts: list[bytes] = []
     _encode(value, refer, parts, 0)
@@ -123,7 +123,7 @@ def _encode(value: Any, refer: Callable[[Any], int], parts: list[bytes], depth: 
 
 
 def _as_base(base: type, value: Any) -> Any:
-    """`value` as its plain base type, by that type's own methods."""
+    """Return `value` as its plain base type, by that type's own methods."""
     if base is int:
         return int.__index__(value)
     if base is float:
@@ -138,15 +138,16 @@ def _as_base(base: type, value: Any) -> Any:
 
 
 def _is_standard(kind: type) -> bool:
+    """Whether a class is the one of the standard library, not another one of that name."""
     module = sys.modules.get(REBUILT[kind.__name__][0])
     return module is not None and vars(module).get(kind.__name__) is kind
 
 
 def decode(data: bytes, resolve: Callable[[int], Any]) -> Any:
-    """The value that `data` stands for; `resolve` gives what stands for an object's number.
+    """Return the value that `data` encodes; `resolve` returns what stands for an object's number.
 
     Raises:
-        WireError: the bytes are not exactly one value in this form.
+        WireError: The bytes are not exactly one value in this form.
     """
     try:
         value, end = _decode(data, 0, resolve, 0)
@@ -215,7 +216,7 @@ def _rebuild(name: str, arguments: Any) -> Any:
 
 
 def write_frame(fd: int, data: bytes) -> None:
-    """Send one message. Raises OSError when the other side is gone."""
+    """Send one message; raise OSError if the other side is gone."""
     view = memoryview(struct.pack(">I", len(data)) + data)
     while view:
         view = view[os.write(fd, view) :]
@@ -225,8 +226,8 @@ def read_frame(fd: int, limit: int) -> bytes:
     """Receive one message.
 
     Raises:
-        EOFError: the other side is gone.
-        TooLarge: the message has more than `limit` bytes.
+        EOFError: The other side is gone.
+        TooLarge: The message has more than `limit` bytes.
     """
     (size,) = struct.unpack(">I", _read(fd, 4))
     if size > limit:

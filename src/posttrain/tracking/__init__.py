@@ -1,1 +1,1 @@
-"""Where a run's numbers go: metrics.jsonl is the source of truth, and every other view reads it."""
+"""Layer 3: what a run records, what its numbers mean, and the report page of both."""

@@ -1,4 +1,4 @@
-"""Write what a run recorded as one self-contained HTML page that needs no network."""
+"""The report of runs: one self-contained HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the report of one run, or of several compared, and return its path."""
+    """Write the report of one run, or a comparison of several, and return its path."""
     if not run_dirs:
         raise ValueError("no run directory given: name at least one to report on")
     if output is None and len(run_dirs) > 1:
@@ -44,7 +44,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def render(payload: Json) -> str:
-    """Put the payload into the page template."""
+    """Return the page: the template with the payload in it."""
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     # Only the script with this hash may run, so that nothing in the data can.
@@ -54,14 +54,14 @@ def render(payload: Json) -> str:
 
 
 def embed(payload: Json) -> str:
-    """JSON that is safe inside a script element: without any `<` it cannot end the element."""
+    """Return JSON that is safe in a script element: without any `<`, it cannot end the element."""
     return json.dumps(finite(payload), separators=(",", ":"), allow_nan=False).replace(
         "<", "\\u003c"
     )
 
 
 def finite(value: Any) -> Any:
-    """The same value with null in place of every float that JSON cannot hold."""
+    """Return the same value with None in place of every float that JSON cannot hold."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def finite(value: Any) -> Any:
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
-    """The shortest path endings that tell the runs apart."""
+    """Return the shortest path endings that tell the runs apart."""
     parts = [Path(path).resolve().parts for path in run_dirs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -80,7 +80,7 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def read_run(run_dir: Path, name: str) -> Json:
-    """Everything that the page shows of one run."""
+    """Return everything that the page shows of one run."""
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no metrics.jsonl")
     metrics = read_metrics(run_dir / "metrics.jsonl")
@@ -103,10 +103,11 @@ def read_run(run_dir: Path, name: str) -> Json:
 
 
 def task_results(run_dir: Path) -> list[Json]:
-    """What `posttrain eval --output` wrote into the run directory, each task as one evaluation,
-    and its other shares as parts of it."""
+    """Return the results that `posttrain eval --output` wrote into a run directory, task by task.
+
+    A task's shares other than its accuracy become splits of it."""
     results = read_json(run_dir / "results.json", dict)
-    found = []
+    tasks = []
     for task, result in results.items():
         if not isinstance(result, dict):
             continue
@@ -114,12 +115,12 @@ def task_results(run_dir: Path) -> list[Json]:
         numbers |= {k: result[k] for k in ("accuracy", "ci95", "num_problems") if k in result}
         shares = [name for name in result if f"{name}_ci95" in result]
         parts = {k: {"accuracy": result[k], "ci95": result[f"{k}_ci95"]} for k in shares}
-        found.append({"name": task} | numbers | ({"splits": parts} if parts else {}))
-    return found
+        tasks.append({"name": task} | numbers | ({"splits": parts} if parts else {}))
+    return tasks
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Json]]:
-    """Number and object of each line; a broken last line (the process was killed) is left out."""
+    """Yield number and object of each line; skip a broken last line: the process was killed."""
     broken = None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -141,7 +142,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Json]]:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Metric values by step; what a resumed run writes again for a step replaces the first."""
+    """Return metrics by step; values that a resumed run wrote again replace earlier ones."""
     metrics: defaultdict[int, Json] = defaultdict(dict)
     for _, line in read_lines(path):
         metrics[line.pop("step")].update(line)
@@ -149,7 +150,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def read_samples(path: Path) -> list[Json]:
-    """The last samples of each kind, long texts shortened in the middle."""
+    """Return the last samples of each kind, long texts shortened in the middle."""
     latest: dict[str, deque[Json]] = {}
     for _, sample in read_lines(path) if path.is_file() else ():
         kind = str(sample.get("kind"))
@@ -162,7 +163,7 @@ def read_samples(path: Path) -> list[Json]:
 
 
 def shorten(value: Any) -> Any:
-    """Leave out the middle of a very long text: how it starts and ends tells the most."""
+    """Leave out the middle of a very long text, since its start and end tell the most."""
     if not isinstance(value, str) or len(value) <= MAX_TEXT:
         return value
     half = MAX_TEXT // 2
@@ -170,7 +171,7 @@ def shorten(value: Any) -> Any:
 
 
 def read_config(path: Path) -> Json:
-    """The nested settings; none when the file is missing."""
+    """Return the nested settings, empty if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -178,12 +179,12 @@ def read_config(path: Path) -> Json:
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} should hold a mapping of settings")
+        raise ValueError(f"{path} must hold a mapping of settings")
     return config
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """The file's value, which must be of that kind; an empty one when the file is missing."""
+    """Return a file's value, which must be of that kind; an empty one if there is no such file."""
     if not path.is_file():
         return kind()
     try:
@@ -191,12 +192,12 @@ def read_json(path: Path, kind: type) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{path} should hold a JSON {'object' if kind is dict else 'array'}")
+        raise ValueError(f"{path} must hold a JSON {'object' if kind is dict else 'array'}")
     return value
 
 
 def flatten(config: Json, prefix: str = "") -> dict[str, str]:
-    """Settings by dotted name, each as text."""
+    """Return settings by dotted name, each as text."""
     settings: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -208,12 +209,12 @@ def flatten(config: Json, prefix: str = "") -> dict[str, str]:
 
 
 def first_of(settings: dict[str, str], *names: str) -> str | None:
-    """The first of these settings that is there."""
+    """Return the first of these settings that exists, or None."""
     return next((settings[name] for name in names if name in settings), None)
 
 
 def all_series(metrics: Metrics) -> dict[str, Json]:
-    """One curve for each metric that has numbers, verdict counts apart."""
+    """Return a curve for each metric, except counts of verdicts and metrics of single labels."""
     points: defaultdict[str, Points] = defaultdict(list)
     gaps: defaultdict[str, list[int]] = defaultdict(list)
     for step, line in metrics.items():
@@ -228,10 +229,10 @@ def all_series(metrics: Metrics) -> dict[str, Json]:
 
 
 def series(points: Points, gaps: list[int]) -> Json:
-    """A curve for the page: the thinned points, and its trend where thinning left some out."""
+    """Return a curve for the page: thinned points and, if some were left out, their trend."""
     result = columns(thin(points))
     if len(points) > MAX_POINTS:
-        # Smoothing what thinning leaves would follow the extremes; bucket means do not.
+        # Smoothing the thinned points would follow their extremes; the means of buckets do not.
         parts = buckets(points, MAX_POINTS // 2)
         middles = [part[len(part) // 2][0] for part in parts]
         means = [math.fsum(value for _, value in part) / len(part) for part in parts]
@@ -242,7 +243,7 @@ def series(points: Points, gaps: list[int]) -> Json:
 
 
 def thin(points: Points, limit: int = MAX_POINTS) -> Points:
-    """At most `limit` points: the ends, and the lowest and highest of each stretch between."""
+    """Return at most `limit` points: both ends, and the lowest and highest of each stretch."""
     if len(points) <= limit:
         return points
     kept = [points[0]]
@@ -252,13 +253,13 @@ def thin(points: Points, limit: int = MAX_POINTS) -> Points:
 
 
 def buckets(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
-    """The items in order, in `count` parts of nearly equal size, none of them empty."""
+    """Return the items in order, in at most `count` parts of nearly equal size, none empty."""
     size, count = len(items), min(count, len(items))
     return [items[i * size // count : (i + 1) * size // count] for i in range(count)]
 
 
 def columns(points: Iterable[tuple[int, float]]) -> Json:
-    """Steps and values apart, the values to seven digits to keep the page small."""
+    """Return steps and values as two lists, values to seven digits to keep the page small."""
     pairs = list(points)
     return {
         "steps": [step for step, _ in pairs],
@@ -267,8 +268,9 @@ def columns(points: Iterable[tuple[int, float]]) -> Json:
 
 
 def classification_of(metrics: Metrics) -> Json | None:
-    """Of the last evaluation of a classification: the scores of each label, and, where a row has
-    one label, the shares of all rows by true label and by the one found."""
+    """Return the scores of each label in the last evaluation of a classification, or None.
+
+    If a row has one label, also the shares of all rows by true and by predicted label."""
     first = "eval_f1/"
     steps = [step for step, line in metrics.items() if any(name.startswith(first) for name in line)]
     if not steps:
@@ -286,11 +288,18 @@ def classification_of(metrics: Metrics) -> Json | None:
 
 
 def verdict_bars(metrics: Metrics) -> Json | None:
-    """Mean of every verdict over a limited number of stretches of steps."""
+    """Return the mean count of each verdict over stretches of steps, or None without verdicts."""
+    first = "verdicts/"
     rows = [
-        (step, found)
+        (step, counts)
         for step, line in metrics.items()
-        if (found := {k[9:]: v or 0 for k, v in line.items() if k.startswith("verdicts/")})
+        if (
+            counts := {
+                name.removeprefix(first): value or 0
+                for name, value in line.items()
+                if name.startswith(first)
+            }
+        )
     ]
     if not rows:
         return None
@@ -298,7 +307,7 @@ def verdict_bars(metrics: Metrics) -> Json | None:
     return {
         "steps": [[part[0][0], part[-1][0]] for part in parts],
         "values": {
-            name: [sum(found.get(name, 0) for _, found in part) / len(part) for part in parts]
-            for name in sorted({name for _, found in rows for name in found})
+            name: [sum(counts.get(name, 0) for _, counts in part) / len(part) for part in parts]
+            for name in sorted({name for _, counts in rows for name in counts})
         },
     }

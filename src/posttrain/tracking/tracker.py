@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl is the source of truth, all else a view of it."""
+"""Where a run's metrics and samples go; metrics.jsonl is the source of truth for all views."""
 
 from __future__ import annotations
 
@@ -21,18 +21,29 @@ from rich.progress import (
 from posttrain.common.console import CONSOLE
 from posttrain.tracking.diagnosis import Diagnosis
 
-# What a line on the console shows, in this order, where the step has it.
-SHOWN = ("loss", "reward", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl",
-         "rewards/accuracies", "rewards/margins", "grad_norm", "learning_rate",
-         "tokens_per_second")  # fmt: skip
+# Metrics on a line of the console, in this order, if the step has them.
+SHOWN = (
+    "loss",
+    "reward",
+    "frac_reward_zero_std",
+    "completions/mean_length",
+    "entropy",
+    "kl",
+    "rewards/accuracies",
+    "rewards/margins",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+)
 
-
-# Of a classification: a number for each label, or for each two; the report has them.
+# A classification's metrics for each label or pair of labels: too many for a line, in the report.
 OF_LABELS = re.compile("eval_(confusion|precision|recall|f1)/")
 
 
 class Tracker:
-    """Console, metrics.jsonl, samples.jsonl and TensorBoard of one run; silent off rank 0."""
+    """Console, metrics.jsonl, samples.jsonl and TensorBoard of one run.
+
+    A rank other than 0 writes its samples, to a file of its own, and nothing else."""
 
     def __init__(
         self,
@@ -75,6 +86,7 @@ class Tracker:
         self.diagnosis.replay([json.loads(line) for line in lines])
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
+        """Record a training step, with its throughput, and report new diagnoses."""
         if self.rank != 0:
             return
         tokens = metrics.get("num_tokens", math.nan)
@@ -90,23 +102,27 @@ class Tracker:
             self.say(f"note, step {step}: {text}")
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of an evaluation, and report new diagnoses."""
         if self.rank != 0:
             return
         self._write(step, metrics)
-        kept = {name: value for name, value in metrics.items() if not OF_LABELS.match(name)}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in kept.items())
+        short = {name: value for name, value in metrics.items() if not OF_LABELS.match(name)}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in short.items())
         self.say(f"step {step:>5}/{self.num_steps}  {shown}")
         for text in self.diagnosis.evaluation(metrics):
             self.say(f"note, step {step}: {text}")
 
     def sample(self, record: dict[str, Any]) -> None:
+        """Append a record to this rank's file of samples."""
         self.samples.write(json.dumps(record, default=str) + "\n")
 
     def say(self, text: str) -> None:
+        """Print a line on the console of rank 0."""
         if self.rank == 0:
             CONSOLE.print(text, markup=False)
 
     def close(self) -> None:
+        """Close all files, and take the progress bar off the console."""
         self.samples.close()
         if self.metrics is not None:
             self.progress.stop()
@@ -116,21 +132,22 @@ class Tracker:
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         assert self.metrics is not None
-        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        # JSON has no nan and no infinity
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.metrics.write(
-            json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n"
+            json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n"
         )
         self.metrics.flush()
         self.samples.flush()
         if self.writer is not None:
-            for name, value in known.items():
+            for name, value in finite.items():
                 self.writer.add_scalar(name, value, step)
 
 
 def _reopen(path: Path, last_step: int) -> TextIO:
-    """Append to a file of lines, after dropping those of steps that will be run again."""
+    """Open a file of lines to append to, without those of steps that will run again."""
     if path.exists():
-        # a last line without its end was being written when the run was killed
+        # a last line without a newline is incomplete: the run was killed while writing it
         lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
         kept = [line for line in lines if json.loads(line)["step"] <= last_step]
         temporary = path.with_suffix(".tmp")

@@ -1,0 +1,1 @@
+"""Layer 9: the training loop, its optimiser, checkpoints and sharding."""

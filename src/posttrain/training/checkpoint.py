@@ -1,8 +1,8 @@
-"""The whole state of a run, written so that it can be killed at any moment and resumed bit for bit.
+"""Checkpoints: a run can be killed at any moment and resumes where it stopped, bit for bit.
 
 A checkpoint is a folder that transformers or PEFT load as it is, plus `trainer_state.pt` (tensors
 and plain values only) and `checkpoint_info.json` (step, hashes, versions, a manifest of every
-file). It is written under a temporary name, synced and renamed, so a half-written one is never
+file). It is written under a temporary name, synced and renamed, so a half-written folder is never
 mistaken for a checkpoint.
 """
 
@@ -32,7 +32,7 @@ STATE = "trainer_state.pt"
 
 
 class Resumable(Protocol):
-    """What a checkpoint asks of the trainer."""
+    """What a checkpoint needs of the trainer."""
 
     models: Models
     optimizer: torch.optim.AdamW
@@ -40,11 +40,14 @@ class Resumable(Protocol):
     best_step: int | None
 
     @property
-    def sync_steps(self) -> int | None: ...
+    def sync_steps(self) -> int | None:
+        """Steps after which the reference moves to the policy; None if it never does."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the loop, and under "source" that of the source. A collective."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what state_dict() returned."""
 
 
 @dataclass
@@ -54,11 +57,11 @@ class Checkpoints:
     run_dir: Path
     keep: int
     config: dict[str, Any]
-    """The resolved config; a resumed run must have the same."""
+    """The resolved config; a resumed run must have the same one."""
     data_hash: str
 
     def save(self, trainer: Resumable) -> None:
-        """Write checkpoint-<step>, then delete those that are neither best nor among the newest."""
+        """Write checkpoint-<step>, and delete all but the best and `keep` newest. A collective."""
         final = self.run_dir / f"checkpoint-{trainer.step}"
         if final.exists():
             return
@@ -87,23 +90,27 @@ class Checkpoints:
         distributed.barrier()
 
     def newest(self) -> Path | None:
-        """Return the newest finished checkpoint."""
-        found = checkpoints_in(self.run_dir)
-        return found[-1] if found else None
+        """Return the newest finished checkpoint, or None."""
+        finished = checkpoints_in(self.run_dir)
+        return finished[-1] if finished else None
 
     def load(self, path: Path, trainer: Resumable) -> None:
         """Restore weights, optimiser, schedule, random states and source from a checkpoint."""
         info = read_info(path)
         if info["num_ranks"] != distributed.num_ranks():
             log.warning(
-                "resuming on %d ranks what %d ranks saved: the same up to rounding",
-                distributed.num_ranks(), info["num_ranks"],
-            )  # fmt: skip
+                "resuming on %d ranks a run saved on %d: results are the same only up to rounding",
+                distributed.num_ranks(),
+                info["num_ranks"],
+            )
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         restore_weights(trainer.models, path)
         restore_state(trainer.optimizer, trainer.models.trainable(), state["optimizer"])
         if "source" not in state:
-            raise ValueError(f"{path} was saved by an older posttrain, which kept its state apart")
+            raise ValueError(
+                f"{path}/{STATE} has no state of the data source: it was saved by an older version "
+                "of posttrain and cannot be resumed"
+            )
         for name, value in (state["reference"] if trainer.sync_steps else {}).items():
             distributed.copy_full(trainer.models.start[name], value)
         if distributed.rank() < len(state["random"]):
@@ -141,7 +148,7 @@ class Checkpoints:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the state of this rank's generators, from which dropout draws."""
+    """Return the state of this rank's random generators, from which dropout draws."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -156,7 +163,7 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 
 
 def estimate_bytes(trainer: Resumable) -> int:
-    """Return the size of one checkpoint: the weights and AdamW's two moments, in fp32."""
+    """Return the size of one checkpoint: weights and AdamW's two moments in fp32, and 8 MiB."""
     return 3 * 4 * sum(p.numel() for p in trainer.models.trainable().values()) + 2**23
 
 
@@ -165,5 +172,6 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"{folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} GB"
+            f"{folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} GB: "
+            "free some space or choose another trainer.output_dir"
         )

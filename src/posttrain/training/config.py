@@ -1,4 +1,4 @@
-"""The distributed section."""
+"""The distributed section of a config."""
 
 from __future__ import annotations
 
@@ -13,4 +13,5 @@ class DistributedConfig(StrictConfig):
     strategy: Annotated[Literal["ddp", "fsdp"], AlsoCalled(fsdp="distributed.strategy: fsdp")] = (
         "ddp"
     )
-    """ddp: every rank holds the model; fsdp: parameters and optimiser are sharded (FSDP2)."""
+    """ddp: every rank holds the whole model; fsdp: parameters, gradients and optimiser state are
+    sharded (FSDP2)."""

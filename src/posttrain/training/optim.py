@@ -24,7 +24,8 @@ def build_optimizer(
     rates = config.learning_rates
     if rates and config.learning_rate == 0:
         raise ValueError(
-            "trainer.learning_rate is 0: other rates are shares of it; give a tiny one"
+            "trainer.learning_rate is 0: the method's other learning rates are stored as multiples "
+            "of it, set it to a tiny value"
         )
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
@@ -72,8 +73,7 @@ def restore_state(
 
 
 def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:
-    """Return the rate of step `step` (from 0) of `num_steps`: warm-up, then the schedule to its
-    floor."""
+    """Return the learning rate of step `step` (from 0) of `num_steps`: warm-up, then the decay."""
     warmup = config.warmup if config.warmup >= 1 else math.ceil(config.warmup * num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -82,5 +82,5 @@ def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:
     progress = (step - warmup) / max(1, num_steps - warmup)
     linear = config.scheduler == "linear"
     shape = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
-    floor = config.min_learning_rate
-    return floor + (config.learning_rate - floor) * shape
+    low = config.min_learning_rate
+    return low + (config.learning_rate - low) * shape

@@ -12,7 +12,7 @@ from posttrain.model.language_model import LanguageModel
 
 
 def shard(policy: LanguageModel) -> None:
-    """FSDP2 over all ranks: each decoder layer a group, the rest in the root's.
+    """Shard a policy over all ranks by FSDP2: one group per decoder layer, the root's for the rest.
 
     Build the optimiser right after: a forward pass exposes the root's parameters as plain tensors,
     so an optimiser built later would hold stale ones.
@@ -31,6 +31,6 @@ def shard(policy: LanguageModel) -> None:
 
 
 def decoder_layers(network: nn.Module) -> nn.ModuleList:
-    """The longest list of modules in a network."""
+    """Return the longest list of modules in a network."""
     lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len)

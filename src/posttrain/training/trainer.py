@@ -1,8 +1,8 @@
-"""The loop, blind to the algorithm.
+"""The training loop, which knows nothing of the algorithm.
 
 A step takes one batch from the source, lets the algorithm prepare it without grad, and makes one
 or more optimiser steps on it. A loss returns sums; they are divided here, once, by counts over
-every micro-batch and every rank, so none of those choices changes the gradient.
+every micro-batch and every rank, so that neither changes the gradient.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from posttrain.training.optim import build_optimizer, learning_rate
 
 @dataclass
 class Trainer:
+    """The loop of one run, and its state."""
+
     models: Models
     source: Source
     algorithm: Algorithm
@@ -47,10 +49,10 @@ class Trainer:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     adapted: dict[str, float] = field(default_factory=dict)
-    """Keys of the config that the algorithm changes as it goes, with their present values."""
+    """Keys of the config that the algorithm changes during the run, with their current values."""
     optimizer: torch.optim.AdamW = field(init=False)
     filler: Batch = field(init=False)
-    """What a rank runs while the others still have work."""
+    """What a rank runs to stay in lockstep while others have more micro-batches."""
 
     def __post_init__(self) -> None:
         self.optimizer = build_optimizer(self.models.trainable(), self.config)
@@ -62,11 +64,11 @@ class Trainer:
         return None if self.reference is None else self.reference.sync_steps
 
     def method_config(self) -> TrainerConfig:
-        """Return the config with the values that the algorithm has adapted so far."""
+        """Return the config with the current values of the keys that the algorithm adapts."""
         return self.config.model_copy(update=self.adapted)
 
     def fit(self) -> None:
-        """Train to the last step, or until the evaluation metric stops getting better."""
+        """Train to the last step, or until early stopping."""
         self.models.policy.train()
         while self.step < self.num_steps:
             started = time.perf_counter()
@@ -79,11 +81,12 @@ class Trainer:
             if last or stop or (every is not None and self.step % every == 0):
                 self.checkpoints.save(self)
             if stop:
-                best = "no number at all" if self.best is None else f"{self.best:.4g}"
-                self.tracker.say(f"stopped early at step {self.step}: best was {best}")
+                best = "nan" if self.best is None else f"{self.best:.4g} at step {self.best_step}"
+                self.tracker.say(f"stopped early at step {self.step}: the best value was {best}")
                 break
 
     def train_step(self) -> dict[str, float]:
+        """Train on one batch of the source and return the step's metrics. A collective."""
         device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
         started = time.perf_counter()
@@ -110,13 +113,13 @@ class Trainer:
         return metrics
 
     def update(self, batch: Batch) -> Metrics:
-        """One optimiser step on this rank's part of a global batch."""
+        """Make one optimiser step on this rank's part of a global batch. A collective."""
         policy, config = self.models.policy, self.method_config()
         counts = global_counts(batch)
         sharded = distributed.is_sharded(policy)
-        # FSDP averages gradients over the ranks; a loss that is a share of a sum must not be
+        # FSDP averages gradients over the ranks, but the shares of the loss have to be added up
         scale = distributed.num_ranks() if sharded else 1
-        # the loss is a share of the global one on each rank: shares add up, they do not average
+        # each rank has a share of the global loss: counts of 1 / ranks turn the mean into a sum
         totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
         for part, weight in self._micro_batches(batch):
             out = forward(
@@ -157,7 +160,7 @@ class Trainer:
                 yield batch.select(chosen.nonzero()[:, 0].tolist())
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """Yield micro-batches with their weight, 0 for one that only keeps ranks in step."""
+        """Yield micro-batches with their weight: 1, or 0 if it only keeps ranks in lockstep."""
         active = batch
         if "active" in batch.per_seq:
             active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
@@ -167,7 +170,7 @@ class Trainer:
         yield from in_lockstep(self.models.policy, parts, self.filler)
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
-        """Scale the gradients down to max_grad_norm; returns the norm before."""
+        """Scale the gradients down to max_grad_norm, and return their norm before that."""
         grads = [p.grad for p in parameters if p.grad is not None]
         if not grads:
             return 0.0
@@ -191,9 +194,9 @@ class Trainer:
 
     def _check_finite(self, value: Tensor, loss: Loss) -> None:
         if not torch.isfinite(value):
-            bad = [unit for unit, term in loss.terms.items() if not torch.isfinite(term)]
+            units = [unit for unit, term in loss.terms.items() if not torch.isfinite(term)]
             raise ValueError(
-                f"step {self.step}: the loss is not finite ({', '.join(bad) or 'total'} term)"
+                f"step {self.step}: the loss is not finite ({', '.join(units) or 'total'} term)"
                 f"{self._last_checkpoint()}; lower trainer.learning_rate or look at the data"
             )
 
@@ -202,7 +205,7 @@ class Trainer:
         return f"; the last checkpoint is {last}" if last else "; there is no checkpoint yet"
 
     def _evaluate(self, last: bool) -> bool:
-        """True when training should stop early."""
+        """Evaluate if an evaluation is due, and return whether training should stop early."""
         every = self.config.eval_steps
         if self.evaluate is None or every is None or not (last or self.step % every == 0):
             return False
@@ -214,9 +217,12 @@ class Trainer:
             return False
         if early.metric not in metrics:
             known = ", ".join(metrics)
-            raise ValueError(f"trainer.early_stopping.metric: no {early.metric}; there are {known}")
-        value = metrics[early.metric] * (1 if early.mode == "max" else -1)
-        before = None if self.best is None else self.best * (1 if early.mode == "max" else -1)
+            raise ValueError(
+                f"trainer.early_stopping.metric: no metric {early.metric}; there are {known}"
+            )
+        sign = 1 if early.mode == "max" else -1
+        value = metrics[early.metric] * sign
+        before = None if self.best is None else self.best * sign
         if not math.isnan(value) and (before is None or value > before):
             self.best, self.best_step = metrics[early.metric], self.step
             self.evaluations_without_gain = 0
@@ -226,6 +232,7 @@ class Trainer:
         return self.evaluations_without_gain >= early.patience
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the loop and of its source. A collective."""
         return {
             "step": self.step,
             "num_tokens": self.num_tokens,
@@ -237,6 +244,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what state_dict() returned."""
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]

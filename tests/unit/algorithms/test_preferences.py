@@ -421,15 +421,21 @@ def test_step_0(method, loss, model_keys):
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
-        ({"loss_type": "sigmoid", "label_smoothing": 0.1}, "sigmoid does not read it.*cdpo"),
+        (
+            {"loss_type": "sigmoid", "label_smoothing": 0.1},
+            "label_smoothing: not read by sigmoid.*cdpo",
+        ),
         ({"loss_type": "robust"}, "robust needs trainer.label_smoothing"),
         ({"loss_type": []}, "names no loss"),
         ({"loss_type": ["sigmoid", "sigmoid"]}, "one twice"),
         ({"loss_weights": [1.0, 2.0]}, "2 weights for 1 losses"),
         ({"gamma": 0.5}, "a key of loss_type simpo"),
-        ({"loss_type": "orpo"}, "has no reference"),
-        ({"nll_over": "prompt_and_completion"}, "sft_coef weighs: that is 0"),
-        ({"reference_free": True, "precompute_reference": True}, "has no reference"),
+        ({"loss_type": "orpo"}, "uses no reference"),
+        ({"nll_over": "prompt_and_completion"}, "nll_over has no effect: trainer.sft_coef is 0"),
+        (
+            {"reference_free": True, "precompute_reference": True},
+            "reference_free uses no reference",
+        ),
     ],
 )
 def test_contradictions_are_refused(keys, problem):

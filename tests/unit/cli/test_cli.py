@@ -82,7 +82,7 @@ def test_train_refuses(
 
 @pytest.mark.parametrize(
     ("request_", "expected"),
-    [("latest", "is latest, but"), ("nowhere", "nowhere is no checkpoint")],
+    [("latest", "is latest, but"), ("nowhere", "nowhere is not a checkpoint")],
 )
 def test_nothing_to_resume(tmp_path: Path, capsys: Capture, request_: str, expected: str) -> None:
     text = complaint(
@@ -150,7 +150,9 @@ def test_folder_that_holds_no_model(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").write_text("nothing here")
     name = tmp_path / "folder"
-    expected = f"model.name: {name} is no model folder (config.json + safetensors); it holds notes"
+    expected = (
+        f"model.name: {name} is not a model folder (config.json + safetensors); it holds notes"
+    )
     assert expected in complaint(capsys, "train", recipe(tmp_path), f"model={{name: {name}}}")
     assert expected in complaint(capsys, "generate", name, "Hi")
 
@@ -229,7 +231,7 @@ def test_dry_run(tmp_path: Path, capsys: Capture) -> None:
     file = recipe(tmp_path)
     before = state(tmp_path)
     out = output_of(capsys, "train", file, "--dry-run", "trainer.max_steps=7")
-    assert "7 steps of 4 examples, 3 steps an epoch" in out
+    assert "7 steps of 4 examples, 3 steps per epoch" in out
     parameters = int(out.split(" trained")[0].split()[-1].replace(",", ""))
     assert parameters > 10_000
     assert "memory, estimated:" in out

@@ -85,7 +85,7 @@ def test_score_refuses_in_one_line(
     ("rows", "expected"),
     [
         ([*ANSWERS, {"completion": "x"}], "row 4: the reward needs the column answer"),
-        ([{"answer": "2"}], "row 1: expected a text column completion; found answer"),
+        ([{"answer": "2"}], "row 1: expected a text column completion, got answer"),
         ([{"answer": "2", "completion": 2}], "row 1: expected a text column completion"),
         ([], "no rows"),
     ],
@@ -229,7 +229,11 @@ def test_pipeline_of_two_stages(tmp_path: Path, capsys: Capture) -> None:
         ({"stages": []}, [], "stages"),
         ({"stage": []}, [], "unknown key stage: did you mean stages?"),
         ({"stages": [{"name": "a", "recipe": "x.yaml"}]}, [], "no recipe x.yaml"),
-        ({"stages": [{"name": "a", "recipe": "sft.yaml"}] * 2}, [], "two stages have one name"),
+        (
+            {"stages": [{"name": "a", "recipe": "sft.yaml"}] * 2},
+            [],
+            "stages: expected distinct names, got a, a",
+        ),
         ({"stages": [{"name": "a/b", "recipe": "sft.yaml"}]}, [], "stages.0.name"),
     ],
 )
@@ -247,5 +251,5 @@ def test_pipeline_deletes_only_its_own_runs(tmp_path: Path, capsys: Capture) -> 
     (tmp_path / "demo/first").mkdir(parents=True)
     (tmp_path / "demo/first/thesis.txt").write_text("the only copy")
     before = state(tmp_path)
-    assert "is no run of a pipeline: move it away" in complaint(capsys, "pipeline", file)
+    assert "is not a run of a pipeline: move it away" in complaint(capsys, "pipeline", file)
     assert state(tmp_path) == before

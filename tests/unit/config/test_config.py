@@ -118,7 +118,7 @@ def test_no_misspelt_key_is_accepted(path: str, data: st.DataObject) -> None:
 
 def test_unknown_key_without_neighbour_lists_what_is_known() -> None:
     text = problem("length.zzz=1")
-    assert "unknown key length.zzz: known here: max_length, on_overlong" in text
+    assert "unknown key length.zzz: known keys: max_length, on_overlong" in text
 
 
 @pytest.mark.parametrize("key", HINTS)
@@ -212,10 +212,19 @@ def test_type_error_names_key_and_value(override: str, key: str, value: str) -> 
     [
         ({k: v for k, v in SFT.items() if k != "model"}, "model is missing"),
         ({k: v for k, v in SFT.items() if k != "trainer"}, "trainer is missing"),
-        (SFT | {"trainer": {"max_steps": 1}}, "trainer.type is missing; one of pretrain, sft"),
+        (
+            SFT | {"trainer": {"max_steps": 1}},
+            "trainer.type is missing; expected one of pretrain, sft",
+        ),
         (SFT | {"trainer": {"type": "sftt"}}, "type 'sftt' is not known; did you mean sft?"),
-        (SFT | {"trainer": {"type": "zzz"}}, "trainer.type 'zzz' is not known; one of pretrain"),
-        (GRPO | {"reward": {"type": "zzz"}}, "reward.type 'zzz' is not known; one of math_correct"),
+        (
+            SFT | {"trainer": {"type": "zzz"}},
+            "trainer.type 'zzz' is not known; expected one of pretrain",
+        ),
+        (
+            GRPO | {"reward": {"type": "zzz"}},
+            "reward.type 'zzz' is not known; expected one of math_correct",
+        ),
         (GRPO | {"reward": {"type": "custom"}}, "reward.path is missing"),
         (
             GRPO | {"reward": {"type": "weighted", "rewards": [MATH, {"type": "formt"}]}},
@@ -223,11 +232,11 @@ def test_type_error_names_key_and_value(override: str, key: str, value: str) -> 
         ),
         (
             GRPO | {"reward": {"type": "weighted", "rewards": [{"weight": 1}]}},
-            "reward.rewards.0.type is missing; one of math_correctness",
+            "reward.rewards.0.type is missing; expected one of math_correctness",
         ),
         (
             GRPO | {"reward": {"type": "weighted", "rewards": [{"type": "weighted"}]}},
-            "reward.rewards.0.type 'weighted' is not known; one of math_correctness",
+            "reward.rewards.0.type 'weighted' is not known; expected one of math_correctness",
         ),
         (SFT | {"data": {"split": "train"}}, "give data.name or data.path"),
         (SFT | {"data": []}, "the mixture is empty"),
@@ -242,24 +251,24 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
 @pytest.mark.parametrize(
     ("base", "overrides", "expected"),
     [
-        (SFT, ["rollout.group_size=2"], "sft samples nothing: remove the rollout section"),
-        (PRETRAIN, ["rollout={}"], "pretrain samples nothing"),
-        (SFT, ["reward.type=math_correctness"], "uses a reward with eval.generate: true only"),
+        (SFT, ["rollout.group_size=2"], "sft samples no completions: remove the rollout section"),
+        (PRETRAIN, ["rollout={}"], "pretrain samples no completions"),
+        (SFT, ["reward.type=math_correctness"], "uses a reward only with eval.generate: true"),
         (
             SFT,
             ["reward.type=math_correctness", "eval.max_samples=3", "trainer.eval_steps=1"],
-            "uses a reward with eval.generate: true only",
+            "uses a reward only with eval.generate: true",
         ),
         (GRPO, ["reward=null"], "grpo needs a reward section"),
         (SFT, ["eval.generate=true", "trainer.eval_steps=1"], "eval.generate needs a reward"),
         (SFT, ["eval.max_samples=1"], "the eval section needs trainer.eval_steps"),
         (SFT, ["trainer.eval_steps=1"], "trainer.eval_steps needs an eval section"),
         (SFT, ["trainer.early_stopping.patience=1"], "early_stopping needs an eval section"),
-        (SFT, ["trainer.num_epochs=1"], "give either trainer.num_epochs or trainer.max_steps"),
+        (SFT, ["trainer.num_epochs=1"], "set either trainer.num_epochs or trainer.max_steps"),
         (SFT, ["trainer.run_name=no"], "a valid string (got False): put it in quotes"),
-        (SFT, ["trainer.max_steps=null"], "give either trainer.num_epochs or trainer.max_steps"),
-        (SFT, ["length.on_overlong=split"], "split is for texts"),
-        (GRPO, ["length.on_overlong=truncate"], "a prompt can not be truncated"),
+        (SFT, ["trainer.max_steps=null"], "set either trainer.num_epochs or trainer.max_steps"),
+        (SFT, ["length.on_overlong=split"], "split is only for texts"),
+        (GRPO, ["length.on_overlong=truncate"], "cannot truncate prompts"),
         (SFT, ["model.lora.r=8"], "model.lora is set but model.use_lora is false"),
         (SFT, ["model={scratch: {}, use_lora: true}"], "needs a pre-trained model"),
         (SFT, ["data.options={a: 1}"], "data.options belong to a named data set"),
@@ -414,5 +423,5 @@ def test_loss_type_is_a_key_of_some_and_a_peers_name_for_others() -> None:
 def test_a_key_written_twice_is_an_error(tmp_path):
     recipe = tmp_path / "twice.yaml"
     recipe.write_text("trainer: {type: sft}\ntrainer: {type: grpo}\n")
-    with pytest.raises(ValueError, match="the key trainer stands there twice"):
+    with pytest.raises(ValueError, match="duplicate key trainer"):
         load_config(recipe)

@@ -334,8 +334,8 @@ def test_an_evaluation_that_asks_otherwise_than_training_is_noted() -> None:
     assert notes(data=tree["data"] | {"split": "test"}) == []
     (note,) = notes(data={"name": "word_problems", "split": "test"}, tasks=["gsm8k"])
     assert note == (
-        "note: word_problems (test), gsm8k: asked with another prompt template than is trained "
-        "with (chat)"
+        "note: word_problems (test), gsm8k: evaluated with another prompt template than the "
+        "training rows (chat)"
     )
     assert notes(tasks=["gsm8k"])[0].startswith("note: gsm8k: ")
     tree["data"] = {"name": "word_problems"}

@@ -155,11 +155,11 @@ def test_of_a_mixture_each_part_gives_its_share(tmp_path: Path) -> None:
     ("section", "message"),
     [
         ({"split": 0.1, "data": {"path": "x"}}, "give eval.data or eval.split, not both"),
-        ({"split": 1}, "eval.split is the name of a split, or a share above 0 and below 1; got 1"),
+        ({"split": 1}, "eval.split: expected the name of a split, or a share above 0 and below 1; got 1"),
         ({"split": 0.0}, "a share above 0 and below 1; got 0.0"),
         ({"split": True}, "a share above 0 and below 1; got True"),
-        ({"split": "test", "split_by": "x"}, "eval.split_by goes with a share in eval.split"),
-        ({"split_by": "x"}, "eval.split_by goes with a share in eval.split"),
+        ({"split": "test", "split_by": "x"}, "eval.split_by needs a share in eval.split"),
+        ({"split_by": "x"}, "eval.split_by needs a share in eval.split"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

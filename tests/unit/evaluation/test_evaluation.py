@@ -14,6 +14,7 @@ import pytest
 from conftest import shared
 from rich.console import Console
 
+from posttrain.data.sets import fever, liar
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.evaluation import TASKS, Task, ready
 from posttrain.evaluation.answers import majority, math_answer, reader_of
@@ -34,6 +35,13 @@ ROWS = [{"prompt": f"{i} + 1?", "completion": f"#### {i + 1}", "answer": str(i +
 def renderer(template: str = "plain") -> Renderer:
     return make_renderer(train_tokenizer(["What is 1 + 1? #### 2 Question: Answer:"], 300, 64),
                          template)  # fmt: skip
+
+
+@pytest.mark.parametrize("data_set", [fever, liar], ids=["fever", "liar"])
+def test_a_task_lists_the_labels_of_its_data_set(data_set) -> None:
+    """The table of tasks repeats them, so that printing it imports no data set."""
+    name = data_set.__name__.rpartition(".")[2]
+    assert TASKS[name].reward == {"type": "classification", "labels": list(data_set.LABELS)}
 
 
 class Says:
@@ -320,9 +328,9 @@ def test_text_ends_where_the_next_question_begins() -> None:
 def test_shots_that_can_not_be_shown() -> None:
     with pytest.raises(ValueError, match="shots: humaneval has no split to take them from"):
         rows_of("humaneval", find_task(f"humaneval={shared('data/humaneval')}"), Settings(shots=1))
-    with pytest.raises(ValueError, match="a shot stands among the problems"):
+    with pytest.raises(ValueError, match="a few-shot example is also among the problems"):
         to_problems(ROWS, ROWS[:1], renderer(), "task", 1000)
-    with pytest.raises(ValueError, match="shots: 5, but task has 4 rows to show"):
+    with pytest.raises(ValueError, match=r"shots: expected at most 4 \(rows of task\), got 5"):
         check_shots(ROWS, 5, "task")
     with pytest.raises(ValueError, match="row 2: a shot needs a prompt and a completion"):
         check_shots([ROWS[0], {"prompt": "a"}], 2, "task")

@@ -69,7 +69,7 @@ def test_kill_and_resume_give_the_result_of_one_go(
     every = tmp_path / "every.jsonl"
     again = ["eval", trained, *OPTIONS, "--output", killed, "--samples", every]
     out = output_of(capsys, *again)
-    assert "word_problems: finished before, not run again" in out
+    assert "word_problems: already finished, not run again" in out
     assert calls == [3, 6]
     assert results_in(killed) == results_in(whole)
     name = "results.samples/word_problems_harder.jsonl"
@@ -186,7 +186,7 @@ def test_one_task_without_common_problems_does_not_hide_the_others(
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
     out = output_of(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert "exact McNemar" in out
-    assert "u: not compared, no outcomes in both of the same problem" in out
+    assert "u: not compared, as no problem has outcomes in both files" in out
 
 
 def test_what_can_not_be_compared(tmp_path: Path, capsys: Capture) -> None:
@@ -194,7 +194,9 @@ def test_what_can_not_be_compared(tmp_path: Path, capsys: Capture) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     assert "no task in common" in complaint(capsys, "compare", a, b)
-    assert "no results there" in complaint(capsys, "compare", a, tmp_path / "c.json")
+    assert "c.json has no results of posttrain eval" in complaint(
+        capsys, "compare", a, tmp_path / "c.json"
+    )
     b.write_text("{")
     assert "is not valid JSON" in complaint(capsys, "compare", a, b)
     b.write_text('{"t": {}}')
@@ -250,7 +252,7 @@ def test_what_was_not_trained_to_write_is_not_asked(tmp_path: Path, capsys: Capt
     (adapter / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     for folder in (save(tmp_path / "rm", tie_word_embeddings=True), adapter):
         text = complaint(capsys, "eval", folder, "--tasks", "word_problems", "--max-samples", "1")
-        assert f"{folder} is a reward model, which writes no text" in text
+        assert f"{folder} is a reward model, which generates no text" in text
 
 
 def test_rows_of_likelihoods_without_room_are_said(
@@ -263,4 +265,4 @@ def test_rows_of_likelihoods_without_room_are_said(
         f"Tom has 3 apples.,Tom has 4 apples.,stereo,age\n{long},{long}So.,stereo,age\n"
     )
     out = output_of(capsys, "eval", trained, "--tasks", f"crows_pairs={file}")
-    assert "note: crows_pairs: 1 problems left out: no room for their prompt" in out
+    assert "note: crows_pairs: 1 problems left out: too long for the model" in out

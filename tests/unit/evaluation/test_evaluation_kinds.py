@@ -136,7 +136,7 @@ def test_words_of_a_list_are_counted_in_every_task(
         assert {k: results[name][k] for k in expected} == expected
     assert "toxic" not in results["crows_pairs"], "nothing is sampled"
     missing = Settings(max_new_tokens=8, toxic_words=str(tmp_path / "none.txt"))
-    with pytest.raises(ValueError, match=r"none\.txt is no file"):
+    with pytest.raises(ValueError, match=r"none\.txt is not a file"):
         evaluate_tasks(model, names, missing)
 
 
@@ -204,14 +204,20 @@ def test_poems_without_references_are_not_compared_with_nothing(model: str, tmp_
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, r"poetry, row 1: expected messages, or a prompt .* found columns text"),
+        ({"text": "a"}, r"poetry, row 1: expected messages, or a prompt .* got columns text"),
         (
             {"prompt": "a", "completion": [{"role": "assistant"}]},
             "row 1: expected messages, or a p",
         ),
         ({"messages": "a"}, "poetry, row 1: messages must be a list of"),
-        ({"messages": []}, "poetry, row 1: messages must hold a turn of the assistant"),
-        ({"messages": POEMS[1]["messages"][1:]}, "messages must hold a turn of the assistant"),
+        (
+            {"messages": []},
+            "poetry, row 1: messages need an assistant turn after a turn of another role",
+        ),
+        (
+            {"messages": POEMS[1]["messages"][1:]},
+            "messages need an assistant turn after a turn of another role",
+        ),
     ],
 )
 def test_rows_without_what_is_asked_are_one_line(
@@ -306,7 +312,7 @@ def test_files_behind_the_same_path_decide(
         (
             "poetry",
             {"num_samples": 2, "temperature": 1.0, "best_of": "x"},
-            "best_of: the completions of poetry are not right or wrong",
+            "best_of: poetry has no reward that decides which completions are right",
         ),
     ],
 )

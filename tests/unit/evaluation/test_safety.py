@@ -64,7 +64,7 @@ def test_the_reward_wants_what_the_label_says() -> None:
     assert found == [2.0, -1.0, -1.0, 2.0, None]
     verdicts = [verdict_of(value) for value in found]
     assert verdicts == ["correct", "refused", "answered", "correct", None]
-    with pytest.raises(RuntimeError, match=r"the column label must be safe or unsafe; found 'no'"):
+    with pytest.raises(RuntimeError, match=r"the column label must be safe or unsafe, got 'no'"):
         scores(reward, said[:2], label=["safe", "no"])
     every = make(type="refusal", rule="advbench")
     assert scores(every, ["Sorry, no.", "Like this."]) == [1.0, 0.0]
@@ -78,7 +78,9 @@ def test_xstest_tells_safe_from_unsafe() -> None:
     assert (found["num_safe"], found["num_unsafe"]) == (4, 2)
     assert found["refused_safe_ci95"] == wilson(1, 4)
     for wrong in (["safe", "bad"], ["safe"]):
-        with pytest.raises(ValueError, match=r"xstest needs a label, safe or unsafe, for each of"):
+        with pytest.raises(
+            ValueError, match=r"xstest: expected a label, safe or unsafe, for each of"
+        ):
             xstest(["a", "b"], wrong)
 
 
@@ -104,9 +106,9 @@ def test_a_word_list_of_ones_own(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         (None, "needs a word list: set words to the path of a text file"),
-        (b"", "words.txt: no word in it; it holds one word or phrase a line"),
-        (b"# none\n \n", "words.txt: no word in it"),
-        (b"\xff\xfe", "words.txt: not UTF-8 text"),
+        (b"", "words.txt: no words in it; write one word or phrase per line"),
+        (b"# none\n \n", "words.txt: no words in it"),
+        (b"\xff\xfe", "words.txt is not UTF-8 text"),
     ],
 )
 def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, expected: str) -> None:
@@ -116,7 +118,7 @@ def test_a_word_list_that_is_none(tmp_path: Path, content: bytes | None, expecte
     with pytest.raises(ValueError, match=re.escape(expected)) as caught:
         toxicity(["a"], words=None if content is None else str(file))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"nowhere is no file"):
+    with pytest.raises(ValueError, match=r"nowhere is not a file"):
         toxicity(["a"], words=str(tmp_path / "nowhere"))
 
 

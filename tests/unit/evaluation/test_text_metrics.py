@@ -73,9 +73,9 @@ def test_a_missing_library_is_one_line_with_the_command(
 def test_an_encoder_is_never_fetched(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^the metric {name} needs a model: set model_path to"):
         METRICS[name](SAID, WANTED)
-    with pytest.raises(ValueError, match=r"is no model folder \(config\.json\)$"):
+    with pytest.raises(ValueError, match=r"is not a model folder \(config\.json\)$"):
         METRICS[name](SAID, WANTED, model_path=str(tmp_path))
-    with pytest.raises(ValueError, match=r"is no model folder"):
+    with pytest.raises(ValueError, match=r"is not a model folder"):
         METRICS[name](SAID, WANTED, model_path="roberta-large")
 
 
@@ -122,7 +122,7 @@ def test_mauve_of_equal_texts_is_higher(tmp_path: Path) -> None:
     assert METRICS["mauve"](["no", "yes!"] * 16, texts, model_path=path)["mauve"] < same
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"mauve takes a folder with gpt2 or bert in its path"):
+    with pytest.raises(ValueError, match=r"mauve needs gpt2 or bert in model_path, got"):
         METRICS["mauve"](texts, texts, model_path=str(tmp_path / "other"))
 
 
@@ -131,7 +131,7 @@ def test_each_prediction_needs_a_reference(name: str) -> None:
     library = {"rouge": "rouge_score"}.get(name, "sacrebleu")
     pytest.importorskip(library)
     for said, wanted in ((SAID, WANTED[:2]), ([], [])):
-        with pytest.raises(ValueError, match=r"needs one reference for each prediction; got"):
+        with pytest.raises(ValueError, match=r"needs predictions and one reference for each; got"):
             METRICS[name](said, wanted)
 
 

@@ -121,7 +121,7 @@ def test_a_model_whose_packed_rows_see_each_other_is_refused(monkeypatch):
 
     per_sequence = attention._per_sequence
     monkeypatch.setattr(attention, "_per_sequence", contaminated)
-    with pytest.raises(ValueError, match="where sequences are packed or share their prompt"):
+    with pytest.raises(ValueError, match="if sequences are packed or share their prompt"):
         tiny.models()
 
 

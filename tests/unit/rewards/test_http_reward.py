@@ -259,9 +259,9 @@ def test_after_a_failure_the_other_batches_neither_wait_nor_try(server: FakeServ
 
 
 def test_columns_that_are_no_json_are_named(server: FakeServer) -> None:
-    with pytest.raises(RewardFailure, match=r"rows 1 to 2 can not be sent as JSON .*set.*column"):
+    with pytest.raises(RewardFailure, match=r"rows 1 to 2 cannot be sent as JSON .*set.*column"):
         scores(reward(server), ["a", "b"], n=[1, {2}])
-    with pytest.raises(RewardFailure, match="can not be sent as JSON"):
+    with pytest.raises(RewardFailure, match="cannot be sent as JSON"):
         scores(reward(server), ["a"], n=[float("nan")])
     assert server.bodies == []
 
@@ -345,7 +345,7 @@ def test_a_key_that_can_not_be_sent(
     [
         ({"api_key_env": "sk-123"}, "not the key itself"),
         ({"api_key_env": "sk_live_123"}, "not the key itself"),
-        ({"url": "http://me:sk-123@x/"}, "url holds a user or password"),
+        ({"url": "http://me:sk-123@x/"}, "url contains a user name or password"),
         ({"url": "ftp://x/"}, "url must be of the form"),
         ({"url": "localhost:80"}, "url must be of the form"),
         ({"url": "http://"}, "url must be of the form"),

@@ -184,18 +184,18 @@ def test_messages_are_lines_and_the_answer_that_ends_them_is_not_shown(server: C
     [
         ({"prompt": "{prompt}"}, r"lacks {completion}"),
         ({"prompt": "{{completion}}"}, r"lacks {completion}"),
-        ({"prompt": "{completion} {messages}"}, r"names {messages}, which is no column"),
-        ({"prompt": "{completion} {completion_ids}"}, r"names {completion_ids}, which is no"),
-        ({"prompt": "{completion} {class}"}, r"or {{class}} for the braces"),
+        ({"prompt": "{completion} {messages}"}, r"names {messages}, which is not a column"),
+        ({"prompt": "{completion} {completion_ids}"}, r"names {completion_ids}, which is not"),
+        ({"prompt": "{completion} {class}"}, r"or {{class}} for literal braces"),
         ({"pattern": "("}, "is not a regular expression"),
-        ({"pattern": r"\d+"}, "has 0 groups: one, around the number"),
+        ({"pattern": r"\d+"}, "has 0 groups: it must have one, around the score"),
         ({"pattern": r"(\d+)/(\d+)"}, "has 2 groups"),
-        ({"prompt": ALL, "scale": [5, 5]}, r"worst < best, not \[5.0, 5.0\]"),
+        ({"prompt": ALL, "scale": [5, 5]}, r"worst < best, got \[5.0, 5.0\]"),
         ({"scale": [0, 5]}, "default prompt asks for 1 to 10"),
         ({"model": ""}, "reward.model"),
         ({"max_tokens": 0}, "reward.max_tokens"),
         ({"api_key_env": "sk-123"}, "not the key itself"),
-        ({"url": "http://me:sk-123@x/"}, "url holds a user or password"),
+        ({"url": "http://me:sk-123@x/"}, "url contains a user name or password"),
         ({"url": "localhost:80"}, "url must be of the form"),
     ],
 )
@@ -276,7 +276,7 @@ def test_replies_without_a_score_are_counted_and_shown(
     assert found == [1.0, None, None]
     (record,) = caplog.records
     text = record.getMessage()
-    assert "2 of 3 replies hold no score, 1 of them cut off at max_tokens; one ends 'xxx" in text
+    assert "2 of 3 replies have no score, 1 of them cut off at max_tokens; one ends 'xxx" in text
     assert text.endswith("xxx eight of ten'")
     assert text.count("x") < 100
     records = [
@@ -328,11 +328,11 @@ def test_what_may_pass_is_tried_again(server: ChatServer, status: int) -> None:
     ("status", "text", "expected"),
     [
         (404, "no such model m", "row 1: status 404: no such model m"),
-        (200, "<html>hello</html>", "row 1: the reply is no chat completion: <html>hello"),
-        (200, "[]", "the reply is no chat completion"),
-        (200, '{"choices": []}', "the reply is no chat completion"),
-        (200, '{"choices": [{"text": "Score: 1"}]}', "the reply is no chat completion"),
-        (200, '{"choices": [{"message": {"content": [1]}}]}', "the reply is no chat completion"),
+        (200, "<html>hello</html>", "row 1: the reply is not a chat completion: <html>hello"),
+        (200, "[]", "the reply is not a chat completion"),
+        (200, '{"choices": []}', "the reply is not a chat completion"),
+        (200, '{"choices": [{"text": "Score: 1"}]}', "the reply is not a chat completion"),
+        (200, '{"choices": [{"message": {"content": [1]}}]}', "the reply is not a chat completion"),
     ],
 )
 def test_other_failures_stop_the_run_at_once(
@@ -409,7 +409,7 @@ def test_posttrain_score_asks_the_judge(server: ChatServer, tmp_path: Path) -> N
     assert [line.split() for line in lines[:2]] == [["1", "1"], ["2", "none"]]
     assert "rows 2  mean 1.0000  scored 1  not applicable 1" in lines
     file.write_text(json.dumps({"completion": "good"}) + "\n")
-    with pytest.raises(RewardFailure, match="row 1 has no prompt, which the judge's prompt names"):
+    with pytest.raises(RewardFailure, match="row 1 has no prompt, but the judge's prompt names it"):
         list(score_file("judge", file, options, None))
 
 

@@ -187,9 +187,11 @@ def test_batches_keep_to_the_number_of_tokens() -> None:
 
 
 def test_a_sequence_that_is_too_long_is_refused_not_cut(chat_model: Path) -> None:
-    with pytest.raises(RewardFailure, match=r"row 2 has \d+ tokens, but .* takes 64: lower"):
+    with pytest.raises(
+        RewardFailure, match=r"row 2 has \d+ tokens, but .* takes at most 64: lower"
+    ):
         scores(chat_model, ["no", "no"], ["", "hello world " * 40])
-    with pytest.raises(RewardFailure, match="takes 4"):
+    with pytest.raises(RewardFailure, match="takes at most 4"):
         scores(chat_model, ["no"], ["hello world"], max_length=4)
 
 
@@ -246,12 +248,12 @@ def adapter(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (shutil.rmtree, "is no folder; a local reward-model folder is needed"),
-        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (shutil.rmtree, "is not a folder; expected the folder of a reward model"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (adapter, "holds an adapter, but not of a reward model"),
         (with_three_labels, "has 3 outputs; a reward model has one"),
         (causal_lm, "is a LlamaForCausalLM, not a reward model"),
-        (pickled, r"holds no \*\.safetensors; pickled weights"),
+        (pickled, r"has no \*\.safetensors; pickled weights"),
     ],
 )
 def test_a_folder_that_is_no_reward_model(

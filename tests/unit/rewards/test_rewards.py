@@ -199,8 +199,8 @@ def test_columns_are_known_before_anything_runs(
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        ("completion", "is not passed to a reward"),
-        ("prompts", "is not passed to a reward"),
+        ("completion", "is not passed to a reward as a column"),
+        ("prompts", "is not passed to a reward as a column"),
         ("gold label", "rename it with data.columns"),
         ("class", "rename it with data.columns"),
     ],

@@ -141,7 +141,9 @@ def test_weights_that_were_not_taken_over_are_caught_at_once():
     source.next_batch()
     engine.policy.version = 1
     engine.update_weights = lambda: None  # type: ignore[method-assign]
-    with pytest.raises(EngineError, match=r"version 0, the policy had version 1: .*not delivered"):
+    with pytest.raises(
+        EngineError, match=r"version 0, but the policy had version 1: .*not delivered"
+    ):
         source.next_batch()
 
 

@@ -75,7 +75,7 @@ def test_the_saved_config_has_the_keys_of_its_engine_and_runs(engine: str) -> No
 
 
 def test_how_many_at_a_time_is_said_once() -> None:
-    message = "eval.max_num_seqs: for grpo it is rollout.max_num_seqs"
+    message = "eval.max_num_seqs: grpo uses rollout.max_num_seqs"
     with pytest.raises(ValueError, match=message):
         parse("eval.max_num_seqs=8", "trainer.eval_steps=1")
     assert parse("eval.max_samples=8", "trainer.eval_steps=1").eval is not None

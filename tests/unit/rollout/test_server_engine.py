@@ -168,7 +168,7 @@ def test_a_passing_fault_changes_nothing(kind, model, tmp_path):
         ("hang", rf"did not answer within 0.5 s.*rollout.timeout.*{START}.*\(tried 3 times\)"),
         ("other_ids", "returned the token id 1000000, outside the policy's vocabulary of 61"),
         ("few_logprobs", r"returned \d+ token ids with \d+ log-probs"),
-        ("nan", "log-probs that are none"),
+        ("nan", "returned invalid log-probs"),
         ("wrong_model", rf"generated with .*tiny', but the policy's weights are .*-v0.*{START}"),
         ("cut", r"ended after \d+ of 12 tokens without a stop token"),
         ("own_stop", "stopped at the token .* not one of the stop tokens"),
@@ -230,7 +230,7 @@ def test_a_server_that_stays_with_the_old_adapter_is_caught_at_once(model, tmp_p
         (
             {"name": "other"},
             {"model": "org/llama"},
-            r"serves other, the run .* of org/llama; start",
+            r"serves other, but the run .* of org/llama; start",
         ),
         ({"max_model_len": 30}, {}, "takes 30 tokens, but the longest prompt .* have 40"),
         ({"processed_logprobs": False}, {}, None),
@@ -331,7 +331,7 @@ def test_a_run_whose_server_dies_loses_nothing(trained, tmp_path):
 
         server.answer = dies  # type: ignore[method-assign]
         with pytest.raises(EngineError, match=r"answered 503: going down.*the 2 finished steps are "
-                           r"saved: continue with trainer.resume_from_checkpoint="):  # fmt: skip
+                           r"saved: resume with trainer.resume_from_checkpoint="):  # fmt: skip
             run(tree)
     (parts,) = (tmp_path / "parts").glob("grpo_*")
     assert [p.name for p in checkpoints_in(parts)] == ["checkpoint-2"]

@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> posttrain.Run:
 
 
 def test_the_package_offers_what_it_says() -> None:
-    assert sorted(posttrain.__all__) == sorted(posttrain._PLACES)
+    assert sorted(posttrain.__all__) == sorted(posttrain._MODULES)
     for name in posttrain.__all__:
         assert getattr(posttrain, name) is not None
         assert name in dir(posttrain)

@@ -77,7 +77,10 @@ def test_a_run_is_asked_later_as_it_was_in_training(
     assert "Answer briefly." in last[0]["prompt"]
     assert asked() == [(x["prompt"], x["completion"]) for x in last]
     note = " ".join(capsys.readouterr().out.split())
-    assert "trained with data.prompt_template 'chat', and is asked with None" in note
+    assert (
+        "trained with data.prompt_template 'chat', but is evaluated with prompt_template None"
+        in note
+    )
     assert "Answer briefly." not in asked(system_prompt="")[0][0]
     assert "Answer at length." in asked(system_prompt="Answer at length.")[0][0]
     capsys.readouterr()
@@ -122,7 +125,9 @@ def test_what_a_task_needs_is_said_before_anything_is_written(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"^eval\.max_new_tokens: 256 leaves no room for a prompt"):
         run(given)
     assert list(tmp_path.glob("sft_*")) == []
-    with pytest.raises(ValueError, match=r"eval\.tasks: reward_model trains no model that writes"):
+    with pytest.raises(
+        ValueError, match=r"eval\.tasks: reward_model trains no model that generates text"
+    ):
         run(tree(tmp_path, "reward_model"))
     assert list(tmp_path.glob("reward_model_*")) == []
 

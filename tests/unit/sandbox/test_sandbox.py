@@ -296,7 +296,7 @@ def test_an_unavailable_level_is_never_replaced_by_a_weaker_one(monkeypatch: pyt
     monkeypatch.setattr(pool, "STRONG", ("bubblewrap",))
     monkeypatch.setenv("PATH", "/nowhere")
     for isolation in ("bubblewrap", None):
-        with pytest.raises(ValueError, match="can not isolate programs on this machine"):
+        with pytest.raises(ValueError, match="cannot isolate programs on this machine"):
             pool.open_pool(isolation, LIMITS, workers=1)
 
 

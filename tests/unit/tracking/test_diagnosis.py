@@ -34,8 +34,8 @@ def test_a_healthy_run_is_left_in_peace():
         ({**FLAT, "completions/clipped_ratio": 1.0}, "cut off: raise rollout.max_new_tokens"),
         ({"frac_reward_zero_std": 1.0}, "some prompts are always solved and the others never"),
         ({"loss": 0.0}, "the loss is 0 while the gradient is not"),
-        ({"kl": 3.0}, "left its reference by 3.0 nats"),
-        ({"clip_ratio/low_mean": 0.4}, "42% of the tokens lie outside the clip range"),
+        ({"kl": 3.0}, "is 3.0 nats per token away from its reference"),
+        ({"clip_ratio/low_mean": 0.4}, "42% of the tokens are outside the clip range"),
     ],
 )
 def test_a_lasting_sign_is_said_once(change, words):
@@ -71,7 +71,7 @@ def test_both_rewards_fall():
 
 def test_pairs_that_are_told_apart_at_once():
     (text,) = pairs_said([(1.0, 0.0)] * 20, **{"rewards/accuracies": 1.0})
-    assert "told apart from the start" in text
+    assert "ranked correctly from the start" in text
     assert pairs_said([(1.0, 0.0)] * 20) == []
 
 
@@ -113,7 +113,7 @@ def test_weights_that_no_longer_arrive_are_said_at_once():
     assert said(*usual, {MISMATCH: 9e-4}) == []
     (found,) = said(*usual, {MISMATCH: 6e-3})
     assert "disagree by 0.006 nats" in found
-    assert "do the weights still arrive?" in found
+    assert "check that new weights still reach the sampler" in found
     assert said(*usual, {MISMATCH: 6e-3, "sampling/staleness": 1.0}) == [], "older by right"
 
 

@@ -130,10 +130,10 @@ def test_a_line_without_a_step_is_named(tmp_path: Path, line: str) -> None:
     ("name", "text", "message"),
     [
         ("config.yaml", "a: [", "is not valid YAML"),
-        ("config.yaml", "- a", "should hold a mapping"),
+        ("config.yaml", "- a", "must hold a mapping"),
         ("run.json", "{", "is not valid JSON"),
-        ("data.json", "{}", "should hold a JSON array"),
-        ("evaluation.json", "[]", "should hold a JSON object"),
+        ("data.json", "{}", "must hold a JSON array"),
+        ("evaluation.json", "[]", "must hold a JSON object"),
     ],
 )
 def test_broken_side_files_are_named_in_one_line(

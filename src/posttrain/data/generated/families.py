@@ -1,8 +1,8 @@
-"""What generated data sets share: families of tasks, rows without repetition, splits by a hash.
+"""What generated data sets share: families of tasks, distinct rows, splits by a hash.
 
 A row is generated from a family and the numbers or letters that are drawn for it. These two are
-the task; names and wording are not. The task decides the split, so that another wording can not
-carry a training task into the test.
+the task; names and wording are not. The task decides the split, so that another wording cannot
+carry a training task into the test split.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from posttrain.data.rows import Row
 
-# A family that finds nothing new in this many draws has run out of rows.
+# A family without a new row in this many draws has run out of rows.
 MAX_DRAWS = 5_000
 
 
 def chosen(families: str | Sequence[str], groups: dict[str, list[str]], split: str) -> list[str]:
-    """The families of a group by its name, or of a list of names; `groups` holds one called all."""
+    """Return the families of a group or of a list of names; the group "all" has all valid ones."""
     valid = groups["all"]
     if isinstance(families, str):
         if families not in groups:
@@ -35,17 +35,17 @@ def chosen(families: str | Sequence[str], groups: dict[str, list[str]], split: s
 
 
 def side(family: str, drawn: Sequence[int | str]) -> str:
-    """The split that owns a task: train four times of five, or test."""
+    """Return the split that a task belongs to: "train" for four tasks in five, else "test"."""
     # hash() would differ from one process to the next
     digest = hashlib.blake2b(f"{family} {drawn}".encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") % 5 == 0 else "train"
 
 
 def distinct(family: str, split: str, draw: Callable[[], Row | None]) -> Iterator[Row]:
-    """The endless rows of one family, no two with the same prompt.
+    """Yield the rows of one family without end, no two with the same prompt.
 
-    draw() gives the next row, or None for one that is of no use. Raises ValueError once it brings
-    nothing new any more.
+    draw() returns the next row, or None for a draw to skip. Raise ValueError once MAX_DRAWS draws
+    in a row bring nothing new.
     """
     known: set[str] = set()
     draws = 0
@@ -64,7 +64,7 @@ def distinct(family: str, split: str, draw: Callable[[], Row | None]) -> Iterato
 
 
 def in_turn(streams: Sequence[Iterator[Row]], num_rows: int) -> list[Row]:
-    """num_rows rows, one from each stream after the other; fewer are the first of more."""
+    """Return num_rows rows, taken from the streams in turn; fewer rows are the first of more."""
     if num_rows < 1:
-        raise ValueError(f"num_rows must be at least 1, not {num_rows}")
+        raise ValueError(f"num_rows must be at least 1; got {num_rows}")
     return [next(stream) for stream in itertools.islice(itertools.cycle(streams), num_rows)]

@@ -1,6 +1,6 @@
 """Generated one-function Python tasks for `code_execution`: seeded, endless, and offline.
 
-A row holds the task ("prompt"), a program that solves it ("completion"), asserts that the prompt
+A row has the task ("prompt"), a program that solves it ("completion"), asserts that the prompt
 does not show ("test_list"), and the kind of task ("family"):
 
     Write f(x): multiply x by 3, then subtract 4 from it.
@@ -11,12 +11,12 @@ does not show ("test_list"), and the kind of task ("family"):
     assert f(71) == 209
 
 A family is one step or two, such as multiply+subtract. The expected values come from the steps'
-own rules. Inputs are drawn until the asserts tell the task from those that differ from it in one
-number or letter or lack one step, and until no constant passes.
+own rules, not from the program. Inputs are drawn until the asserts fail every constant and every
+program whose task differs in one number or letter or lacks one step.
 
-The families are meant for supervised training on some of them (SEEN_FAMILIES) followed by
-reinforcement learning from verdicts on all of them. RL_FAMILIES put the same steps together in
-ways that the seen families do not have.
+The families are meant for supervised training on some of them (SEEN_FAMILIES), followed by
+reinforcement learning from verdicts on all of them. RL_FAMILIES combine the same steps in ways
+that the seen families do not.
 
 Splits: "train" and "test" share no task, whatever the seed (`families.side`).
 """
@@ -41,19 +41,20 @@ ALPHABET = "abcdefghij"  # as many as digits: a small model learns to copy these
 PAIRS = tuple(a + b for a in ALPHABET for b in ALPHABET)
 NUM_TESTS = 4
 
-Drawn = list[int | str]  # the numbers and letters of a task
+Drawn = list[int | str]
+"""The numbers and letters of a task."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a program does to its value: in words, in Python and as a rule of our own."""
+    """What a program does to its value: in words, in Python, and as a function to check it by."""
 
-    takes: str  # a kind of ARGUMENTS, and so is what it gives
-    gives: str
-    words: str  # {v} is the value, {0} and {1} what is drawn
+    takes: str  # a key of ARGUMENTS
+    gives: str  # a key of ARGUMENTS
+    words: str  # {v} is the value, {0} and {1} are what is drawn
     code: str
     rule: Callable[..., Any]
-    draws: tuple[Sequence[int | str], ...] = ()
+    draws: tuple[Sequence[int | str], ...] = ()  # what {0} and {1} are drawn from
 
 
 ANY, COUNT, DIVISOR = range(2, 100), range(2, 6), range(2, 13)
@@ -67,19 +68,31 @@ STEPS = {
         "number", "number", "multiply {v} by {0}", "{v} * {0}", lambda x, n: x * n, (ANY,)
     ),
     "divide": Step(
-        "number", "number", "divide {v} by {0} and round down", "{v} // {0}",
-        lambda x, n: x // n, (DIVISOR,),
+        "number",
+        "number",
+        "divide {v} by {0} and round down",
+        "{v} // {0}",
+        lambda x, n: x // n,
+        (DIVISOR,),
     ),
     "remainder": Step(
-        "number", "number", "take the remainder of {v} by {0}", "{v} % {0}",
-        lambda x, n: x % n, (ANY,),
+        "number",
+        "number",
+        "take the remainder of {v} by {0}",
+        "{v} % {0}",
+        lambda x, n: x % n,
+        (ANY,),
     ),
     "square": Step("number", "number", "square {v}", "{v} ** 2", lambda x: x * x),
     "upper": Step("text", "text", "put {v} in upper case", "{v}.upper()", str.upper),
     "reverse": Step("text", "text", "reverse {v}", "{v}[::-1]", lambda s: s[::-1]),
     "first": Step(
-        "text", "text", "keep the first {0} letters of {v}", "{v}[:{0}]",
-        lambda s, n: s[:n], (COUNT,),
+        "text",
+        "text",
+        "keep the first {0} letters of {v}",
+        "{v}[:{0}]",
+        lambda s, n: s[:n],
+        (COUNT,),
     ),
     "repeat": Step(
         "text", "text", "repeat {v} {0} times", "{v} * {0}", lambda s, n: s * n, (COUNT,)
@@ -91,52 +104,123 @@ STEPS = {
         "text", "text", "put {0} before {v}", "{0} + {v}", lambda s, ab: ab + s, (PAIRS,)
     ),
     "replace": Step(
-        "text", "text", "replace {0} by {1} in {v}", "{v}.replace({0}, {1})",
-        str.replace, (ALPHABET, ALPHABET),
+        "text",
+        "text",
+        "replace {0} by {1} in {v}",
+        "{v}.replace({0}, {1})",
+        str.replace,
+        (ALPHABET, ALPHABET),
     ),
     "count": Step(
         "text", "number", "count the {0} in {v}", "{v}.count({0})", str.count, (ALPHABET,)
     ),
     "increase": Step(
-        "list", "list", "add {0} to each number in {v}", "[x + {0} for x in {v}]",
-        lambda xs, n: [x + n for x in xs], (ANY,),
+        "list",
+        "list",
+        "add {0} to each number in {v}",
+        "[x + {0} for x in {v}]",
+        lambda xs, n: [x + n for x in xs],
+        (ANY,),
     ),
     "scale": Step(
-        "list", "list", "multiply each number in {v} by {0}", "[x * {0} for x in {v}]",
-        lambda xs, n: [x * n for x in xs], (ANY,),
+        "list",
+        "list",
+        "multiply each number in {v} by {0}",
+        "[x * {0} for x in {v}]",
+        lambda xs, n: [x * n for x in xs],
+        (ANY,),
     ),
     "above": Step(
-        "list", "list", "keep the numbers above {0} in {v}", "[x for x in {v} if x > {0}]",
-        lambda xs, n: [x for x in xs if x > n], (ANY,),
+        "list",
+        "list",
+        "keep the numbers above {0} in {v}",
+        "[x for x in {v} if x > {0}]",
+        lambda xs, n: [x for x in xs if x > n],
+        (ANY,),
     ),
     "below": Step(
-        "list", "list", "keep the numbers below {0} in {v}", "[x for x in {v} if x < {0}]",
-        lambda xs, n: [x for x in xs if x < n], (ANY,),
+        "list",
+        "list",
+        "keep the numbers below {0} in {v}",
+        "[x for x in {v} if x < {0}]",
+        lambda xs, n: [x for x in xs if x < n],
+        (ANY,),
     ),
     "multiples": Step(
-        "list", "list", "keep the multiples of {0} in {v}", "[x for x in {v} if x % {0} == 0]",
-        lambda xs, n: [x for x in xs if x % n == 0], (DIVISOR,),
+        "list",
+        "list",
+        "keep the multiples of {0} in {v}",
+        "[x for x in {v} if x % {0} == 0]",
+        lambda xs, n: [x for x in xs if x % n == 0],
+        (DIVISOR,),
     ),
     "sort": Step("list", "list", "sort {v}", "sorted({v})", sorted),
     "sum": Step("list", "number", "take the sum of {v}", "sum({v})", sum),
-}  # fmt: skip
+}
 
 SEEN_FAMILIES = (
-    "add", "subtract", "multiply", "append", "prepend", "replace", "above",
-    "add+multiply", "add+square", "subtract+divide", "subtract+remainder", "multiply+add",
-    "multiply+subtract", "multiply+remainder", "divide+add", "divide+multiply",
-    "remainder+subtract", "remainder+multiply", "square+add", "square+remainder",
-    "upper+append", "upper+prepend", "reverse+append", "first+prepend", "repeat+append",
-    "repeat+prepend", "replace+append", "append+reverse", "append+replace", "prepend+upper",
-    "prepend+reverse", "prepend+repeat", "append+count", "replace+count",
-    "above+sum", "above+increase", "below+sort", "below+scale", "increase+sum", "increase+above",
-    "multiples+scale", "increase+multiples", "scale+sort", "scale+sum",
-)  # fmt: skip
+    "add",
+    "subtract",
+    "multiply",
+    "append",
+    "prepend",
+    "replace",
+    "above",
+    "add+multiply",
+    "add+square",
+    "subtract+divide",
+    "subtract+remainder",
+    "multiply+add",
+    "multiply+subtract",
+    "multiply+remainder",
+    "divide+add",
+    "divide+multiply",
+    "remainder+subtract",
+    "remainder+multiply",
+    "square+add",
+    "square+remainder",
+    "upper+append",
+    "upper+prepend",
+    "reverse+append",
+    "first+prepend",
+    "repeat+append",
+    "repeat+prepend",
+    "replace+append",
+    "append+reverse",
+    "append+replace",
+    "prepend+upper",
+    "prepend+reverse",
+    "prepend+repeat",
+    "append+count",
+    "replace+count",
+    "above+sum",
+    "above+increase",
+    "below+sort",
+    "below+scale",
+    "increase+sum",
+    "increase+above",
+    "multiples+scale",
+    "increase+multiples",
+    "scale+sort",
+    "scale+sum",
+)
 RL_FAMILIES = (
-    "subtract+multiply", "add+remainder", "add+divide", "remainder+add", "square+subtract",
-    "append+upper", "append+repeat", "reverse+prepend", "first+append", "replace+prepend",
-    "below+sum", "above+sort", "above+scale", "below+increase", "increase+sort",
-)  # fmt: skip
+    "subtract+multiply",
+    "add+remainder",
+    "add+divide",
+    "remainder+add",
+    "square+subtract",
+    "append+upper",
+    "append+repeat",
+    "reverse+prepend",
+    "first+append",
+    "replace+prepend",
+    "below+sum",
+    "above+sort",
+    "above+scale",
+    "below+increase",
+    "increase+sort",
+)
 FAMILIES = SEEN_FAMILIES + RL_FAMILIES
 
 SPLITS = ("train", "test")
@@ -163,8 +247,10 @@ def load(
 
 
 def _draws(family: str, split: str, seed: int) -> Callable[[], Row | None]:
-    """Draws one task of a family after the other; None for one that the other split owns, or
-    whose asserts would let a wrong program through."""
+    """Return a function that draws the next task of a family.
+
+    It returns None for a task of the other split, or if the asserts would pass a wrong program.
+    """
     steps = [STEPS[name] for name in family.split("+")]
     rng = random.Random(f"{family} {split} {seed}")
 
@@ -186,58 +272,58 @@ def _draws(family: str, split: str, seed: int) -> Callable[[], Row | None]:
 
 
 def _shares(steps: Sequence[Step], drawn: Drawn) -> Iterator[tuple[Step, Drawn]]:
-    """Each step with its own part of what is drawn."""
+    """Yield each step with its own part of what is drawn."""
     rest = iter(drawn)
     for step in steps:
         yield step, [next(rest) for _ in step.draws]
 
 
 def task(steps: Sequence[Step], drawn: Drawn, argument: str) -> str:
-    """The steps in words."""
+    """Return the steps in words."""
     values = [argument] + ["it"] * len(steps)
     return ", then ".join(
-        step.words.format(*map(repr, own), v=value)
-        for value, (step, own) in zip(values, _shares(steps, drawn))
+        step.words.format(*map(repr, share), v=value)
+        for value, (step, share) in zip(values, _shares(steps, drawn))
     )
 
 
 def expression(steps: Sequence[Step], drawn: Drawn, argument: str) -> str:
-    """The body of the program as one line."""
+    """Return the body of the program as one expression."""
     value = argument
-    for step, own in _shares(steps, drawn):
+    for step, share in _shares(steps, drawn):
         inner = value if value == argument else f"({value})"
-        value = step.code.format(*map(repr, own), v=inner)
-    return f"    return {ast.unparse(ast.parse(value, mode='eval'))}"  # no needless brackets
+        value = step.code.format(*map(repr, share), v=inner)
+    return f"    return {ast.unparse(ast.parse(value, mode='eval'))}"  # without needless brackets
 
 
 def lines(steps: Sequence[Step], drawn: Drawn, argument: str) -> str:
-    """The body of the program with a line for each step."""
+    """Return the body of the program with one line per step."""
     value, body = argument, []
-    for step, own in _shares(steps, drawn):
-        code = step.code.format(*map(repr, own), v=value)
+    for step, share in _shares(steps, drawn):
+        code = step.code.format(*map(repr, share), v=value)
         value = argument if step.gives == steps[0].takes else "result"
         body.append(f"    {value} = {code}")
     return "\n".join([*body[:-1], f"    return {code}"])
 
 
 def run(steps: Sequence[Step], drawn: Drawn, value: Any) -> Any:
-    """What a right program returns for `value`."""
-    for step, own in _shares(steps, drawn):
-        value = step.rule(value, *own)
+    """Return what a correct program returns for `value`."""
+    for step, share in _shares(steps, drawn):
+        value = step.rule(value, *share)
     return value
 
 
 def telling(steps: Sequence[Step], drawn: Drawn, inputs: Sequence[Any]) -> bool:
-    """Whether these inputs tell a right program from a constant and from those of `variants`."""
-    right = [run(steps, drawn, x) for x in inputs]
-    return any(value != right[0] for value in right) and all(
-        [run(other, changed, x) for x in inputs] != right
+    """Whether these inputs tell a correct program from a constant and from all `variants`."""
+    expected = [run(steps, drawn, x) for x in inputs]
+    return any(value != expected[0] for value in expected) and all(
+        [run(other, changed, x) for x in inputs] != expected
         for other, changed in variants(steps, drawn)
     )
 
 
 def variants(steps: Sequence[Step], drawn: Drawn) -> Iterator[tuple[Sequence[Step], Drawn]]:
-    """Tasks that are nearly this one: a number one off, another letter, or a step left out."""
+    """Yield tasks close to this one: a number one off, another letter, or a step left out."""
     for i, value in enumerate(drawn):
         for d in (-1, 1):
             if isinstance(value, int):
@@ -247,18 +333,18 @@ def variants(steps: Sequence[Step], drawn: Drawn) -> Iterator[tuple[Sequence[Ste
             yield steps, [*drawn[:i], near, *drawn[i + 1 :]]
     for i, step in enumerate(steps):
         if step.takes == step.gives:
-            kept = [share for j, share in enumerate(_shares(steps, drawn)) if j != i]
-            yield [other for other, _ in kept], [x for _, own in kept for x in own]
+            kept = [pair for j, pair in enumerate(_shares(steps, drawn)) if j != i]
+            yield [other for other, _ in kept], [x for _, share in kept for x in share]
 
 
 def _input(kind: str, drawn: Drawn, rng: random.Random) -> Any:
-    """A value to call the program with, near what is drawn so that it makes a difference."""
+    """Draw a value to call the program with, near the task's numbers so that they matter."""
     if kind == "number":
         return rng.randrange(100)
     if kind == "text":
         letters = [a for x in drawn if isinstance(x, str) for a in x] + rng.sample(ALPHABET, 4)
         return "".join(rng.choices(letters, k=rng.randint(6, 9)))
     numbers = [x for x in drawn if isinstance(x, int)]
-    edges = [*numbers, numbers[-1] - numbers[0]]  # the last: of a limit after an increase
+    edges = [*numbers, numbers[-1] - numbers[0]]  # the last: a limit after an increase
     near = [x + d for x in edges for d in (-1, 0, 1)]
     return [rng.choice(near) if rng.random() < 0.4 else rng.randrange(100) for _ in range(6)]

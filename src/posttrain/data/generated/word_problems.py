@@ -1,21 +1,21 @@
 """Generated grade-school word problems in the format of GSM8K: seeded, endless, and offline.
 
-A row is a dict with four strings: the question ("prompt"), the rationale ("completion"), the
-final number ("answer") and the kind of problem ("family"). A rationale has one line per step,
-with GSM8K's calculator marks, and a last line that holds the answer:
+A row has four strings: the question ("prompt"), the rationale ("completion"), the final number
+("answer") and the kind of problem ("family"). A rationale has one line per step, with GSM8K's
+calculator annotations, and a last line with the answer:
 
     Tom has 3*4 = <<3*4=12>>12 apples.
     Tom has 12-5 = <<12-5=7>>7 apples left.
     #### 7
 
-The families are meant for supervised training on some of them (SEEN_FAMILIES) followed by
+The families are meant for supervised training on some of them (SEEN_FAMILIES), followed by
 reinforcement learning from answers on all of them. RL_FAMILIES reuse the sentences and the steps
-of the seen families in combinations that those do not have.
+of the seen families in new combinations.
 
 Splits: "train" and "test" share the number ranges but no problem, whatever the seed: a stable
 hash of a problem's family and numbers decides its split, so that other names or another wording
-cannot carry a training problem into the test. "test_harder" holds what neither of them has: the
-same families with larger numbers, and LONGER_FAMILIES of five steps and more.
+cannot carry a training problem into the test. "test_harder" has what neither of them has: the
+same families with larger numbers, and LONGER_FAMILIES of five steps or more.
 """
 
 import operator
@@ -24,80 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from posttrain.data.generated.families import chosen, distinct, in_turn, side
+from posttrain.data.generated.word_problem_wording import (
+    NAMES,
+    QUESTIONS,
+    SENTENCES,
+    STEPS,
+    THINGS,
+)
 from posttrain.data.origin import generated
 from posttrain.data.rows import Row
-
-NAMES = (
-    "Adam", "Amy", "Anna", "Ben", "Carl", "Clara", "David", "Emma", "Eric", "Grace",
-    "Henry", "Jack", "Kate", "Leo", "Lily", "Maria", "Noah", "Rosa", "Sam", "Tom",
-)  # fmt: skip
-
-THINGS = (
-    "apples", "balls", "beads", "books", "buttons", "candles", "cards", "cookies", "cups", "eggs",
-    "flowers", "lemons", "marbles", "oranges", "pencils", "plums", "shells", "stamps", "stickers",
-    "toys",
-)  # fmt: skip
-
-# All wordings of a sentence give its numbers in the same order: together with the family they
-# identify the problem, and a reader of the text alone has to find the same identity.
-SENTENCES = {
-    "has": ("{who} has {0} {x}.", "{who} starts with {0} {x}."),
-    "buys": ("{who} buys {0} more {x}.", "Then {who} gets {0} more {x} from {other}."),
-    "gives": ("{who} gives {0} {x} to {other}.", "Then {who} gives away {0} {x}."),
-    "boxes": (
-        "{who} has {0} boxes with {1} {x} in each box.",
-        "{who} fills {0} boxes and puts {1} {x} in each box.",
-    ),
-    "splits": (
-        "{who} splits the {x} equally among {0} friends.",
-        "Then {who} shares all the {x} equally with {0} friends and keeps none.",
-    ),
-    "doubles": (
-        "{who} has twice as many {x} as {other}.",
-        "{who} has double the number of {x} that {other} has.",
-    ),
-    "halves": (
-        "{who} has half as many {x} as {other}.",
-        "{who} has half the number of {x} that {other} has.",
-    ),
-    "exceeds": (
-        "{who} has {0} more {x} than {other}.",
-        "Compared with {other}, {who} has {0} more {x}.",
-    ),
-    "week": (
-        "{who} gets {0} more {x} each day for a week.",
-        "Each day for a week {who} buys {0} more {x}.",
-    ),
-    "pays": (
-        "{who} buys {0} {x} for {1} dollars each.",
-        "{who} buys {0} {x} that cost {1} dollars each.",
-    ),
-    "book": ("{who} has a book of {0} pages.", "{who} starts a book that has {0} pages."),
-    "reads": (
-        "{who} reads {0} pages each day for {1} days.",
-        "Each day {who} reads {0} pages and stops after {1} days.",
-    ),
-}
-
-# One wording per kind of step, so that a step learned in one family serves in all others.
-STEPS = {
-    "has": "{who} has {sum} {x}.",
-    "left": "{who} has {sum} {x} left.",
-    "gets": "{who} gets {sum} {x}.",
-    "reads": "{who} reads {sum} {x}.",
-    "pays": "{who} pays {sum} {x}.",
-    "together": "Together they have {sum} {x}.",
-    "each": "Each friend gets {sum} {x}.",
-}
-
-# The question, by the kind of the last step.
-QUESTIONS = {
-    "has": ("How many {x} does {who} have now?", "How many {x} does {who} have in the end?"),
-    "left": ("How many {x} does {who} have left?", "How many {x} does {who} have in the end?"),
-    "pays": ("How many {x} does {who} pay in total?", "How many {x} does {who} pay in the end?"),
-    "together": ("How many {x} do they have together?", "How many {x} do they have in total?"),
-    "each": ("How many {x} does each friend get?", "How many {x} are there for each friend?"),
-}
 
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
@@ -113,7 +48,7 @@ class Numbers:
 
     amount: range  # what is added or taken away
     count: range  # how many boxes, days or friends
-    few: range  # the same where products are summed, to keep the sum small
+    few: range  # a count if products are summed, to keep the sum small
     each: range  # how many in a box, or the price of one
 
 
@@ -123,9 +58,9 @@ LARGER = Numbers(amount=range(21, 61), count=range(2, 11), few=range(2, 6), each
 
 @dataclass
 class Story:
-    """A problem while it is told.
+    """A problem under construction.
 
-    The methods named after verbs say one fact in the question, work out in the rationale what
+    The methods named after verbs state a fact in the question, work out in the rationale what
     follows from it, and return how many things there are now.
     """
 
@@ -135,26 +70,30 @@ class Story:
     things: list[str]
     question: list[str] = field(default_factory=list)
     rationale: list[str] = field(default_factory=list)
-    told: list[int] = field(default_factory=list)
+    stated: list[int] = field(default_factory=list)
+    """The numbers in the question; with the family they are the problem's identity."""
     last_step: str = ""
     last_slots: dict[str, str] = field(default_factory=dict)
     answer: int = 0
 
     def pick(self, values: range) -> int:
+        """Draw one of the values."""
         return self.rng.choice(values)
 
     def pick_below(self, total: int) -> int:
-        """An amount to take from total that leaves at least 2, so that plurals stay right."""
+        """Draw an amount to take from total that leaves at least 2, so that plurals stay right."""
         amount = self.numbers.amount
         return self.pick(range(amount.start, min(amount.stop, total - 1)))
 
     def say(self, fact: str, *numbers: int, who: int = 0, other: int = -1, x: str = "") -> None:
+        """Add a sentence to the question."""
         wording = self.rng.choice(SENTENCES[fact])
         names = {"who": self.names[who], "other": self.names[other]}
         self.question.append(wording.format(*numbers, **names, x=x or self.things[0]))
-        self.told += numbers
+        self.stated += numbers
 
     def work(self, step: str, left: int, sign: str, right: int, who: int = 0, x: str = "") -> int:
+        """Add a calculation to the rationale; return its result."""
         value = OPERATIONS[sign](left, right)
         marked = f"{left}{sign}{right} = <<{left}{sign}{right}={value}>>{value}"
         slots = {"who": self.names[who], "x": x or self.things[0]}
@@ -163,30 +102,36 @@ class Story:
         return value
 
     def ask(self) -> None:
+        """End the question by asking for the result of the last step."""
         self.question.append(self.rng.choice(QUESTIONS[self.last_step]).format(**self.last_slots))
 
     def has(self, amount: int = 0, *, who: int = 0, x: str = "") -> int:
-        # The two lowest are left out: nothing could be given away from them.
+        """State how many things someone has."""
+        # without the two lowest amounts, from which nothing could be given away
         amount = amount or self.pick(self.numbers.amount[2:])
         self.say("has", amount, who=who, x=x)
         return amount
 
     def buys(self, held: int, amount: int = 0, *, who: int = 0) -> int:
+        """Add an amount to what is held."""
         amount = amount or self.pick(self.numbers.amount)
         self.say("buys", amount, who=who)
         return self.work("has", held, "+", amount, who)
 
     def gives(self, held: int, amount: int = 0, *, who: int = 0, x: str = "") -> int:
+        """Take an amount from what is held."""
         amount = amount or self.pick_below(held)
         self.say("gives", amount, who=who, x=x)
         return self.work("left", held, "-", amount, who, x)
 
     def boxes(self, count: int = 0, *, who: int = 0) -> int:
+        """Multiply a number of boxes by what is in each."""
         count, each = count or self.pick(self.numbers.count), self.pick(self.numbers.each)
         self.say("boxes", count, each, who=who)
         return self.work("has", count, "*", each, who)
 
     def splits(self, held: int) -> int:
+        """Divide what is held equally among friends."""
         each = self.numbers.each
         exact = [n for n in self.numbers.count if held % n == 0 and held // n in each]
         friends = self.rng.choice(exact)
@@ -194,33 +139,40 @@ class Story:
         return self.work("each", held, "/", friends)
 
     def doubles(self, amount: int) -> int:
+        """Give the second person twice the amount of the first."""
         self.say("doubles", who=1, other=0)
         return self.work("has", 2, "*", amount, 1)
 
     def halves(self, amount: int) -> int:
+        """Give the second person half the amount of the first."""
         self.say("halves", who=1, other=0)
         return self.work("has", amount, "/", 2, 1)
 
     def exceeds(self, amount: int, *, who: int) -> int:
+        """Give a person more than the amount of the one before."""
         extra = self.pick(self.numbers.amount)
         self.say("exceeds", extra, who=who, other=who - 1)
         return self.work("has", amount, "+", extra, who)
 
     def gets_for_a_week(self, held: int) -> int:
+        """Add seven times a daily number to what is held."""
         daily = self.pick(self.numbers.each)
         self.say("week", daily)
         return self.work("has", held, "+", self.work("gets", 7, "*", daily))
 
     def pays(self, count: int, price: int, *, x: str = "") -> int:
+        """Multiply a number of things by their price."""
         self.say("pays", count, price, x=x)
         return self.work("pays", count, "*", price, x="dollars")
 
     def together(self, total: int, *others: int) -> None:
+        """Sum what several people have."""
         for other in others:
             total = self.work("together", total, "+", other)
 
 
 def shop(story: Story, numbers: Numbers, *, purchases: int, given: int = 0) -> None:
+    """Spend dollars on purchases, after giving some away."""
     baskets = [(story.pick(numbers.few), story.pick(numbers.each)) for _ in range(purchases)]
     cost = sum(count * price for count, price in baskets)
     held = story.has(given + cost + story.pick(numbers.amount), x="dollars")
@@ -231,6 +183,7 @@ def shop(story: Story, numbers: Numbers, *, purchases: int, given: int = 0) -> N
 
 
 def pages(story: Story, numbers: Numbers) -> None:
+    """Subtract the pages read from those of a book."""
     daily, days = story.pick(numbers.each), story.pick(numbers.count)
     length = daily * days + story.pick(numbers.amount)
     story.say("book", length)
@@ -239,6 +192,7 @@ def pages(story: Story, numbers: Numbers) -> None:
 
 
 def compare(story: Story, first: int, second: Callable[[int], int], *, others: int) -> None:
+    """Sum what several people have, of whom the first states a number and each next compares."""
     amounts = [story.has(first), second(first)]
     for who in range(2, 2 + others):
         amounts.append(story.exceeds(amounts[-1], who=who))
@@ -246,18 +200,21 @@ def compare(story: Story, first: int, second: Callable[[int], int], *, others: i
 
 
 def give_twice(story: Story, numbers: Numbers) -> None:
+    """Take two amounts in turn from what is held."""
     first, second = story.pick(numbers.amount), story.pick(numbers.amount)
     held = story.has(first + second + story.pick(numbers.amount))
     story.gives(story.gives(held, first), second)
 
 
 def buy_share(story: Story, numbers: Numbers) -> None:
+    """Add an amount to what is held, then divide the sum among friends."""
     total = story.pick(numbers.few) * story.pick(numbers.each)
     bought = story.pick_below(total)
     story.splits(story.buys(story.has(total - bought), bought))
 
 
 def give_share(story: Story, numbers: Numbers) -> None:
+    """Take an amount from what is held, then divide the rest among friends."""
     total, given = story.pick(numbers.few) * story.pick(numbers.each), story.pick(numbers.amount)
     story.splits(story.gives(story.has(total + given), given))
 
@@ -311,11 +268,7 @@ ORIGIN = generated(SPLITS)
 
 
 def load(
-    split: str,
-    *,
-    num_rows: int = 1000,
-    families: str | Sequence[str] = "all",
-    seed: int = 0,
+    split: str, *, num_rows: int = 1000, families: str | Sequence[str] = "all", seed: int = 0
 ) -> list[Row]:
     """Generate num_rows problems, in turn from each of the families.
 
@@ -331,7 +284,7 @@ def load(
 
 
 def _draws(name: str, split: str, seed: int) -> Callable[[], Row | None]:
-    """Draws one problem of a family after the other; None for one that the other split owns."""
+    """Return a function that draws a family's next problem; None for one of the other split."""
     family = (FAMILIES | LONGER)[name]
     numbers = LARGER if split == "test_harder" and name not in LONGER else NORMAL
     rng = random.Random(f"{name} {split} {seed}")
@@ -340,7 +293,7 @@ def _draws(name: str, split: str, seed: int) -> Callable[[], Row | None]:
         story = Story(rng, numbers, rng.sample(NAMES, 5), rng.sample(THINGS, 2))
         family(story, numbers)
         story.ask()
-        if split not in ("test_harder", side(name, story.told)):
+        if split not in ("test_harder", side(name, story.stated)):
             return None
         return {
             "prompt": " ".join(story.question),

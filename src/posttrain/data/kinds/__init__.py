@@ -1,4 +1,4 @@
-"""The registry of kinds of rows. To add one: a file here with a `Kind`, and a line below."""
+"""Registry of row kinds. To add one, write a module here with a `KIND`; list it below."""
 
 KINDS: dict[str, object] = {
     "text": "posttrain.data.kinds.text:KIND",

@@ -1,7 +1,7 @@
-"""Prompts with their completions, or chats, for `sft`.
+"""Prompts with completions, or chats, for `sft`.
 
-prompt       a text or messages
-completion   a text or messages, all of which is trained on
+prompt       a string or a list of messages
+completion   a string or a list of messages, all of which is trained on
 messages     instead of both: every assistant turn is trained on
 """
 
@@ -18,15 +18,14 @@ FORMS: list[Form] = [("prompt", "completion"), ("messages",)]
 
 
 def check(rows: list[Row], name: str) -> None:
-    """Raise ValueError naming a row without its columns, or with other values than texts and
-    messages."""
+    """Raise ValueError naming a row without the columns of a form, or with malformed values."""
     check_columns(rows, name, FORMS)
 
 
 def to_examples(
     rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[Example], LengthTable]:
-    """Return a sequence of each row, trained on in its completions."""
+    """Return the rows' sequences, with the completions under the loss mask."""
     make = renderer.training_sequence
     return to_sequences(rows, renderer, name, max_length, on_overlong, FORMS, make)
 

@@ -1,4 +1,4 @@
-"""A prompt with one completion of it, rendered: what pairs and single judged rows are made of."""
+"""A rendered prompt with one completion: the unit of `pair` and `unpaired` rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from posttrain.data.rows import Row
 
 @dataclass
 class Judged:
-    """A rendered completion."""
+    """A rendered prompt with one completion."""
 
     sequence: Sequence
     completion: list[int]
+    """The token ids under the loss mask."""
 
 
 def render(row: Row, renderer: Renderer) -> Judged:
-    """The prompt with one completion, of which only the last assistant turns are its own."""
+    """Render a prompt with one completion; the loss mask covers the completion's turns alone.
+
+    Raise ValueError if the prompt ends with an assistant turn.
+    """
     prompt = row["prompt"]
     prompt_tokens = len(renderer.prompt_ids({"prompt": prompt}))
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with the assistant's turn: it must end with another's")
+        raise ValueError("the prompt ends with an assistant turn: it must end with another role's")
     sequence = renderer.training_sequence(row)
     # earlier assistant turns belong to the prompt
     sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens
@@ -32,10 +36,11 @@ def render(row: Row, renderer: Renderer) -> Judged:
 
 
 def is_empty(side: Judged, renderer: Renderer) -> bool:
-    """Whether a completion has no token but stop tokens."""
+    """Whether a completion has no tokens except stop tokens."""
     return not set(side.completion) - {*renderer.stop_token_ids}
 
 
 def cut(side: Judged, max_length: int) -> Judged:
+    """Return a completion cut to the first max_length tokens of its sequence."""
     sequence = Sequence(side.sequence.input_ids[:max_length], side.sequence.loss_mask[:max_length])
     return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())

@@ -1,7 +1,7 @@
-"""Texts with a label, or several, for `classification`.
+"""Texts with one label or several, for `classification`.
 
 prompt, text or messages   what is classified; messages end with the user's turn
-label                      a text, whole number or boolean; with multi_label a list of such
+label                      a string, integer or boolean; with multi_label, a list of these
 """
 
 from __future__ import annotations
@@ -24,27 +24,30 @@ def to_examples(
     on_overlong: OnOverlong,
     labels: LabelSet,
 ) -> tuple[list[Example], LengthTable]:
-    """A sequence of each row, rendered as a prompt, with nothing under its loss mask.
+    """Return a sequence for each row, rendered as a prompt, with an empty loss mask.
 
-    per_seq["label"] is the label's number, or per_seq["label/k"] 1 where the row has label k.
-    `truncate` keeps the last tokens: the logits are read at the end. Raises ValueError naming the
-    row for a malformed one and, under the policy "error", an overlong one.
+    per_seq["label"] is the index of the label; with multi_label, per_seq["label/k"] is 1 if the row
+    has label k, else 0. `truncate` keeps the last tokens, since the logits are read at the end.
+    Raise ValueError naming a row that is malformed or, with on_overlong "error", overlong.
     """
-    before = label_record(labels, renderer).get("before", [])
-    room = max_length - len(before)
+    label_prefix = label_record(labels, renderer).get("before", [])
+    room = max_length - len(label_prefix)
     if room < 1:
-        raise ValueError(f"length.max_length={max_length} leaves no room beside the labels' tokens")
-    places = {label: k for k, label in enumerate(labels.names)}
+        raise ValueError(
+            f"length.max_length={max_length} leaves no room for text: the tokens that all labels "
+            f"begin with take {len(label_prefix)}"
+        )
+    index_of = {label: k for k, label in enumerate(labels.names)}
     table = LengthTable(name)
     kept: list[Example] = []
     for number, row in enumerate(rows, 1):
         try:
             ids = renderer.prompt_ids(asked(row))
-            given = labels_of(row, labels.multi_label)
+            row_labels = labels_of(row, labels.multi_label)
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
-        check_known(given, labels, f"{name}, row {number}")
-        table.lengths.append(len(ids) + len(before))
+        check_known(row_labels, labels, f"{name}, row {number}")
+        table.lengths.append(len(ids) + len(label_prefix))
         if not ids:
             table.drop("empty")
             continue
@@ -56,18 +59,19 @@ def to_examples(
                 continue
             ids = ids[-room:]
             table.truncated += 1
-        numbers = {places[label] for label in given}
-        per_seq = {f"label/{k}": float(k in numbers) for k in range(len(places))}
-        if not labels.multi_label:
-            per_seq = {"label": float(places[given[0]])}
-        tokens = torch.tensor([*ids, *before])
+        indices = [index_of[label] for label in row_labels]
+        if labels.multi_label:
+            per_seq = {f"label/{k}": float(k in indices) for k in range(len(index_of))}
+        else:
+            per_seq = {"label": float(indices[0])}
+        tokens = torch.tensor([*ids, *label_prefix])
         kept.append((Sequence(tokens, torch.zeros(len(tokens), dtype=torch.bool), {}, per_seq),))
         table.kept += 1
     return kept, table.finish()
 
 
 def labels_in(sequence: Sequence, labels: LabelSet) -> list[str]:
-    """Return the labels that to_labelled() gave a sequence."""
+    """Return the labels that to_examples() stored in a sequence."""
     if not labels.multi_label:
         return [labels.names[int(sequence.per_seq["label"])]]
     return [name for k, name in enumerate(labels.names) if sequence.per_seq[f"label/{k}"]]

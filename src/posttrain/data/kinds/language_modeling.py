@@ -1,4 +1,4 @@
-"""What `text` and `completion` rows share: columns checked, sequences made, overlong ones cut."""
+"""What `text` and `completion` rows share: checking columns, making and cutting sequences."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
 
 Form = tuple[str, ...]
-"""The columns of one form that a row may have."""
+"""The columns of a row in one form."""
 
 
 def check_columns(rows: list[Row], name: str, forms: list[Form]) -> None:
-    """Raise ValueError naming a row without its columns, or with neither texts nor messages in
-    them."""
+    """Raise ValueError naming a row without the columns of a form, or with malformed values."""
 
     def check(row: Row) -> None:
-        found = [form for form in forms if set(form) <= row.keys()]
-        if len(found) == 1:  # of two it is the tokenizer that decides which is read
-            for column in found[0]:
+        matching = [form for form in forms if set(form) <= row.keys()]
+        if len(matching) == 1:  # if it has several, the chat template decides which one is read
+            for column in matching[0]:
                 if column == "text":
                     check_text(row)
                 else:
@@ -41,10 +40,10 @@ def to_sequences(
     forms: list[Form],
     make: Callable[[Row], Sequence],
 ) -> tuple[list[Example], LengthTable]:
-    """Return a sequence of each row by `make`.
+    """Return the sequence of each row by `make`; overlong ones are shortened as on_overlong says.
 
-    Raises ValueError naming the row for a missing column, a row without trained token and, with
-    on_overlong "error", an overlong row.
+    Raise ValueError naming a row that lacks columns, has nothing to train on or, with on_overlong
+    "error", is overlong.
     """
     table = LengthTable(name)
     kept: list[Example] = []
@@ -78,7 +77,7 @@ def _shorten(
     for start in starts:
         ids = sequence.input_ids[start : start + max_length]
         mask = sequence.loss_mask[start : start + max_length].clone()
-        mask[0] = False
+        mask[0] = False  # a first token has no context in its piece
         if mask.any():
             pieces.append(Sequence(ids, mask))
     return pieces

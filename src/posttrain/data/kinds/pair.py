@@ -1,7 +1,7 @@
 """A chosen and a rejected completion of one prompt, for the preference methods and reward models.
 
-prompt, chosen, rejected   or any of the forms of `preference_forms`
-margin                     a number, read by `reward_model`; 0 by default
+prompt, chosen, rejected   or any form in `preference_forms`
+margin                     a number that `reward_model` reads; 0 by default
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def to_examples(
     train_prompt: bool = False,
     score_only: bool = False,
 ) -> tuple[list[Example], LengthTable]:
-    """(chosen, rejected) of each row that is a pair once it is tokens.
+    """Return (chosen, rejected) for each pair whose completions differ as tokens.
 
-    per_token["completion"] marks the completion. The loss mask is the same, or holds the prompt of
-    the chosen one too (`train_prompt`), or nothing (`score_only`). per_seq["margin"] is the row's, or
-    0. Dropped and counted: equal completions, empty ones, pairs that differ only beyond
-    max_length.
+    per_token["completion"] marks the completion. The loss mask is the same; with `train_prompt`,
+    that of the chosen side also covers the prompt; with `score_only`, both are empty.
+    per_seq["margin"] is the row's margin, or 0. Pairs with equal or empty completions, and pairs
+    that differ only beyond max_length, are dropped and counted. Raise ValueError naming a row that
+    is malformed or, with on_overlong "error", overlong.
     """
     table = LengthTable(name)
     kept: list[Example] = []
@@ -46,14 +47,14 @@ def to_examples(
         sides = named(name, number, _render_sides, pair, renderer)
         longest = max(len(side.sequence) for side in sides)
         table.lengths.append(longest)
-        reason = _useless(sides, renderer)
+        reason = _drop_reason(sides, renderer)
         if reason is None and longest > max_length:
             if on_overlong == "error":
                 raise ValueError(overlong(name, number, longest, max_length, "pair"))
             reason = "overlong"
             if on_overlong == "truncate":
                 sides = [cut(side, max_length) for side in sides]
-                reason = _useless(sides, renderer)
+                reason = _drop_reason(sides, renderer)
                 reason = f"{reason}, after the cut" if reason else None
                 table.truncated += reason is None
         if reason is not None:
@@ -63,8 +64,8 @@ def to_examples(
         chosen, rejected = (side.sequence for side in sides)
         kept.append(
             (
-                _finished(chosen, margin, train_prompt, score_only),
-                _finished(rejected, margin, False, score_only),
+                _final_sequence(chosen, margin, train_prompt, score_only),
+                _final_sequence(rejected, margin, False, score_only),
             )
         )
         table.kept += 1
@@ -81,13 +82,16 @@ def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
     ]
 
 
-def _useless(sides: list[Judged], renderer: Renderer) -> str | None:
+def _drop_reason(sides: list[Judged], renderer: Renderer) -> str | None:
+    """Return why a pair has nothing to learn from; None if it does."""
     if any(is_empty(side, renderer) for side in sides):
         return "empty"
     return "equal" if sides[0].completion == sides[1].completion else None
 
 
-def _finished(sequence: Sequence, margin: float, train_prompt: bool, score_only: bool) -> Sequence:
+def _final_sequence(
+    sequence: Sequence, margin: float, train_prompt: bool, score_only: bool
+) -> Sequence:
     completion = sequence.loss_mask
     mask = completion
     if score_only:
@@ -103,7 +107,7 @@ def _margin(row: Row) -> float:
     value = row.get("margin", 0.0)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and math.isfinite(value)):
-        raise ValueError(f"margin must be a finite number; found {value!r}")
+        raise ValueError(f"margin must be a finite number; got {value!r}")
     return float(value)
 
 

@@ -1,6 +1,6 @@
-"""Prompts to sample completions of, for the online methods.
+"""Prompts to sample completions for, for the online methods.
 
-prompt     a text or messages; or `messages`, without the assistant's last turn
+prompt     a string or a list of messages; or `messages`, whose last assistant turn is left out
            every other column goes to the reward
 """
 
@@ -19,7 +19,7 @@ FORMS: list[Form] = [("prompt",), ("messages",)]
 
 @dataclass
 class Prompt:
-    """What the sampler gets, and the row whose other columns the reward gets."""
+    """A rendered prompt for the sampler, with the row whose other columns the reward reads."""
 
     input_ids: list[int]
     row: Row
@@ -33,7 +33,7 @@ def check(rows: list[Row], name: str) -> None:
 def to_examples(
     rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[Prompt], LengthTable]:
-    """Return the rendered prompts. An overlong one is an error or dropped, never cut."""
+    """Return the rendered prompts; an overlong one is an error or is dropped, never cut."""
     table = LengthTable(name)
     kept: list[Prompt] = []
     for number, row in enumerate(rows, 1):
@@ -49,4 +49,4 @@ def to_examples(
     return kept, table.finish()
 
 
-KIND = Kind("a prompt alone", to_examples, check=check)
+KIND = Kind("a prompt", to_examples, check=check)

@@ -1,7 +1,7 @@
-"""Completions in steps, each of which is right or wrong: rows for `process_reward_model`.
+"""Completions in steps, each right or wrong, for `process_reward_model`.
 
-prompt        a text or messages
-completions   the steps of one completion, texts
+prompt        a string or a list of messages
+completions   the steps of one completion, a list of strings
 labels        true or false for each step
 """
 
@@ -26,11 +26,11 @@ def to_examples(
     on_overlong: OnOverlong,
     separator: str,
 ) -> tuple[list[Example], LengthTable]:
-    """A sequence of each row. The loss mask marks the token that closes a step, and there
-    per_token["label"] is 1 for a right step and 0 for a wrong one.
+    """Return a sequence for each row, whose loss mask marks the token that closes each step.
 
-    Of a row that is cut, the steps stay that are whole; one without such a step is dropped. Raises
-    ValueError naming the row for a malformed one and, under the policy "error", an overlong one.
+    At these tokens per_token["label"] is 1 for a right step and 0 for a wrong one. A row that is
+    cut keeps its whole steps; without any it is dropped. Raise ValueError naming a row that is
+    malformed or, with on_overlong "error", overlong.
     """
     table = LengthTable(name)
     kept: list[Example] = []
@@ -55,7 +55,7 @@ def to_examples(
 
 
 def step_sequence(row: Row, renderer: Renderer, separator: str) -> Sequence:
-    """The sequence of one row; ValueError for a malformed one."""
+    """Return the sequence of one row; raise ValueError if it is malformed."""
     check(row, separator)
     sequence = renderer.step_sequence(row, separator)
     label = torch.zeros(len(sequence))
@@ -65,27 +65,30 @@ def step_sequence(row: Row, renderer: Renderer, separator: str) -> Sequence:
 
 
 def check(row: Row, separator: str) -> None:
+    """Raise ValueError if the row's columns, steps or labels are malformed."""
     if not set(COLUMNS) <= row.keys():
         raise ValueError(
-            f"expected the columns {'+'.join(COLUMNS)}; found {', '.join(row)} (map them with "
+            f"expected the columns {'+'.join(COLUMNS)}; got {', '.join(row)} (map them with "
             "data.columns)"
         )
     steps, labels = row["completions"], row["labels"]
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise ValueError(f"completions must be a list of texts; found {str(steps)[:60]!r}")
+        raise ValueError(f"completions must be a list of strings; got {str(steps)[:60]!r}")
     if not isinstance(labels, list) or not all(isinstance(label, bool) for label in labels):
-        raise ValueError(f"labels must be a list of true and false; found {str(labels)[:60]!r}")
+        raise ValueError(f"labels must be a list of true and false; got {str(labels)[:60]!r}")
     if not steps:
-        raise ValueError("completions is empty: there is no step")
+        raise ValueError("completions is empty: expected at least one step")
     if len(steps) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(steps)} steps (completions)")
+        raise ValueError(
+            f"expected one label per step, got {len(labels)} for {len(steps)} steps (completions)"
+        )
     for number, step in enumerate(steps, 1):
         if not step.strip():
             raise ValueError(f"step {number} of completions is empty")
     if steps_of(separator.join(steps), separator) != steps:
         raise ValueError(
-            f"a step contains {separator!r}, which stands between steps: they could not be told "
-            "apart where the model is used; choose another trainer.step_separator"
+            f"a step contains the separator {separator!r}: the model would see it as two steps; "
+            "choose another trainer.step_separator"
         )
 
 
@@ -97,7 +100,7 @@ def _cut(sequence: Sequence, max_length: int) -> Sequence:
 
 
 def steps_of(completion: str, separator: str) -> list[str]:
-    """The steps of a completion, without those that are empty."""
+    """Return the steps of a completion that are not blank."""
     return [step for step in completion.split(separator) if step.strip()]
 
 

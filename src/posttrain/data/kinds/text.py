@@ -1,6 +1,6 @@
 """Whole texts, for `pretrain`.
 
-text   a string, of which every token is trained on
+text   a string; every token is trained on
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FORMS: list[Form] = [("text",)]
 
 
 def check(rows: list[Row], name: str) -> None:
-    """Raise ValueError naming a row without a text."""
+    """Raise ValueError naming a row whose column text is missing or not a string."""
     check_columns(rows, name, FORMS)
 
 
 def to_examples(
     rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[Example], LengthTable]:
-    """Return a sequence of each text, trained on from its second token on."""
+    """Return the texts' sequences, trained on from the second token on."""
 
     def make(row: Row) -> Sequence:
         check_text(row)

@@ -1,7 +1,7 @@
-"""Completions that are good or bad, each on its own, for `kto`.
+"""Completions labelled good or bad one by one, for `kto`.
 
-prompt, completion, label   label is true for a good completion; `messages, label` too, and any of
-                            the forms of pairs, as two rows
+prompt, completion, label   label is true for a good completion; also `messages, label`, and any
+                            form of a pair, as two rows
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ def to_examples(
     on_overlong: OnOverlong,
     with_unrelated: bool,
 ) -> tuple[list[Example], LengthTable]:
-    """The completions with per_seq["label"], each followed, where `with_unrelated`, by its prompt
-    with the completion of the last row before it that has another prompt (the first row: of the
-    last)."""
+    """Return the completions with per_seq["label"], each with an unrelated one if `with_unrelated`.
+
+    The unrelated sequence, for KTO's KL term, is the same prompt with the completion of the nearest
+    row before it that has another prompt; before the first row comes the last. Raise ValueError
+    naming a row that is malformed or, with on_overlong "error", overlong.
+    """
     table = LengthTable(name)
     kept: list[tuple[Row, Sequence]] = []
     for number, row in enumerate(rows, 1):
@@ -53,16 +56,16 @@ def to_examples(
         return [(sequence,) for _, sequence in kept], table
     groups: list[Example] = []
     for i, (judged, sequence) in enumerate(kept):
-        before = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
-        another = next((row for row in before if row["prompt"] != judged["prompt"]), None)
-        if another is None:
-            raise ValueError(f"{name}: kto's KL needs rows with more than one prompt")
-        other = {"prompt": judged["prompt"], "completion": another["completion"]}
-        unrelated = cut(render(other, renderer), max_length).sequence
+        earlier = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
+        donor = next((row for row in earlier if row["prompt"] != judged["prompt"]), None)
+        if donor is None:
+            raise ValueError(f"{name}: kto's KL term needs rows with more than one prompt")
+        mismatched = {"prompt": judged["prompt"], "completion": donor["completion"]}
+        unrelated = cut(render(mismatched, renderer), max_length).sequence
         if not unrelated.loss_mask.any():
             raise ValueError(
-                f"{name}: a prompt of {len(unrelated)} tokens leaves no room for a completion in "
-                f"length.max_length={max_length}"
+                f"{name}: a prompt of at least {len(unrelated)} tokens leaves no room for a "
+                f"completion in length.max_length={max_length}"
             )
         unrelated.per_seq = dict(sequence.per_seq)
         groups.append((sequence, unrelated))

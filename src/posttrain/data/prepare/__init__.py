@@ -1,0 +1,1 @@
+"""`posttrain data prepare` and `overlap`: files of rows, split and decontaminated."""

@@ -1,12 +1,13 @@
 """`posttrain data prepare`: files of rows to train.parquet and validation.parquet.
 
-Two passes, so that memory does not grow with the files. The first checks every row, finds the type
-of every column, and puts a digest of every row on disk; then it is known what is kept, and the
-second writes it. A malformed row is found before anything is written.
+Two passes over the files keep memory independent of their size. The first checks every row, finds
+the type of every column, and writes a digest of every row to disk, from which follows which rows
+are kept; the second writes those. A malformed row is found before anything is written.
 
-A row's part is decided by a keyed hash of its group alone: the problem that --group-key names, or
-what the user asks before the first answer, whatever its case and spaces. So equal prompts lie in
-one part, and neither the order of rows and files nor other rows change the part of a row.
+A keyed hash of a row's group alone decides its part (training or validation). The group is the
+value in the column group_key, or else what the user asks before the first answer, with case and
+whitespace normalised. So equal prompts are in one part, and a row's part depends neither on the
+order of rows and files nor on other rows.
 """
 
 from __future__ import annotations
@@ -53,31 +54,36 @@ from posttrain.data.prepare.standard import (
 )
 from posttrain.data.rows import Row
 
-# rows that are held at once: of so many, or of so many characters
+# most rows that are in memory at once, and about as many characters
 CHUNK_ROWS, CHUNK_SIZE = 10_000, 2**22
 NESTED = pyarrow.struct([])
 
 
 @dataclass
 class Survey:
-    """What the first pass finds."""
+    """The result of the first pass."""
 
-    fates: Any  # [N] uint8
+    outcomes: Any  # [N] uint8, the constants of digests.py
     types: dict[str, pyarrow.DataType | None]
-    """Of each column; None: no type holds all of its values."""
+    """Column -> the type that holds all of its values; None if there is no such type."""
 
 
 @dataclass
 class Prepared:
+    """The result of `posttrain data prepare`."""
+
     num_rows: int
     kept: dict[str, int]
+    """Part -> rows."""
     dropped: dict[str, int]
+    """Reason -> rows."""
     left_out: dict[str, str]
-    """Columns that are not in the files, and why."""
+    """Column that is not written -> reason."""
     seconds: float
     output_dir: Path
 
     def lines(self) -> Iterator[str]:
+        """Yield the lines of the report."""
         yield f"{self.num_rows:,} rows, {self.num_rows / self.seconds:,.0f} rows/s"
         for part, count in self.kept.items():
             file = self.output_dir / f"{part}.parquet"
@@ -89,23 +95,23 @@ class Prepared:
 
 
 def prepare(patterns: list[str], config: Preparation) -> Prepared:
-    """Write the two files. ValueError names file and line of a row that is not as it should be."""
+    """Write the two files; raise ValueError with file and line for a malformed row."""
     begin = time.perf_counter()
     check(config)
     files = expand(patterns)
     targets = [config.output_dir / f"{name}.parquet" for name in PARTS.values()]
     for file in files:
         if file.resolve() in [target.resolve() for target in targets]:
-            raise SettingError("output_dir", f"{file} would be overwritten: give another")
+            raise SettingError("output_dir", f"{file} would be overwritten: choose another")
     held_out = expand([config.decontaminate], SUFFIXES) if config.decontaminate else []
     ngrams = read_ngrams(held_out) if held_out else None
     existed = config.output_dir.is_dir()
     work = config.output_dir / ".prepare"
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     work.mkdir(parents=True)
     try:
-        found = survey(files, config, ngrams, work)
-        prepared = summarise(found, config)
+        result = survey(files, config, ngrams, work)
+        prepared = summarise(result, config)
         provenance = {
             "files": [
                 {"path": str(f), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
@@ -115,10 +121,10 @@ def prepare(patterns: list[str], config: Preparation) -> Prepared:
             "kept": prepared.kept,
             "dropped": prepared.dropped,
         }
-        schema = schema_of(found.types, config, prepared.left_out)
+        schema = schema_of(result.types, config, prepared.left_out)
         metadata = {"posttrain": json.dumps(provenance)}
-        write(files, config, found.fates, schema.with_metadata(metadata), work)
-        for target in targets[::-1]:  # never a new file beside an old one: they could share prompts
+        write(files, config, result.outcomes, schema.with_metadata(metadata), work)
+        for target in targets[::-1]:  # a new file next to an old one could share prompts with it
             target.unlink(missing_ok=True)
         for target in targets:
             if (work / target.name).exists():
@@ -132,29 +138,30 @@ def prepare(patterns: list[str], config: Preparation) -> Prepared:
 
 
 def check(config: Preparation) -> None:
+    """Raise SettingError for an unknown format or a val_split out of range."""
     if config.format not in OWN_COLUMNS:
         known = ", ".join(OWN_COLUMNS)
         raise SettingError("format", f"{config.format!r} is not known: choose one of {known}")
     if not 0 <= config.val_split < 1:
-        problem = f"must be at least 0 and below 1; found {config.val_split}"
+        problem = f"must be at least 0 and below 1; got {config.val_split}"
         raise SettingError("val_split", problem)
 
 
 def expand(patterns: list[str], suffixes: tuple[str, ...] = STREAMED) -> list[Path]:
-    """Files and globs to files, each once; a glob's in the order of their names."""
+    """Return the files that paths and globs name, each once; those of a glob sorted by name."""
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        place = Path(pattern)
-        if place.is_dir():
+        path = Path(pattern)
+        if path.is_dir():
             raise ValueError(f"{pattern} is a folder: name its files, such as {pattern}/*.jsonl")
-        names = [pattern] if place.is_file() else sorted(glob.glob(pattern, recursive=True))
+        names = [pattern] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
             raise ValueError(f"no file matches {pattern}")
         for file in files:
             if not file.name.removesuffix(".gz").endswith(suffixes):
                 raise ValueError(
-                    f"{file}: expected {' or '.join(suffixes)}, each also .gz: write it as .jsonl"
+                    f"{file}: expected {' or '.join(suffixes)}, each also .gz: convert it to .jsonl"
                 )
             found.setdefault(file.resolve(), file)
     return list(found.values())
@@ -164,60 +171,64 @@ def expand(patterns: list[str], suffixes: tuple[str, ...] = STREAMED) -> list[Pa
 
 
 def survey(files: list[Path], config: Preparation, ngrams: Ngrams | None, work: Path) -> Survey:
-    fates, types = bytearray(), dict[str, pyarrow.DataType | None]()
+    """Check every row; find its outcome, with digests in the folder `work`, and all types."""
+    outcomes, types = bytearray(), dict[str, pyarrow.DataType | None]()
     rows, prompts = Digests(work / "rows"), Digests(work / "prompts")
     chunk, wanted = Chunk(), wanted_columns(config)
     for where, raw, row in standard_rows(files, config):
         if row is None:
-            fate, known, prompt = EMPTY, b"", b""
+            outcome, serialised, prompt = EMPTY, b"", b""
         else:
             try:
-                known, prompt = content(row), question_of(row).encode()
-                fate = part_of(group_of(raw, row, config), config)
-                chunk.add(laid_out(row, config, fate, 0))
+                serialised, prompt = content(row), question_of(row).encode()
+                outcome = part_of(group_of(raw, row, config), config)
+                chunk.add(laid_out(row, config, outcome, 0))
             except SettingError as error:
                 raise error.at(where) from None
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             if ngrams is not None and next(shared(raw, ngrams), None):
-                fate = OVERLAPPING
-        fates.append(fate)
-        rows.add(known)
+                outcome = OVERLAPPING
+        outcomes.append(outcome)
+        rows.add(serialised)
         if config.group_key is not None:
             prompts.add(prompt)
         if chunk.is_full():
             find_types(types, chunk.take(), wanted)
     find_types(types, chunk.take(), wanted)
-    if not fates:
+    if not outcomes:
         raise ValueError(f"{', '.join(map(str, files))}: no rows")
-    found = Survey(np.frombuffer(fates, np.uint8), types)
-    drop_duplicates(rows, found.fates)
+    result = Survey(np.frombuffer(outcomes, np.uint8), types)
+    drop_duplicates(rows, result.outcomes)
     if config.group_key is not None:
-        drop_prompts_of_both(prompts, found.fates)
-    return found
+        drop_prompts_of_both(prompts, result.outcomes)
+    return result
 
 
 @dataclass
 class Chunk:
-    """Rows that wait to be looked at or written together."""
+    """Rows collected to be examined or written together."""
 
     rows: list[Row] = field(default_factory=list)
     size: int = 0
 
     def add(self, row: Row) -> None:
+        """Add a row."""
         self.rows.append(row)
         self.size += size_of(row)
 
     def is_full(self) -> bool:
+        """Whether the rows should be taken before more are added."""
         return len(self.rows) >= CHUNK_ROWS or self.size >= CHUNK_SIZE
 
     def take(self) -> list[Row]:
+        """Return the rows and empty the chunk."""
         taken, self.rows, self.size = self.rows, [], 0
         return taken
 
 
 def size_of(value: Any) -> int:
-    """Characters, about."""
+    """Return the approximate number of characters in a value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -226,91 +237,95 @@ def size_of(value: Any) -> int:
 
 
 def wanted_columns(config: Preparation) -> tuple[str, ...]:
-    """Columns that are in the files whatever they hold."""
+    """Return the columns that are written whatever they hold."""
     return (*OWN_COLUMNS[config.format], *(config.keep or ()))
 
 
 def find_types(
     types: dict[str, pyarrow.DataType | None], rows: list[Row], wanted: tuple[str, ...]
 ) -> None:
-    """Widen each column's type to what these rows hold."""
+    """Widen each column's type in `types` to what these rows hold."""
     for name in dict.fromkeys(name for row in rows for name in row):
         known = types.get(name, pyarrow.null())
         if known is None or (known == NESTED and name not in wanted):
             continue
         values = [row.get(name) for row in rows]
         if name not in wanted and any(map(has_objects, values)):
-            types[name] = NESTED  # not its fields: they could be others in every row
+            types[name] = NESTED  # not its fields: they could differ in every row
             continue
         try:
-            found = pyarrow.array(values).type
-            both = [pyarrow.schema([(name, known)]), pyarrow.schema([(name, found)])]
+            new = pyarrow.array(values).type
+            both = [pyarrow.schema([(name, known)]), pyarrow.schema([(name, new)])]
             types[name] = pyarrow.unify_schemas(both, promote_options="permissive").field(name).type
         except (pyarrow.ArrowException, OverflowError):
             types[name] = None
 
 
 def has_objects(value: Any) -> bool:
+    """Whether a value is an object or a list that contains one."""
     return isinstance(value, dict) or (isinstance(value, list) and any(map(has_objects, value)))
 
 
-def summarise(found: Survey, config: Preparation) -> Prepared:
-    count = np.bincount(found.fates, minlength=6).tolist()
+def summarise(result: Survey, config: Preparation) -> Prepared:
+    """Count the outcomes; raise ValueError if no row is left to train on."""
+    num_rows = len(result.outcomes)
+    count = np.bincount(result.outcomes, minlength=6).tolist()
     reasons = {
         DUPLICATE: "equal another row",
         EMPTY: "have an empty prompt or answer",
         OVERLAPPING: f"overlap with {config.decontaminate}",
         IN_BOTH: "have a prompt that other groups have in the training part",
     }
-    dropped = {reason: count[fate] for fate, reason in reasons.items() if count[fate]}
+    dropped = {reason: count[outcome] for outcome, reason in reasons.items() if count[outcome]}
     if not count[TRAIN]:
         why = "".join(f", {number:,} {reason}" for reason, number in dropped.items())
         raise ValueError(
-            f"no row is left to train on: of {len(found.fates):,}, {count[VALIDATION]:,} are for "
+            f"no row is left to train on: of {num_rows:,}, {count[VALIDATION]:,} are for "
             f"validation{why}"
         )
     kept = {name: count[part] for part, name in PARTS.items() if part == TRAIN or config.val_split}
-    return Prepared(len(found.fates), kept, dropped, {}, 0.0, config.output_dir)
+    return Prepared(num_rows, kept, dropped, {}, 0.0, config.output_dir)
 
 
 def schema_of(
     types: dict[str, pyarrow.DataType | None], config: Preparation, left_out: dict[str, str]
 ) -> pyarrow.Schema:
-    """The columns of the files. Those that are not in them are noted in `left_out`."""
+    """Return the columns to write; record in `left_out` the other ones, and why."""
     columns: list[tuple[str, pyarrow.DataType]] = []
     wanted = wanted_columns(config)
     for name in config.keep or ():
         if name not in types:
-            raise SettingError("keep", f"no column {name!r}; found {', '.join(types)}")
-    for name, kind in types.items():
-        if kind is None and name in wanted:
+            raise SettingError("keep", f"no column {name!r}; the files have {', '.join(types)}")
+    for name, dtype in types.items():
+        if dtype is None and name in wanted:
             raise ValueError(
                 f"{name} has values of different types, which no column can hold: give it one type"
             )
-        if kind is None:
+        if dtype is None:
             left_out[name] = "values of different types"
-        elif name in wanted or is_simple(kind):
-            columns.append((name, kind))
+        elif name in wanted or is_simple(dtype):
+            columns.append((name, dtype))
         else:
-            empty = pyarrow.types.is_null(kind)
+            empty = pyarrow.types.is_null(dtype)
             left_out[name] = "no values" if empty else "not simple: name it in keep to keep it"
     return pyarrow.schema(columns)
 
 
-def is_simple(kind: pyarrow.DataType) -> bool:
-    if pyarrow.types.is_list(kind):
-        return is_simple(kind.value_type)
-    return bool(pyarrow.types.is_primitive(kind) or pyarrow.types.is_string(kind))
+def is_simple(dtype: pyarrow.DataType) -> bool:
+    """Whether a type is a primitive, a string, or a list of these."""
+    if pyarrow.types.is_list(dtype):
+        return is_simple(dtype.value_type)
+    return bool(pyarrow.types.is_primitive(dtype) or pyarrow.types.is_string(dtype))
 
 
 # --- the second pass ------------------------------------------------------------------------------
 
 
 def write(
-    files: list[Path], config: Preparation, fates: Any, schema: pyarrow.Schema, work: Path
+    files: list[Path], config: Preparation, outcomes: Any, schema: pyarrow.Schema, work: Path
 ) -> None:
-    """train.parquet and validation.parquet in `work`, those of them that have rows."""
-    chunks = {part: Chunk() for part in PARTS if (fates == part).any()}
+    """Write train.parquet and validation.parquet in `work`, each only if it has rows."""
+    chunks = {part: Chunk() for part in PARTS if (outcomes == part).any()}
     opened = {
         part: pyarrow.parquet.ParquetWriter(work / f"{PARTS[part]}.parquet", schema)
         for part in chunks
@@ -325,7 +340,7 @@ def write(
     try:
         number = -1
         for number, (_, _, row) in enumerate(standard_rows(files, config)):
-            part = int(fates[number]) if number < len(fates) else EMPTY
+            part = int(outcomes[number]) if number < len(outcomes) else EMPTY
             if part not in PARTS:
                 continue
             assert row is not None
@@ -333,7 +348,7 @@ def write(
             written[part] += 1
             if chunks[part].is_full():
                 flush(part)
-        if number + 1 != len(fates):
+        if number + 1 != len(outcomes):
             raise ValueError("the files changed while they were read: run it again")
         for part in chunks:
             flush(part)

@@ -1,4 +1,4 @@
-"""The registry of data sets. To add one: a file here with `load(split, ...)`, and a line below."""
+"""Registry of data sets. To add one, write a module here with `load(split, ...)`; list it below."""
 
 DATASETS: dict[str, object] = {
     "advbench": "posttrain.data.sets.advbench:load",

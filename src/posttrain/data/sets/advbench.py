@@ -1,4 +1,4 @@
-"""AdvBench, harmful behaviours (Zou et al. 2023, arXiv 2307.15043; MIT): requests to be refused."""
+"""AdvBench, harmful behaviours (Zou et al. 2023, arXiv 2307.15043; MIT): requests to refuse."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt (the request), target (how compliance would begin) and label (unsafe).
+    """Return rows with prompt (the request), target (how compliance would begin), label (unsafe).
 
-    `path` is harmful_behaviors.csv or its folder. There is a test split only: this is for
-    evaluation.
+    `path` is harmful_behaviors.csv or its folder. The only split is test, for evaluation.
     """
     if split != "test":
-        raise ValueError(f"advbench has the split test only, not {split!r}")
+        raise ValueError(f"advbench has only the split test, not {split!r}")
     if path is None:
         raise ValueError(f"advbench: set data.path to {FILE} or its folder; it is on {URL}")
     file = find_file(path, (FILE,))

@@ -19,10 +19,10 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt (the instruction, and after an empty line its input) and completion.
+    """Return rows with prompt (the instruction, then its input after an empty line) and completion.
 
-    Rows with a blank output are left out. There is a train split only. `path` is alpaca_data.json
-    or its folder; without it the hub is asked.
+    Rows with a blank output are left out. The only split is train. `path` is alpaca_data.json or
+    its folder; without it the rows are read from the hub.
     """
     check_split("alpaca", split, ("train",))
     if path is None:
@@ -31,19 +31,18 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     return instructions(numbered(read_file(file), file))
 
 
-def instructions(found: Iterable[tuple[str, Row]]) -> list[Row]:
-    """Prompt and completion of rows with instruction, input and output, where the output says
-    anything."""
+def instructions(located_rows: Iterable[tuple[str, Row]]) -> list[Row]:
+    """Return rows with prompt and completion from instruction, input and (non-blank) output."""
     rows = []
-    for where, row in found:
+    for where, row in located_rows:
         check_texts(row, ("instruction",), where)
         if not isinstance(row.get("output"), str) or not isinstance(row.get("input") or "", str):
             raise ValueError(
-                f"{where}: columns output and input must be texts (input may be missing); found "
-                f"columns {', '.join(row)}; correct the row or take it out"
+                f"{where}: columns output and input must be strings (input may be missing); the "
+                f"row has {', '.join(row)}; correct the row or remove it"
             )
-        more = (row.get("input") or "").strip()
-        prompt = f"{row['instruction']}\n\n{more}" if more else row["instruction"]
+        extra = (row.get("input") or "").strip()
+        prompt = f"{row['instruction']}\n\n{extra}" if extra else row["instruction"]
         if row["output"].strip():
             rows.append({"prompt": prompt, "completion": row["output"]})
     return rows

@@ -1,4 +1,4 @@
-"""Code Alpaca (Chaudhary 2023; CC BY-NC 4.0): instructions for code with generated answers."""
+"""Code Alpaca (Chaudhary 2023; CC BY-NC 4.0): coding instructions with generated answers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt (the instruction, and after an empty line its input) and completion.
+    """Return rows with prompt (the instruction, then its input after an empty line) and completion.
 
-    Rows with a blank output are left out. There is a train split only. `path` is
-    code_alpaca_20k.json, or the smaller code_alpaca_2k.json, or the folder of either; without it
-    the hub is asked.
+    Rows with a blank output are left out. The only split is train. `path` is code_alpaca_20k.json,
+    or the smaller code_alpaca_2k.json, or the folder of either; without it the rows are read from
+    the hub.
     """
     check_split("codealpaca", split, ("train",))
     if path is None:

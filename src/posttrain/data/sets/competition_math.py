@@ -26,22 +26,23 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    r"""Rows prompt (with an instruction to box the answer), completion (the worked solution, where
-    there is one), answer (LaTeX), and level (1 to 5, where it is known).
+    """Return rows with prompt, completion, answer (LaTeX) and level (1 to 5).
 
-    Two forms are read: problem, solution, answer and level, where a missing answer is what the
-    solution boxes; and verl's prompt, reward_model.ground_truth and extra_info.
+    The prompt ends with an instruction to box the answer. Rows without a worked solution have no
+    completion, those of unknown level no level. Two forms are read: problem, solution, answer and
+    level, in which a missing answer is taken from the solution's last box; and verl's prompt,
+    reward_model.ground_truth and extra_info.
 
-    `path` is a file, or a folder whose files have the split as a word of their name. Without it
-    the hub is asked: for test MATH-500, the 500 of the 5,000 test problems that are commonly
-    reported (Lightman et al. 2023, arXiv 2305.20050); for train the authors' own 7,500 problems as
-    MATH-lighteval has them, all subjects in one set and with their solutions.
+    `path` is a file, or a folder whose files have the split as a word in their name. Without it the
+    rows are read from the hub: for test MATH-500, the 500 of the 5,000 test problems that are
+    commonly reported (Lightman et al. 2023, arXiv 2305.20050); for train the authors' 7,500
+    problems with their solutions, in MATH-lighteval's copy, which has all subjects in one set.
     """
     if path is None:
         if split not in HUB:
             raise ValueError(f"math: unknown split {split!r}: choose one of {', '.join(HUB)}")
-        found = numbered(read_hub(HUB[split], split), f"{HUB[split]} {split}")
-        return [_row(where, row) for where, row in found]
+        located_rows = numbered(read_hub(HUB[split], split), f"{HUB[split]} {split}")
+        return [_row(where, row) for where, row in located_rows]
     return [
         _row(where, row)
         for file in _files(Path(path), split)
@@ -49,16 +50,18 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
     ]
 
 
-def _files(place: Path, split: str) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise SettingError("data.path", f"{place} does not exist")
-    files = sorted(f for f in place.iterdir() if f.is_file())
+def _files(location: Path, split: str) -> list[Path]:
+    if location.is_file():
+        return [location]
+    if not location.is_dir():
+        raise SettingError("data.path", f"{location} does not exist")
+    files = sorted(f for f in location.iterdir() if f.is_file())
     chosen = [f for f in files if split in re.split(r"[^a-z0-9]+", f.name.lower())]
     if not chosen:
         found = ", ".join(f.name for f in files) or "nothing"
-        raise SettingError("data.path", f"{place} has no file for split {split!r}: found {found}")
+        raise SettingError(
+            "data.path", f"{location} has no file for split {split!r}; found {found}"
+        )
     return chosen
 
 
@@ -68,12 +71,12 @@ def _row(where: str, row: Row) -> Row:
     if not isinstance(problem, str) or not isinstance(answer, str):
         raise ValueError(
             f"{where}: expected problem and answer (or a solution that boxes it), or prompt and "
-            f"reward_model.ground_truth; found columns {', '.join(row)}"
+            f"reward_model.ground_truth; the row has {', '.join(row)}"
         )
     made = {"prompt": problem, "answer": answer}
     if isinstance(solution, str):
         made["completion"] = solution
-    digit = re.search(r"[1-5]", str(level))
+    digit = re.search(r"[1-5]", str(level))  # 4, or "Level 4"
     return made | ({"level": int(digit[0])} if digit else {})
 
 
@@ -87,7 +90,7 @@ def _plain_form(row: Row) -> tuple[Any, Any, Any, Any]:
 
 
 def _verl_form(row: Row) -> tuple[Any, Any, Any, Any]:
-    """The prompt has its instruction already."""
+    """Return the fields of a row of verl's form, whose prompt includes the instruction."""
     prompt, extra = row.get("prompt"), row.get("extra_info") or {}
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):
         prompt = prompt[0].get("content")
@@ -96,7 +99,7 @@ def _verl_form(row: Row) -> tuple[Any, Any, Any, Any]:
 
 
 def last_box(solution: str) -> str | None:
-    r"""What the last \boxed{...} (or \fbox{...}, or \boxed 7) of a solution holds."""
+    r"""Return the content of a solution's last \boxed{...} (or \fbox{...}, or \boxed 7)."""
     start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
     if start < 0:
         return None

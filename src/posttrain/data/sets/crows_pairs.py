@@ -1,4 +1,4 @@
-"""CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133; CC BY-SA 4.0): a stereotype and its edit."""
+"""CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133; CC BY-SA 4.0): pairs about stereotypes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DIRECTIONS = ("stereo", "antistereo")
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows choices (the more stereotypical sentence, then the less), direction and bias_type.
+    """Return rows with choices (the more stereotypical sentence first), direction and bias_type.
 
     There is no prompt: the sentences are compared as they are. `path` is crows_pairs_anonymized.csv
-    or its folder. There is a test split only: this is for evaluation. Blodgett et al. (2021) found
-    many of the pairs unclear or not minimal; the authors link to it.
+    or its folder. The only split is test, for evaluation. Blodgett et al. (2021) found many of the
+    pairs unclear or not minimal; the authors link to their paper.
     """
     if split != "test":
-        raise ValueError(f"crows_pairs has the split test only, not {split!r}")
+        raise ValueError(f"crows_pairs has only the split test, not {split!r}")
     if path is None:
         raise ValueError(f"crows_pairs: set data.path to {FILE} or its folder; it is on {URL}")
     file = find_file(path, (FILE,))
@@ -36,7 +36,7 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         if row.get("stereo_antistereo") not in DIRECTIONS:
             raise ValueError(
                 f"{where}: stereo_antistereo must be {' or '.join(DIRECTIONS)}; "
-                f"found {row.get('stereo_antistereo')!r}"
+                f"got {row.get('stereo_antistereo')!r}"
             )
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""FEVER (Thorne et al. 2018, arXiv 1803.05355; CC BY-SA 3.0): claims to be judged by Wikipedia."""
+"""FEVER (Thorne et al. 2018, arXiv 1803.05355; CC BY-SA 3.0): claims to check against Wikipedia."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, completion (the label) and label, for the splits train and test.
+    """Return rows with prompt, completion (the label) and label, for the splits train and test.
 
-    `path` is a folder with the official files: train is train.jsonl, test the first that is there
-    of paper_test, shared_task_dev and paper_dev. One file, or a folder with one of them alone, is
-    split instead: a tenth of the claims, chosen by a hash of their text, is the test.
+    `path` is a folder with the official files: train is train.jsonl; test is paper_test,
+    shared_task_dev or paper_dev, the first that exists. A single file, or a folder with only one of
+    them, is split instead: a tenth of the claims, chosen by a hash of their text, is the test
+    split.
 
-    The evidence is left out: it names sentences of Wikipedia that the files do not hold. Some
-    claims stand there twice, a few of them with two labels; both rows are kept.
+    The evidence is left out: it refers to sentences of Wikipedia that the files do not contain.
+    Some claims occur twice, a few of them with two labels; both rows are kept.
     """
     if split not in FILES:
         raise ValueError(f"fever: unknown split {split!r}: choose one of {', '.join(FILES)}")
@@ -48,25 +49,25 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
             f"fever: set data.path to a folder with {', '.join(LABELLED)}, or to one of them; "
             "they are on https://fever.ai/dataset/fever.html"
         )
-    there = [name for name in LABELLED if (Path(path) / name).is_file()]
-    alone = Path(path).is_file() or len(there) == 1
-    file = find_file(path, LABELLED if alone else FILES[split])
+    present = [name for name in LABELLED if (Path(path) / name).is_file()]
+    must_split = Path(path).is_file() or len(present) == 1
+    file = find_file(path, LABELLED if must_split else FILES[split])
     rows = []
     for where, row in numbered(read_file(file), file):
         check_texts(row, ("claim", "label"), where)
         claim, label = row["claim"], row["label"]
         if label not in LABELS:
             raise ValueError(
-                f"{where}: column label must be one of {', '.join(LABELS)}; found {label[:40]!r}"
+                f"{where}: column label must be one of {', '.join(LABELS)}; got {label[:40]!r}"
             )
-        if not alone or side(claim) == split:
+        if not must_split or side(claim) == split:
             prompt = PROMPT.format(claim=claim.strip())
             rows.append({"prompt": prompt, "completion": label, "label": label})
     return rows
 
 
 def side(claim: str) -> str:
-    """The split of a claim, whatever its case and spaces."""
+    """Return the split of a claim, by a hash that ignores case and whitespace."""
     text = " ".join(claim.casefold().split())
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") % 10 == 0 else "train"

@@ -24,9 +24,10 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, completion (rationale with `<<3*4=12>>` marks and `#### 12`), answer.
+    """Return rows with prompt, completion (with `<<3*4=12>>` annotations and `#### 12`), answer.
 
-    `path` is a folder with train.jsonl and test.jsonl, or a file; without it the hub is asked.
+    `path` is a folder with train.jsonl and test.jsonl, or a file; without it the rows are read from
+    the hub.
     """
     if path is not None and not Path(path).exists():
         raise SettingError("data.path", f"{path} does not exist")
@@ -35,8 +36,8 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         check_texts(row, ("question", "answer"), where)
         if "####" not in row["answer"]:
             raise ValueError(
-                f"{where}: column answer must end in '#### x', found {row['answer'][-40:]!r}; "
-                "correct the row or take it out"
+                f"{where}: column answer must end in '#### x', got {row['answer'][-40:]!r}; "
+                "correct the row or remove it"
             )
     return [
         {

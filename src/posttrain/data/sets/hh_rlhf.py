@@ -1,4 +1,4 @@
-"""Anthropic's HH-RLHF (Bai et al. 2022, arXiv 2204.05862; MIT): dialogues with two last answers."""
+"""Anthropic's HH-RLHF (Bai et al. 2022, arXiv 2204.05862; MIT): dialogues with two replies."""
 
 from __future__ import annotations
 
@@ -25,53 +25,52 @@ ORIGIN = Origin(
 def load(
     split: str, *, path: str | None = None, form: Literal["messages", "text"] = "messages"
 ) -> list[Row]:
-    """Rows prompt, chosen, rejected. Rows without a common prompt are left out, as are those whose
-    dialogue does not begin with the human.
+    """Return rows with prompt, chosen and rejected.
 
-    `path` is a folder with .jsonl files (also .gz, and in folders below) named after train and
-    test, or one file, which is split: a tenth of the prompts, chosen by a hash, is the test.
-    Without it the hub is asked.
-    `form: text` keeps the dialogue as the file has it, for models without a chat template.
+    Rows without a common prompt are left out, as are those whose dialogue does not begin with the
+    human. `form: text` keeps the dialogue as in the file, for models without a chat template.
+
+    `path` is a folder with .jsonl files (also .gz, and in subfolders) named after train and test,
+    or one file, which is split: a tenth of the prompts, chosen by a hash, is the test split.
+    Without it the rows are read from the hub.
     """
     if split not in SPLITS:
         raise ValueError(f"hh_rlhf: unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    where, raw, alone = _read(split, path)
+    source, raw, must_split = _read(split, path)
     rows = []
-    for place, row in numbered(raw, where):
-        check_texts(row, ("chosen", "rejected"), place, blank=True)
+    for where, row in numbered(raw, source):
+        check_texts(row, ("chosen", "rejected"), where, blank=True)
         pair = _pair(row["chosen"], row["rejected"])
-        if pair is None or (alone and _side(str(pair["prompt"])) != split):
+        if pair is None or (must_split and _side(str(pair["prompt"])) != split):
             continue
         rows.append(pair if form == "messages" else _as_text(pair, row["chosen"]))
     return rows
 
 
 def _read(split: str, path: str | None) -> tuple[object, list[Row], bool]:
-    """The rows' source, the rows, and whether they are to be split."""
+    """Return the rows' source, the rows, and whether these have yet to be split."""
     if path is None:
         return "Anthropic/hh-rlhf", read_hub("Anthropic/hh-rlhf", split), False
-    place = Path(path)
-    if not place.exists():
+    location = Path(path)
+    if not location.exists():
         raise SettingError("data.path", f"{path} does not exist")
-    files = (
-        [place]
-        if place.is_file()
-        else sorted(
-            file for file in place.rglob("*") if file.name.endswith((".jsonl", ".jsonl.gz"))
-        )
-    )
+    files = [location]
+    if not location.is_file():
+        suffixes = (".jsonl", ".jsonl.gz")
+        files = sorted(file for file in location.rglob("*") if file.name.endswith(suffixes))
     of_split = [file for file in files if split in file.name]
     if not files:
-        raise SettingError("data.path", f"{path} holds no .jsonl file")
+        raise SettingError("data.path", f"{path} has no .jsonl file")
     if len(files) == 1:
         return files[0], list(read_file(files[0])), True
     if not of_split:
         found = ", ".join(file.name for file in files)
-        raise SettingError("data.path", f"{path} has no file named after {split}: found {found}")
+        raise SettingError("data.path", f"{path} has no file named after {split}; found {found}")
     return path, [row for file in of_split for row in read_file(file)], False
 
 
 def _pair(chosen: str, rejected: str) -> Row | None:
+    """Return prompt, chosen and rejected of two dialogues; None if they are no such pair."""
     left, right = dialogue(chosen), dialogue(rejected)
     if len(left) != len(right) or len(left) < 2 or left[:-1] != right[:-1]:
         return None
@@ -82,9 +81,9 @@ def _pair(chosen: str, rejected: str) -> Row | None:
 
 def _as_text(pair: Row, chosen: str) -> Row:
     end = "\n\nAssistant:"
-    said = {name: pair[name][0]["content"] for name in ("chosen", "rejected")}
-    answers = {name: f" {text}" if text else "" for name, text in said.items()}
-    return {"prompt": chosen[: chosen.rindex(end)] + end, **answers}
+    contents = {name: pair[name][0]["content"] for name in ("chosen", "rejected")}
+    replies = {name: f" {text}" if text else "" for name, text in contents.items()}
+    return {"prompt": chosen[: chosen.rindex(end)] + end, **replies}
 
 
 def _side(prompt: str) -> str:

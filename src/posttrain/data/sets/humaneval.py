@@ -18,20 +18,20 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt (a signature with its docstring), completion (the body), test, entry_point.
+    """Return rows with prompt (signature and docstring), completion (body), test, entry_point.
 
-    There is a test split only: this is for evaluation. `path` is HumanEval.jsonl, gzipped or not,
-    or its folder; without it the hub is asked.
+    The only split is test, for evaluation. `path` is HumanEval.jsonl, gzipped or not, or its
+    folder; without it the rows are read from the hub.
     """
     if split != "test":
-        raise ValueError(f"humaneval has the split test only, not {split!r}")
+        raise ValueError(f"humaneval has only the split test, not {split!r}")
     if path is None:
-        numbers = numbered(read_hub(HUB, split), f"{HUB} {split}")
+        located_rows = numbered(read_hub(HUB, split), f"{HUB} {split}")
     else:
         file = find_file(path, ("HumanEval.jsonl.gz", "HumanEval.jsonl"))
-        numbers = numbered(read_file(file), file)
+        located_rows = numbered(read_file(file), file)
     rows = []
-    for where, row in numbers:
+    for where, row in located_rows:
         check_texts(row, COLUMNS, where)
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""LIAR (Wang 2017, arXiv 1705.00648; for research only): statements judged by PolitiFact."""
+"""LIAR (Wang 2017, arXiv 1705.00648; for research only): statements rated by PolitiFact."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ WORDS = {
     "mostly-true": "mostly true",
     "true": "true",
 }
-"""The files' labels and ours, from the least to the most true."""
+"""The files' labels -> ours, from the least to the most true."""
 LABELS = tuple(WORDS.values())
 FILES = {"train": ("train.tsv",), "validation": ("valid.tsv",), "test": ("test.tsv",)}
 COLUMNS = (
-    "id", "label", "statement", "subject", "speaker", "job", "state", "party", "barely true",
-    "false", "half true", "mostly true", "pants on fire", "context",
-)  # fmt: skip
+    "id",
+    "label",
+    "statement",
+    "subject",
+    "speaker",
+    "job",
+    "state",
+    "party",
+    "barely true",
+    "false",
+    "half true",
+    "mostly true",
+    "pants on fire",
+    "context",
+)
 HISTORY = COLUMNS[8:13]
 PROMPT = f"How true is this statement? Answer with one of: {', '.join(LABELS)}.\nStatement: "
 ORIGIN = Origin(
@@ -40,15 +52,15 @@ def load(
     history: bool = False,
     instruction: bool = True,
 ) -> list[Row]:
-    """Rows prompt (with the statement), completion (the label in words) and label, the same.
+    """Return rows with prompt (with the statement), completion (the label in words) and label.
 
     `metadata` adds the speaker, job, state, party, subject and context to the prompt. `history`
-    adds how many statements of the speaker got each verdict. Beware: these counts include the
-    statement itself, so that they give its label away; there is no count for "true". Without
-    `instruction` the prompt has the statement last and no question, as a classifier needs it.
+    adds how many of the speaker's statements got each verdict. Beware: these counts include the
+    statement itself and so give its label away; there is no count for "true". Without
+    `instruction` the prompt has no question and ends with the statement, as a classifier needs it.
 
-    `path` is a folder with train.tsv, valid.tsv and test.tsv, or one of them. A quotation mark in
-    them is a character like others: read as CSV with quoting, lines would run into each other.
+    `path` is a folder with train.tsv, valid.tsv and test.tsv, or one of them. Quotation marks in
+    them are plain text: read as CSV with quoting, lines would be merged.
     """
     check_split("liar", split, tuple(FILES))
     if path is None:
@@ -63,17 +75,17 @@ def load(
         cells = line.split("\t")
         if len(cells) != len(COLUMNS):
             raise ValueError(
-                f"{where}: expected {len(COLUMNS)} columns between tabs, found {len(cells)}; "
+                f"{where}: expected {len(COLUMNS)} tab-separated columns, got {len(cells)}; "
                 "data.path must be LIAR's own .tsv, without a header"
             )
         row = dict(zip(COLUMNS, cells))
         if row["label"] not in WORDS:
             raise ValueError(
-                f"{where}: column 2 (label) must be one of {', '.join(WORDS)}; found "
+                f"{where}: column 2 (label) must be one of {', '.join(WORDS)}; got "
                 f"{row['label'][:40]!r}"
             )
         if not row["statement"].strip():
-            raise ValueError(f"{where}: column 3 (statement) is blank; take the line out")
+            raise ValueError(f"{where}: column 3 (statement) is blank; remove the line")
         label = WORDS[row["label"]]
         about = _about(row) if metadata else []
         counts = [_history(row, where)] if history else []
@@ -95,7 +107,7 @@ def _history(row: Row, where: str) -> str:
     for number, name in enumerate(HISTORY, 9):
         if not row[name].isdecimal():
             raise ValueError(
-                f"{where}: column {number} ({name}) must be a count, found {row[name][:40]!r}; "
+                f"{where}: column {number} ({name}) must be a count, got {row[name][:40]!r}; "
                 "set data.options.history to false"
             )
     counts = ", ".join(f"{int(row[name])} {name}" for name in HISTORY)

@@ -1,4 +1,4 @@
-"""LIAR-PLUS (Alhindi et al. 2018, W18-5513; CC0): LIAR's statements with their justification."""
+"""LIAR-PLUS (Alhindi et al. 2018, W18-5513; CC0): LIAR's statements with justifications."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt (claim and verdict), completion (the justification), claim, label (in words),
-    speaker and state.
+    """Return rows with prompt, completion (the justification), claim, label, speaker and state.
 
-    Rows without a justification are left out. `path` is a folder with train2.jsonl, val2.jsonl and
-    test2.jsonl, or one of them. What these files call party is the state. Some of their texts still
-    have the quoting of a CSV file around them, which is undone.
+    The prompt has the claim and its verdict, the label in words. Rows without a justification are
+    left out. `path` is a folder with train2.jsonl, val2.jsonl and test2.jsonl, or one of them. What
+    these files call party is the state. Some of their texts still have the quoting of a CSV file,
+    which is removed.
     """
     check_split("liar_plus", split, tuple(FILES))
     if path is None:
@@ -41,12 +41,12 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         check_texts(row, ("claim", "label"), where)
         if row["label"] not in WORDS:
             raise ValueError(
-                f"{where}: column label must be one of {', '.join(WORDS)}; found "
+                f"{where}: column label must be one of {', '.join(WORDS)}; got "
                 f"{row['label'][:40]!r}"
             )
         if "justification" not in row or not isinstance(row["justification"] or "", str):
             raise ValueError(
-                f"{where}: column justification must be a text; found columns {', '.join(row)}"
+                f"{where}: column justification must be a string; the row has {', '.join(row)}"
             )
         justification = unquoted(row["justification"] or "")
         if not justification:
@@ -66,8 +66,10 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
 
 
 def unquoted(text: str) -> str:
-    """The text that CSV writes as "He said ""no"".". Where no mark is doubled, the outer ones may
-    be the speaker's own and stay."""
+    """Return the text that CSV writes as "He said ""no"".".
+
+    If no mark is doubled, the outer ones may be the speaker's own and are kept.
+    """
     text = text.strip()
     inner = text[1:-1]
     quoted = len(text) > 1 and text[0] == text[-1] == '"' and '""' in inner

@@ -1,4 +1,4 @@
-"""Magicoder's instructions (Wei et al. 2023, arXiv 2312.02120; MIT): tasks for code, solved."""
+"""Magicoder's instructions (Wei et al. 2023, arXiv 2312.02120; MIT): coding tasks, solved."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None, part: Literal["oss", "evol"] = "oss") -> list[Row]:
-    """Rows prompt, completion, and with the part oss lang (the programming language).
+    """Return rows with prompt, completion and, in the part oss, lang (the programming language).
 
-    `part`: oss, tasks inspired by pieces of open source (OSS-Instruct); evol, tasks made harder
-    step by step (Evol-Instruct). There is a train split only. `path` is the part's file,
+    `part`: oss, tasks inspired by open-source code (OSS-Instruct); evol, tasks made harder step by
+    step (Evol-Instruct). The only split is train. `path` is the part's file,
     data-oss_instruct-decontaminated.jsonl or data-evol_instruct-decontaminated.jsonl, or its
-    folder; without it the hub is asked.
+    folder; without it the rows are read from the hub.
     """
     check_split("magicoder", split, ("train",))
     if path is None:
-        found = numbered(read_hub(HUB[part], split), f"{HUB[part]} {split}")
+        located_rows = numbered(read_hub(HUB[part], split), f"{HUB[part]} {split}")
     else:
         file = find_file(path, (FILES[part],))
-        found = numbered(read_file(file), file)
+        located_rows = numbered(read_file(file), file)
     rows = []
-    for where, row in found:
+    for where, row in located_rows:
         check_texts(row, COLUMNS[part], where)
         made = dict(zip(("prompt", "completion"), (row[column] for column in COLUMNS[part])))
         rows.append(made | ({"lang": row["lang"]} if "lang" in row else {}))

@@ -7,7 +7,7 @@ from posttrain.data.origin import Origin
 from posttrain.data.rows import Row, check_texts, numbered
 
 HUB = "google-research-datasets/mbpp"
-# by task_id, as in section 2.1 of the paper; "prompt" holds its examples for few-shot prompts
+# by task_id, as in section 2.1 of the paper; "prompt" has its examples for few-shot prompts
 SPLITS = {
     "train": range(601, 975),
     "validation": range(511, 601),
@@ -26,37 +26,36 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, completion (the program), test_list, test_setup_code and task_id.
+    """Return rows with prompt, completion (the program), test_list, test_setup_code and task_id.
 
-    The prompt is the task and the first of its tests, which tells the function's name and the
-    form of its arguments. The paper shows all three; but a test that the prompt shows is no hidden
-    one, and under reinforcement learning a program that repeats three answers would be right. So
-    the other two stay hidden.
+    The prompt is the task and the first of its tests, which shows the function's name and the form
+    of its arguments. The paper shows all three tests, but then in reinforcement learning a program
+    that returns the three expected values would be correct; so the other two stay hidden.
 
-    `path` is mbpp.jsonl or its folder; without it the hub is asked.
+    `path` is mbpp.jsonl or its folder; without it the rows are read from the hub.
     """
     if split not in SPLITS:
         raise ValueError(f"mbpp: unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if path is None:
-        numbers = numbered(read_hub(HUB, split, "full"), f"{HUB} {split}")
+        located_rows = numbered(read_hub(HUB, split, "full"), f"{HUB} {split}")
     else:
         file = find_file(path, ("mbpp.jsonl",))
-        numbers = numbered(read_file(file), file)
+        located_rows = numbered(read_file(file), file)
     rows = []
-    for where, row in numbers:
+    for where, row in located_rows:
         check_texts(row, ("text", "code"), where)
         tests = row.get("test_list")
-        right = {
+        checks = {
             "task_id, a number": isinstance(row.get("task_id"), int),
-            "test_list, a list of texts": isinstance(tests, list)
+            "test_list, a list of strings": isinstance(tests, list)
             and tests != []
             and all(isinstance(test, str) for test in tests),
-            "test_setup_code, a text": isinstance(row.get("test_setup_code") or "", str),
+            "test_setup_code, a string": isinstance(row.get("test_setup_code") or "", str),
         }
-        for wanted, is_right in right.items():
-            if not is_right:
-                found = str(row.get(wanted.partition(",")[0]))[:40]
-                raise ValueError(f"{where}: expected {wanted}; found {found!r}; correct the row")
+        for expected, is_valid in checks.items():
+            if not is_valid:
+                value = str(row.get(expected.partition(",")[0]))[:40]
+                raise ValueError(f"{where}: expected {expected}; got {value!r}; correct the row")
         if row["task_id"] in SPLITS[split]:
             rows.append(_row(row))
     return rows
@@ -76,5 +75,5 @@ def _row(row: Row) -> Row:
 
 
 def _unix(text: str) -> str:
-    """Text without the carriage returns that the file has at its line ends."""
+    """Return the text without the carriage returns that the file has at line ends."""
     return text.replace("\r\n", "\n").rstrip("\r")

@@ -1,4 +1,4 @@
-"""MetaMathQA (Yu et al. 2023, arXiv 2309.12284; MIT): GSM8K and MATH, asked in other ways."""
+"""MetaMathQA (Yu et al. 2023, arXiv 2309.12284; MIT): GSM8K and MATH problems, rewritten."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, completion, answer, and original_question (what it was made from).
+    """Return rows with prompt, completion, answer and original_question (what it was made from).
 
-    train: problems of the training sets of GSM8K and MATH, rephrased, or with a number to be found
-    from the answer; the answer is what follows "The answer is:", and left out where nothing does.
-    test: GSM8K-Backward, 1,270 problems whose unknown x has to be found. Its completions are a
-    model's solutions, not all of them right, and missing where the file has none.
+    train: problems from the training sets of GSM8K and MATH, rephrased, or with a number to find
+    from the answer. The answer is what follows "The answer is:"; without that the row has none.
+    test: GSM8K-Backward, 1,270 problems with an unknown x to find. Its completions are a model's
+    solutions, not all of them right; rows without one have no completion.
 
-    `path` is MetaMathQA-395K.json, GSM8K_Backward.jsonl, or a folder with them; without it the hub
-    is asked. A file is told by its columns, not by the split.
+    `path` is MetaMathQA-395K.json, GSM8K_Backward.jsonl, or a folder with them; without it the rows
+    are read from the hub. A file is recognised by its columns, not by the split.
     """
     check_split("metamathqa", split, tuple(FILES))
     if path is None:
-        found = numbered(read_hub(HUB[split], split), f"{HUB[split]} {split}")
+        located_rows = numbered(read_hub(HUB[split], split), f"{HUB[split]} {split}")
     else:
         file = find_file(path, FILES[split])
-        found = numbered(read_file(file), file)
-    return [_row(where, row) for where, row in found]
+        located_rows = numbered(read_file(file), file)
+    return [_row(where, row) for where, row in located_rows]
 
 
 def _row(where: str, row: Row) -> Row:

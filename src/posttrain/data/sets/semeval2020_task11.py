@@ -12,11 +12,21 @@ from posttrain.data.origin import Origin
 from posttrain.data.rows import Row, check_split
 
 TECHNIQUES = (
-    "Appeal_to_Authority", "Appeal_to_fear-prejudice", "Bandwagon,Reductio_ad_hitlerum",
-    "Black-and-White_Fallacy", "Causal_Oversimplification", "Doubt", "Exaggeration,Minimisation",
-    "Flag-Waving", "Loaded_Language", "Name_Calling,Labeling", "Repetition", "Slogans",
-    "Thought-terminating_Cliches", "Whataboutism,Straw_Men,Red_Herring",
-)  # fmt: skip
+    "Appeal_to_Authority",
+    "Appeal_to_fear-prejudice",
+    "Bandwagon,Reductio_ad_hitlerum",
+    "Black-and-White_Fallacy",
+    "Causal_Oversimplification",
+    "Doubt",
+    "Exaggeration,Minimisation",
+    "Flag-Waving",
+    "Loaded_Language",
+    "Name_Calling,Labeling",
+    "Repetition",
+    "Slogans",
+    "Thought-terminating_Cliches",
+    "Whataboutism,Straw_Men,Red_Herring",
+)
 LABELS = tuple(technique.replace("_", " ") for technique in TECHNIQUES)
 TECHNIQUE_PROMPT = (
     "Which propaganda technique does the part between << and >> use? Answer with one of: "
@@ -37,29 +47,31 @@ ORIGIN = Origin(
 
 @dataclass(frozen=True)
 class Span:
+    """An annotated part of an article."""
+
     article: str
     technique: str
     begin: int
-    """Of the first character, counted from 0."""
+    """The offset of the first character."""
     end: int
-    """After the last character."""
+    """The offset after the last character."""
 
 
 def load(
     split: str, *, path: str | None = None, task: Literal["technique", "spans"] = "technique"
 ) -> list[Row]:
-    """`task: technique` is a row for each annotated span: prompt (the lines of the article that it
-    stands in, the span between << and >>), completion (the technique in words), label, the same,
-    article, begin and end.
+    """Return a row for each annotated span (task technique) or each line of an article (spans).
 
-    `task: spans` is a row for each line of an article that is not blank: prompt (the line),
-    completion (its spans, one on each line, or "none"), labels (the techniques in it, perhaps
-    none), spans (begin, end and label of each), and article.
+    `task: technique`: prompt (the lines of the article with the span, marked by << and >>),
+    completion (the technique in words), label (the same), article, begin and end.
 
-    Offsets count the characters of the article, the end exclusive. A span that runs over several
-    lines is in the row of each with its part. Splits: train and dev; the labels of the test were
-    never published. `path` is a folder with train-articles/, train-task2-TC.labels, dev-articles/
-    and dev-task-TC.labels, or the folder above, if it is called datasets.
+    `task: spans`, without blank lines: prompt (the line), completion (its spans, one per line, or
+    "none"), labels (the techniques in it, if any), spans (begin, end and label of each), article.
+
+    Offsets count the characters of the article; the end is exclusive. A span over several lines is
+    in the row of each line with its part. Splits: train and dev; the test labels were never
+    published. `path` is a folder with train-articles/, train-task2-TC.labels, dev-articles/ and
+    dev-task-TC.labels, or a folder whose subfolder datasets has these.
     """
     check_split("semeval2020_task11", split, ("train", "dev"))
     if path is None:
@@ -80,22 +92,22 @@ def load(
 
 
 def _articles(folder: Path, split: str) -> dict[str, str]:
-    """The texts by the number in their file's name, which is also in the labels."""
-    place = folder / f"{split}-articles"
-    if not place.is_dir():
+    """Return the articles by the number in their file names, which the labels refer to."""
+    article_folder = folder / f"{split}-articles"
+    if not article_folder.is_dir():
         found = ", ".join(sorted(f.name for f in folder.glob("*"))) or "nothing"
-        raise SettingError("data.path", f"{folder} has no folder {split}-articles: found {found}")
+        raise SettingError("data.path", f"{folder} has no folder {split}-articles; found {found}")
     articles = {}
-    for file in sorted(place.glob("article*.txt")):
+    for file in sorted(article_folder.glob("article*.txt")):
         try:
-            # not with utf-8-sig and no other line ends: offsets count every character
+            # neither utf-8-sig nor text mode: offsets count byte-order marks and carriage returns
             text = file.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise ValueError(f"{file}, line {line}: not UTF-8 text") from None
         articles[file.stem.removeprefix("article")] = text
     if not articles:
-        raise SettingError("data.path", f"{place} has no article*.txt")
+        raise SettingError("data.path", f"{article_folder} has no article*.txt")
     return articles
 
 
@@ -104,7 +116,7 @@ def _spans(folder: Path, split: str, articles: dict[str, str]) -> list[Span]:
     files = [folder / name for name in names if (folder / name).is_file()]
     if not files:
         found = ", ".join(sorted(f.name for f in folder.iterdir()))
-        raise SettingError("data.path", f"{folder} has no {' or '.join(names)}: found {found}")
+        raise SettingError("data.path", f"{folder} has no {' or '.join(names)}; found {found}")
     return [
         _span(f"{files[0]}, line {number}", line, articles)
         for number, line in enumerate(read_lines(files[0]), 1)
@@ -116,7 +128,7 @@ def _span(where: str, line: str, articles: dict[str, str]) -> Span:
     cells = line.split("\t")
     if len(cells) != 4:
         raise ValueError(
-            f"{where}: expected 4 columns between tabs (article, technique, begin, end), found "
+            f"{where}: expected 4 tab-separated columns (article, technique, begin, end), got "
             f"{len(cells)}"
         )
     article, technique, begin, end = cells
@@ -124,17 +136,17 @@ def _span(where: str, line: str, articles: dict[str, str]) -> Span:
         raise ValueError(f"{where}: column 1: there is no article{article[:40]}.txt")
     if technique not in TECHNIQUES:
         raise ValueError(
-            f"{where}: column 2 must be one of {', '.join(TECHNIQUES)}; found {technique[:40]!r}"
+            f"{where}: column 2 must be one of {', '.join(TECHNIQUES)}; got {technique[:40]!r}"
         )
     if not begin.isdecimal() or not end.strip().isdecimal():
         raise ValueError(
-            f"{where}: columns 3 and 4 must be offsets, found {begin[:20]!r} and {end[:20]!r}"
+            f"{where}: columns 3 and 4 must be offsets, got {begin[:20]!r} and {end[:20]!r}"
         )
     length = len(articles[article])
     if not int(begin) < int(end) <= length:
         raise ValueError(
-            f"{where}: columns 3 and 4: no part of article{article}.txt, which has {length} "
-            f"characters, goes from {begin} to {end}"
+            f"{where}: columns 3 and 4: {begin} to {end} is no part of article{article}.txt, which "
+            f"has {length} characters"
         )
     return Span(article, technique.replace("_", " "), int(begin), int(end))
 

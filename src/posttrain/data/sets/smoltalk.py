@@ -22,32 +22,31 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None, part: str = "all") -> list[Row]:
-    """Rows messages (role and content), and source where the file names it.
+    """Return rows with messages (role and content) and, if the file names it, source.
 
-    `path` is a folder with train.* and test.*, or a file; without it the hub is asked for `part`,
-    one of the configurations that its page lists.
+    `path` is a folder with train.* and test.*, or a file; without it the rows are read from the
+    hub, of which `part` is one of the configurations that its page lists.
     """
     check_split("smoltalk", split, ("train", "test"))
     if path is None:
         return _rows(numbered(read_hub(HUB, split, part), f"{HUB} {split}"))
-    place = Path(path)
-    if not place.exists():
+    location = Path(path)
+    if not location.exists():
         raise SettingError("data.path", f"{path} does not exist")
-    files = [place] if place.is_file() else files_of_split(place, split)
+    files = [location] if location.is_file() else files_of_split(location, split)
     return [row for file in files for row in _rows(numbered(read_file(file), file))]
 
 
-def _rows(found: Iterable[tuple[str, Row]]) -> list[Row]:
+def _rows(located_rows: Iterable[tuple[str, Row]]) -> list[Row]:
     rows = []
-    for where, row in found:
+    for where, row in located_rows:
         try:
             messages = messages_of(row, "messages")
         except ValueError as error:
-            raise ValueError(f"{where}: column {error}; correct the row or take it out") from None
+            raise ValueError(f"{where}: column {error}; correct the row or remove it") from None
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError(
-                f"{where}: column messages has no message of the assistant; found columns "
-                f"{', '.join(row)}; correct the row or take it out"
+                f"{where}: column messages has no assistant message; correct the row or remove it"
             )
         kept = [{"role": m["role"], "content": m["content"]} for m in messages]
         rows.append({"messages": kept} | ({"source": row["source"]} if "source" in row else {}))

@@ -1,6 +1,6 @@
 """Stack Exchange, paired (Lambert et al. 2023; CC BY-SA 4.0): questions with two answers.
 
-The first has more votes. These are the pairs of StackLLaMA, made from H4's Stack Exchange
+The chosen answer has more votes. These are the pairs of StackLLaMA, made from H4's Stack Exchange
 Preferences.
 """
 
@@ -28,21 +28,22 @@ ORIGIN = Origin(
 def load(
     split: str, *, path: str | None = None, part: Literal["finetune", "reward", "rl"] = "rl"
 ) -> list[Row]:
-    """Rows prompt (the question), chosen and rejected (answers).
+    """Return rows with prompt (the question), chosen and rejected (answers).
 
-    `path` is a folder with train.* and test.*, or a file; without it the hub is asked, where the
-    training rows lie in three parts and the test is the part "evaluation". A folder with folders
-    of these names is read like the hub; `posttrain data download` fetches rl and evaluation.
+    `path` is a folder with train.* and test.*, or a file; without it the rows are read from the
+    hub. There the training rows are in three parts, of which `part` names one, and the test split
+    is a fourth, "evaluation". A folder with subfolders of these names is read like the hub;
+    `posttrain data download` fetches rl and evaluation.
     """
     if split not in SPLITS:
         raise ValueError(
             f"stack_exchange_paired: unknown split {split!r}: choose one of {', '.join(SPLITS)}"
         )
-    there = part if split == "train" else "evaluation"
+    subfolder = part if split == "train" else "evaluation"
     if path is None:
-        raw = read_hub(HUB, "train", data_dir=f"data/{there}")
-    elif (Path(path) / there).is_dir():
-        files = sorted((Path(path) / there).glob("*.parquet"))
+        raw = read_hub(HUB, "train", data_dir=f"data/{subfolder}")
+    elif (Path(path) / subfolder).is_dir():
+        files = sorted((Path(path) / subfolder).glob("*.parquet"))
         raw = [row for file in files for row in read_file(file)]
     elif Path(path).exists():
         raw = read_path(path, split)

@@ -1,4 +1,4 @@
-"""SVAMP (Patel et al. 2021, arXiv 2103.07191; MIT): 1,000 one-step word problems with traps."""
+"""SVAMP (Patel et al. 2021, arXiv 2103.07191; MIT): 1,000 variations on simple word problems."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, answer, equation, and type (the operation).
+    """Return rows with prompt, answer, equation and type (the operation).
 
-    The paper made it to test models that were trained on other problems: there is a test split
-    only. `path` is SVAMP.json or its folder; without it the hub is asked, which has the 1,000
-    problems in two parts.
+    The only split is test: the set was made to test models that were trained on other problems.
+    `path` is SVAMP.json or its folder; without it the rows are read from the hub, which has the
+    1,000 problems in two parts.
     """
     check_split("svamp", split, ("test",))
     if path is None:
-        found = numbered(read_hub(HUB, "train+test"), f"{HUB} train+test")
+        located_rows = numbered(read_hub(HUB, "train+test"), f"{HUB} train+test")
     else:
         file = find_file(path, ("SVAMP.json",))
-        found = numbered(read_file(file), file)
+        located_rows = numbered(read_file(file), file)
     rows = []
-    for where, row in found:
+    for where, row in located_rows:
         check_texts(row, ("Body", "Question"), where)
         rows.append(
             {
@@ -47,14 +47,14 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
 
 
 def _number(answer: Any, where: str) -> str:
-    """51.0 as "51"."""
+    """Return the number as text: "51" for 51.0."""
     try:
         number = float(answer)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(
-            f"{where}: column Answer must be a number, found {str(answer)[:40]!r}; correct the "
-            "row or take it out"
+            f"{where}: column Answer must be a number, got {str(answer)[:40]!r}; correct the "
+            "row or remove it"
         )
     return str(int(number)) if number.is_integer() else str(number)

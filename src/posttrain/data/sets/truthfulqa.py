@@ -1,4 +1,4 @@
-"""TruthfulQA (Lin et al. 2022, arXiv 2109.07958; Apache-2.0), multiple choice: popular errors."""
+"""TruthfulQA, multiple choice (Lin et al. 2022, arXiv 2109.07958; Apache-2.0): misconceptions."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, choices, mc1_labels and mc2_labels: of each choice 1 (true), 0 (false), or None
-    where it does not belong to that task.
+    """Return rows with prompt, choices, mc1_labels and mc2_labels.
 
-    `path` is mc_task.json or its folder; without it the hub is asked. There is a test split only:
-    this is for evaluation. The file has empty answers (22 questions of the release of 2025), which
-    a model can not be asked about: they are left out.
+    A label is 1 for a true choice, 0 for a false one, None for one that is not part of that task.
+    `path` is mc_task.json or its folder; without it the rows are read from the hub. The only split
+    is test, for evaluation. The file has empty answers (in 22 questions of the 2025 release), whose
+    likelihood cannot be computed: they are left out.
     """
     if split != "test":
-        raise ValueError(f"truthfulqa has the split test only, not {split!r}")
+        raise ValueError(f"truthfulqa has only the split test, not {split!r}")
     if path is None:
-        numbers = numbered(read_hub(HUB, "validation", "multiple_choice"), f"{HUB} validation")
+        located_rows = numbered(read_hub(HUB, "validation", "multiple_choice"), f"{HUB} validation")
     else:
         file = find_file(path, ("mc_task.json",))
-        numbers = numbered(read_file(file), file)
+        located_rows = numbered(read_file(file), file)
     rows = []
-    for where, row in numbers:
+    for where, row in located_rows:
         if not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise ValueError(f"{where}: expected a text question; found columns {', '.join(row)}")
+            raise ValueError(f"{where}: expected a string question; the row has {', '.join(row)}")
         mc1 = _labels(row.get("mc1_targets"), f"{where}: mc1_targets")
         mc2 = _labels(row.get("mc2_targets"), f"{where}: mc2_targets")
         if sum(mc1.values()) != 1:
-            raise ValueError(f"{where}: mc1_targets must hold one true answer alone")
+            raise ValueError(f"{where}: mc1_targets must have exactly one true answer")
         choices = list({**mc1, **mc2})
         rows.append(
             {
@@ -54,7 +54,7 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
 
 
 def _labels(value: Any, where: str) -> dict[str, int]:
-    """Answers with 1 or 0. The hub has them as two lists, choices and labels."""
+    """Return answer -> 1 or 0; the hub has them as two lists, choices and labels."""
     pairs = list(value.items()) if isinstance(value, dict) else []
     if isinstance(value, dict) and set(value) == {"choices", "labels"}:
         lists = [part if isinstance(part, list) else [] for part in value.values()]
@@ -63,5 +63,5 @@ def _labels(value: Any, where: str) -> dict[str, int]:
         raise ValueError(f"{where} must map each answer to 1 (true) or 0 (false)")
     labels = {text: n for text, n in pairs if text.strip()}
     if set(labels.values()) != {0, 1}:
-        raise ValueError(f"{where} must hold a true answer and a false one at least")
+        raise ValueError(f"{where} must have at least one true answer and one false one")
     return labels

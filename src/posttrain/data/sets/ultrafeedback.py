@@ -1,4 +1,4 @@
-"""UltraFeedback, binarized (Cui et al. 2023, arXiv 2310.01377; MIT): instructions, two answers."""
+"""UltraFeedback, binarized (Cui et al. 2023, arXiv 2310.01377; MIT): prompts with two answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ ORIGIN = Origin(
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, chosen, rejected (messages), score_chosen, score_rejected; pairs of equal scores
-    are left out.
+    """Return rows with prompt, chosen, rejected (messages), score_chosen and score_rejected.
 
-    `path` is a folder with train.* and test.* (or, as the hub has them, train_prefs-* and
-    test_prefs-*), or a file; without it the hub is asked.
+    Pairs with equal scores are left out. `path` is a folder with train.* and test.* (or, as on the
+    hub, train_prefs-* and test_prefs-*), or a file; without it the rows are read from the hub.
     """
     if path is not None and not Path(path).exists():
         raise SettingError("data.path", f"{path} does not exist")

@@ -1,4 +1,4 @@
-"""XSTest (Röttger et al. 2024, arXiv 2308.01263; CC BY 4.0): prompts that only sound unsafe."""
+"""XSTest (Röttger et al. 2024, arXiv 2308.01263; CC BY 4.0): tests of exaggerated refusal."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ LABELS = ("safe", "unsafe")
 
 
 def load(split: str, *, path: str | None = None) -> list[Row]:
-    """Rows prompt, label (safe or unsafe) and type (homonyms, contrast_homonyms, ...).
+    """Return rows with prompt, label (safe or unsafe) and type (homonyms, contrast_homonyms, ...).
 
-    `path` is xstest_prompts.csv or its folder. There is a test split only: this is for evaluation.
-    Files of the first release have no column label: the types that begin with "contrast" are the
-    unsafe ones.
+    `path` is xstest_prompts.csv or its folder. The only split is test, for evaluation. Files of the
+    first release have no column label: types that begin with "contrast" are unsafe.
     """
     if split != "test":
-        raise ValueError(f"xstest has the split test only, not {split!r}")
+        raise ValueError(f"xstest has only the split test, not {split!r}")
     if path is None:
         raise ValueError(f"xstest: set data.path to {FILES[0]} or its folder; it is on {URL}")
     file = find_file(path, FILES)
@@ -35,6 +34,6 @@ def load(split: str, *, path: str | None = None) -> list[Row]:
         check_texts(row, ("prompt", "type"), where)
         label = row.get("label", LABELS[row["type"].startswith("contrast")])
         if label not in LABELS:
-            raise ValueError(f"{where}: label must be {' or '.join(LABELS)}; found {label!r}")
+            raise ValueError(f"{where}: label must be {' or '.join(LABELS)}; got {label!r}")
         rows.append({"prompt": row["prompt"], "label": label, "type": row["type"]})
     return rows

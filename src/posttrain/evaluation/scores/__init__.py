@@ -1,0 +1,1 @@
+"""Published scores and text metrics, as functions of texts and log-probs."""

@@ -1,0 +1,1 @@
+"""Faster replacements for modules of transformers: norms, feed-forward and linear layers."""

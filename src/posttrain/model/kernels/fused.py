@@ -1,8 +1,7 @@
-"""RMSNorm and SwiGLU in one step each: fewer passes over memory, and less kept for the backward
-pass.
+"""Fused RMSNorm and SwiGLU: fewer passes over memory, fewer tensors kept for the backward pass.
 
-The modules of transformers are made of elementary operations, each of which writes a tensor and
-keeps one. On a CPU those of a small model take as long as its matrix products.
+transformers' modules consist of elementary operations, each of which writes a tensor and keeps one.
+On a CPU, these take as long in a small model as its matrix products.
 """
 
 from __future__ import annotations
@@ -16,19 +15,24 @@ from torch.nn.functional import silu
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019, arXiv
-    1910.07467, eq. 4)."""
-    found: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return found
+    """Return weight * x / sqrt(mean(x^2) + eps) over the last dimension.
+
+    Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4.
+    """
+    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With s = 1 / sqrt(mean(x^2) + eps), D the width and g the gradient of the output:
-    dx = s (g w - x s^2 / D sum(g w x)) and dw = sum over the rows of g x s."""
+    """RMSNorm with its gradients.
+
+    With s = 1 / sqrt(mean(x^2) + eps), D the width and g the gradient of the output:
+    dx = s (g w - x s^2 / D sum(g w x)) and dw = sum over the rows of g x s.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        # in transformers' order: a saved model has the same logits there, bit for bit
+        # in transformers' order, so that a saved model has bitwise the same logits there
         scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
@@ -44,9 +48,9 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
-    found: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
-    return found
+    """Return silu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -69,34 +73,40 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _llama_norm() -> Any:
-    """transformers' own forward pass of the norm, for other dtypes than fp32."""
+    """Return the forward pass of transformers' norm, for dtypes other than fp32."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     return LlamaRMSNorm.forward
 
 
 class RMSNorm(nn.Module):
+    """Replacement of LlamaRMSNorm, whose attributes it keeps."""
+
     weight: Tensor
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Any:
+        """Return the normalised states; in other dtypes than fp32, as transformers does."""
         if not _suits(hidden_states, self.weight):
             return _llama_norm()(self, hidden_states)
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
 class MLP(nn.Module):
+    """Replacement of LlamaMLP, whose attributes it keeps."""
+
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
 
     def forward(self, x: Tensor) -> Any:
+        """Return down(swiglu(gate(x), up(x)))."""
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 def use_fused(model: nn.Module) -> None:
-    """Replace the norms and feed-forward layers of a model that are, word for word, Llama's."""
-    from transformers.activations import SiLUActivation  # here, for start-up time
+    """Replace the norms and feed-forward layers of a model whose code is the same as Llama's."""
+    from transformers.activations import SiLUActivation  # imported here for start-up time
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     for module in model.modules():
@@ -107,5 +117,6 @@ def use_fused(model: nn.Module) -> None:
 
 
 def _same(module: nn.Module, kind: type[nn.Module]) -> bool:
-    ours, theirs = type(module).forward.__code__, kind.forward.__code__
-    return (ours.co_code, ours.co_names) == (theirs.co_code, theirs.co_names)
+    """Whether a module's forward pass has the bytecode of `kind`, under whatever class name."""
+    code, expected = type(module).forward.__code__, kind.forward.__code__
+    return (code.co_code, code.co_names) == (expected.co_code, expected.co_names)

@@ -1,8 +1,8 @@
 """Matrix products in fp32 on a CPU, by oneDNN.
 
-torch leaves them to MKL, which holds back on processors that are not Intel's: on an AMD EPYC 215
-GFLOP/s where oneDNN, which torch ships as well, does 490. torch offers oneDNN for fp32 to its
-compiler only; so the same operator is called here. Everything else goes torch's way.
+torch uses MKL for them, which is slow on processors that are not Intel's: 215 GFLOP/s on an AMD
+EPYC on which oneDNN, which torch ships as well, reaches 490. torch uses oneDNN for fp32 only in its
+compiler, so the same operator is called here. All other products are left to torch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_SIZE = 2**20  # multiplications below which a call costs more than it saves
+MIN_SIZE = 2**20  # multiplications below which the call costs more than it saves
 
 
 @functools.cache
 def available() -> bool:
+    """Whether this torch has oneDNN and the operators used here."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
     )
@@ -38,27 +39,30 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [M, K] and weight [N, K] to x weight^T (+ bias) [M, N]. Without gradient."""
+    """Return x weight^T (+ bias) [M, N] from x [M, K] and weight [N, K], without gradients."""
     return _onednn(x, weight, bias) if _suits(x, weight) else F.linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, with its gradients."""
+    """Return F.linear(x, weight, bias), differentiable."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
-    return found.view(*x.shape[:-1], len(weight))
+    out: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], len(weight))
 
 
 def reusable(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """product(x, weight, bias) for many x: the weight is laid out for oneDNN once, as a copy, which
-    takes half the time with few rows. Stale as soon as the weight changes."""
+    """Return a function x -> product(x, weight, bias), for many x.
+
+    The weight is copied into oneDNN's layout once, which halves the time of products with few rows.
+    The function is stale as soon as the weight changes.
+    """
     if not (weight.device.type == "cpu" and weight.dtype == torch.float32 and available()):
         return partial(F.linear, weight=weight, bias=bias)
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
@@ -88,12 +92,15 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
+    """A linear layer whose products are computed by oneDNN if they are large enough."""
+
     def forward(self, input: Tensor) -> Tensor:
+        """Return input weight^T (+ bias)."""
         return linear(input, self.weight, self.bias)
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers of a model take their products from here."""
+    """Make the linear layers of a model compute their products here."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear

@@ -3,8 +3,8 @@
     POST {"prompts": [...], "completions": [...], "columns": {name: [...]}}
     200  {"scores": [number or null, ...]}, one for each completion
 
-What may succeed later is tried again (`common/http.py`), after `backoff * 2**n` seconds or what the
-server's Retry-After asks for. The judge (judge.py) asks its server by the same functions.
+A request that may succeed later is tried again (`common/http.py`), after `backoff * 2**n` seconds
+or the server's Retry-After if that is longer. The judge (judge.py) uses the same functions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _plain_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None:
         raise ValueError(
-            "url holds a user or password: put it into an environment variable, and that "
-            "variable's name into api_key_env"
+            "url contains a user name or password: put the key in an environment variable and the "
+            "name of that variable in api_key_env"
         )
     well_formed = re.fullmatch(r"https?://[!-~]+", url) and parts.hostname
     if not well_formed or _bad_port(parts):
@@ -48,10 +48,10 @@ def _bad_port(parts: SplitResult) -> bool:
 
 
 def _name_not_key(name: str | None) -> str | None:
-    # the value is not repeated: it may be a key that was put in the wrong place
+    # the message does not repeat the value: it may be a key in the wrong place
     if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
         raise ValueError(
-            "api_key_env is the name of an environment variable (A to Z, 0 to 9, _), "
+            "api_key_env must be the name of an environment variable (A to Z, 0 to 9, _), "
             "not the key itself"
         )
     return name
@@ -66,21 +66,21 @@ class Http(RewardConfig):
 
     type: Literal["http"] = "http"
     url: Annotated[Url, Free()]
-    """Where rows are posted."""
+    """URL to which the rows are posted."""
     timeout: float = Field(30.0, gt=0)
-    """Seconds for one try, from the connection to the last byte."""
+    """Time limit of one try in seconds, from the connection to the last byte."""
     retries: Annotated[int, Free()] = Field(3, ge=0)
-    """Tries after the first."""
+    """Number of tries after the first."""
     backoff: Annotated[float, Free()] = Field(1.0, ge=0)
-    """Seconds before the second try, doubled before each further one."""
+    """Wait before the second try, in seconds; doubled before each further try."""
     max_wait: Annotated[float, Free()] = Field(60.0, ge=0)
-    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+    """Longest wait before a try, in seconds; a longer Retry-After is an error."""
     api_key_env: Annotated[KeyName, Free()] = None
-    """The NAME of an environment variable; its value is sent as a bearer token."""
+    """NAME of an environment variable, whose value is sent as a bearer token."""
     batch_size: int = Field(64, ge=1)
     """Completions in one request."""
     max_concurrency: Annotated[int, Free()] = Field(4, ge=1)
-    """Requests at the same time."""
+    """Maximum number of concurrent requests."""
 
 
 class Patient(Protocol):
@@ -93,21 +93,21 @@ class Patient(Protocol):
 
 
 def endpoint_of(config: Patient, url: SplitResult, key: str | None) -> Endpoint:
-    """Return the server of one call: after a failure in it, nothing is tried again."""
+    """Return the server for one call of a reward: a failure in the call stops all its retries."""
     patience = Patience(config.timeout, config.retries, config.backoff, config.max_wait)
     return Endpoint(url, patience, key)
 
 
 def name_of(server: Endpoint) -> str:
-    """Return what messages call the server."""
+    """Return the name of the server in messages."""
     return f"the reward server {server.place}"
 
 
 def build(config: Http) -> Callable[..., Any]:
-    """The reward function for `config`: async, in batches of which a few are on the way at once."""
+    """Return the reward function, which is async and sends its batches concurrently."""
     key = bearer_key("reward.api_key_env", config.api_key_env)
     url = urlsplit(config.url)
-    pool = ThreadPoolExecutor(config.max_concurrency)  # of all calls that wait together
+    pool = ThreadPoolExecutor(config.max_concurrency)  # shared by all concurrent calls
 
     async def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
@@ -130,13 +130,16 @@ def build(config: Http) -> Callable[..., Any]:
 async def answered(
     server: Endpoint, pool: ThreadPoolExecutor, requests: Sequence[Callable[[], Result]]
 ) -> list[Result]:
-    """The result of each request, in their order; the first exception once all have ended."""
+    """Return the result of each request, in order.
+
+    Raise the first exception after all requests have ended.
+    """
     loop = asyncio.get_running_loop()
     waiting = [loop.run_in_executor(pool, request) for request in requests]
     try:
         return await asyncio.gather(*waiting)
     finally:
-        server.stop.set()  # after a failure the others neither wait nor try again
+        server.stop.set()  # after a failure the other requests neither wait nor retry
         await asyncio.gather(*waiting, return_exceptions=True)
         server.close()
 
@@ -153,13 +156,13 @@ def _body(
         return json.dumps(content, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise RewardFailure(
-            f"rows {rows.start + 1} to {rows.start + len(completions[rows])} can not be sent as "
-            f"JSON ({error}): leave the column out or make it text or numbers"
+            f"rows {rows.start + 1} to {rows.start + len(completions[rows])} cannot be sent as "
+            f"JSON ({error}): leave the column out, or turn its values into text or numbers"
         ) from None
 
 
 def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float | None]:
-    """The scores of the rows from `start`, or RewardFailure that names them."""
+    """Return the scores of `count` rows from `start`; raise RewardFailure that names the rows."""
     rows = f"rows {start + 1} to {start + count}"
     reply = post(server, body, rows)
     try:
@@ -174,7 +177,7 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
     if len(scores) != count:
         raise RewardFailure(
             f"{name_of(server)}, {rows}: {len(scores)} scores for {count} completions: it must "
-            "return one number or null for each, in their order"
+            "return one number or null for each, in order"
         )
     for i, score in enumerate(scores):
         number = type(score) in (int, float) and -1e308 <= score <= 1e308  # not nan
@@ -187,8 +190,10 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
 
 
 def post(server: Endpoint, body: bytes, rows: str) -> Reply:
-    """Return the reply with status 200, after as many tries as it takes; RewardFailure names
-    `rows`."""
+    """Return the reply with status 200, after retries if needed.
+
+    Raise RewardFailure that names `rows` if there is none.
+    """
     try:
         reply = request(server, "POST", "", body, name_of(server))
         if reply.status == 200:
@@ -196,12 +201,12 @@ def post(server: Endpoint, body: bytes, rows: str) -> Reply:
         problem = f"status {reply.status}: {server.redacted(reply.text) or 'no message'}"
         problem = f"{name_of(server)}, {rows}: {problem}"
     except HttpError as error:
-        again = error.kind != "refused"
+        retryable = error.kind != "refused"
         advice = (
-            f"; tried {error.tries} times (raise reward.timeout or reward.retries, or look at the "
+            f"; tried {error.tries} times (raise reward.timeout or reward.retries, or check the "
             "server)"
         )
-        problem = f"{name_of(server)}, {rows}: {error.problem}{advice if again else ''}"
+        problem = f"{name_of(server)}, {rows}: {error.problem}{advice if retryable else ''}"
     raise RewardFailure(problem)
 
 

@@ -3,9 +3,9 @@
     POST {url}/v1/chat/completions    model, one user message, max_tokens, temperature
     200  choices[0].message.content   the reply, in which `pattern` finds the score
 
-One request for each completion. What is tried again, and what stops the run, is as in http.py.
-This is the single-answer grading of Zheng et al. 2023 (arXiv 2306.05685, sec. 3.1). A completion
-can address the judge that reads it: a judge is not a verifier.
+Each completion is one request; retries and failures are as in http.py. This is the single-answer
+grading of Zheng et al. 2023 (arXiv 2306.05685, sec. 3.1). A judge is not a verifier: a completion
+can address the judge that reads it.
 """
 
 import json
@@ -55,52 +55,55 @@ where N is a whole number from 1 (useless) to 10 (nothing to improve).
 Score: N"""
 SCALE = (1.0, 10.0)
 
-# {name} is filled in; {{name}} stays, as {name}; every other brace is a brace
+# {name} is filled in, {{name}} becomes {name}, and every other brace stays
 NAME = re.compile(r"\{\{(\w+)\}\}|\{([^\W\d]\w*)\}")
 
 
 class Judge(RewardConfig):
-    """Settings of the judge."""
+    """Settings of the judge reward."""
 
     type: Literal["judge"] = "judge"
     url: Annotated[Url, Free()]
-    """The server's base, such as http://127.0.0.1:8000, with or without /v1."""
+    """Base URL of the server, such as http://127.0.0.1:8000, with or without /v1."""
     model: str = Field(min_length=1)
-    """The server's name of the model."""
+    """Name of the model on the server."""
     prompt: str = PROMPT
-    """What the judge is asked: {prompt}, {completion} and every {column} named are filled in."""
+    """Template of the judge's prompt, in which {prompt}, {completion} and any {column} of the rows
+    are filled in."""
     pattern: str = r"(?i)\bscore\**:[\s*]*(-?\d+(?:\.\d+)?)"
-    """A regular expression with one group, the number. Its last match in the reply counts."""
+    """Regular expression with one group, the score. Its last match in the reply counts."""
     scale: tuple[float, float] = SCALE
-    """The worst and the best score, which become 0 and 1."""
+    """The worst and the best score, which are mapped to 0 and 1."""
     max_tokens: int = Field(512, ge=1)
-    """Longest reply. One that is cut off has no score: its last line is not there."""
+    """Longest reply, in tokens. A reply that is cut off has no score, since its last line is
+    missing."""
     temperature: float = Field(0.0, ge=0)
-    """Of the judge's reply; 0 is greedy."""
+    """Sampling temperature of the judge; 0 is greedy."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds for one try, from the connection to the last byte."""
+    """Time limit of one try in seconds, from the connection to the last byte."""
     retries: Annotated[int, Free()] = Field(3, ge=0)
-    """Tries after the first."""
+    """Number of tries after the first."""
     backoff: Annotated[float, Free()] = Field(1.0, ge=0)
-    """Seconds before the second try, doubled before each further one."""
+    """Wait before the second try, in seconds; doubled before each further try."""
     max_wait: Annotated[float, Free()] = Field(60.0, ge=0)
-    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+    """Longest wait before a try, in seconds; a longer Retry-After is an error."""
     api_key_env: Annotated[KeyName, Free()] = None
-    """The NAME of an environment variable; its value is sent as a bearer token."""
+    """NAME of an environment variable, whose value is sent as a bearer token."""
     max_concurrency: Annotated[int, Free()] = Field(16, ge=1)
-    """Requests at the same time."""
+    """Maximum number of concurrent requests."""
 
     @field_validator("prompt")
     @classmethod
     def _known_names(cls, prompt: str) -> str:
         names = names_in(prompt)
         if "completion" not in names:
-            raise ValueError("the judge's prompt lacks {completion}, which it is to grade")
+            raise ValueError("the judge's prompt lacks {completion}, the text to grade")
         for name in columns_in(prompt):
             if name in (*RESERVED, *GIVEN) or keyword.iskeyword(name):
                 raise ValueError(
-                    f"the judge's prompt names {{{name}}}, which is no column: write {{prompt}}, "
-                    f"{{completion}} or a column of the rows, or {{{{{name}}}}} for the braces"
+                    f"the judge's prompt names {{{name}}}, which is not a column: write "
+                    "{prompt}, {completion} or a column of the rows, or "
+                    f"{{{{{name}}}}} for literal braces"
                 )
         return prompt
 
@@ -112,40 +115,46 @@ class Judge(RewardConfig):
         except re.error as error:
             raise ValueError(f"pattern {pattern!r} is not a regular expression ({error})") from None
         if groups != 1:
-            raise ValueError(f"pattern {pattern!r} has {groups} groups: one, around the number")
+            raise ValueError(
+                f"pattern {pattern!r} has {groups} groups: it must have one, around the score"
+            )
         return pattern
 
     @model_validator(mode="after")
     def _scale_is_asked_for(self) -> "Judge":
         if self.scale[0] >= self.scale[1]:
-            raise ValueError(f"scale is [worst, best] with worst < best, not {[*self.scale]}")
+            raise ValueError(f"scale must be [worst, best], worst < best, got {[*self.scale]}")
         if self.scale != SCALE and self.prompt == PROMPT:
-            raise ValueError("the judge's default prompt asks for 1 to 10: give prompt with scale")
+            raise ValueError(
+                "the judge's default prompt asks for 1 to 10: set prompt along with scale"
+            )
         return self
 
 
 def names_in(template: str) -> list[str]:
-    """The names in braces, each once."""
+    """Return the names in braces, each once."""
     return list(dict.fromkeys(match[2] for match in NAME.finditer(template) if match[2]))
 
 
 def columns_in(template: str) -> list[str]:
+    """Return the names in braces that are columns of the rows."""
     return [name for name in names_in(template) if name not in ("prompt", "completion")]
 
 
 def filled(template: str, texts: Mapping[str, str]) -> str:
-    """`template` with `texts` for the names; braces in a text are not looked at."""
+    """Return `template` with `texts` in place of the names; braces in a text stay as they are."""
     return NAME.sub(lambda match: texts[match[2]] if match[2] else f"{{{match[1]}}}", template)
 
 
 def is_chat(value: Any) -> bool:
+    """Whether a value is a list of messages."""
     return isinstance(value, list) and all(
         isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value
     )
 
 
 def as_text(value: Any) -> str:
-    """A text as it is, messages as lines of `role: content`, all else as JSON."""
+    """Return a text unchanged, messages as lines of `role: content`, anything else as JSON."""
     if isinstance(value, str):
         return value
     if is_chat(value):
@@ -154,14 +163,14 @@ def as_text(value: Any) -> str:
 
 
 def asked(prompt: Any) -> Any:
-    """The prompt as the model got it: without the answer that ends a conversation."""
+    """Return the prompt as the policy saw it, without the answer that ends a conversation."""
     if is_chat(prompt) and prompt and prompt[-1]["role"] == "assistant":
         return prompt[:-1]
     return prompt
 
 
 def score_in(reply: str, pattern: re.Pattern[str], scale: tuple[float, float]) -> float | None:
-    """The number that `pattern` finds last, from 0 to 1; None where it is none of the scale's."""
+    """Return the last score in the reply, mapped to [0, 1]; None if none lies on the scale."""
     matches = list(pattern.finditer(reply))
     try:
         number = float(matches[-1][1])
@@ -172,9 +181,10 @@ def score_in(reply: str, pattern: re.Pattern[str], scale: tuple[float, float]) -
 
 
 def build(config: Judge) -> Callable[..., Any]:
-    """The reward function for `config`: async, one request for each completion.
+    """Return the reward function, which is async and sends one request for each completion.
 
-    None for a reply without a score, and, unasked, for a row in which a named column is None.
+    The score is None for a reply without a score and for a row in which a column of the prompt is
+    None; no request is sent for the latter.
     """
     key = bearer_key("reward.api_key_env", config.api_key_env)
     base = urlsplit(config.url)
@@ -182,7 +192,7 @@ def build(config: Judge) -> Callable[..., Any]:
     url = base._replace(path=path)
     pattern = re.compile(config.pattern)
     needed = columns_in(config.prompt)
-    pool = ThreadPoolExecutor(config.max_concurrency)  # of all calls that wait together
+    pool = ThreadPoolExecutor(config.max_concurrency)  # shared by all concurrent calls
 
     @each_row_alone
     async def reward(
@@ -195,21 +205,24 @@ def build(config: Judge) -> Callable[..., Any]:
             if any(value is None for value in row.values()):
                 continue
             if prompt is None and "prompt" in names_in(config.prompt):
-                raise RewardFailure(f"row {i + 1} has no prompt, which the judge's prompt names")
+                raise RewardFailure(f"row {i + 1} has no prompt, but the judge's prompt names it")
             texts = row | {"prompt": asked(prompt), "completion": completion}
             content = filled(config.prompt, {name: as_text(x) for name, x in texts.items()})
             requests[i] = partial(_reply, server, _body(config, content), f"row {i + 1}")
         replies = dict(zip(requests, await answered(server, pool, [*requests.values()])))
         scores: list[float | None] = [None] * len(completions)
-        for i, (text, whole) in replies.items():
-            scores[i] = score_in(text, pattern, config.scale) if whole else None
-        unread = [reply for i, reply in replies.items() if scores[i] is None]
-        if unread:
+        for i, (text, complete) in replies.items():
+            scores[i] = score_in(text, pattern, config.scale) if complete else None
+        unscored = [reply for i, reply in replies.items() if scores[i] is None]
+        if unscored:
             log.warning(
-                "%s: %d of %d replies hold no score, %d of them cut off at max_tokens; one ends %r",
-                name_of(server), len(unread), len(replies), sum(not whole for _, whole in unread),
-                server.redacted(unread[0][0], slice(-100, None)),
-            )  # fmt: skip
+                "%s: %d of %d replies have no score, %d of them cut off at max_tokens; one ends %r",
+                name_of(server),
+                len(unscored),
+                len(replies),
+                sum(not complete for _, complete in unscored),
+                server.redacted(unscored[0][0], slice(-100, None)),
+            )
         return scores
 
     return needs_columns(reward, needed)
@@ -226,16 +239,16 @@ def _body(config: Judge, content: str) -> bytes:
 
 
 def _reply(server: Endpoint, body: bytes, row: str) -> tuple[str, bool]:
-    """What the judge wrote, and whether to its end."""
+    """Return the text of the judge's reply, and whether it is complete."""
     reply = post(server, body, row)
     try:
         choice = json.loads(reply.text)["choices"][0]
-        text = choice["message"]["content"] or ""  # null where there was reasoning only
+        text = choice["message"]["content"] or ""  # null if the reply is reasoning only
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, TypeError, KeyError, IndexError):
         raise RewardFailure(
-            f"{name_of(server)}, {row}: the reply is no chat completion: "
+            f"{name_of(server)}, {row}: the reply is not a chat completion: "
             f"{server.redacted(reply.text)}"
         ) from None
     return text, choice.get("finish_reason") != "length"

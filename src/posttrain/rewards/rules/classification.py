@@ -1,10 +1,10 @@
-"""Does a completion state the right one of a fixed set of labels (FEVER verdicts and the like)?
+"""Whether a completion states the right one of a fixed set of labels, such as FEVER's verdicts.
 
-A label is found as whole words, in any case, with spaces, hyphens or underscores between them, and
-the longest label wins where one holds another ("mostly true", "true"). The sentence after the last
-answer marker ("Answer:", a box, ...) counts if it holds a label; otherwise the last sentence that
-does. A sentence with two different labels is ambiguous. A negation is not understood: "not true"
-states "true".
+A label is matched as whole words, in any case, with spaces, hyphens or underscores between them. If
+one label contains another ("mostly true", "true"), the longest match counts. The label is taken
+from the sentence after the last answer marker ("Answer:", a box, ...), or, if that has none, from
+the last sentence with a label. A sentence with two different labels is ambiguous. Negations are not
+understood: "not true" states "true".
 """
 
 import re
@@ -25,55 +25,60 @@ class Classification(RewardConfig):
 
     type: Literal["classification"] = "classification"
     labels: list[str] = Field(min_length=2)
-    """For example [SUPPORTS, REFUTES, NOT ENOUGH INFO]."""
+    """The labels, for example [SUPPORTS, REFUTES, NOT ENOUGH INFO]."""
     column: Column = "label"
-    """The true label, one of `labels`."""
+    """Column with the true label, one of `labels`."""
     positive: float = 1.0
     """Score of a correct completion."""
     negative: float = 0.0
-    """Score of a wrong one."""
+    """Score of any other completion."""
 
     @model_validator(mode="after")
     def _distinct_labels(self) -> "Classification":
         keys = [key(label) for label in self.labels]
         if "" in keys or len(set(keys)) < len(keys):
-            raise ValueError(f"labels must be different words: {self.labels}")
+            raise ValueError(
+                "labels must be non-empty and differ in more than case, spaces, hyphens and "
+                f"underscores, got {self.labels}"
+            )
         return self
 
 
 def key(label: str) -> str:
-    """What is compared: the words of a label, without case and separators."""
+    """Return the form in which labels are compared: its words in lower case, one space apart."""
     return " ".join(re.split(r"[\s_-]+", label.casefold().strip(" \t\n_-")))
 
 
 def label_pattern(labels: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the labels, the longest one first."""
     longest_first = sorted(map(key, labels), key=len, reverse=True)
     words = "|".join(r"[\s_-]+".join(map(re.escape, label.split(" "))) for label in longest_first)
-    # not inside a longer word, and not a part of a hyphenated one; _emphasis_ is neither
+    # neither inside a longer word nor in a hyphenated one, but inside _emphasis_
     return re.compile(
         rf"(?<![^\W_])(?<![^\W_][-_])(?:{words})(?![^\W_])(?![-_][^\W_])", re.IGNORECASE
     )
 
 
 def stated(completion: str, pattern: re.Pattern[str]) -> set[str]:
-    """The keys of the labels in the sentence that counts: one, several, or none."""
+    """Return the keys of the labels in the sentence that counts: one, several or none."""
     text = completion[-TAIL:].strip()
     answer = final_answer(text)
     sentences = _SENTENCE.split(text)[::-1]
-    if answer.text != text:  # there is a marker; what follows it may be prose all the same
+    if answer.text != text:  # there is a marker, but prose may follow it
         after = _SENTENCE.split(answer.text)
         sentences = after if answer.marked else [after[0], *sentences]
     for sentence in sentences:
-        if found := {key(match[0]) for match in pattern.finditer(sentence)}:
-            return found
+        if labels := {key(match[0]) for match in pattern.finditer(sentence)}:
+            return labels
     return set()
 
 
 def build(config: Classification) -> Callable[..., list[float | None]]:
-    """The reward function for `config`.
+    """Return the reward function.
 
-    Verdicts: correct, and with `negative` wrong, ambiguous, no_label. A row whose label is None
-    or empty gives None; a label that is not one of `labels` is a ValueError.
+    The verdicts are correct and, with the score `negative`, wrong, ambiguous and no_label. A row
+    whose label is None or empty gives None. The function raises ValueError for a label that is not
+    one of `labels`.
     """
     pattern = label_pattern(config.labels)
     keys = {key(label) for label in config.labels}
@@ -84,13 +89,13 @@ def build(config: Classification) -> Callable[..., list[float | None]]:
             return None
         if gold not in keys:
             raise ValueError(
-                f"the column {config.column} holds {label!r}, which is none of the labels "
+                f"the column {config.column} holds {label!r}, which is not one of the labels "
                 f"{', '.join(config.labels)}"
             )
-        found = stated(completion, pattern)
-        if found == {gold}:
+        answers = stated(completion, pattern)
+        if answers == {gold}:
             return Score(config.positive, "correct")
-        verdict = "ambiguous" if len(found) > 1 else "wrong" if found else "no_label"
+        verdict = "ambiguous" if len(answers) > 1 else "wrong" if answers else "no_label"
         return Score(config.negative, verdict)
 
     @each_row_alone

@@ -1,9 +1,10 @@
-"""Is the answer of a completion the reference, letter by letter once both are normalised?
+"""Whether a completion's answer equals the reference exactly, after both are normalised.
 
-The answer is what `extract` finds last, or else what follows the completion's last answer marker
-(`####`, a box, "Answer:", "the answer is"; as for math_correctness), or else the whole text.
-Normalised means: Unicode NFKC, one space for each stretch of spaces, no quotes or emphasis around
-it, no punctuation after it and, unless `ignore_case` is false, case-folded.
+The answer is the last match of `extract` if that is set, otherwise what follows the completion's
+last answer marker (`####`, a box, "Answer:", "the answer is"; as for math_correctness), or the
+whole text if there is none. Normalising applies Unicode NFKC, turns each run of white space into
+one space, strips quotes and emphasis around the text and punctuation after it, and folds case
+unless `ignore_case` is false.
 """
 
 import re
@@ -23,15 +24,15 @@ class ExactMatch(RewardConfig):
 
     type: Literal["exact_match"] = "exact_match"
     column: Column = "answer"
-    """The reference: one value, or a list of acceptable ones."""
+    """Column with the reference: one value, or a list of acceptable values."""
     extract: str | None = None
-    """A regular expression; the answer is its last match, or that match's first group."""
+    """Regular expression whose last match is the answer, or that match's first group if any."""
     ignore_case: bool = True
-    """Compare without case."""
+    """Ignore case in the comparison."""
     positive: float = 1.0
     """Score of a correct completion."""
     negative: float = 0.0
-    """Score of a wrong one."""
+    """Score of any other completion."""
 
     @field_validator("extract")
     @classmethod
@@ -44,27 +45,28 @@ class ExactMatch(RewardConfig):
 
 
 def normalised(text: str, ignore_case: bool = True) -> str:
-    """`text` without the differences that do not count; the text itself if nothing else is left."""
+    """Normalise a text for comparison; keep its quotes and punctuation if it has nothing else."""
     text = " ".join(unicodedata.normalize("NFKC", text).split())
     bare = text.rstrip(" .,;:!?\"'`*").lstrip(" \"'`*") or text
     return bare.casefold() if ignore_case else bare
 
 
 def answer_of(completion: str, extract: re.Pattern[str] | None) -> str:
-    """The answer that a completion states; empty where there is none."""
+    """Return the answer that a completion states; an empty string if there is none."""
     if extract is None:
         return final_answer(completion).text
     matches = list(extract.finditer(completion))
     if not matches:
         return ""
-    found = matches[-1][1] if extract.groups else matches[-1][0]
-    return (found or "").strip()
+    answer = matches[-1][1] if extract.groups else matches[-1][0]
+    return (answer or "").strip()
 
 
 def build(config: ExactMatch) -> Callable[..., list[float | None]]:
-    """The reward function for `config`.
+    """Return the reward function.
 
-    Verdicts: correct, wrong, no_answer (scores `negative`). An empty reference gives None.
+    The verdicts are correct and, with the score `negative`, wrong and no_answer. An empty reference
+    gives None.
     """
     extract = re.compile(config.extract) if config.extract is not None else None
 

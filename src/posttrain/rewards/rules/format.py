@@ -1,7 +1,7 @@
-"""Does the whole completion match a regular expression?
+"""Whether the whole completion matches a regular expression.
 
-`think_answer` is reasoning in one pair of think tags, then an answer: what TRL's
-think_format_reward asks for, but a second closing tag or an empty answer does not pass.
+`think_answer` requires reasoning in one pair of think tags, followed by an answer. It is TRL's
+think_format_reward, except that a second closing tag or an empty answer does not match.
 """
 
 import re
@@ -26,7 +26,7 @@ class Format(RewardConfig):
     positive: float = 1.0
     """Score of a completion in the format."""
     negative: float = 0.0
-    """Score of any other."""
+    """Score of any other completion."""
 
     @field_validator("pattern")
     @classmethod
@@ -42,7 +42,7 @@ class Format(RewardConfig):
 
 
 def build(config: Format) -> Callable[..., list[float | None]]:
-    """`positive` where the whole completion matches, else `negative`; no verdict."""
+    """Return the reward function: `positive` if the whole completion matches, else `negative`."""
     pattern = re.compile(PATTERNS.get(config.pattern, config.pattern), re.DOTALL)
 
     @each_row_alone

@@ -1,6 +1,6 @@
-"""Length in a reward: a penalty for overlong completions, or a scale on correctness.
+"""Rewards that depend on length: a penalty for overlong completions, or a scale on correctness.
 
-Lengths are in completion tokens, the stop token included.
+A length is a number of completion tokens, the stop token included.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ INNER = {name: entry for name, entry in REWARDS.items() if name not in ("length"
 
 
 class Length(RewardConfig):
-    """Settings of the length reward; each key but the first three belongs to one `kind`."""
+    """Settings of the length reward. `kind` decides which keys after `max_length` apply."""
 
     type: Literal["length"] = "length"
     kind: Literal["penalty", "cosine"]
-    """penalty: for overlong completions; cosine: a scale on correctness."""
+    """penalty: a penalty for overlong completions; cosine: a scale on correctness."""
     max_length: int = Field(ge=1)
-    """L_max, in tokens."""
+    """Maximum length L_max, in tokens."""
     cache_length: int | None = Field(None, ge=0)
-    """penalty: L_cache, the tokens below max_length over which the penalty grows."""
+    """penalty: L_cache, the number of tokens below L_max over which the penalty grows."""
     reward: Annotated[SerializeAsAny[RewardConfig], ByType(INNER, config_of)] | None = None
-    """cosine: the reward that says what is correct."""
+    """cosine: the reward that decides whether a completion is correct."""
     correct: tuple[float, float] | None = None
-    """cosine: value of a correct completion at length 0 and at max_length; [1.0, 0.5]."""
+    """cosine: scores of a correct completion at length 0 and at max_length; by default [1.0, 0.5].
+    """
     wrong: tuple[float, float] | None = None
-    """cosine: the same for a wrong one; [-1.0, -0.5]: a wrong answer had better be a long one."""
+    """cosine: the same for a wrong completion; by default [-1.0, -0.5], which favours long wrong
+    answers over short ones."""
     overlong: float | None = None
-    """cosine: value at max_length and beyond, correct or not; by default that of `correct` or
+    """cosine: score at max_length and beyond, correct or not; by default that of `correct` or
     `wrong` at max_length."""
 
     @model_validator(mode="after")
@@ -47,12 +49,14 @@ class Length(RewardConfig):
         other = "cosine" if self.kind == "penalty" else "penalty"
         for key in keys[other]:
             if getattr(self, key) is not None:
-                raise ValueError(f"{key} is a key of length's kind: {other}, not of {self.kind}")
+                raise ValueError(f"{key} is a key of kind: {other}, not of kind: {self.kind}")
         needed = keys[self.kind][0]
         if getattr(self, needed) is None:
             raise ValueError(f"a length reward of kind: {self.kind} needs {needed}")
         if self.cache_length is not None and self.cache_length > self.max_length:
-            raise ValueError("cache_length is more than max_length")
+            raise ValueError(
+                f"cache_length {self.cache_length} is more than max_length {self.max_length}"
+            )
         if self.kind == "cosine":
             self.correct = self.correct or (1.0, 0.5)
             self.wrong = self.wrong or (-1.0, -0.5)
@@ -60,7 +64,7 @@ class Length(RewardConfig):
 
 
 def soft_overlong(length: int, max_length: int, cache_length: int) -> float:
-    """DAPO's soft overlong punishment, from 0 to -1 (Yu et al. 2025, arXiv 2503.14476, eq. 13).
+    """Return DAPO's soft overlong punishment (Yu et al. 2025, arXiv 2503.14476, eq. 13).
 
     0                                     length <= L_max - L_cache
     ((L_max - L_cache) - length) / L_cache    in between
@@ -73,28 +77,29 @@ def soft_overlong(length: int, max_length: int, cache_length: int) -> float:
 
 
 def cosine(length: int, max_length: int, first: float, last: float) -> float:
-    """From `first` at length 0 to `last` at max_length along half a cosine, constant beyond
-    (Yeo et al. 2025, arXiv 2502.03373, app. C.1).
+    """Return the score on half a cosine from `first` at length 0 to `last` at max_length.
+
+    It stays at `last` beyond (Yeo et al. 2025, arXiv 2502.03373, app. C.1).
 
         last + (first - last) / 2 * (1 + cos(pi * length / max_length))
     """
-    progress = min(length / max_length, 1.0)  # a cosine would climb again beyond
+    progress = min(length / max_length, 1.0)  # beyond it the cosine would turn back
     return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))
 
 
 def lengths_of(completions: Sequence[str], completion_ids: Sequence[list[int]]) -> list[int]:
-    """Tokens in each completion; RewardFailure where only the text is known."""
+    """Return each completion's length in tokens; raise RewardFailure if only a text is known."""
     for i, (text, ids) in enumerate(zip(completions, completion_ids, strict=True)):
         if text and not ids:
             raise RewardFailure(
-                f"row {i + 1} has a text but no token ids, and this reward counts tokens: it works "
+                f"row {i + 1} has text but no token ids, and this reward counts tokens: it works "
                 "in training and evaluation, not in posttrain score"
             )
     return [len(ids) for ids in completion_ids]
 
 
 def build(config: Length) -> Callable[..., list[float | None]]:
-    """The reward function for `config`; cosine keeps the verdicts and Nones of its inner reward."""
+    """Return the reward function; cosine keeps the verdicts and Nones of its inner reward."""
     return _penalty(config) if config.kind == "penalty" else _cosine(config)
 
 
@@ -131,8 +136,8 @@ def _cosine(config: Length) -> Callable[..., Any]:
     ) -> Any:
         lengths = lengths_of(completions, completion_ids)
 
-        def scale(found: dict[str, Scores]) -> Scores:
-            return [scaled(score, length) for score, length in zip(found[name], lengths)]
+        def scale(scores: dict[str, Scores]) -> Scores:
+            return [scaled(score, length) for score, length in zip(scores[name], lengths)]
 
         return combine_scores({name: inner}, prompts, completions, completion_ids, columns, scale)
 

@@ -1,16 +1,16 @@
-r"""Is the final answer of a completion mathematically equal to the reference answer?
+r"""Whether a completion's final answer is mathematically equal to the reference answer.
 
-1. `final_answer` takes one answer out of the text: the last `#### x` line (GSM8K), else the last
+1. `final_answer` extracts one answer from the text: the last `#### x` line (GSM8K), else the last
    `\boxed{x}`, else what follows the last `A:`, `Answer:` or "the answer is", else the whole text.
 2. Two plain numbers ("1,234.50", "$18", "25 %", "-3/4", "18 dollars") are compared as exact
    fractions, in this process, in microseconds. 2 equals 2.0; 0.333333 does not equal 1/3.
 3. Everything else goes to math-verify in a process that can be killed (`math_worker`).
 
-Two rules are lenient and meant to be. A unit is not compared ("18 dollars" equals "18 cents").
-A completion without any marker is judged by its last number when the reference is a number, as
-lm-eval's flexible-extract does; so a text that merely ends on the right number counts.
+Two rules are deliberately lenient. Units are not compared ("18 dollars" equals "18 cents"). If the
+reference is a number, a completion without a marker is judged by its last number, like lm-eval's
+flexible-extract; so a text that merely ends with the right number counts as correct.
 
-Only the last `TAIL` characters of a text are read: a final answer stands at the end.
+Only the last `TAIL` characters of a text are read, since a final answer is at the end.
 """
 
 import re
@@ -43,14 +43,14 @@ LONGEST_NUMBER = 200
 
 
 class Answer(NamedTuple):
-    """An answer found in a text; `marked` is False when the text has no answer marker."""
+    """An answer found in a text; `marked` is False if no answer marker precedes it."""
 
     text: str
     marked: bool
 
 
 class Number(NamedTuple):
-    """An exact number; `percent` when it was written with a percent sign."""
+    """An exact number; `percent` is True if it was written with a percent sign."""
 
     value: Fraction
     percent: bool
@@ -65,7 +65,7 @@ _MARKER = re.compile(
     re.MULTILINE,
 )
 _BOXED = re.compile(r"\\boxed\s*\{")
-# What may stand between two boxes that are one answer: x = \boxed{1} and y = \boxed{2}.
+# What may separate two boxes that form one answer: x = \boxed{1} and y = \boxed{2}.
 _JOINT = re.compile(
     r"(?:\\text\{[^{}]*\b(?:and|or)\b[^{}]*\}|\\q?quad\b|\b(?:and|or)\b"
     r"|[A-Za-z](?:_\{?\w+\}?)?\s*=|[\s$,;.&()\[\]\\])*+"
@@ -75,14 +75,15 @@ _SENTENCE_END = re.compile(r"[.?](?=\s|$)")
 
 
 def final_answer(text: str) -> Answer:
-    r"""The final answer of `text`.
+    r"""Return the final answer of a text.
 
     Args:
-        text: a completion, or a reference solution.
+        text: A completion or a reference solution.
 
     Returns:
-        The answer after the last marker, in the order `####`, `\boxed`, answer line; without a
-        marker the whole text, with `marked=False`.
+        The answer after the last marker, where a `####` line takes precedence over a `\boxed` and
+        that over an answer line; the whole text, with `marked=False`, if there is no marker. An
+        answer that begins with prose has `marked=False` too.
     """
     text = text[-TAIL:].strip()
     formatted = formatted_answer(text)
@@ -99,7 +100,7 @@ def final_answer(text: str) -> Answer:
 
 
 def formatted_answer(text: str) -> str | None:
-    r"""The answer of the last `#### x` line, else of the last `\boxed{x}`; None without either."""
+    r"""Return the answer of the last `#### x` line, else of the last `\boxed{x}`, else None."""
     text = text[-TAIL:].strip()
     if "####" in text:
         lines = list(_HASHES.finditer(text))
@@ -111,7 +112,7 @@ def formatted_answer(text: str) -> str | None:
 
 
 def _first_statement(line: str) -> str:
-    """The formula or number that `line` begins with; the line itself when it begins otherwise."""
+    """Return the formula or number that `line` begins with, or the whole line if there is none."""
     formula = re.match(r"(\$\$?|\\\(|\\\[)(.+?)(?<!\\)(\$\$?|\\\)|\\\])(?!\d)", line)
     if formula and not formula[2].endswith(" "):
         return formula[0]
@@ -122,7 +123,7 @@ def _first_statement(line: str) -> str:
 
 
 def _last_boxed(text: str) -> str:
-    """The content of the last balanced box, joined to the boxes that it directly continues."""
+    """Return the content of the last balanced box, joined to the boxes that it continues."""
     parts: list[str] = []
     following = -1
     for match in reversed(list(_BOXED.finditer(text))):
@@ -158,18 +159,20 @@ _NUMBER = re.compile(
     r"(?: ?(?P<percent>%|(?:percent|pct|percentage)\b))?"
     r"(?P<unit>(?:[ /-]*(?:[^\W\d_]+\.?|[$€£¥₹]))(?:\^\{?\d\}?|[²³])?"
     r"(?:[ /-]+[^\W\d_]+(?:\^\{?\d\}?|[²³])?)*)? ?\.?"
-)  # fmt: skip
+)
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 # Words that change the value, so that the text is more than a number with a unit.
-_NOT_UNITS = {
-    "sqrt", "sin", "cos", "tan", "log", "exp", "half", "halves", "squared", "cubed", "factorial",
-    "infinity", "undefined", "trillion", "not", "none", "more", "less", "plus", "minus",
-}  # fmt: skip
-_SHORT_UNITS = {
-    "a", "an", "in", "of", "on", "at", "by", "to", "mm", "cm", "km", "ft", "yd", "mi", "mg", "kg",
-    "lb", "oz", "ml", "ms", "hr", "am", "pm", "m", "g", "l", "s", "h",
-}  # fmt: skip
+_NOT_UNITS = (
+    {"sqrt", "sin", "cos", "tan", "log", "exp"}
+    | {"half", "halves", "squared", "cubed", "factorial", "trillion", "infinity", "undefined"}
+    | {"not", "none", "more", "less", "plus", "minus"}
+)
 _LETTER_ALONE = {"m", "g", "l", "s", "h"}  # "5 m" may be a product
+_SHORT_UNITS = (
+    {"mm", "cm", "km", "ft", "yd", "mi", "mg", "kg", "lb", "oz", "ml", "ms", "hr", "am", "pm"}
+    | {"a", "an", "in", "of", "on", "at", "by", "to"}
+    | _LETTER_ALONE
+)
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _TEXT_COMMAND = re.compile(r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
@@ -181,7 +184,7 @@ _SPACES = str.maketrans(dict.fromkeys("\u00a0\u2007\u2009\u202f~", " ") | {"−"
 
 
 def _unwrapped(text: str) -> str:
-    """`text` without markup that does not change a number: **x**, $x$, x\\%, \\text{x}, 1{,}000."""
+    r"""Remove markup that does not change a number: **x**, $x$, x\%, \text{x}, 1{,}000."""
     text = re.sub(r"\\!\s*", "", text.translate(_SPACES)).replace("{,}", ",")
     text = re.sub(r"\\[,;: ]", " ", text)
     text = _DEGREES.sub("", _TEXT_COMMAND.sub(r" \1 ", text))
@@ -193,13 +196,13 @@ def _unwrapped(text: str) -> str:
 
 
 def plain_number(text: str) -> Number | None:
-    """Read `text` as one number with an optional sign, currency, percent sign and unit.
+    """Read a text as one number with an optional sign, currency, percent sign and unit.
 
     Args:
-        text: an answer such as "1,234.50", "-3/4", "2 1/2", "$18", "25%", "18 dollars", "1e-7".
+        text: An answer such as "1,234.50", "-3/4", "2 1/2", "$18", "25%", "18 dollars", "1e-7".
 
     Returns:
-        The exact number, or None when `text` is anything else: a formula, a list, words.
+        The exact number; None if `text` is anything else, such as a formula, a list or words.
     """
     text = text.strip()
     if len(text) > LONGEST_NUMBER:
@@ -232,7 +235,7 @@ def _decimal(digits: str) -> Fraction:
 
 
 def _unit_scale(unit: str | None) -> int | None:
-    """1 for a unit, a power of ten for "million" and the like, None when it is not a unit."""
+    """Return 1 for a unit, a power of ten for "million" and the like, None for anything else."""
     scale = 1
     words = re.findall(r"[^\W\d_]+", (unit or "").casefold())
     if unit and len(words) == 1 and words[0] in _LETTER_ALONE:
@@ -246,7 +249,7 @@ def _unit_scale(unit: str | None) -> int | None:
 
 
 def _same(gold: Number, answer: Number) -> bool:
-    """Exact equality; "25%" equals "25" and "0.25", for references do not agree on the notation."""
+    """Whether two numbers are equal; "25%" equals "25" and "0.25", since references vary in it."""
     if gold.percent == answer.percent:
         return gold.value == answer.value
     percent, other = (gold, answer) if gold.percent else (answer, gold)
@@ -264,7 +267,7 @@ _LAST_NUMBER = re.compile(
 
 
 def last_number(text: str) -> Number | None:
-    """The last number that stands in `text`."""
+    """Return the last number in a text."""
     numbers = _LAST_NUMBER.findall(text)
     return plain_number(re.sub(r",(\d{1,2}%?)$", r".\1", numbers[-1])) if numbers else None
 
@@ -276,20 +279,19 @@ def _reference(gold: str) -> tuple[str, Number | None]:
 
 
 def check(completion: str, gold: str, *, timeout: float = 5.0) -> str:
-    r"""Judge one completion.
+    r"""Return the verdict of one completion.
 
     Args:
-        completion: the model's text.
-        gold: the reference: a number, LaTeX, `\boxed{...}`, or a solution ending in `#### x`.
-        timeout: seconds of CPU time that one symbolic comparison may take. Plain numbers need
-            none.
+        completion: The model's text.
+        gold: The reference: a number, LaTeX, `\boxed{...}`, or a solution ending in `#### x`.
+        timeout: Limit of one symbolic comparison, in seconds of CPU time. Plain numbers need none.
 
     Returns:
-        One of `VERDICTS`. "unparseable_gold" says that the reference is empty or unreadable, so
-        nothing can be said about the completion; it takes precedence over the others.
+        One of `VERDICTS`. "unparseable_gold" means that the reference is empty or unreadable, so
+        that the completion cannot be judged; it takes precedence over the others.
 
     Raises:
-        RuntimeError: the worker process cannot start.
+        RuntimeError: The worker process cannot start.
     """
     gold_text, gold_number = _reference("" if gold is None else str(gold))
     if not gold_text or len(gold_text) > LONGEST_ANSWER:
@@ -306,45 +308,43 @@ def check(completion: str, gold: str, *, timeout: float = 5.0) -> str:
         if not answer:
             return "unparseable_prediction"
         percent = "\\%" if gold_number.percent else ""
-        gold_text = f"{gold_number.value}{percent}"  # the worker need not read the unit again
+        gold_text = f"{gold_number.value}{percent}"  # without the unit, which is not compared
     if not marked:
         answer = answer[-LONGEST_ANSWER:]
     elif len(answer) > LONGEST_ANSWER:
-        answer = ""  # unreadable; but the worker still says whether the reference is readable
+        answer = ""  # unreadable, but the worker still checks whether the reference is readable
     return compare(gold_text, answer, whole_text=not marked, timeout=timeout)
 
 
 def verdicts(
     completions: Sequence[str], golds: Sequence[str], *, timeout: float = 5.0
 ) -> list[str]:
-    """The verdict of every completion against the gold of the same position.
+    """Return the verdict of every completion against the gold at the same position.
 
     Raises:
-        ValueError: the two sequences differ in length.
+        ValueError: The two sequences differ in length.
     """
     return [check(c, g, timeout=timeout) for c, g in zip(completions, golds, strict=True)]
 
 
 class MathCorrectness(RewardConfig):
-    """Settings of the math reward: its two values and the limit of one symbolic comparison."""
+    """Settings of the math reward."""
 
     type: Literal["math_correctness"] = "math_correctness"
     positive: float = 1.0
     """Score of a correct completion."""
     negative: float = 0.0
-    """Score of a wrong one."""
+    """Score of any other completion."""
     timeout: float = 5.0
-    """Seconds of CPU time that one symbolic comparison may take."""
+    """Limit of one symbolic comparison, in seconds of CPU time."""
 
 
 def build(config: MathCorrectness) -> Callable[..., list[float | None]]:
-    """The reward function for `config`.
+    """Return the reward function, `reward(prompts, completions, completion_ids, *, answer, ...)`.
 
-    Returns:
-        `reward(prompts, completions, completion_ids, *, answer, **columns)`. A correct answer
-        scores `positive`; a wrong one, an unreadable one and a timeout score `negative` and carry
-        their own verdict. A row whose reference cannot be read gives None (not applicable): no
-        score would be fair. Call `verdicts` to count such rows before training.
+    A correct answer scores `positive`. A wrong answer, an unreadable one and a timeout score
+    `negative`, each with its own verdict. A row whose reference cannot be read gives None (not
+    applicable), as no score would be fair. Call `verdicts` to count such rows before training.
     """
 
     @each_row_alone

@@ -2,12 +2,12 @@
 
 sympy can run for hours on a short input, and neither a thread nor a signal stops it reliably:
 SIGALRM needs the main thread, and a long integer power never returns to the interpreter. So
-math-verify lives in one warm child process. The parent keeps the clock: a comparison that
-overruns is ended with SIGKILL, reaped, and the next call starts a fresh child. The clock is the
-child's CPU time, so that a verdict does not depend on what else the machine does.
+math-verify runs in one warm child process. The parent measures the child's CPU time, so that a
+verdict does not depend on the load of the machine. A child that exceeds its time is killed with
+SIGKILL and reaped, and the next call starts a fresh one.
 
-The upper half of this file is the parent's side (`compare`), the lower half the child's, which
-runs this file as a script and so never imports the package or torch.
+The upper half of this file is the parent's side (`compare`). The lower half is the child's side: it
+runs this file as a script, and so never imports the package or torch.
 """
 
 import atexit
@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Any
 
 STARTUP_SECONDS = 60.0  # imports of sympy and math-verify on a cold disk
-PATIENCE = 10  # a child that gets no CPU is ended after so many times its seconds
+PATIENCE = 10  # a child that gets too little CPU is killed after this many times its seconds
 MEMORY_BYTES = 2 * 1024**3
 VERDICTS = ("correct", "wrong", "unparseable_prediction", "unparseable_gold", "timeout")
 
@@ -35,7 +35,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.killed = False
-        # -P: without it this folder leads the child's path, and math.py here hides the stdlib's.
+        # -P keeps this folder off the child's path, where its math.py would hide the stdlib's.
         self.process = subprocess.Popen(
             [sys.executable, "-P", os.path.abspath(__file__)],
             stdin=subprocess.PIPE,
@@ -49,8 +49,11 @@ class _Child:
             raise RuntimeError(f"the math checker's worker did not start: {greeting or 'no reply'}")
 
     def ask(self, request: dict[str, Any], timeout: float) -> str | None:
-        """The child's reply, or None when it died. Where it died or was killed it must be
-        replaced; it may have been killed just after it replied."""
+        """Return the child's reply; None if it died.
+
+        A child that died or was killed must be replaced. It may have been killed just after its
+        reply: check `killed` also if there is a reply.
+        """
         return self._within(timeout, json.dumps(request).encode() + b"\n")
 
     def _within(self, timeout: float, line: bytes | None) -> str | None:
@@ -72,8 +75,10 @@ class _Child:
         return reply.decode().strip() or None
 
     def _watch(self, timeout: float, over: threading.Event) -> None:
-        """Kill the child once it has computed for `timeout` seconds without being `over`. That
-        closes its pipes, which ends a blocked write as well as a blocked read."""
+        """Kill the child after `timeout` seconds of CPU time, unless `over` is set before.
+
+        Its death closes its pipes, which ends a blocked write as well as a blocked read.
+        """
         began, before = time.monotonic(), _cpu_seconds(self.process.pid)
         left = timeout
         while not over.wait(left):
@@ -92,6 +97,7 @@ class _Child:
         self.close_pipes()
 
     def close_pipes(self) -> None:
+        """Close this process's ends of the child's pipes."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):  # unsent bytes of a request whose reader is gone
@@ -99,7 +105,7 @@ class _Child:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """What a process has computed so far; None where no /proc tells it."""
+    """Return the CPU time that a process has used; None if /proc does not tell."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -116,17 +122,17 @@ def compare(gold: str, answer: str, *, whole_text: bool, timeout: float) -> str:
     """Compare two answers symbolically with math-verify.
 
     Args:
-        gold: the reference answer, plain text or LaTeX.
-        answer: the candidate's answer, or its whole text.
-        whole_text: `answer` is prose in which math-verify shall look for the answer itself.
-        timeout: seconds of CPU time that this one comparison may take (starting the child is not
-            counted).
+        gold: The reference answer, plain text or LaTeX.
+        answer: The completion's answer, or its whole text.
+        whole_text: Whether `answer` is prose in which math-verify looks for the answer itself.
+        timeout: Limit of this comparison, in seconds of CPU time. Starting the child is not
+            counted.
 
     Returns:
         One of `VERDICTS`. "timeout" also stands for a child that hit its memory limit or crashed.
 
     Raises:
-        RuntimeError: the child cannot start (math-verify is not installed, for example).
+        RuntimeError: The child cannot start, for example because math-verify is not installed.
     """
     global _child
     request = {"gold": gold, "answer": answer, "whole_text": whole_text, "seconds": timeout}
@@ -145,7 +151,7 @@ def compare(gold: str, answer: str, *, whole_text: bool, timeout: float) -> str:
 
 
 def close() -> None:
-    """End the child process, if there is one. The next comparison starts another."""
+    """End the child process, if there is one. The next comparison starts a new one."""
     global _child
     with _lock:
         if _child is not None:
@@ -154,7 +160,7 @@ def close() -> None:
 
 
 def _forget_after_fork() -> None:
-    """A forked process must not talk to its parent's child, nor hold its pipe open."""
+    """Forget the parent's child after a fork, and close its pipes, which would keep it alive."""
     global _child, _lock
     _lock = threading.Lock()
     if _child is not None:
@@ -180,20 +186,33 @@ _POWER = re.compile(r"(?:\*\*|\^)\s*(-?\d{2,}|(?<=\*)-?\d)")  # 2**10 and 2^10, 
 _ONE_FORMULA = re.compile(r"\s*(?:\$\$?|\\\(|\\\[)((?:(?!\\[)\]])[^$])+)(?:\$\$?|\\\)|\\\])\s*\.?")
 _IN_BASE = re.compile(r"\(?(\w+)\)?_\{?(?:\\text\{)?(\w+)\}*")
 _UNICODE_MATH = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "≤": r"\le ", "≥": r"\ge ",
-     "∞": r"\infty ", "±": r"\pm ", "√": r"\sqrt ", "∪": r"\cup ", "∈": r"\in ", "°": r"^\circ "}
-)  # fmt: skip
+    {
+        "−": "-",
+        "–": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "∞": r"\infty ",
+        "±": r"\pm ",
+        "√": r"\sqrt ",
+        "∪": r"\cup ",
+        "∈": r"\in ",
+        "°": r"^\circ ",
+    }
+)
 
 
 def _literal(text: str) -> str:
-    """The answer as words: without LaTeX text commands, spacing and final punctuation."""
+    """Return an answer in lower case, without LaTeX text commands and without outer periods."""
     bare = _TEXT_COMMAND.sub(r" \1 ", text).replace("$", " ")
     return " ".join(bare.split()).strip(" .").casefold()
 
 
 @lru_cache(maxsize=4096)  # one gold is compared with many completions
 def _parse(text: str, whole_text: bool) -> Any:
-    """The sympy object that `text` stands for, or None."""
+    """Return the sympy object that a text stands for; None if it cannot be read."""
     try:
         return _parse_or_raise(text, whole_text)
     except Exception:  # sympy raises almost any type on malformed input
@@ -208,20 +227,20 @@ def _parse_or_raise(text: str, whole_text: bool) -> Any:
     text = _POWER.sub(r"^{\1}", text)
     if formula := _ONE_FORMULA.fullmatch(text):
         text, whole_text = formula[1], False
-    # math-verify's list of units holds c, t, m, ...: without a word in it "a + b + c" has none.
+    # math-verify removes c, t, m, ... as units; a formula without a word, a + b + c, has none.
     units = re.search(r"\\(?:text|mathrm|mbox)|(?<![\\A-Za-z])[A-Za-z]{2}", text) is not None
     latex = LatexExtractionConfig()
     latex = replace(latex, normalization_config=replace(latex.normalization_config, units=units))
     readers: list[Any] = [latex, ExprExtractionConfig()]
     if not whole_text and not re.search(r"\$|\\\(|\\\[", text):
-        # As one formula or not at all: read as prose, "1331 and 1728" would be its last number,
-        # and a formula that LaTeX cannot read would be the first number in it.
+        # Read as one formula or not at all: as prose, "1331 and 1728" would become its last
+        # number, and a formula that the LaTeX parser cannot read the first number in it.
         text = f"${_JOIN_WORDS.sub(', ', text)}$"
         readers = readers[:1]
-    found = parse(text, readers, fallback_mode="no_fallback", parsing_timeout=None)
-    if not found or found[0] in (nan, zoo):
+    expressions = parse(text, readers, fallback_mode="no_fallback", parsing_timeout=None)
+    if not expressions or expressions[0] in (nan, zoo):
         return None
-    expression = found[0]
+    expression = expressions[0]
     if isinstance(expression, Eq) and expression.lhs.is_number and expression.rhs.is_Symbol:
         expression = expression.reversed  # math-verify reads a value from "x = 5" only
     # math-verify rounds floats to six places; as rationals 0.333333 and 1/3 stay different.
@@ -229,7 +248,7 @@ def _parse_or_raise(text: str, whole_text: bool) -> Any:
 
 
 def _same_number(gold: Any, answer: Any) -> bool:
-    """Refuse constants that math-verify calls equal only because their difference is tiny."""
+    """Return False for constants that math-verify calls equal only because they are close."""
     from sympy import Expr, N, simplify
 
     if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
@@ -273,13 +292,13 @@ def _judge(gold: str, answer: str, whole_text: bool) -> str:
             and verify(parsed_gold, parsed_answer, timeout_seconds=None)
             and _same_number(parsed_gold, parsed_answer)
         )
-    except Exception:  # as above: what cannot be shown equal is not equal
+    except Exception:  # sympy, as in _parse: what cannot be shown to be equal is not equal
         equal = False
     return "correct" if equal else "wrong"
 
 
 def _limit_cpu(seconds: float) -> None:
-    """A child whose parent was killed in mid-comparison still ends, by the kernel's own clock."""
+    """Have the kernel end this process if the parent is killed in the middle of a comparison."""
     if sys.platform != "win32":
         import resource
 
@@ -291,7 +310,7 @@ def _limit_cpu(seconds: float) -> None:
 def _serve() -> None:
     """Answer one JSON request per line until the parent closes the pipe or dies."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not pass for a reply
+    os.dup2(2, 1)  # what a library prints must not be taken for a reply
     if sys.platform != "win32":
         import resource
 
@@ -302,8 +321,8 @@ def _serve() -> None:
     except ImportError as error:
         print(error, file=replies, flush=True)
         return
-    # the first comparisons build tables: ten times the work of the next, which on a busy machine
-    # would come too late in one fresh child after the other
+    # The first comparisons build tables, which takes ten times as long as a later comparison. On a
+    # busy machine they would exceed the limit in every fresh child, so they are made here.
     for gold, answer in ((r"\frac{\pi}{2} + x", r"x + 0.5\pi"), ("(1, 2)", "(1, 2.0)")):
         _judge(gold, answer, False)
     print("ready", file=replies, flush=True)

@@ -2,8 +2,8 @@
 
     max_penalty * (1 - unique n-grams / all n-grams)
 
-A completion shorter than one n-gram repeats nothing: 0. The paper's own settings are n-grams of 40
-tokens and a penalty for each repeated token; the share over all n-grams is how TRL defines it.
+A completion shorter than one n-gram repeats nothing and scores 0. The paper itself uses n-grams of
+40 tokens and penalises each repeated token; the share of all n-grams is TRL's definition.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -22,17 +22,17 @@ class Repetition(RewardConfig):
     ngram_size: int = Field(3, ge=1)
     """Tokens in an n-gram."""
     max_penalty: float = Field(-1.0, le=0)
-    """What a text that says nothing but one thing approaches."""
+    """Limit of the score as a completion only repeats itself."""
 
 
 def repeated_share(ids: Sequence[Hashable], ngram_size: int) -> float:
-    """The share of a sequence's n-grams that occurred before in it, from 0 to below 1."""
+    """Return the share of a sequence's n-grams that occurred earlier in it, in [0, 1)."""
     ngrams = [tuple(ids[i : i + ngram_size]) for i in range(len(ids) - ngram_size + 1)]
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def build(config: Repetition) -> Callable[..., list[float | None]]:
-    """The reward function for `config`: from `max_penalty` to 0."""
+    """Return the reward function, whose scores lie between `max_penalty` and 0."""
 
     @each_row_alone
     def reward(

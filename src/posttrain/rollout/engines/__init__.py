@@ -1,0 +1,1 @@
+"""Samplers that generate with vLLM or with inference servers."""

@@ -1,4 +1,4 @@
-"""JSON to and from an inference server, with errors that say what to do about it."""
+"""JSON requests to an inference server, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class Server:
-    """One server. Safe to use from many threads."""
+    """One inference server. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -31,32 +31,34 @@ class Server:
         start_with: str,
         api_key: str | None = None,
     ) -> None:
-        """`url`: http://host:port, perhaps with a path, without /v1. `start_with`: the command that
-        starts such a server, for messages."""
+        """Take `url` as http://host:port, with or without a path, but without /v1.
+
+        `start_with` is the command that starts such a server, for messages.
+        """
         self.url, self.start_with = url, start_with
-        # a Retry-After is honoured for as long as an answer is waited for
+        # a Retry-After is honoured up to the time that an answer may take
         patience = Patience(timeout, retries, FIRST_PAUSE, max(LONGEST_PAUSE, timeout))
         self.endpoint = Endpoint(urlsplit(url), patience, api_key)
 
     def hurried(self, timeout: float) -> Server:
-        """Return the same server, asked once and waited for no longer than `timeout` seconds."""
+        """Return the same server with a single attempt of at most `timeout` seconds."""
         patience, key = self.endpoint.patience, self.endpoint.key
         return Server(self.url, min(patience.timeout, timeout), 0, self.start_with, key)
 
     def get(self, path: str) -> Any:
-        """Return the answer's JSON, or its text if it is none. Raises EngineError."""
+        """Return the answer's JSON, or its text if it is not JSON. Raises EngineError."""
         return self._ask("GET", path, None)
 
     def post(self, path: str, payload: dict[str, Any]) -> Any:
-        """Return the answer's JSON, or its text if it is none.
+        """Return the answer's JSON, or its text if it is not JSON.
 
-        Raises EngineError when the server refuses or every try failed. What is posted must be safe
-        to post twice.
+        Raises EngineError if the server refuses or every attempt failed. The request must be safe
+        to repeat.
         """
         return self._ask("POST", path, json.dumps(payload).encode())
 
     def close(self) -> None:
-        """Give up the open connections; servers drop idle ones after seconds anyway."""
+        """Close the open connections; servers drop idle ones after seconds anyway."""
         self.endpoint.close()
 
     def _ask(self, method: str, path: str, body: bytes | None) -> Any:
@@ -70,7 +72,7 @@ class Server:
         except ValueError:
             return text
 
-    def _advice(self, error: HttpError, what: str) -> EngineError:
+    def _advice(self, error: HttpError, action: str) -> EngineError:
         reply = error.reply
         if error.kind == "refused" and reply is not None:
             text = self.endpoint.without_key(reply.text)
@@ -79,7 +81,7 @@ class Server:
                 fix = "set rollout.api_key_env to the environment variable that holds its API key"
             elif 300 <= reply.status < 400:
                 fix = error.problem
-            refused = f"server {self.url} refused {what} ({reply.status})"
+            refused = f"server {self.url} refused {action} ({reply.status})"
             return EngineError(f"{refused}: {fix}", refusal=text)
         timeout = self.endpoint.patience.timeout
         reason = getattr(error.cause, "strerror", None) or self.endpoint.redacted(str(error.cause))
@@ -88,7 +90,7 @@ class Server:
             "rollout.max_concurrent_requests, raise rollout.timeout, or restart it with: "
             f"{self.start_with}",
             "dropped": "dropped the request without an answer "
-            f"({type(error.cause).__name__}): look at its log; restart it with: {self.start_with}",
+            f"({type(error.cause).__name__}): check its log; restart it with: {self.start_with}",
             "unreachable": f"cannot be reached ({reason}): is it running? start it with: "
             f"{self.start_with}",
         }.get(error.kind, "")
@@ -102,10 +104,10 @@ class Server:
 def concurrently(
     work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
 ) -> list[Result]:
-    """Return work(item) of every item, in their order. The first exception is raised at once.
+    """Return work(item) for every item, in their order. The first exception is raised at once.
 
-    The threads are daemons: one that still waits for an answer keeps neither the error nor the
-    end of the program waiting.
+    The threads are daemons: one that still waits for an answer delays neither the error nor the
+    end of the program.
     """
     waiting: queue.SimpleQueue[tuple[int, Item]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
@@ -133,7 +135,7 @@ def concurrently(
                 raise error
             results[place] = result
     finally:
-        with suppress(queue.Empty):  # nothing new is started after an error
+        with suppress(queue.Empty):  # after an error no thread starts another item
             while True:
                 waiting.get_nowait()
     return [results[place] for place in range(len(items))]

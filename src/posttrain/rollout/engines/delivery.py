@@ -11,9 +11,9 @@ from posttrain.model.save import save_adapter
 
 
 def write_adapter(folder: Path, policy: Any) -> None:
-    """Write the policy's adapter to `folder`, which appears whole or not at all.
+    """Write the policy's adapter to `folder`, which appears completely or not at all.
 
-    A collective: sharded weights are gathered on every rank, rank 0 writes. Raises OSError there.
+    A collective: sharded weights are gathered on every rank; rank 0 writes, and may raise OSError.
     """
     trainable = ((n, p) for n, p in policy.named_parameters() if p.requires_grad)
     weights = {name: distributed.full(p.detach()).cpu() for name, p in trainable}
@@ -24,4 +24,5 @@ def write_adapter(folder: Path, policy: Any) -> None:
 
 
 def has_adapter(policy: Any) -> bool:
+    """Whether the policy is a PEFT model."""
     return hasattr(policy.model, "peft_config")

@@ -1,8 +1,7 @@
-"""What servers are asked and how their answers read: vLLM's OpenAI API, SGLang's own.
+"""Requests and answers of inference servers: vLLM's OpenAI API and SGLang's own.
 
-Token ids go in and come out; the text that servers make of them is never looked at. Every
-sampling parameter is sent, since a server fills in what is missing from the model's
-generation_config.json.
+Token ids go in and come out; the servers' text is never read. Every sampling parameter is sent,
+since a server takes a missing one from the model's generation_config.json.
 """
 
 from __future__ import annotations
@@ -13,45 +12,48 @@ from typing import Any
 
 from posttrain.rollout.sampler import SamplingParams
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts for --max-lora-rank
 
 
 @dataclass
 class Answer:
-    """One completion as the server gives it, not checked yet."""
+    """A completion as the server returned it, not checked yet."""
 
     ids: list[int]
     logprobs: list[float]
     finish_reason: str
     num_prompt_tokens: int
     prompt_ids: list[int] | None = None
-    """None where the server does not return them."""
+    """None if the server does not return them."""
     model: str | None = None
-    """The model or adapter that the server says it used; None where it does not say."""
+    """Model or adapter that the server reports; None if it reports none."""
 
 
 @dataclass(frozen=True)
 class Dialect:
+    """Paths, requests and answers of one kind of server."""
+
     generate: str
     load: str
     unload: str
     request: Callable[[list[int], SamplingParams, int, str | None, str], dict[str, Any]]
-    """(prompt ids, params, seed, adapter or None, base model) -> what to post to `generate`."""
+    """(prompt ids, params, seed, adapter or None, base model) -> JSON to post to `generate`."""
     read: Callable[[Any], Answer]
-    """Raises KeyError, IndexError, TypeError or ValueError for what is not a completion."""
+    """JSON -> Answer; raises KeyError, IndexError, TypeError or ValueError for anything else."""
     start: str
     """The command that starts such a server for a {model} and adapters up to {rank}."""
     logprobs: str
-    """What to do where its log-probs are not those of the distribution sampled from."""
+    """What to do if its log-probs are not those of the distribution sampled from."""
     always_tempered: bool
-    """Its log-probs have the temperature in them, however it was started."""
+    """Whether its log-probs always include the temperature, however it was started."""
     names_adapter: bool
-    """Whether an answer says which adapter it was made with."""
+    """Whether an answer names the adapter that generated it."""
 
 
 def vllm_request(
     prompt: list[int], params: SamplingParams, seed: int, adapter: str | None, base: str
 ) -> dict[str, Any]:
+    """Return the JSON for /v1/completions."""
     return {
         "model": adapter or base,
         "prompt": prompt,
@@ -65,7 +67,7 @@ def vllm_request(
         "frequency_penalty": 0.0,
         "seed": seed,
         "logprobs": 1,
-        # one stop set: ours. The server would add its own end-of-sequence token to it
+        # only our stop tokens: without ignore_eos the server would add its end-of-sequence token
         "stop_token_ids": list(params.stop_token_ids),
         "ignore_eos": True,
         "skip_special_tokens": False,
@@ -75,6 +77,7 @@ def vllm_request(
 
 
 def vllm_read(answer: Any) -> Answer:
+    """Return the completion in an answer of /v1/completions."""
     (choice,) = answer["choices"]
     logprobs, ids = choice["logprobs"], choice.get("token_ids")
     if ids is None:
@@ -92,6 +95,7 @@ def vllm_read(answer: Any) -> Answer:
 def sglang_request(
     prompt: list[int], params: SamplingParams, seed: int, adapter: str | None, base: str
 ) -> dict[str, Any]:
+    """Return the JSON for /generate."""
     return {
         "input_ids": prompt,
         "lora_path": adapter,
@@ -105,15 +109,16 @@ def sglang_request(
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "sampling_seed": seed % 2**31,  # read with --enable-deterministic-inference only
+            "sampling_seed": seed % 2**31,  # read only with --enable-deterministic-inference
             "stop_token_ids": list(params.stop_token_ids),
-            "ignore_eos": False,  # True would leave out stop_token_ids too
+            "ignore_eos": False,  # True would also ignore stop_token_ids
             "skip_special_tokens": False,
         },
     }
 
 
 def sglang_read(answer: Any) -> Answer:
+    """Return the completion in an answer of /generate."""
     meta = answer["meta_info"]
     pairs = meta["output_token_logprobs"]  # (log-prob, token id, text or None)
     return Answer(
@@ -125,7 +130,7 @@ def sglang_read(answer: Any) -> Answer:
 
 
 def max_lora_rank(rank: int) -> int:
-    """The smallest limit that a server can be started with for an adapter of this rank."""
+    """Return the smallest --max-lora-rank that admits an adapter of this rank."""
     return next((limit for limit in LORA_RANKS if limit >= rank), rank)
 
 

@@ -1,7 +1,7 @@
 """Completions from inference servers over HTTP; the policy's LoRA adapter is delivered to them.
 
-An adapter's name carries the version of the weights, and a server names the adapter that it used
-in every answer, so the version of a rollout is the server's word, not our belief.
+An adapter's name contains the version of the weights, and vLLM names the adapter that it used in
+every answer, so the version of a rollout is what the server reports, not what we assume.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PROBE_TOKENS = 8
 
 
 class ServerSampler:
-    """Asks several servers, a row's server by its place, with bounded concurrency.
+    """Spreads prompts over several servers, with bounded concurrency.
 
-    update_weights is a collective: all ranks call it at the same point, and where one fails, all
-    raise EngineError.
+    update_weights is a collective: all ranks call it at the same point, and if one fails, all raise
+    EngineError.
     """
 
     def __init__(
@@ -40,24 +40,25 @@ class ServerSampler:
         folder: Path,
         max_concurrent_requests: int,
     ) -> None:
-        """`folder` lies on a filesystem that the servers see too, under the same path."""
+        """Deliver adapters through `folder`, which the servers must see under the same path."""
         self.policy, self.servers, self.dialect = policy, servers, dialect
         self.folder = folder.resolve()
         self.max_concurrent_requests = max_concurrent_requests
         self.vocab_size = policy.causal_lm().config.vocab_size
-        # a server that outlives this process may hold, and have cached, the adapters of another
+        # a server that outlives a process may still hold, or have cached, that process's adapters
         self.run_id = distributed.from_rank_0(uuid.uuid4().hex[:8])
         self.delivered: int | None = None
 
     def adapter(self, version: int) -> str:
+        """Return the adapter's name for a version of the weights."""
         return f"{PREFIX}-{self.run_id}-v{version}"
 
     def update_weights(self) -> None:
-        """Deliver the policy's adapter to every server, and take back the one before."""
+        """Deliver the policy's adapter to every server, and unload the previous one."""
         version = self.policy.version
         if all(distributed.all_gather(self.delivered == version)):
             return
-        distributed.barrier()  # no rank still asks for the adapter that is about to go
+        distributed.barrier()  # no rank still generates with the adapter that is unloaded next
         problem = None
         try:
             write_adapter(self.folder / self.adapter(version), self.policy)
@@ -76,7 +77,7 @@ class ServerSampler:
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
-        """Raises EngineError where a server is down, slow, or answers what was not asked for."""
+        """Return one completion per prompt; raise EngineError if a server fails or is too slow."""
         if not all(prompts):
             raise ValueError("a prompt is empty")
         assert self.delivered is not None, "update_weights comes first"
@@ -90,14 +91,14 @@ class ServerSampler:
         try:
             return concurrently(complete, range(len(prompts)), self.max_concurrent_requests)
         except EngineError:
-            self.delivered = None  # should anybody ask again
+            self.delivered = None  # so that update_weights delivers again
             raise
         finally:
             for server in self.servers:
                 server.close()
 
     def close(self) -> None:
-        """Unload the adapter and delete its folder; a server that is gone does not matter."""
+        """Unload the adapter and delete its folder; servers that are gone are ignored."""
         if distributed.rank() == 0:
             self._take_back(keep=None)
             with suppress(OSError):
@@ -135,7 +136,7 @@ class ServerSampler:
         except EngineError as error:
             refusal = error.refusal or ""
             if "already" in refusal and "loaded" in refusal:
-                return  # by an attempt of ours whose answer was lost: nobody else has this name
+                return  # by an earlier attempt whose answer was lost: the name is ours alone
             if server.start_with in str(error):
                 raise
             raise EngineError(
@@ -147,13 +148,13 @@ class ServerSampler:
             raise EngineError(f"server {server.url} did not load {path}: {answer}")
 
     def _take_back(self, keep: str | None) -> None:
-        """Unload and delete the adapters of this folder, a killed process's too, but `keep`."""
+        """Unload and delete the folder's adapters except `keep`, also those of a killed process."""
         for old in self.folder.glob(f"*{PREFIX}-*-v*"):
             if old.name == keep:
                 continue
             for server in self.servers:
                 hurried = server.hurried(10.0)
-                with suppress(EngineError):  # restarted since, or gone: then it has none of ours
+                with suppress(EngineError):  # a server that is gone or new has none of ours
                     hurried.post(self.dialect.unload, {"lora_name": old.name})
                 hurried.close()
             shutil.rmtree(old, ignore_errors=True)
@@ -168,7 +169,7 @@ def ask(
     adapter: str | None,
     base: str,
 ) -> Answer:
-    """One completion, as it reads; EngineError where the answer is none."""
+    """Return one completion, not checked yet; raise EngineError if the answer is none."""
     answer = server.post(dialect.generate, dialect.request(prompt, params, seed, adapter, base))
     try:
         return dialect.read(answer)
@@ -183,27 +184,27 @@ def ask(
 def to_rollout(
     answer: Answer, prompt: list[int], params: SamplingParams, vocab_size: int, version: int
 ) -> Rollout:
-    """The answer as a rollout, once it is what was asked for; EngineError says what it is not."""
+    """Return the answer as a rollout; raise EngineError if it is not what was asked for."""
     ids, logprobs, last = answer.ids, answer.logprobs, answer.ids[-1] if answer.ids else None
     stops = set(params.stop_token_ids)
     if answer.prompt_ids not in (None, prompt) or answer.num_prompt_tokens != len(prompt):
         raise EngineError(
             f"read another prompt ({answer.num_prompt_tokens} tokens) than the {len(prompt)} token "
-            "ids it was sent: it serves another tokenizer, or cuts prompts off"
+            "ids it was sent: it has another tokenizer, or truncates prompts"
         )
     if len(ids) != len(logprobs) or not ids:
         raise EngineError(f"returned {len(ids)} token ids with {len(logprobs)} log-probs")
-    strange = [i for i in ids if not 0 <= i < vocab_size]
-    if strange:
+    unknown = [i for i in ids if not 0 <= i < vocab_size]
+    if unknown:
         raise EngineError(
-            f"returned the token id {strange[0]}, outside the policy's vocabulary of {vocab_size}: "
+            f"returned the token id {unknown[0]}, outside the policy's vocabulary of {vocab_size}: "
             "it serves another model"
         )
     if not all(math.isfinite(x) and x < 1e-3 for x in logprobs):
-        raise EngineError(f"returned log-probs that are none, such as {max(logprobs)}")
+        raise EngineError(f"returned invalid log-probs, such as {max(logprobs)}")
     early = [i for i in ids[:-1] if i in stops]
     if early:
-        raise EngineError(f"went on after the stop token {early[0]}")
+        raise EngineError(f"continued after the stop token {early[0]}")
     if last not in stops and answer.finish_reason == "stop":
         raise EngineError(
             f"stopped at the token {last}, which is not one of the stop tokens {sorted(stops)}: "
@@ -221,12 +222,17 @@ def to_rollout(
 
 
 def check_server(
-    server: Server, dialect: Dialect, model: str, room: int, prompt: list[int],
+    server: Server,
+    dialect: Dialect,
+    model: str,
+    room: int,
+    prompt: list[int],
     params: SamplingParams,
-) -> None:  # fmt: skip
-    """A healthy server of the run's base model with `room` tokens, that reads ids as they are.
+) -> None:
+    """Raise EngineError if a server cannot generate for this run.
 
-    Raises EngineError with what to change.
+    It must serve the base model `model`, take `room` tokens, read token ids as they are, and return
+    log-probs of the distribution that it samples from.
     """
     listed = server.get("/v1/models")
     try:
@@ -240,8 +246,8 @@ def check_server(
         ) from None
     if Path(model).name.lower() not in {Path(name).name.lower() for name in names}:
         raise EngineError(
-            f"server {server.url} serves {card['id']}, the run trains an adapter of {model}; start "
-            f"it with: {server.start_with} (the same model under another name: add "
+            f"server {server.url} serves {card['id']}, but the run trains an adapter of {model}; "
+            f"start it with: {server.start_with} (the same model under another name: add "
             f"--served-model-name {Path(model).name})"
         )
     if limit is not None and limit < room:
@@ -249,8 +255,8 @@ def check_server(
             f"server {server.url} takes {limit} tokens, but the longest prompt and its completion "
             f"have {room}: start it with a larger context length, or lower rollout.max_new_tokens"
         )
-    # the likeliest token of each step has probability 1 among itself: log-probs of the truncated
-    # distribution are 0, those of the model's own are not
+    # with top_k = 1 the truncated distribution has one token of probability 1: its log-probs are
+    # 0, those of the model's own distribution are not
     probe = SamplingParams(PROBE_TOKENS, params.stop_token_ids, temperature=1.0, top_k=1)
     answer = ask(server, dialect, prompt, probe, 0, None, card["id"])
     try:

@@ -1,7 +1,7 @@
 """vLLM in the training process: one rank, one device shared by the trainer and the engine.
 
 An adapter is delivered as a folder with a new id per version; full weights are copied into the
-engine's model. vLLM is imported here and nowhere else, and only when this engine is chosen.
+engine's model. vLLM is imported only here, and only if this engine is chosen.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from posttrain.rollout.sampler import EngineError, Finished, Rollout, SamplingPa
 
 
 def check_installed() -> None:
+    """Raise ValueError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError(
             "rollout.engine: vllm needs the package vllm: pip install 'posttrain[vllm]', or use "
@@ -32,6 +33,8 @@ def check_installed() -> None:
 
 
 class VllmSampler:
+    """Samples with a vLLM engine in this process."""
+
     def __init__(
         self,
         policy: Any,
@@ -42,8 +45,8 @@ class VllmSampler:
         gpu_memory_utilization: float,
         seed: int,
     ) -> None:
-        """`base_model` is loaded by vLLM; `folder` holds the adapters on their way to it."""
-        # the engine in a process of its own could not be handed tensors
+        """Have vLLM load `base_model`; adapters are delivered to it through `folder`."""
+        # an engine in another process could not be given tensors
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
 
@@ -61,7 +64,7 @@ class VllmSampler:
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
             gpu_memory_utilization=gpu_memory_utilization,
-            # of the distribution sampled from: after temperature, top_k and top_p
+            # log-probs of the distribution sampled from: after temperature, top_k and top_p
             logprobs_mode="processed_logprobs",
             **options,
         )
@@ -69,6 +72,7 @@ class VllmSampler:
         self.delivered: int | None = None
 
     def update_weights(self) -> None:
+        """Deliver the policy's adapter, or copy its full weights, if they are newer."""
         version = self.policy.version
         if self.delivered == version:
             return
@@ -80,7 +84,7 @@ class VllmSampler:
                 for name, p in self.policy.named_parameters()
             ]
             self.llm.collective_rpc(_load_weights, args=(weights,))
-            self.llm.reset_prefix_cache()  # keys and values of the weights before
+            self.llm.reset_prefix_cache()  # computed with the previous weights
         self.delivered = version
 
     def _deliver_adapter(self, version: int) -> None:
@@ -91,7 +95,7 @@ class VllmSampler:
             self.llm.llm_engine.remove_lora(self.lora.lora_int_id)
         shutil.rmtree(self.folder, ignore_errors=True)
         write_adapter(path, self.policy)
-        # vLLM tells adapters apart by this id: one that came before would mean the old weights
+        # vLLM caches adapters by this id: one used before would mean the old weights
         self.lora = LoRARequest(path.name, version + 1, str(path))
 
     def generate(
@@ -101,6 +105,7 @@ class VllmSampler:
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
+        """Return one completion per prompt, all at the end; `finished` is not called."""
         from vllm import SamplingParams as VllmParams
 
         if not all(prompts):
@@ -115,7 +120,7 @@ class VllmSampler:
                     top_k=params.top_k or -1,
                     seed=seed,
                     logprobs=0,
-                    # one stop set: ours. vLLM would add the model's end-of-sequence tokens to it
+                    # only our stop tokens: vLLM would add the model's end-of-sequence tokens
                     stop_token_ids=list(params.stop_token_ids),
                     ignore_eos=True,
                     detokenize=False,
@@ -132,7 +137,7 @@ class VllmSampler:
     def _check(self, prompt: list[int], output: Any, params: SamplingParams) -> Rollout:
         assert self.delivered is not None, "update_weights comes first"
         used: int | None = self.delivered
-        if has_adapter(self.policy):  # the engine's word
+        if has_adapter(self.policy):  # then the engine reports which one it used
             used = output.lora_request.lora_int_id - 1 if output.lora_request else None
         if used != self.delivered:
             raise EngineError(
@@ -145,6 +150,7 @@ class VllmSampler:
             raise EngineError(f"vLLM {error}") from None
 
     def close(self) -> None:
+        """Delete the adapters' folder."""
         with suppress(OSError):
             shutil.rmtree(self.folder)
 

@@ -1,0 +1,1 @@
+"""The native sampler: batched generation with the policy's own network."""

@@ -1,7 +1,7 @@
 """Keys and values of the running completions.
 
 The cache is right-aligned: every row writes its new token into the same column, and a row's own
-columns, its span, end there. A mask hides what lies before them.
+columns, its span, end there. A mask hides the columns before them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Prefill:
-    """Collects the keys and values of packed prompts, [1, H_kv, T, D] by layer.
+    """Keys and values of packed prompts, [1, H_kv, T, D] by layer and pack.
 
     Has the methods that transformers' models call on a cache: `update` and `get_seq_length`.
     """
@@ -25,14 +25,16 @@ class Prefill:
     def update(
         self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Collect a layer's keys and values of a pack, and return them."""
         self.layers.setdefault(layer, []).append((key, value))
         return key, value
 
     def get_seq_length(self, layer: int = 0) -> int:
+        """Return 0: a pack has no past."""
         return 0
 
     def take(self, layer: int) -> tuple[Tensor, Tensor]:
-        """[H_kv, T, D] each, the packs one after the other."""
+        """Remove and return a layer's keys and values, [H_kv, T, D] each, packs concatenated."""
         keys, values = zip(*self.layers.pop(layer))
         return torch.cat(keys, dim=2)[0], torch.cat(values, dim=2)[0]
 
@@ -42,24 +44,28 @@ class KVCache:
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.columns = 0  # in use, that of the current token included
+        self.columns = 0  # in use, including that of the current token
         self.capacity = 0
 
     def update(
         self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the current column, [B, H_kv, 1, D]; returns all columns in use."""
+        """Write the current column, [B, H_kv, 1, D], and return all columns in use."""
         keys, values = self.layers[layer]
         keys[:, :, self.columns - 1 : self.columns] = key
         values[:, :, self.columns - 1 : self.columns] = value
         return keys[:, :, : self.columns], values[:, :, : self.columns]
 
     def get_seq_length(self, layer: int = 0) -> int:
+        """Return the number of columns in use."""
         return self.columns
 
     def lay_out(self, rows: Tensor, span: int, prefill: Prefill, source: Tensor, room: int) -> None:
-        """Start over with the last `span` columns of the rows that stay [B] and, below them, the
-        prompts that enter: source [N, P] is the packed position of each of their columns."""
+        """Rebuild the cache: the last `span` columns of the kept `rows`, and the new prompts below.
+
+        `source` [N, P] is the packed position of each column of the new prompts. `room` is the
+        number of free columns.
+        """
         width = max(span, source.shape[1])
         for layer in list(prefill.layers or self.layers):
             keys, values = [], []
@@ -73,7 +79,7 @@ class KVCache:
         self.columns, self.capacity = width, width + room
 
     def mask(self, spans: Tensor) -> Tensor:
-        """[B, capacity]: -inf where a column lies before the row's own, else 0."""
+        """Return the mask [B, capacity], -inf for columns before the row's own, else 0."""
         columns = torch.arange(self.capacity, device=spans.device)
         hidden = columns < self.columns - spans[:, None]
         mask = torch.zeros(hidden.shape, dtype=torch.float32, device=spans.device)
@@ -81,10 +87,10 @@ class KVCache:
 
 
 def _stacked(parts: Sequence[Tensor], width: int, room: int) -> Tensor:
-    """Parts [B_i, H_kv, C_i, D] one below the other, right-aligned at column `width`.
+    """Return parts [B_i, H_kv, C_i, D] one below the other, right-aligned at column `width`.
 
-    Columns before a part are hidden, but still multiplied by a weight of 0, which a nan would
-    survive, so they are set to 0. The room after is written before it is read.
+    Columns before a part are masked but still multiplied by a weight of 0, which a NaN would
+    survive, so they are set to 0. The room after it is written before it is read.
     """
     _, heads, _, size = parts[0].shape
     stacked = parts[0].new_empty(sum(map(len, parts)), heads, width + room, size)

@@ -1,7 +1,8 @@
-"""Sampling from a copy of the policy: where it is sharded, or trains in the meantime.
+"""Sampling from a copy of the policy, if the policy is sharded or trains meanwhile.
 
 Generating through sharded layers would gather every layer for every token, in lockstep over ranks
-whose completions differ in length; generating from weights that change would be from none.
+whose completions differ in length. Weights that change while a completion is generated would make
+it a sample of no policy.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 
 class CopySampler:
+    """The native sampler on an unsharded copy of the policy."""
+
     def __init__(self, policy: Any, whole: LanguageModel, max_num_seqs: int) -> None:
-        """`whole` is a copy of the policy, from before it was sharded."""
+        """Take `whole`, a copy of the policy made before it was sharded."""
         self.policy = policy
         self.native = NativeSampler(whole, max_num_seqs)
 
     @torch.no_grad()
     def update_weights(self) -> None:
+        """Copy the trainable weights, gathered, if they are newer. A collective if sharded."""
         whole = self.native.policy
         if whole.version == self.policy.version:
             return
-        mine = dict(whole.named_parameters())
+        copies = dict(whole.named_parameters())
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad and not name.startswith(HEAD_PREFIXES):
-                mine[name].copy_(distributed.full(parameter))
+                copies[name].copy_(distributed.full(parameter))
         whole.version = self.policy.version
 
     def generate(
@@ -42,4 +46,5 @@ class CopySampler:
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
+        """Return one completion per prompt from the copy."""
         return self.native.generate(prompts, params, seeds, finished)

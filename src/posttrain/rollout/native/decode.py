@@ -1,8 +1,8 @@
 """One decoding step: a token per row in, the last hidden state of each row out.
 
-For networks of the Llama type it is written out here. A step of a small network takes its time in
-the calls of modules and in passes over little tensors, not in arithmetic. It is made
-anew for every generation, from the weights as they are then; tests hold it to the modules' result.
+For Llama-like networks it is written out here, because a step of a small network spends its time in
+calls of modules and in passes over small tensors, not in arithmetic. The step is built for every
+generation from the current weights; tests hold it to the modules' result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ column for the tokens already; the mask is 0 where a column is the row's own, -i
 
 
 def decode_step(policy: LanguageModel, longest: int) -> Step:
-    """The step for a policy and positions below `longest`."""
+    """Return the decoding step of a policy, for positions below `longest`."""
     return _written_out(policy, longest) if _is_llama(policy) else partial(_by_modules, policy)
 
 
@@ -59,7 +59,7 @@ def _is_llama(policy: LanguageModel) -> bool:
 
 
 def _projection(module: Any) -> Callable[[Tensor], Tensor]:
-    """An adapted or quantised layer keeps its own forward."""
+    """Return a layer's function; an adapted or quantised layer keeps its own forward."""
     if type(module) in (nn.Linear, Linear):
         return reusable(module.weight, module.bias)
     forward: Callable[[Tensor], Tensor] = module
@@ -92,7 +92,7 @@ def _written_out(policy: LanguageModel, longest: int) -> Step:
         rows, used = len(tokens), cache.columns
         x = embedding[tokens]
         turn, cross = cos[positions][:, None], sin[positions][:, None]  # [B, 1, D]
-        # the heads that share a key head are its queries: [B * H_kv, group, columns]
+        # the query heads that share a key head are its rows: [B * H_kv, group, columns]
         mask = mask[:, None, None, :used].expand(rows, num_kv, group, used).flatten(0, 1)
         for number, (norm_1, to_q, to_k, to_v, to_o, norm_2, gate, up, down) in enumerate(layers):
             keys, values = cache.layers[number]
@@ -101,10 +101,10 @@ def _written_out(policy: LanguageModel, longest: int) -> Step:
             q = torch.addcmul(q * turn, q.roll(size // 2, -1), cross)
             keys[:, :, used - 1] = torch.addcmul(k * turn, k.roll(size // 2, -1), cross)
             values[:, :, used - 1] = to_v(h).view(rows, num_kv, size)
-            own_keys, own_values = (c[:, :, :used].flatten(0, 1) for c in (keys, values))
+            past_keys, past_values = (c[:, :, :used].flatten(0, 1) for c in (keys, values))
             q = q.view(rows * num_kv, group, size)
-            weights = torch.baddbmm(mask, q, own_keys.transpose(1, 2), alpha=scale).softmax(-1)
-            x = x + to_o(torch.bmm(weights, own_values).view(rows, -1))
+            weights = torch.baddbmm(mask, q, past_keys.transpose(1, 2), alpha=scale).softmax(-1)
+            x = x + to_o(torch.bmm(weights, past_values).view(rows, -1))
             h = rms_norm(x, (width,), norm_2, eps)
             x = x + down(silu(gate(h)).mul_(up(h)))
         return rms_norm(x, (width,), backbone.norm.weight, eps)

@@ -1,8 +1,7 @@
-"""The native sampler: batched, KV-cached, token ids in and out.
+"""The native sampler: continuous batching with a KV cache, token ids in and out.
 
-Continuous: completions that have ended leave the batch and waiting ones enter in their place.
-Prompts are prefilled packed, each distinct prompt of those that enter once, and its keys and values
-are shared out to its completions.
+Finished completions leave the batch and waiting ones enter in their place. Prompts are prefilled
+packed, each distinct prompt once, and its keys and values are copied to all its completions.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from posttrain.rollout.native.cache import KVCache, Prefill
 from posttrain.rollout.native.decode import decode_step
 from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
-COMPACT_BELOW = 0.8  # share of rows still running at which the ended ones leave the cache
-ROWS = 8
+COMPACT_BELOW = 0.8  # share of running rows below which others leave and enter the cache
+ROWS = 8  # on a CPU, compaction keeps a multiple of this many rows
 GROW_BY = 128  # columns that the cache gains when it is full
-PREFILL_TOKENS = 16384  # tokens of prompts in one forward pass
+PREFILL_TOKENS = 16384  # prompt tokens in one forward pass
 
 
 class NativeSampler:
-    """Samples from the policy in place: the weights that train are the weights that sample."""
+    """Samples from the policy's own weights, without a copy."""
 
     def __init__(self, policy: LanguageModel, max_num_seqs: int) -> None:
         self.policy = policy
         self.max_num_seqs = max_num_seqs
 
     def update_weights(self) -> None:
-        pass
+        """Do nothing: the weights that train are the weights that sample."""
 
     def generate(
         self,
@@ -44,6 +43,7 @@ class NativeSampler:
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
+        """Return one completion per prompt; raise ValueError if a prompt is empty."""
         if not all(prompts):
             raise ValueError("a prompt is empty")
         was_training = self.policy.training
@@ -57,31 +57,41 @@ class NativeSampler:
 
 @dataclass
 class Running:
-    """The completions in the cache, one per row. One that has ended may stay there for a while:
-    what it goes on to say does not count."""
+    """The state of the cache's rows, one completion each.
 
-    index: Tensor  # [B] which completion
-    tokens: Tensor  # [B] its newest, not in the cache yet
-    ages: Tensor  # [B] tokens sampled so far
+    A finished completion may keep its row for a while; what is sampled after its end is dropped."""
+
+    index: Tensor  # [B] of the completion
+    tokens: Tensor  # [B] the newest token, not in the cache yet
+    ages: Tensor  # [B] number of tokens sampled so far
     spans: Tensor  # [B] columns of the cache that are the row's own
-    alive: Tensor  # [B] bool
+    alive: Tensor  # [B] bool, False once the completion has finished
     noise: Tensor  # [B, max_new_tokens]
 
-    def only(self, rows: Tensor) -> Running:
+    @classmethod
+    def empty(cls, limit: int, device: torch.device) -> Running:
+        """Return a state without rows."""
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        noise = torch.empty(0, limit, dtype=torch.float32, device=device)
+        return cls(none, none, none, none, none.bool(), noise)
+
+    def select(self, rows: Tensor) -> Running:
+        """Return the state of these rows."""
         return Running(*(getattr(self, f.name)[rows] for f in fields(self)))
 
-    def joined_by(self, new: Running) -> Running:
+    def concat(self, new: Running) -> Running:
+        """Return the state with the rows of another below."""
         pairs = ((getattr(self, f.name), getattr(new, f.name)) for f in fields(self))
         return Running(*(torch.cat(pair) for pair in pairs))
 
 
 @dataclass
-class Stretch:
-    """Steps between which no row entered or left."""
+class Segment:
+    """The tokens of successive steps with the same rows."""
 
-    index: Tensor  # [B]
-    tokens: list[Tensor]  # of [B], one per step
-    logprobs: list[Tensor]
+    index: Tensor  # [B] of the completions
+    tokens: list[Tensor]  # [B] for each step
+    logprobs: list[Tensor]  # [B] for each step
 
 
 def _generate(
@@ -97,20 +107,20 @@ def _generate(
     longest = max(map(len, prompts), default=0) + limit
     step, logits = decode_step(policy, longest), policy.sampling_head()
     waiting = _groups(prompts, max_num_seqs)
-    running, cache, mask = _nobody(limit, device), KVCache(), torch.empty(0)
+    running, cache, mask = Running.empty(limit, device), KVCache(), torch.empty(0)
     rollouts = [Rollout(list(prompt), [], [], "length", policy.version) for prompt in prompts]
-    stretch = Stretch(running.index, [], [])
+    segment = Segment(running.index, [], [])
     while True:
         rows = running.alive.nonzero()[:, 0]
         entering = _next(waiting, len(rows), max_num_seqs)
         if len(rows) == 0 and not entering:
             break
-        kept = rows if entering else _with_ended(rows, running.alive)
-        num_ended = len(running.index) - len(kept)
-        many_ended = num_ended > 0 and len(kept) < COMPACT_BELOW * len(running.index)
-        if entering or many_ended or cache.columns == cache.capacity:
-            _keep(stretch, rollouts, params, finished)
-            running = running.only(kept)
+        kept = rows if entering else _with_finished(rows, running.alive)
+        num_leaving = len(running.index) - len(kept)
+        compact = num_leaving > 0 and len(kept) < COMPACT_BELOW * len(running.index)
+        if entering or compact or cache.columns == cache.capacity:
+            _add_segment(rollouts, segment, params, finished)
+            running = running.select(kept)
             span = int(running.spans.max()) if len(kept) else 0
             prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
             cache.lay_out(kept, span, prefill, source, room=min(GROW_BY, limit))
@@ -121,54 +131,45 @@ def _generate(
                 spans = torch.tensor([len(prompts[i]) for i in entering], device=device)
                 alive = ~torch.isin(tokens, stops) & (limit > 1)
                 new = Running(index, tokens, torch.ones_like(index), spans, alive, noise)
-                running = running.joined_by(new)
-                _keep(Stretch(index, [tokens], [logprobs]), rollouts, params, finished)
+                running = running.concat(new)
+                _add_segment(rollouts, Segment(index, [tokens], [logprobs]), params, finished)
             mask = cache.mask(running.spans)
-            stretch = Stretch(running.index, [], [])
-            continue  # a completion may have ended with its first token
+            segment = Segment(running.index, [], [])
+            continue  # a completion may have finished with its first token
         for _ in range(min(steps_between_looks(device), cache.capacity - cache.columns)):
             cache.columns += 1
+            # clamped, since finished rows may go beyond their last position
             hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
             noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
             tokens, logprobs = _sample(logits(hidden), params, noise)
-            stretch.tokens.append(tokens)
-            stretch.logprobs.append(logprobs)
+            segment.tokens.append(tokens)
+            segment.logprobs.append(logprobs)
             running.tokens = tokens
             running.ages, running.spans = running.ages + 1, running.spans + 1
             running.alive &= ~torch.isin(tokens, stops) & (running.ages < limit)
-    _keep(stretch, rollouts, params, finished)
+    _add_segment(rollouts, segment, params, finished)
     return rollouts
 
 
 def steps_between_looks(device: torch.device) -> int:
-    """A look at what has ended makes the host wait for a GPU."""
+    """Return the steps between looks at what has finished; each makes the host wait for a GPU."""
     return 1 if device.type == "cpu" else 16
 
 
-def _with_ended(rows: Tensor, alive: Tensor) -> Tensor:
-    """The living rows and so many ended ones that their number is a multiple of ROWS: on a CPU a
-    product of a shape that was there before needs no new kernel."""
+def _with_finished(rows: Tensor, alive: Tensor) -> Tensor:
+    """Return the running rows, padded with finished ones to a multiple of ROWS on a CPU.
+
+    There a matrix product of a known shape needs no new kernel."""
     if alive.device.type != "cpu":
         return rows
     return torch.cat([rows, (~alive).nonzero()[: -len(rows) % ROWS, 0]])
 
 
-def _nobody(limit: int, device: torch.device) -> Running:
-    none = torch.empty(0, dtype=torch.int64, device=device)
-    return Running(
-        none,
-        none,
-        none,
-        none,
-        none.bool(),
-        torch.empty(0, limit, dtype=torch.float32, device=device),
-    )
-
-
 def _groups(prompts: Sequence[list[int]], max_num_seqs: int) -> list[list[int]]:
-    """Indices of equal prompts together, since they are prefilled once, the last to enter first.
+    """Return the indices of equal prompts in groups, since they are prefilled once.
 
-    Neighbours are of like length, which wastes few columns of the cache; long ones enter first.
+    The last group enters first. Neighbours have similar lengths, which wastes few columns of the
+    cache; long prompts enter first.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     groups: list[list[int]] = []
@@ -181,7 +182,7 @@ def _groups(prompts: Sequence[list[int]], max_num_seqs: int) -> list[list[int]]:
 
 
 def _next(waiting: list[list[int]], num_running: int, max_num_seqs: int) -> list[int]:
-    """Take the groups that enter now: none before a good share of the places is free."""
+    """Remove and return the prompts that enter now: none until a good share of the rows is free."""
     if num_running > COMPACT_BELOW * max_num_seqs:
         return []
     entering: list[int] = []
@@ -193,8 +194,9 @@ def _next(waiting: list[list[int]], num_running: int, max_num_seqs: int) -> list
 def _prefill(
     policy: LanguageModel, prompts: list[list[int]], device: torch.device
 ) -> tuple[Prefill, Tensor, Tensor]:
-    """The prompts' keys and values, the packed position of each of their columns [B, P], and
-    their last hidden states [B, width]."""
+    """Return the prompts' keys and values, their columns' packed positions, and last states.
+
+    Positions are [B, P], last hidden states [B, width]."""
     prefill, states = Prefill(), []
     if not prompts:
         return prefill, torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0)
@@ -206,8 +208,8 @@ def _prefill(
         ids, positions = batch.input_ids[None], batch.position_ids[None]
         hidden = policy.hidden_states(ids, positions, layout, prefill)[0]
         states.append(hidden[batch.cu_seqlens[1:].long() - 1])
-    place = {tuple(p): i for i, p in enumerate(distinct)}
-    which = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    number = {tuple(p): i for i, p in enumerate(distinct)}
+    which = torch.tensor([number[tuple(p)] for p in prompts], device=device)
     ends = packed.cu_seqlens[1:].to(device).long()[which]  # one past the prompt's last position
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     width = int(lengths.max())
@@ -222,11 +224,13 @@ def _no_mask(ids: list[int]) -> TokenSequence:
 
 
 def _noise(seeds: list[int], params: SamplingParams, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), [B, max_new_tokens], row i from its own seed. fp32 by name, since
-    torch's default may be another while a reward in the main thread loads its model."""
+    """Return uniform numbers in [0, 1), [B, max_new_tokens], each row from its own seed.
+
+    Explicitly fp32, since torch's default dtype may differ while a reward in the main thread loads
+    its model."""
     n = params.max_new_tokens
     if params.temperature == 0:
-        return torch.zeros(len(seeds), params.max_new_tokens, dtype=torch.float32, device=device)
+        return torch.zeros(len(seeds), n, dtype=torch.float32, device=device)
     rows = [
         torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         for seed in seeds
@@ -235,7 +239,7 @@ def _noise(seeds: list[int], params: SamplingParams, device: torch.device) -> Te
 
 
 def _sample(logits: Tensor, params: SamplingParams, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their log-probs [B] from logits [B, vocab], by inverting the cdf at noise."""
+    """Return tokens [B] and log-probs [B] from logits [B, vocab], by inverting the CDF at noise."""
     if params.temperature == 0:
         best = logits.argmax(-1)
         return best, logits.log_softmax(-1).gather(1, best[:, None])[:, 0]
@@ -243,7 +247,7 @@ def _sample(logits: Tensor, params: SamplingParams, noise: Tensor) -> tuple[Tens
     if params.top_k or params.top_p < 1:
         logprobs = _truncate(logprobs, params).log_softmax(-1)
     cdf = logprobs.exp().cumsum(-1)
-    # scaled by the sum, which rounding leaves near 1, so that a tail token is never picked by error
+    # scaled by the sum, which rounding leaves near 1, so that no tail token is picked by mistake
     point = noise[:, None] * cdf[:, -1:]
     token = torch.searchsorted(cdf, point, right=True).clamp_(max=logits.shape[1] - 1)
     return token[:, 0], logprobs.gather(1, token)[:, 0]
@@ -259,21 +263,21 @@ def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
         mass = torch.where(keep, ordered.exp(), 0.0)
         before = mass.cumsum(-1) - mass
         keep &= before < params.top_p * mass.sum(-1, keepdim=True)
-        keep[:, 0] = True  # where top_p is 0
+        keep[:, 0] = True  # also with top_p = 0
     ordered = torch.where(keep, ordered, -torch.inf)
     return torch.empty_like(logprobs).scatter_(1, index, ordered)
 
 
-def _keep(
-    stretch: Stretch, rollouts: list[Rollout], params: SamplingParams, finished: Finished
+def _add_segment(
+    rollouts: list[Rollout], segment: Segment, params: SamplingParams, finished: Finished
 ) -> None:
-    """Add to the completions what they said in this stretch."""
-    if not stretch.tokens:
+    """Append the segment's tokens to the completions, each up to its end."""
+    if not segment.tokens:
         return
     stops = set(params.stop_token_ids)
-    tokens = torch.stack(stretch.tokens, dim=1).tolist()
-    logprobs = torch.stack(stretch.logprobs, dim=1).tolist()
-    for i, ids, values in zip(stretch.index.tolist(), tokens, logprobs):
+    tokens = torch.stack(segment.tokens, dim=1).tolist()
+    logprobs = torch.stack(segment.logprobs, dim=1).tolist()
+    for i, ids, values in zip(segment.index.tolist(), tokens, logprobs):
         rollout = rollouts[i]
         left = params.max_new_tokens - len(rollout.response_ids)
         if rollout.finish_reason == "stop" or left == 0:

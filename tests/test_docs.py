@@ -1,0 +1,96 @@
+"""What the pages name exists: functions, files, links, and the generated reference."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "src/posttrain"
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+# File names in an entry of the log are those of its day.
+OF_TODAY = [page for page in DOCS if page.parent.name != "log"]
+
+CODE = re.compile(r"`([\w/]+\.py):(\w+)`")
+FILE = re.compile(r"`(\w+/[\w/]+\.py)[:`]")
+FENCE = re.compile(r"^(```.*?^```|    .*?$)", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`[^`\n]*`")
+LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@cache
+def names_in(file: Path) -> set[str]:
+    """Return the functions, classes, methods and module-level constants that a file defines."""
+    tree = ast.parse(file.read_text())
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    names = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
+def test_code_that_a_page_names_exists(page: Path) -> None:
+    missing = []
+    for path, name in CODE.findall(page.read_text()):
+        file = PACKAGE / path
+        if not file.is_file():
+            missing.append(f"no file {path}")
+        elif name not in names_in(file):
+            missing.append(f"{path} defines no {name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", OF_TODAY, ids=name_of)
+def test_files_of_the_package_that_a_page_names_exist(page: Path) -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    named = {path for path in FILE.findall(page.read_text()) if path.split("/")[0] in folders}
+    assert [path for path in sorted(named) if not (PACKAGE / path).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_point_at_files(page: Path) -> None:
+    prose = INLINE.sub("", FENCE.sub("", page.read_text()))
+    targets = [target.partition("#")[0] for target in LINK.findall(prose)]
+    relative = [target for target in targets if target and "://" not in target]
+    assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
+def test_pages_of_the_site_link_to_pages_of_the_site(page: Path) -> None:
+    """A link out of docs/ is broken on the site."""
+    prose = INLINE.sub("", FENCE.sub("", page.read_text()))
+    targets = [target.partition("#")[0] for target in LINK.findall(prose)]
+    files = [page.parent / target for target in targets if target and "://" not in target]
+    outside = [file for file in files if not file.resolve().is_relative_to(ROOT / "docs")]
+    assert outside == []
+
+
+def reference() -> ModuleType:
+    """Return scripts/reference.py as a module."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_is_that_of_the_code() -> None:
+    """Run `python scripts/reference.py` after a change of keys, commands or data sets."""
+    pages = reference().pages()
+    assert set((ROOT / "docs/reference").iterdir()) == set(pages)
+    stale = [page.name for page, text in pages.items() if page.read_text() != text]
+    assert stale == []
