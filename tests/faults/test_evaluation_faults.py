@@ -276,7 +276,7 @@ def what_all_labels_begin_with_stays_out_of_the_prompt(patch):
 
 @caught_by(classifying.test_labels_that_begin_alike_are_refused)
 def labels_may_begin_alike(patch):
-    edit(patch, label_tokens, "if found[shared] in tokens:", "if False:")
+    edit(patch, label_tokens, "if word_ids[shared] in tokens:", "if False:")
 
 
 @caught_by(classifying.test_what_is_too_long_keeps_its_end)
@@ -295,23 +295,23 @@ def labels_may_have_another_order_than_the_models(patch):
 
 @caught_by(preparing.test_messages_stay_messages_and_chats_of_one_beginning_lie_together)
 def rows_are_held_out_one_by_one(patch):
-    edit(patch, convert.survey, "group_of(raw, row, config)", "known.decode()")
+    edit(patch, convert.survey, "group_of(raw, row, config)", "serialised.decode()")
 
 
 @caught_by(preparing.test_prompts_that_two_groups_share_are_not_in_both_files)
 def prompts_of_two_groups_lie_in_both_files(patch):
-    patch.setattr(convert, "drop_prompts_of_both", lambda prompts, fates: None)
+    patch.setattr(convert, "drop_prompts_of_both", lambda prompts, outcomes: None)
 
 
 @caught_by(preparing.test_a_row_of_two_groups_is_trained_on_whichever_comes_first)
 def the_first_of_equal_rows_stays_wherever_it_lies(patch):
-    edit(patch, digests.Digests.equal, "(rows, fates[rows], low, high)", "(rows, low, high)")
+    edit(patch, digests.Digests.equal, "(rows, outcomes[rows], low, high)", "(rows, low, high)")
 
 
 @caught_by(overlap.test_the_report)
 def evaluation_rows_are_touched_once_for_each_ngram(patch):
-    old = "number for _, rows in found for number in rows"
-    edit(patch, decontamination.measure_overlap, old, "gram for gram, _ in found")
+    old = "number for _, rows in matches for number in rows"
+    edit(patch, decontamination.measure_overlap, old, "gram for gram, _ in matches")
 
 
 @caught_by(overlap.test_rows_by_hand, row={"prompt": overlap.PROBLEM.upper()}, expected=True)
@@ -380,7 +380,7 @@ def a_part_goes_on_with_another_version(patch):
 
 @caught_by(downloads.test_a_file_whose_sum_is_another_is_named)
 def a_file_is_checked_by_its_size_alone(patch):
-    edit(patch, download._there, ' or sha256(place) != entry["sha256"]', "")
+    edit(patch, download._is_intact, ' or sha256(file) != entry["sha256"]', "")
 
 
 @pytest.mark.parametrize(("fault", "test", "keys"), FAULTS, ids=[f.__name__ for f, *_ in FAULTS])

@@ -70,21 +70,21 @@ def earlier_turns_are_judged_too(patch):
     renderer=PLAIN,
 )
 def rows_of_orpo_lack_the_prompt(patch):
-    finished = pair._finished
+    final = pair._final_sequence
     patch.setattr(
-        pair, "_finished",
-        lambda sequence, margin, train_prompt, scores: finished(sequence, margin, False, scores),
+        pair, "_final_sequence",
+        lambda sequence, margin, train_prompt, scores: final(sequence, margin, False, scores),
     )  # fmt: skip
 
 
 @caught_by(rows.test_useless_pairs_are_counted_and_dropped, renderer=PLAIN)
 def equal_pairs_stay(patch):
-    useless = pair._useless
+    reason = pair._drop_reason
 
     def only_empty(*args):
-        return "empty" if useless(*args) == "empty" else None
+        return "empty" if reason(*args) == "empty" else None
 
-    patch.setattr(pair, "_useless", only_empty)
+    patch.setattr(pair, "_drop_reason", only_empty)
 
 
 @caught_by(rows.test_useless_pairs_are_counted_and_dropped, renderer=PLAIN)

@@ -254,15 +254,15 @@ def test_what_is_too_long_keeps_its_end() -> None:
 @pytest.mark.parametrize(
     ("row", "keys", "message"),
     [
-        ({"text": "x"}, {}, "row 1: no label; found the columns text"),
+        ({"text": "x"}, {}, "row 1: no label; the row has text"),
         ({"claim": "x", "label": "a"}, {}, r"row 1: expected the columns .*data\.columns"),
-        ({"text": "x", "label": "z"}, {}, "row 1: the label 'z' is none of a, b, c"),
+        ({"text": "x", "label": "z"}, {}, "row 1: unknown label 'z'; expected one of a, b, c"),
         ({"text": "x", "label": ["a"]}, {}, "row 1: label must be one label"),
         ({"text": "x", "label": "a"}, {"multi_label": True}, "row 1: label must be a list"),
-        ({"text": "x", "label": 1.5}, {}, "row 1: a label must be a text that is not blank, a wh"),
-        ({"text": "x", "label": " "}, {}, "row 1: a label must be a text that is not blank"),
-        ({"text": 3, "label": "a"}, {}, "row 1: text must be a text; found '3'"),
-        ({"text": " ", "label": "a"}, {}, "row 1: text is blank: take the row out"),
+        ({"text": "x", "label": 1.5}, {}, "row 1: a label must be a non-blank string, an int"),
+        ({"text": "x", "label": " "}, {}, "row 1: a label must be a non-blank string"),
+        ({"text": 3, "label": "a"}, {}, "row 1: text must be a string; got '3'"),
+        ({"text": " ", "label": "a"}, {}, "row 1: text is blank: remove the row"),
         ({"prompt": "", "label": "a"}, {}, "row 1: prompt is blank"),
     ],
 )
@@ -289,10 +289,12 @@ def test_labels_come_from_the_rows_or_the_model() -> None:
     assert weighted.class_weights == pytest.approx({"maybe": 4 / 3, "no": 2 / 3, "yes": 4 / 3})
     with pytest.raises(ValueError, match="class_weights: 'often' is not one of the labels"):
         with_labels(ClassificationConfig(class_weights={"often": 1.0}), placed, None)
-    with pytest.raises(ValueError, match=r"^mine.csv, row 3: the label 'maybe' is none of yes, no"):
+    with pytest.raises(
+        ValueError, match=r"^mine.csv, row 3: unknown label 'maybe'; expected one of yes, no"
+    ):
         with_labels(ClassificationConfig(labels=["yes", "no"]), placed, None)
     broken = [*placed, ("mine.csv, row 5", {"text": "x"})]
-    with pytest.raises(ValueError, match=r"^mine.csv, row 5: no label; found the columns text"):
+    with pytest.raises(ValueError, match=r"^mine.csv, row 5: no label; the row has text"):
         with_labels(bare, broken, None)
 
 
@@ -490,10 +492,12 @@ def test_a_classifier_writes_no_text(tmp_path: Path, capsys: Any) -> None:
     call = ("classify", run_dir, "--file", tmp_path / "bad.jsonl")
     assert f"{tmp_path / 'bad.jsonl'}, row 2: expected the columns" in complaint(capsys, *call)
     (tmp_path / "bad.jsonl").write_text('{"text": "1", "label": "big"}\n')
-    assert "row 1: the label 'big' is none of even, odd" in complaint(capsys, *call)
+    assert "row 1: unknown label 'big'; expected one of even, odd" in complaint(capsys, *call)
     assert "tokens, more than the model's" in complaint(capsys, "classify", run_dir, "1 " * 999)
     (tmp_path / "bad.jsonl").write_text('{"text": "1"}\n')
     assert "note:" not in output_of(capsys, *call)
     config = run_dir / "config.yaml"
     config.write_text(yaml.safe_dump({"data": {"prompt_template": "Is {text} odd?"}}))
-    assert "note: trained with data.prompt_template 'Is {text}" in output_of(capsys, *call)
+    assert "note: the model was trained with data.prompt_template 'Is {text}" in output_of(
+        capsys, *call
+    )

@@ -222,7 +222,7 @@ def test_a_template_that_trims_what_is_said():
 
 def test_a_template_that_changes_what_is_said():
     it = with_template("m['content'] | upper")
-    with pytest.raises(ValueError, match="template changes the text of the completion"):
+    with pytest.raises(ValueError, match="template changes the completion"):
         it.step_sequence({"prompt": "q", "completions": ["a", "b"]}, "\n")
 
 
@@ -250,17 +250,17 @@ def test_labels_stand_where_the_mask_does():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"labels": [True]}, "1 labels for 3 steps"),
-        ({"labels": [True, 1, False]}, "labels must be a list of true and false; found .*True, 1"),
+        ({"labels": [True]}, "expected one label per step, got 1 for 3 steps"),
+        ({"labels": [True, 1, False]}, "labels must be a list of true and false; got .*True, 1"),
         ({"labels": ["+", "-", "+"]}, "labels must be a list of true and false"),
-        ({"labels": True}, "labels must be a list of true and false; found 'True'"),
-        ({"completions": "a b"}, "completions must be a list of texts; found 'a b'"),
-        ({"completions": ["a", 2, "b"]}, "completions must be a list of texts"),
+        ({"labels": True}, "labels must be a list of true and false; got 'True'"),
+        ({"completions": "a b"}, "completions must be a list of strings; got 'a b'"),
+        ({"completions": ["a", 2, "b"]}, "completions must be a list of strings"),
         ({"completions": [], "labels": []}, "completions is empty"),
         ({"completions": ["a", " \n", "b"]}, "step 2 of completions is empty"),
         ({"completions": ["a", "b\nc", "d"]}, "a step contains '\\\\n'.*trainer.step_separator"),
         ({"prompt": ""}, "the prompt is empty"),
-        ({"prompt": 3}, "prompt must be a text"),
+        ({"prompt": 3}, "prompt must be a string"),
     ],
 )
 def test_malformed_rows(change, problem):
@@ -271,9 +271,7 @@ def test_malformed_rows(change, problem):
 
 def test_missing_columns():
     row = {"prompt": "q", "completion": "a", "label": True}
-    with pytest.raises(
-        ValueError, match=r"columns prompt\+completions\+labels; found prompt, comp"
-    ):
+    with pytest.raises(ValueError, match=r"columns prompt\+completions\+labels; got prompt, comp"):
         converted(row)
 
 
@@ -416,7 +414,9 @@ def test_the_separator_is_the_trainers(tmp_path):
 
 def test_what_scores_steps_is_not_taken_for_what_scores_completions(tmp_path):
     process = trained(tmp_path / "process", max_steps=1)
-    with pytest.raises(ValueError, match=r"is a process reward model, .* set reward.steps to prod"):
+    with pytest.raises(
+        ValueError, match=r"is a process reward model, .* set reward.steps to one of prod"
+    ):
         make(type="reward_model", path=str(process))
     whole = trained(tmp_path / "whole", method="reward_model", max_steps=1)
     assert not (checkpoints_in(whole)[-1] / STEPS_FILE).exists()

@@ -132,9 +132,9 @@ def test_resume_with_a_reference_that_follows(method, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "section", "trainer", "message"),
     [
-        ("dpo", {}, {}, "give name .* or sync_steps"),
-        ("dpo", {"name": "x", "sync_steps": 2}, {}, "give name .* or sync_steps"),
-        ("dpo", {"name": "x", "sync_alpha": 0.5}, {}, "sync_alpha goes with"),
+        ("dpo", {}, {}, "give either name .* or sync_steps"),
+        ("dpo", {"name": "x", "sync_steps": 2}, {}, "give either name .* or sync_steps"),
+        ("dpo", {"name": "x", "sync_alpha": 0.5}, {}, "sync_alpha needs"),
         ("dpo", {"sync_steps": 2}, {"precompute_reference": True}, "keeps the reference fixed"),
         ("simpo", {"sync_steps": 2}, {}, "simpo uses no reference"),
         ("sft", {"sync_steps": 2}, {}, "sft uses no reference"),

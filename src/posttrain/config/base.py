@@ -156,6 +156,6 @@ def marked(key: Key, kind: type[Marker]) -> list[Marker]:
     name = key.path.rpartition(".")[2]
     for model in key.section.__mro__:
         info = getattr(model, "model_fields", {}).get(name)
-        if info is not None and (found := marks(info, kind)):
-            return found
+        if info is not None and (markers := marks(info, kind)):
+            return markers
     return []

@@ -30,13 +30,13 @@ class DataConfig(StrictConfig):
     ] = Field(default_factory=dict)
     """posttrain's column -> the file's, for example {prompt: question, completion: answer}."""
     prompt_template: str | None = None
-    """A template's name (see `posttrain data templates`), or a text with {columns}: the prompt."""
+    """The prompt: a template's name (see `posttrain data templates`), or a text with {columns}."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """chat: the tokenizer's chat template; plain: the bare text; auto: chat if there is one."""
     system_prompt: str | None = None
     """The system message of every prompt that has none."""
     max_samples: int | None = Field(None, ge=1)
-    """How many rows to use, from the first on; by default all."""
+    """Use only that many rows, the first ones; by default all."""
     weight: float = Field(1.0, gt=0)
     """In a mixture, how often each row is seen per epoch; 0.5 takes a random half of the rows."""
 

@@ -173,7 +173,7 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[Row]:
         except csv.Error as error:
             raise ValueError(
                 f"{where}: a quotation mark is never closed or inside an unquoted value ({error}): "
-                "put marks around such a value, and double those in it"
+                "put such a value in quotation marks, and double those in it"
             ) from None
         if cells is None:
             return

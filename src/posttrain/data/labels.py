@@ -21,7 +21,7 @@ class LabelSet:
     as_tokens: bool = False
     """Scored by the language model's logits of the labels' words, not by a head."""
     words: dict[str, str] = field(default_factory=dict)
-    """Label -> the text that stands for it instead of its name; read with `as_tokens`."""
+    """Label -> the text that is used instead of its name; read with `as_tokens`."""
 
 
 def check_known(row_labels: list[str], labels: LabelSet, where: str) -> None:

@@ -111,10 +111,7 @@ class Renderer:
     def _chat_segments(
         self, messages: list[Message], generation: bool = False, steps: SequenceOf[str] = ()
     ) -> list[tuple[list[int], bool]]:
-        """Return segments of ids, cut at the edges of assistant turns, and whether each is trained.
-
-        With `steps`, the last message is also cut between them.
-        """
+        """Return ids cut at the edges of assistant turns and `steps`, and what is trained on."""
         if not any(m["role"] == "assistant" for m in messages):
             raise ValueError("no assistant message to train on")
         full = self._template(messages, generation)
@@ -208,7 +205,7 @@ def make_renderer(
     """Return a renderer with its stop tokens.
 
     These are the tokenizer's EOS, those of the model's generation config, and the token with which
-    the chat template closes an assistant turn. Raise ValueError if there are none.
+    the chat template closes an assistant turn. Raise ValueError if none can close a completion.
     """
     has_template = tokenizer.chat_template is not None
     if template == "chat" and not has_template:

@@ -32,10 +32,7 @@ def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:
 
 
 def rename_columns(row: Row, columns: dict[str, str], source: str) -> Row:
-    """Return the row with our column names; `columns` maps each to the file's.
-
-    Other columns stay, for rewards to read.
-    """
+    """Return the row with columns renamed (ours -> the file's); others stay, for rewards."""
     for theirs in columns.values():
         if theirs not in row:
             raise ValueError(f"{source}: no column {theirs!r}; the row has {', '.join(row)}")

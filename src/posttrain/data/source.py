@@ -13,29 +13,24 @@ from posttrain.common.seeds import mix
 
 
 class Source(Protocol):
-    """What the trainer reads, from offline rows or rollouts: one batch for each optimiser step."""
+    """What the trainer reads, from offline rows or rollouts: one batch for each training step."""
 
     steps_per_epoch: int
 
     def next_batch(self) -> tuple[Batch, Metrics]:
         """Return this rank's share of the next global batch, and metrics about it."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all ranks; a collective call."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what state_dict() returned."""
-        ...
 
     def settle(self) -> None:
         """Wait until no work runs in the background."""
-        ...
 
     def close(self) -> None:
         """Stop work in the background."""
-        ...
 
 
 class EpochOrder:

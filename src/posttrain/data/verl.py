@@ -64,7 +64,7 @@ def to_verl_rl(
     }
     for name, value in sources.items():
         if not isinstance(value, str):
-            raise SettingError(name, f"verl_rl needs {name}, a string; got {value!r}")
+            raise SettingError(name, f"verl_rl needs {name}, a string; got {value!r}: set it")
     answer = row.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise SettingError(

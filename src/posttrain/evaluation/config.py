@@ -61,8 +61,7 @@ class EvalConfig(StrictConfig):
         if split is None or (isinstance(split, str) and split) or (number and 0 < split < 1):
             return split
         raise ValueError(
-            "eval.split: expected the name of a split, or a share above 0 and below 1; "
-            f"got {split!r}"
+            f"eval.split: expected a split's name or a share above 0 and below 1, got {split!r}"
         )
 
     @model_validator(mode="after")

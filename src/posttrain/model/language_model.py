@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
         return torch.autocast(next(self.parameters()).device.type, self.autocast)
 
     def causal_lm(self) -> Any:
-        """Return the transformers model, inside an adapter or not."""
+        """Return the transformers model, without PEFT's wrapper."""
         return unwrapped(self.model)
 
     def backbone(self) -> nn.Module:

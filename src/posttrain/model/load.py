@@ -94,7 +94,7 @@ def without_deprecations() -> Iterator[None]:
 
 
 def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
-    """Return a causal LM; raise ValueError for missing weights, with `scores` except its head's."""
+    """Return a causal LM; raise ValueError for missing weights, with `scores` except the head's."""
     import transformers
 
     transformers.logging.disable_progress_bar()

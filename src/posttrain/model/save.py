@@ -96,7 +96,7 @@ def save_classifier(
         config.label2id = {label: k for k, label in config.id2label.items()}
         kind = "multi" if labels["multi_label"] else "single"
         config.problem_type = f"{kind}_label_classification"
-    if config.pad_token_id in _ends(config):  # see the module docstring of `heads`
+    if config.pad_token_id in _ends(config):  # `heads` says why
         config.pad_token_id = None
     config.save_pretrained(folder)
     tensors = {

@@ -157,7 +157,7 @@ def job_of(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("test") is not None:
         name, test = row.get("entry_point"), row["test"]
         if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"entry_point must be the name of a function, got {name!r}")
+            raise ValueError(f"entry_point must be the name of a function; got {name!r}")
         _check_python("test", test)
         if not any(
             isinstance(node, ast.FunctionDef) and node.name == "check"
@@ -191,7 +191,7 @@ def job_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def _strings(name: str, value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{name} must be a list of texts, got {str(value)[:80]!r}")
+        raise ValueError(f"{name} must be a list of strings; got {str(value)[:80]!r}")
     if not value:
         raise ValueError(f"{name} is empty: a program cannot be judged without tests")
     return list(value)
@@ -199,7 +199,7 @@ def _strings(name: str, value: Any) -> list[str]:
 
 def _check_python(name: str, text: Any) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{name} must be text, got {text!r}")
+        raise ValueError(f"{name} must be a string; got {text!r}")
     try:
         compile(text, name, "exec")
     except (SyntaxError, ValueError) as error:

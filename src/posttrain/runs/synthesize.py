@@ -60,7 +60,7 @@ class PreferencesConfig(MakeConfig):
     type: Literal["preferences"] = "preferences"
     pairs: Literal["best_worst", "all", "multi"] = "best_worst"
     """best_worst: one pair per prompt; all: every pair with different scores; multi: the best
-    completion with a list of all that score lower, which becomes a pair with each in training."""
+    completion with a list of all that score lower, trained on as a pair with each."""
     min_difference: float = Field(0.0, ge=0)
     """The scores of a pair must differ by more than this."""
 
@@ -72,7 +72,7 @@ class FilterConfig(MakeConfig):
     keep: Literal["all", "first", "shortest"] | Annotated[int, Field(ge=1)] = "all"
     """Correct completions to keep of each prompt: all, the first, the shortest, or the first N."""
     min_score: float | None = None
-    """The least score that is correct; by default the verdict decides, or a score above 0."""
+    """Minimum score of a correct one; by default the verdict decides, or a score above 0."""
 
 
 MAKERS: dict[str, type[MakeConfig]] = {"preferences": PreferencesConfig, "filter": FilterConfig}
@@ -152,8 +152,8 @@ def make(config: MakingConfig) -> dict[str, Any]:
             f"prompt: the model takes at most {limit} tokens"
         )
     prompts, table = to_prompts(rows, renderer, "data", longest, "drop")
-    given = [given_of(prompt, renderer) for prompt in prompts]
-    table_of(given)  # reports what cannot be written before anything is sampled
+    inputs = [given_of(prompt, renderer) for prompt in prompts]
+    table_of(inputs)  # reports what cannot be written before anything is sampled
     reward = build_reward(config.reward)
     check_columns(reward, [prompt.row for prompt in prompts], "data")
     output = Path(config.output_dir)
@@ -173,7 +173,7 @@ def make(config: MakingConfig) -> dict[str, Any]:
             write_text(file, json.dumps(scored))
         groups += json.loads(file.read_text())
         CONSOLE.print(f"{len(groups):,} of {len(prompts):,} prompts", markup=False)
-    summary = write(config, given, groups, provenance)
+    summary = write(config, inputs, groups, provenance)
     summary["dropped_prompts"] = table.dropped
     (output / "made.json").write_text(json.dumps(summary | {"provenance": provenance}, indent=1))
     shutil.rmtree(parts)
@@ -296,12 +296,12 @@ def is_right(scored: dict[str, Any], min_score: float | None = None) -> bool:
 
 
 def write(
-    config: MakingConfig, given: list[Row], groups: list[Scored], provenance: dict[str, Any]
+    config: MakingConfig, inputs: list[Row], groups: list[Scored], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the two files and return the counts.
 
     Equal prompts are in the same file; the seed decides which, and the order of the prompts.
-    `given` holds the columns that the rows of each prompt begin with.
+    `inputs` holds the columns that the rows of each prompt begin with.
     """
     settings = config.make
 
@@ -311,7 +311,7 @@ def write(
         assert isinstance(settings, PreferencesConfig)
         return pairs_of(scored, settings)
 
-    keys = [json.dumps(row["prompt"]) for row in given]
+    keys = [json.dumps(row["prompt"]) for row in inputs]
     distinct = sorted(set(keys))
     random.Random(config.sampling.seed).shuffle(distinct)
     held_out = set(distinct[: round(config.val_split * len(distinct))])
@@ -320,19 +320,19 @@ def write(
     # shuffled, so that a file's first rows are a fair sample of it
     position = {key: i for i, key in enumerate(distinct)}
     for i in sorted(range(len(keys)), key=lambda i: position[keys[i]]):
-        key, rows = keys[i], [given[i] | row for row in rows_of(groups[i])]
+        key, rows = keys[i], [inputs[i] | row for row in rows_of(groups[i])]
         with_rows += bool(rows)
         files["validation" if key in held_out else "train"] += rows
     if not files["train"]:
         raise ValueError(
-            f"none of the {len(given)} prompts gave a row: the scores of its "
+            f"none of the {len(inputs)} prompts gave a row: the scores of its "
             f"{config.sampling.num_completions} completions are alike, or none is correct"
         )
     min_score = settings.min_score if isinstance(settings, FilterConfig) else None
     counts = [sum(is_right(row, min_score) for row in scored) for scored in groups]
     n = config.sampling.num_completions
     summary = {
-        "num_prompts": len(given),
+        "num_prompts": len(inputs),
         "prompts_with_rows": with_rows,
         "num_rows": {name: len(rows) for name, rows in files.items()},
         "pass@1": sum(counts) / (n * len(counts)),

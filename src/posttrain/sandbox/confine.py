@@ -60,7 +60,7 @@ def stay_dumpable() -> None:
 
 
 def no_new_privileges() -> None:
-    """Give up gaining privileges by exec, without which the kernel refuses seccomp and landlock."""
+    """Renounce new privileges by exec; the kernel requires this before seccomp and landlock."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -215,9 +215,9 @@ def bind(source: str, target: str) -> None:
 
 
 def read_only(target: str, devices: bool = False) -> None:
-    """Make all mounts at and below `target` read-only, and without `devices` also free of devices.
+    """Make all mounts at and below `target` read-only and set-user-ID files in them powerless.
 
-    It needs Linux 5.12.
+    Device files do not work there either, unless `devices`. This needs Linux 5.12.
     """
     set_ = _READ_ONLY | _NO_SUID | (0 if devices else _NO_DEVICES)
     attributes = struct.pack("QQQQ", set_, 0, 0, 0)

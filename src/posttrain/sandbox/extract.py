@@ -5,7 +5,7 @@ import re
 import warnings
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n`]*$", re.MULTILINE)
-MOST_CUTS = 20  # statements with an error, one after another, before a text counts as prose
+MOST_CUTS = 20  # attempts to cut a text before its first error; each parses it again
 _PYTHON = ("python", "py", "python3")
 # A base model has left the function at one of HumanEval's stop words (Chen et al. 2021).
 _STOP = re.compile(r"\n(?=class |def |#|if |print|@|```)")
@@ -68,7 +68,7 @@ def leading(code: str) -> str:
 
 
 def defines(tree: ast.Module, name: str) -> bool:
-    """Whether `name` occurs at the top level: bound by def, class or import, or in a statement."""
+    """Whether a top-level def, class or import binds `name`, or another statement mentions it."""
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             if node.name == name:

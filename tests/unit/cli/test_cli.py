@@ -289,7 +289,9 @@ def test_generate(trained: Path, capsys: Capture) -> None:
     )
     text = complaint(capsys, "generate", run_dir(trained), "1+1", "--max-new-tokens", "600")
     assert "more than the 512 tokens that the model takes" in text
-    assert "--template: is one of" in complaint(capsys, *arguments, "--template", "x")
+    assert "--template: expected auto, chat or plain, got" in complaint(
+        capsys, *arguments, "--template", "x"
+    )
     assert "dtype" in complaint(capsys, *arguments, "--dtype", "x")
 
 

@@ -238,7 +238,7 @@ def test_type_error_names_key_and_value(override: str, key: str, value: str) -> 
             GRPO | {"reward": {"type": "weighted", "rewards": [{"type": "weighted"}]}},
             "reward.rewards.0.type 'weighted' is not known; expected one of math_correctness",
         ),
-        (SFT | {"data": {"split": "train"}}, "give data.name or data.path"),
+        (SFT | {"data": {"split": "train"}}, "set data.name or data.path"),
         (SFT | {"data": []}, "the mixture is empty"),
         (SFT | {"model": {}}, "give either model.name or model.scratch"),
         (SFT | {"model": {"name": "m", "scratch": {}}}, "give either model.name or model.scratch"),
@@ -271,7 +271,7 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
         (GRPO, ["length.on_overlong=truncate"], "cannot truncate prompts"),
         (SFT, ["model.lora.r=8"], "model.lora is set but model.use_lora is false"),
         (SFT, ["model={scratch: {}, use_lora: true}"], "needs a pre-trained model"),
-        (SFT, ["data.options={a: 1}"], "data.options belong to a named data set"),
+        (SFT, ["data.options={a: 1}"], "data.options are those of a named data set"),
     ],
 )
 def test_what_the_method_would_not_read_is_rejected(

@@ -44,7 +44,7 @@ def test_a_row_of_liar(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text(STATEMENT.replace("Governor", " "))
     assert "\nSpeaker: a-speaker\nState: Texas\n" in load_rows(data)[0]["prompt"]
     (tmp_path / "train.tsv").write_text(STATEMENT.replace("\t5\t", "\tx\t"))
-    with pytest.raises(ValueError, match=r"line 1: column 13 \(pants on fire\) must be a count, f"):
+    with pytest.raises(ValueError, match=r"line 1: column 13 \(pants on fire\) must be a count, g"):
         load_rows(data)
     reward = build(Classification(labels=list(liar.LABELS)))
     answers = ["pants on fire", "Answer: true", "It is pants-on-fire."]
@@ -196,7 +196,7 @@ def test_the_labels_of_dev_have_another_name(tmp_path: Path) -> None:
     (tmp_path / "train-task2-TC.labels").rename(tmp_path / "dev-task-TC.labels")
     assert len(rows_of("semeval2020_task11", "dev", tmp_path)) == 3
     (tmp_path / "dev-task-TC.labels").unlink()
-    with pytest.raises(ValueError, match=r"has no dev-task2-TC\.labels or dev-task-TC\.labels: fo"):
+    with pytest.raises(ValueError, match=r"has no dev-task2-TC\.labels or dev-task-TC\.labels; fo"):
         rows_of("semeval2020_task11", "dev", tmp_path)
     (tmp_path / "dev-articles/article1.txt").unlink()
     with pytest.raises(ValueError, match=r"dev-articles has no article\*\.txt"):

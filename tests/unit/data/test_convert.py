@@ -162,15 +162,15 @@ def test_equal_digests_are_found_across_buffers_and_files(monkeypatch: Any, tmp_
     numbers = [chance.randrange(300) for _ in range(1000)]
     import numpy as np
 
-    fates = np.array([number % 2 for number in numbers], np.uint8)
+    outcomes = np.array([number % 2 for number in numbers], np.uint8)
     digests = Digests(tmp_path / "rows")
     for number in numbers:
         digests.add(str(number).encode())
-    drop_duplicates(digests, fates)
-    kept = [number for number, fate in zip(numbers, fates) if fate != DUPLICATE]
+    drop_duplicates(digests, outcomes)
+    kept = [number for number, outcome in zip(numbers, outcomes) if outcome != DUPLICATE]
     assert sorted(kept) == sorted(set(numbers))
     firsts = [i for i, number in enumerate(numbers) if number not in numbers[:i]]
-    assert [i for i, fate in enumerate(fates) if fate in (TRAIN, VALIDATION)] == firsts
+    assert [i for i, outcome in enumerate(outcomes) if outcome in (TRAIN, VALIDATION)] == firsts
 
 
 # --- columns --------------------------------------------------------------------------------------
@@ -409,30 +409,32 @@ def test_verls_sft_layout_is_written(tmp_path: Path) -> None:
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 REFUSED: list[tuple[bytes, list[str], str]] = [
     (GOOD + b'{"prompt": "a" "b"}\n', [], "line 2: not valid JSON (Expecting ',' delimiter, col"),
-    (GOOD + b"[1]\n", [], "line 2: a row must be an object, found [1]"),
+    (GOOD + b"[1]\n", [], "line 2: expected an object, got [1]"),
     (GOOD + b'{"prompt": "\xe9"}\n', [], "line 2: not UTF-8 text"),
-    (GOOD + b"[" * 200_000, [], "line 2: not to be read as JSON"),
-    (GOOD + b'{"prompt": ' + b"9" * 5_000 + b"}", [], "line 2: not to be read as JSON"),
-    (GOOD + b'{"question": "a"}', [], "line 2: expected prompt or messages; found question: name"),
-    (GOOD + b'{"prompt": "a"}', [], "line 2: a row with prompt as text, but"),
-    (GOOD + b'{"prompt": 7, "completion": "b"}', [], "line 2: prompt must be a text or a list"),
-    (GOOD + b'{"prompt": "a", "completion": 7}', [], "line 2: completion must be a text or a list"),
+    (GOOD + b"[" * 200_000, [], "line 2: cannot be read as JSON"),
+    (GOOD + b'{"prompt": ' + b"9" * 5_000 + b"}", [], "line 2: cannot be read as JSON"),
+    (GOOD + b'{"question": "a"}', [], "line 2: expected prompt or messages; got question: name"),
+    (GOOD + b'{"prompt": "a"}', [], "line 2: a row with prompt as a string, but"),
+    (GOOD + b'{"prompt": 7, "completion": "b"}', [], "line 2: prompt must be a string or a list"),
+    (GOOD + b'{"prompt": "a", "completion": 7}', [],
+     "line 2: completion must be a string or a list"),
     (GOOD + b'{"messages": "Hi"}', [], "line 2: messages must be a list of {role, content}"),
     (GOOD + b'{"messages": [{"role": "user"}, {"role": 1, "content": "x"}]}', [], "line 2: messag"),
-    (GOOD + b'{"messages": [{"role": "user", "content": "x"}]}', [], "prepare them apart"),
-    (GOOD + b'{"prompt": "\\ud800", "completion": "b"}', [], "line 2: prompt holds '\\ud800', h"),
-    (GOOD, ["--prompt-key", "question"], "line 1: no column 'question'; found prompt, completion: "
-     "name one that every row has"),
-    (GOOD, ["--response-key", "reply"], "line 1: no column 'reply'; found prompt, completion: name "
-     "one"),
-    (GOOD, ["--group-key", "id"], "line 1: no value in 'id'; found prompt, completion: name"),
-    (GOOD, ["--format", "verl_rl"], "line 1: verl_rl needs a text data_source, found None: give "
-     "one"),
+    (GOOD + b'{"messages": [{"role": "user", "content": "x"}]}', [], "prepare them separately"),
+    (GOOD + b'{"prompt": "\\ud800", "completion": "b"}', [],
+     "line 2: prompt contains '\\ud800', half of a character"),
+    (GOOD, ["--prompt-key", "question"],
+     "line 1: no column 'question'; the row has prompt, completion: name one that every row has"),
+    (GOOD, ["--response-key", "reply"],
+     "line 1: no column 'reply'; the row has prompt, completion: name one"),
+    (GOOD, ["--group-key", "id"], "line 1: no value in 'id'; the row has prompt, completion: name"),
+    (GOOD, ["--format", "verl_rl"], "line 1: verl_rl needs data_source, a string; got None: set "
+     "it"),
     (GOOD, ["--format", "verl_rl", "--data-source", "x", "--ability", "y"],
-     "line 1: verl_rl needs an answer, a text or a number, found None: name its column"),
-    (b'{"prompt": "a"}', ["--format", "verl_sft"], "line 1: verl_sft needs an answer to the pr"),
+     "line 1: verl_rl needs an answer, a string or a number; got None: name its column"),
+    (b'{"prompt": "a"}', ["--format", "verl_sft"], "line 1: verl_sft needs a completion of the pr"),
     (GOOD, ["--format", "verl"], "--format: 'verl' is not known: choose one of posttrain, verl"),
-    (GOOD, ["--val-split", "1"], "--val-split: must be at least 0 and below 1; found 1"),
+    (GOOD, ["--val-split", "1"], "--val-split: must be at least 0 and below 1; got 1"),
     (b"\n\n", [], "no rows"),
     (b'{"prompt": "", "completion": "b"}', [], "no row is left to train on: of 1, 0 are for"),
     (GOOD + b'{"prompt": "a", "completion": "b", "answer": 1}\n'

@@ -79,34 +79,38 @@ def complaint(data: Any, method: str = "sft", **rest: Any) -> str:
 
 MALFORMED = [
     ("bad.jsonl", GOOD + b"\n{bad\n", [", line 3: not valid JSON"]),
-    ("list.jsonl", GOOD + b"[1]\n", [", line 2: a row must be an object, found [1]"]),
-    ("text.jsonl", GOOD + b'"abc"\n', [', line 2: a row must be an object, found "abc"']),
+    ("list.jsonl", GOOD + b"[1]\n", [", line 2: expected an object, got [1]"]),
+    ("text.jsonl", GOOD + b'"abc"\n', [', line 2: expected an object, got "abc"']),
     ("latin.jsonl", GOOD + b'{"prompt": "\xe9"}\n', [", line 2: not UTF-8"]),
     ("latin.jsonl.gz", gzip.compress(GOOD * 9 + b"\xe9"), [", line 10: not UTF-8"]),
-    ("broken.jsonl.gz", gzip.compress(GOOD * 99)[:-12], ["not a whole gzip file"]),
-    ("wrong.jsonl.gz", GOOD, ["not a whole gzip file"]),
+    ("broken.jsonl.gz", gzip.compress(GOOD * 99)[:-12], ["not a complete gzip file"]),
+    ("wrong.jsonl.gz", GOOD, ["not a complete gzip file"]),
     ("empty.jsonl", b"", [": no rows"]),
     ("blank.jsonl", b"\n \n", [": no rows"]),
     ("empty.json", b"[]", [": no rows"]),
     ("object.json", b'{"rows": []}', ["a list of rows, or an object with a list under 'data'"]),
     ("bad.json", b'[{"prompt": "a"},\n{"prompt"]', [", line 2: not valid JSON", "column 10)"]),
-    ("numbers.json", b'[{"prompt": "a"}, 3]', [", row 2: a row must be an object"]),
+    ("numbers.json", b'[{"prompt": "a"}, 3]', [", row 2: expected an object"]),
     ("short.csv", b"prompt,completion\na,b\nc\n", [", line 3: expected 2 columns"]),
     ("wide.csv", b"prompt,completion\na,b\nc,d,e\n", [", line 3: expected 2 columns"]),
     ("head.csv", b"prompt,completion\n", [": no rows"]),
     ("open.csv", b'prompt,completion\n"a,b\nc,d\n', [", line 2: a quotation mark is never closed"]),
-    ("mark.csv", b'prompt,completion\na,b\n"c" c,d\n', [", line 3: a quotation mark", "doubled"]),
+    (
+        "mark.csv",
+        b'prompt,completion\na,b\n"c" c,d\n',
+        [", line 3: a quotation mark", "double those"],
+    ),
     ("twice.csv", b"prompt,completion,prompt\na,b,c\n", [", line 1: the column 'prompt'", "twice"]),
-    ("zero.csv", b"prompt,completion\na,b\nc,d\0\n", [", line 3: a byte 0", "save it as UTF-8"]),
+    ("zero.csv", b"prompt,completion\na,b\nc,d\0\n", [", line 3: a null byte", "save it as UTF-8"]),
     ("utf16.csv", "prompt,completion\na,b\n".encode("utf-16"), [", line 1: not UTF-8 text: save"]),
     ("cut.jsonl", GOOD + b'{"prompt": "a", "comple\n', [", line 2: not valid", "at, column 17)"]),
     ("commas.tsv", b"prompt,completion\na,b\n", [", row 1: expected the columns prompt+"]),
     ("broken.parquet", b"PAR1 no", ["not a Parquet file"]),
-    ("rows.xlsx", b"x", ["unknown kind of file; known are .jsonl, .json, .parquet"]),
+    ("rows.xlsx", b"x", ["unknown file type; expected one of .jsonl, .json, .parquet"]),
     (
         "missing.jsonl",
         GOOD + b'{"prompt": "a", "answer": "b"}\n',
-        [", row 2: expected the columns prompt+completion or messages; found prompt, answer"],
+        [", row 2: expected the columns prompt+completion or messages; got prompt, answer"],
     ),
     ("number.jsonl", GOOD + b'{"prompt": 7, "completion": "b"}', [", row 2: prompt must", "'7'"]),
     ("null.jsonl", GOOD + b'{"prompt": "a", "completion": null}', [", row 2: completion must be"]),
@@ -141,11 +145,11 @@ def test_malformed_file_is_one_line_that_says_where(
     [
         ({"path": "nowhere/rows.jsonl"}, "no such file or folder: nowhere/rows.jsonl"),
         ({"path": "./nowhere"}, "no such file or folder: ./nowhere"),
-        ({"path": "some/name"}, "some/name: no such file or folder here, and the hub"),
+        ({"path": "some/name"}, "some/name: no such local file or folder, and the hub"),
         ({"name": "gsm9k"}, "no data set 'gsm9k'; did you mean gsm8k?"),
         ({"name": "zzz"}, "no data set 'zzz'; known: a"),
         ({"name": "gsm8k", "path": "nowhere"}, "data.path: nowhere does not exist"),
-        ({"name": "gsm8k"}, "openai/gsm8k: no such file or folder here, and the hub"),
+        ({"name": "gsm8k"}, "openai/gsm8k: no such local file or folder, and the hub"),
         (
             {"name": "word_problems", "options": {"familys": "all"}},
             "word_problems has no option 'familys'; known: num_rows, families, seed",
@@ -167,7 +171,7 @@ def test_source_that_is_not_there(data: dict[str, Any], expected: str) -> None:
 def test_folder_without_the_split(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_bytes(GOOD)
     text = complaint({"path": str(tmp_path)})
-    assert "has no file for split 'train': found test.jsonl" in text
+    assert "has no file for split 'train'; found test.jsonl" in text
     assert run({"path": str(tmp_path), "split": "test"}).tables[0].kept == 1
 
 
@@ -191,11 +195,11 @@ def test_column_mapping(tmp_path: Path) -> None:
     swapped = DataConfig(path=str(file), columns={"prompt": "answer", "answer": "question"})
     assert load_rows(swapped) == [{"prompt": "7", "answer": "q", "solution": "s"}]
     text = complaint({"path": str(file), "columns": {"prompt": "Question"}})
-    assert "no column 'Question'; found question, solution, answer, prompt" in text
+    assert "no column 'Question'; the row has question, solution, answer, prompt" in text
 
 
 def test_gsm8k_row_without_an_answer(tmp_path: Path) -> None:
-    for answer, problem in (("3", "must end in '#### x', found '3'"), (3, "must be a text that")):
+    for answer, problem in (("3", "must end in '#### x', got '3'"), (3, "must be a non-blank")):
         file = tmp_path / "train.jsonl"
         file.write_text(json.dumps({"question": "x", "answer": answer}))
         text = complaint({"name": "gsm8k", "path": str(tmp_path)})
@@ -276,7 +280,7 @@ def test_rows_that_are_trained_on_are_no_evaluation(tmp_path: Path) -> None:
         "trainer": {"type": "pretrain", "max_steps": 1, "eval_steps": 1},
         "eval": {},
     }
-    message = r"rows\.jsonl is the file that is trained on: .*give eval"
+    message = r"rows\.jsonl is the file that is trained on: .*set eval.data.path"
     with pytest.raises(ValueError, match=message):
         eval_rows(tree)
     same = {"path": str(tmp_path / "." / "rows.jsonl"), "split": "validation"}
@@ -373,7 +377,7 @@ def test_mixture_by_config(tmp_path: Path) -> None:
     assert data.hash() == run(parts).hash()
     parts[0]["template"] = "plain"
     assert "the same template and system_prompt" in complaint(parts)
-    assert "leaves no row" in complaint([parts[0] | {"weight": 0.01}])
+    assert "leaves the mixture without rows" in complaint([parts[0] | {"weight": 0.01}])
 
 
 @pytest.mark.parametrize(
@@ -448,7 +452,7 @@ def test_limits_of_the_model(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD)
     data = {"path": str(file)}
-    assert "the model takes 64 tokens" in complaint(data, length={"max_length": 65})
+    assert "the model takes at most 64 tokens" in complaint(data, length={"max_length": 65})
     text = complaint(data, "grpo", rollout={"max_new_tokens": 64})
     assert "rollout.max_new_tokens=64 leaves no room for a prompt" in text
 
@@ -461,7 +465,7 @@ def test_eval_split_that_is_missing(tmp_path: Path) -> None:
         "trainer": {"type": "sft", "max_steps": 1, "eval_steps": 1},
         "eval": {},
     }
-    with pytest.raises(ValueError, match=r"no file for split 'test': found train\.jsonl"):
+    with pytest.raises(ValueError, match=r"no file for split 'test'; found train\.jsonl"):
         plan(parse_config(tree, "run.yaml"))
 
 

@@ -79,27 +79,31 @@ FILES = {
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("fever", {"claim": None}, "column claim must be a text that is not blank, found 'None'"),
+        ("fever", {"claim": None}, "column claim must be a non-blank string, got 'None'"),
         ("fever", {"claim": " "}, "column claim must be"),
         ("fever", {"label": "TRUE"}, "column label must be one of SUPPORTS, REFUTES, NOT"),
-        ("fever", {"label": None}, "column label must be a text"),
-        ("fever", {"label": ["REFUTES"]}, """found "['REFUTES']"; correct"""),
+        ("fever", {"label": None}, "column label must be a non-blank string"),
+        ("fever", {"label": ["REFUTES"]}, """got "['REFUTES']"; correct"""),
         ("math", {"problem": None}, "expected problem and answer"),
         ("math", {"answer": 2}, "expected problem and answer"),
         ("math", {"answer": None, "solution": "It is 2."}, "a solution that boxes it"),
-        ("math", {"problem": None, "reward_model": {}}, "reward_model.ground_truth; found"),
-        ("math", {**VERL, "prompt": None}, "reward_model.ground_truth; found columns"),
-        ("math", {**VERL, "prompt": []}, "reward_model.ground_truth; found columns"),
-        ("math", {**VERL, "reward_model": {"style": "x"}}, "reward_model.ground_truth; found"),
-        ("mbpp", {"text": None}, "column text must be a text that is not blank"),
-        ("mbpp", {"code": 7}, "column code must be a text"),
-        ("mbpp", {"task_id": "601"}, "expected task_id, a number; found '601'; correct"),
-        ("mbpp", {"test_list": []}, "expected test_list, a list of texts; found '[]'"),
+        ("math", {"problem": None, "reward_model": {}}, "reward_model.ground_truth; the row has"),
+        ("math", {**VERL, "prompt": None}, "reward_model.ground_truth; the row has"),
+        ("math", {**VERL, "prompt": []}, "reward_model.ground_truth; the row has"),
+        (
+            "math",
+            {**VERL, "reward_model": {"style": "x"}},
+            "reward_model.ground_truth; the row has",
+        ),
+        ("mbpp", {"text": None}, "column text must be a non-blank string"),
+        ("mbpp", {"code": 7}, "column code must be a non-blank string"),
+        ("mbpp", {"task_id": "601"}, "expected task_id, a number; got '601'; correct"),
+        ("mbpp", {"test_list": []}, "expected test_list, a list of strings; got '[]'"),
         ("mbpp", {"test_list": "assert double(2) == 4"}, "expected test_list"),
         ("mbpp", {"test_list": 3}, "expected test_list"),
         ("mbpp", {"test_list": [None]}, "expected test_list"),
-        ("mbpp", {"test_setup_code": 3}, "expected test_setup_code, a text; found '3'"),
-        ("humaneval", {"entry_point": None}, "column entry_point must be a text that is not"),
+        ("mbpp", {"test_setup_code": 3}, "expected test_setup_code, a string; got '3'"),
+        ("humaneval", {"entry_point": None}, "column entry_point must be a non-blank string"),
         ("humaneval", {"canonical_solution": 1}, "column canonical_solution must"),
     ],
 )
@@ -121,20 +125,25 @@ def test_a_malformed_row_is_named_with_its_file(
         *((name, "test", "nowhere", "data.path: ") for name in GOOD),
         *((name, "test", "nowhere", "nowhere does not exist") for name in GOOD),
         ("fever", "test", ".", "has no paper_test.jsonl or shared_task_dev.jsonl or paper_dev"),
-        ("fever", "train", ".", "has no train.jsonl: found other.txt"),
-        ("math", "train", ".", "has no file for split 'train': found other.txt"),
-        ("mbpp", "train", ".", "has no mbpp.jsonl: found other.txt"),
-        ("humaneval", "test", ".", "has no HumanEval.jsonl.gz or HumanEval.jsonl: found other.txt"),
+        ("fever", "train", ".", "has no train.jsonl; found other.txt"),
+        ("math", "train", ".", "has no file for split 'train'; found other.txt"),
+        ("mbpp", "train", ".", "has no mbpp.jsonl; found other.txt"),
+        ("humaneval", "test", ".", "has no HumanEval.jsonl.gz or HumanEval.jsonl; found other.txt"),
         ("fever", "dev", ".", "unknown split 'dev': choose one of train, test"),
         ("mbpp", "dev", ".", "unknown split 'dev': choose one of train, validation, test, prompt"),
-        ("humaneval", "train", ".", "humaneval has the split test only, not 'train'"),
+        ("humaneval", "train", ".", "humaneval has only the split test, not 'train'"),
         ("fever", "train", None, "fever: set data.path to a folder with train.jsonl"),
         ("fever", "train", None, "https://fever.ai"),
         ("math", "dev", None, "unknown split 'dev': choose one of train, test"),
-        ("math", "train", None, "DigitalLearningGmbH/MATH-lighteval: no such file or folder here,"),
-        ("math", "test", None, "HuggingFaceH4/MATH-500: no such file or folder here, and the hub"),
-        ("mbpp", "train", None, "google-research-datasets/mbpp: no such file or folder here"),
-        ("humaneval", "test", None, "openai/openai_humaneval: no such file or folder here"),
+        (
+            "math",
+            "train",
+            None,
+            "DigitalLearningGmbH/MATH-lighteval: no such local file or folder,",
+        ),
+        ("math", "test", None, "HuggingFaceH4/MATH-500: no such local file or folder, and the hub"),
+        ("mbpp", "train", None, "google-research-datasets/mbpp: no such local file or folder"),
+        ("humaneval", "test", None, "openai/openai_humaneval: no such local file or folder"),
     ],
 )
 def test_a_source_that_is_not_there(
@@ -244,7 +253,7 @@ def test_official_files_are_their_own_splits(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.jsonl", only(name))
         assert claims(rows_of("fever", "test", tmp_path)) == [name] * 12
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"has no train\.jsonl: found paper_dev\.jsonl, paper_te"):
+    with pytest.raises(ValueError, match=r"has no train\.jsonl; found paper_dev\.jsonl, paper_te"):
         rows_of("fever", "train", tmp_path)
 
 

@@ -91,7 +91,7 @@ def test_the_report(tmp_path: Path, capsys: Capture) -> None:
     )
     text = output_of(capsys, "data", "overlap", train, held_out)
     assert "2 of 4 training rows (50.00%) share 13 successive words" in text
-    assert "1 of 3 evaluation rows are touched (1 are too short to tell; 0 n-grams" in text
+    assert "1 of 3 evaluation rows are affected (1 are too short to compare; 0 n-grams" in text
     assert f"{train}, line 2: tom has 3 boxes of 4 apples and he eats 2 how many" in text
     text = output_of(capsys, "data", "overlap", train, held_out, "--n", 5)
     assert "share 5 successive words" in text

@@ -138,7 +138,7 @@ def test_what_is_fetched_is_what_the_path_of_the_data_reads(server: Server, tmp_
 def test_a_finished_file_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     fetch(tmp_path)
     server.asked.clear()
-    assert fetch(tmp_path) == ["gsm8k: there already, 2 files, their sums agree"]
+    assert fetch(tmp_path) == ["gsm8k: already fetched, 2 files, all checksums match"]
     assert server.asked == []
     (tmp_path / "gsm8k/test.jsonl").unlink()
     fetch(tmp_path)
@@ -151,7 +151,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
     assert server.asked[:3] == [
         ("/train.jsonl", None), ("/train.jsonl", "bytes=70000-"), ("/train.jsonl", "bytes=120000-")
     ]  # fmt: skip
-    assert "  train.jsonl  196.0 kB, going on at 70.0 kB" in said
+    assert "  train.jsonl  196.0 kB, resuming at 70.0 kB" in said
     assert holds(tmp_path / "gsm8k/train.jsonl", TRAIN)
 
 
@@ -228,7 +228,7 @@ def test_a_call_that_is_killed_once_a_file_has_its_name(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_forget", killed)
+        patch.setattr(download, "_discard", killed)
         with pytest.raises(KeyboardInterrupt):
             fetch(tmp_path)
     fetch(tmp_path)
@@ -241,7 +241,7 @@ def test_a_file_whose_sum_is_another_is_named(server: Server, tmp_path: Path) ->
     for content in (TRAIN[:-1], TRAIN.replace(b"1+1", b"1+3")):
         file.write_bytes(content)
         assert complaint(tmp_path) == (
-            f"gsm8k: {file}: its sha256 is not that of manifest.json: delete it and run again"
+            f"gsm8k: {file}: its sha256 differs from manifest.json: delete it and run again"
         )
     file.unlink()
     fetch(tmp_path)
@@ -252,7 +252,7 @@ def test_a_file_of_somebody_else_is_left_alone(server: Server, tmp_path: Path) -
     file = tmp_path / "gsm8k/train.jsonl"
     file.parent.mkdir()
     file.write_bytes(b"mine")
-    assert complaint(tmp_path) == f"gsm8k: {file} is not from this command: move it away"
+    assert complaint(tmp_path) == f"gsm8k: {file} was not written by this command: move it away"
     assert file.read_bytes() == b"mine"
 
 
@@ -276,8 +276,8 @@ def test_no_connection_is_one_line(
     assert left.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: gsm8k: no connection to 127.0.0.1:9 (")
-    assert error.endswith("bring http://127.0.0.1:9/train.jsonl here by hand and give its folder "
-                          "as data.path\n")  # fmt: skip
+    assert error.endswith("copy http://127.0.0.1:9/train.jsonl here by hand and set data.path "
+                          "to its folder\n")  # fmt: skip
     assert error.count("\n") == 1
 
 
@@ -285,7 +285,7 @@ def test_one_that_can_not_be_had_does_not_keep_the_others(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del server.files["/test.jsonl"]
-    assert "test.jsonl: the server says 404" in complaint(tmp_path)
+    assert "test.jsonl: the server responded 404" in complaint(tmp_path)
     server.files["/train.tsv"] = ROW
     monkeypatch.setattr(liar, "ORIGIN", Origin("x", "y", {}, (), (f"{server.url}/train.tsv",)))
     said: list[str] = []
@@ -293,7 +293,7 @@ def test_one_that_can_not_be_had_does_not_keep_the_others(
         download.download(["gsm8k", "liar"], tmp_path, said.append)
     assert any(line.startswith("gsm8k: ") and "404" in line for line in said)
     assert (tmp_path / "liar/train.tsv").read_bytes() == ROW
-    assert said[-1] == f"{len(ROW)} B in all"
+    assert said[-1] == f"{len(ROW)} B in total"
 
 
 def test_one_server_that_is_down_does_not_keep_the_others(
@@ -327,10 +327,10 @@ def test_a_dry_run_says_the_sizes_and_fetches_nothing(server: Server, tmp_path: 
     fetch(tmp_path)
     (tmp_path / "gsm8k/test.jsonl").unlink()
     assert listed(tmp_path, "gsm8k") == [
-        head, "  train.jsonl  196.0 kB, there already", "  test.jsonl  49 B", "49 B to fetch"
+        head, "  train.jsonl  196.0 kB, already fetched", "  test.jsonl  49 B", "49 B to fetch"
     ]  # fmt: skip
     del server.files["/test.jsonl"]
-    with pytest.raises(ValueError, match=r"^gsm8k: .*test.jsonl: the server says 404"):
+    with pytest.raises(ValueError, match=r"^gsm8k: .*test.jsonl: the server responded 404"):
         listed(tmp_path, "gsm8k")
 
 
@@ -374,7 +374,7 @@ def test_an_archive_is_unpacked_and_its_files_are_checked(
     assert (folder / "train.tsv").read_bytes() == ROW
     assert server.asked == []
     (folder / "train.tsv").write_bytes(b"other")
-    assert "train.tsv: its sha256 is not that of manifest.json" in complaint(tmp_path, "liar")
+    assert "train.tsv: its sha256 differs from manifest.json" in complaint(tmp_path, "liar")
 
 
 def test_a_call_that_is_killed_while_it_unpacks(
@@ -398,7 +398,7 @@ def test_a_call_that_is_killed_while_it_unpacks(
 def test_a_broken_archive(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files["/liar.zip"] = b"PK no"
     monkeypatch.setattr(liar, "ORIGIN", Origin("x", "y", {}, (), (f"{server.url}/liar.zip",)))
-    assert "liar.zip can not be unpacked (" in complaint(tmp_path, "liar")
+    assert "liar.zip cannot be unpacked (" in complaint(tmp_path, "liar")
 
 
 def test_an_archive_writes_nothing_outside_its_folder(
@@ -467,8 +467,8 @@ def test_other_bytes_than_the_hub_tells_are_thrown_away(hub: Server, tmp_path: P
     right = hub.files[place]
     hub.files[place] = right.replace(b"Hello", b"Hallo")
     text = complaint(tmp_path, "hh_rlhf")
-    assert "test.jsonl: sha256 " in text
-    assert "what came was thrown away, run again" in text
+    assert "test.jsonl: expected sha256 " in text
+    assert "the download was discarded, run again" in text
     assert names(tmp_path) == []
     hub.files[place] = right
     fetch(tmp_path, "hh_rlhf")
@@ -477,7 +477,7 @@ def test_other_bytes_than_the_hub_tells_are_thrown_away(hub: Server, tmp_path: P
 def test_a_file_that_changed_on_the_hub_between_two_calls(hub: Server, tmp_path: Path) -> None:
     later = "/datasets/a/b/resolve/c0ffee/harmless-base/train.jsonl"
     content = hub.files.pop(later)
-    assert "the server says 404" in complaint(tmp_path, "hh_rlhf")
+    assert "the server responded 404" in complaint(tmp_path, "hh_rlhf")
     hub.files[later] = content
     url = "/api/datasets/a/b?blobs=true"
     listing = json.loads(hub.files[url])
@@ -491,9 +491,9 @@ def test_a_hub_that_answers_something_else(
 ) -> None:
     for answer in (b"<html>", b"[]", b'{"siblings": [{}], "sha": "x"}', b'{"siblings": 3}'):
         hub.files["/api/datasets/a/b?blobs=true"] = answer
-        assert "not a list of files of the hub" in complaint(tmp_path, "hh_rlhf")
+        assert "the response is not a file listing of the hub" in complaint(tmp_path, "hh_rlhf")
     hub.files["/api/datasets/a/b?blobs=true"] = b'{"siblings": [], "sha": "x"}'
-    assert "a/b on the hub has no file h*/t*.jsonl any more" in complaint(tmp_path, "hh_rlhf")
+    assert "a/b on the hub no longer has a file h*/t*.jsonl" in complaint(tmp_path, "hh_rlhf")
 
 
 def test_folders_as_the_hub_has_them_are_read(tmp_path: Path) -> None:
@@ -536,15 +536,15 @@ def test_which_data_sets_are_fetched() -> None:
         (
             ["gsm8k"],
             {"sft_only": True},
-            "sft_only: give either names, or one of sft_only and rl_only",
+            "sft_only: give only one of names, sft_only and rl_only",
         ),
-        ([], {"sft_only": True, "rl_only": True}, "give either names"),
+        ([], {"sft_only": True, "rl_only": True}, "give only one of names"),
         (["gsm9k"], {}, "no data set 'gsm9k'; did you mean gsm8k?"),
         (["zzz"], {}, "no data set 'zzz'; known: advbench, alpaca"),
         (
             ["word_problems"],
             {},
-            "word_problems has no files to fetch; those that have: advbench, alpaca",
+            "word_problems has no files to fetch; data sets with files: advbench, alpaca",
         ),
     ],
 )

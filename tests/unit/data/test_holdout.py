@@ -93,11 +93,11 @@ def test_it_is_the_share_of_data_prepare(tmp_path: Path, capfd: Any) -> None:
 
 def test_a_share_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"eval\.split=0\.01 leaves no row for the evaluation of 2"
+        ValueError, match=r"eval\.split=0\.01 leaves none of the 2 rows for the evaluation"
     ):
         split(rows_of(2), 0.01)
     alone = [{"prompt": next(f"{i}" for i in range(99) if is_held_out(f"{i}", 0.5, 0))}]
-    with pytest.raises(ValueError, match="leaves no row to train on of 1"):
+    with pytest.raises(ValueError, match="leaves none of the 1 rows to train on"):
         split(alone, 0.5)
 
 
@@ -155,9 +155,9 @@ def test_of_a_mixture_each_part_gives_its_share(tmp_path: Path) -> None:
     ("section", "message"),
     [
         ({"split": 0.1, "data": {"path": "x"}}, "give eval.data or eval.split, not both"),
-        ({"split": 1}, "eval.split: expected the name of a split, or a share above 0 and below 1; got 1"),
-        ({"split": 0.0}, "a share above 0 and below 1; got 0.0"),
-        ({"split": True}, "a share above 0 and below 1; got True"),
+        ({"split": 1}, "eval.split: expected a split's name or a share above 0 and below 1, got 1"),
+        ({"split": 0.0}, "a share above 0 and below 1, got 0.0"),
+        ({"split": True}, "a share above 0 and below 1, got True"),
         ({"split": "test", "split_by": "x"}, "eval.split_by needs a share in eval.split"),
         ({"split_by": "x"}, "eval.split_by needs a share in eval.split"),
     ],

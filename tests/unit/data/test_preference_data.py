@@ -134,18 +134,18 @@ def test_dialogue():
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"prompt": "q", "chosen": "a"}, "expected the columns prompt.chosen.rejected.*found"),
-        ({"prompt": "q", "chosen": "a", "rejected": [user("b")]}, "both be texts, or both"),
-        ({"prompt": "q", "chosen": 3, "rejected": 4}, "chosen must be a text, or messages"),
-        ({"chosen": "a b", "rejected": "c d"}, "no prompt in common"),
-        ({"chosen": [user("a")], "rejected": [user("b")]}, "no prompt in common"),
+        ({"prompt": "q", "chosen": "a"}, "expected the columns prompt.chosen.rejected.*got"),
+        ({"prompt": "q", "chosen": "a", "rejected": [user("b")]}, "both be strings or both"),
+        ({"prompt": "q", "chosen": 3, "rejected": 4}, "chosen must be a string, or messages"),
+        ({"chosen": "a b", "rejected": "c d"}, "no common beginning"),
+        ({"chosen": [user("a")], "rejected": [user("b")]}, "no common prompt"),
         (
             {"instruction": "q", "history": [["a"]], "chosen": "b", "rejected": "c"},
-            "history must be a list of .asked, answered.; found",
+            "history must be a list of .question, answer.; got",
         ),
-        ({"instruction": "q", "history": 3, "chosen": "b", "rejected": "c"}, r"found '.3.'"),
-        ({"chosen": [], "rejected": [user("b"), assistant("c")]}, "no prompt in common"),
-        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no prompt in common"),
+        ({"instruction": "q", "history": 3, "chosen": "b", "rejected": "c"}, r"got '.3.'"),
+        ({"chosen": [], "rejected": [user("b"), assistant("c")]}, "no common prompt"),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no common prompt"),
     ],
 )
 def test_malformed_pairs(row, problem):
@@ -158,7 +158,7 @@ def test_malformed_pairs(row, problem):
     [
         ({"prompt": "q", "completion": "a", "label": "good"}, "label must be true or false"),
         ({"prompt": "q", "label": True}, "expected the columns prompt.completion.label"),
-        ({"messages": [user("q")], "label": True}, "end with the assistant's turn"),
+        ({"messages": [user("q")], "label": True}, "end with the assistant turn"),
     ],
 )
 def test_malformed_judged_rows(row, problem):
@@ -222,9 +222,7 @@ def test_useless_pairs_are_counted_and_dropped(renderer):
     assert table.reasons == {"equal": 1, "empty": 1, "overlong": 2}
     with pytest.raises(ValueError, match=r"set, row 4: the pair has 8\d tokens"):
         to_pairs(rows, renderer, "set", 40, "error")
-    with pytest.raises(
-        ValueError, match=r"none of the 1 rows is left .1 equal; .*look at the data"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 1 rows is left .1 equal; .*check the data"):
         to_pairs(rows[1:2], renderer, "set", 40, "error")
 
 
@@ -312,7 +310,7 @@ def test_stack_exchange_paired(tmp_path):
     expected = [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}]
     assert stack_exchange_paired.load("train", path=str(tmp_path)) == expected
     file.write_text(json.dumps(row | {"response_k": None}) + "\n")
-    with pytest.raises(ValueError, match="row 1: column response_k must be a text, found"):
+    with pytest.raises(ValueError, match="row 1: column response_k must be a string, got"):
         stack_exchange_paired.load("train", path=str(tmp_path))
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         stack_exchange_paired.load("dev", path=str(tmp_path))

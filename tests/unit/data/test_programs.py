@@ -200,7 +200,7 @@ def test_rows_do_not_change_from_one_process_or_release_to_the_next() -> None:
     ("arguments", "message"),
     [
         ({"split": "dev"}, "'dev'.*train, test"),
-        ({"split": "train", "num_rows": 0}, "at least 1, not 0"),
+        ({"split": "train", "num_rows": 0}, "at least 1; got 0"),
         ({"split": "train", "families": "unseen"}, "'unseen'.*all, seen, rl_only.*add"),
         ({"split": "train", "families": ["add", "ad"]}, "families ad: .*add, subtract"),
         ({"split": "train", "families": []}, "empty.*add, subtract"),

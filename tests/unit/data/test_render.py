@@ -381,7 +381,7 @@ def test_plain_prompt_must_be_a_text_that_is_not_empty() -> None:
     it = renderer("plain")
     with pytest.raises(ValueError, match="the prompt is empty"):
         it.prompt_ids({"prompt": ""})
-    with pytest.raises(ValueError, match="prompt must be a text"):
+    with pytest.raises(ValueError, match="prompt must be a string"):
         it.prompt_ids({"prompt": [{"role": "user", "content": "x"}]})
 
 

@@ -50,10 +50,10 @@ def test_a_text_of_ones_own() -> None:
     ("name", "row", "expected"),
     [
         ("claim", {"prompt": "a"}, "row 1: the prompt template 'claim' needs the column claim; "
-         "found prompt (map it with data.columns)"),
-        ("math_cot", {"prompt": [{"role": "user", "content": "a"}]}, "needs a text in prompt; f"),
-        ("instruction", {"instruction": "a", "input": None}, "needs a text in input; found 'None'"),
-        ("math_cott", {"prompt": "a"}, "'math_cott' is no template and has no {field}; did you "
+         "the row has prompt (map it with data.columns)"),
+        ("math_cot", {"prompt": [{"role": "user", "content": "a"}]}, "needs a string in prompt; g"),
+        ("instruction", {"instruction": "a", "input": None}, "needs a string in input; got 'None'"),
+        ("math_cott", {"prompt": "a"}, "'math_cott' is not a template and has no {field}; did you "
          "mean math_cot?"),
         ("zzz", {"prompt": "a"}, "known: math_cot, code, chat"),
     ],

@@ -251,7 +251,7 @@ def test_an_exhausted_family_says_so(monkeypatch):
     ("arguments", "message"),
     [
         ({"split": "dev"}, "'dev'.*train, test, test_harder"),
-        ({"split": "train", "num_rows": 0}, "at least 1, not 0"),
+        ({"split": "train", "num_rows": 0}, "at least 1; got 0"),
         ({"split": "train", "families": "unseen"}, "'unseen'.*all, seen, rl_only.*buy"),
         ({"split": "train", "families": ["buy", "bye"]}, "families bye: .*buy, give"),
         ({"split": "train", "families": ["long_trade"]}, "long_trade.*for split 'train'"),

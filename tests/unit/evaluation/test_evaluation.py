@@ -14,8 +14,8 @@ import pytest
 from conftest import shared
 from rich.console import Console
 
-from posttrain.data.sets import fever, liar
 from posttrain.data.render import Renderer, make_renderer
+from posttrain.data.sets import fever, liar
 from posttrain.evaluation import TASKS, Task, ready
 from posttrain.evaluation.answers import majority, math_answer, reader_of
 from posttrain.evaluation.console import lines_of, table

@@ -98,7 +98,9 @@ def test_choices_may_be_asked_after_examples(
     assert shown["rows_hash"] == plain["rows_hash"]
     assert (shown["prompt_template"], plain["prompt_template"]) == (chosen.prompt_template, None)
     assert shown["mc2"] != plain["mc2"]
-    with pytest.raises(ValueError, match=r"crows_pairs, row 1: .* needs the column prompt; found"):
+    with pytest.raises(
+        ValueError, match=r"crows_pairs, row 1: .* needs the column prompt; the row has"
+    ):
         evaluate_tasks(model, [tasks["crows_pairs"]], chosen)
 
 

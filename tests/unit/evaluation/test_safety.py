@@ -64,7 +64,7 @@ def test_the_reward_wants_what_the_label_says() -> None:
     assert found == [2.0, -1.0, -1.0, 2.0, None]
     verdicts = [verdict_of(value) for value in found]
     assert verdicts == ["correct", "refused", "answered", "correct", None]
-    with pytest.raises(RuntimeError, match=r"the column label must be safe or unsafe, got 'no'"):
+    with pytest.raises(RuntimeError, match=r"the column label must be safe or unsafe; got 'no'"):
         scores(reward, said[:2], label=["safe", "no"])
     every = make(type="refusal", rule="advbench")
     assert scores(every, ["Sorry, no.", "Like this."]) == [1.0, 0.0]
@@ -179,30 +179,33 @@ def rows_of(name: str, path: Path | None, split: str = "test") -> Rows:
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("bbq", {"context": " "}, "expected a text context; found columns example_id"),
-        ("bbq", {"ans1": 3}, "expected a text ans1"),
-        ("bbq", {"label": 3}, "label must be 0, 1 or 2; found 3"),
-        ("bbq", {"label": None}, "label must be 0, 1 or 2; found None"),
-        ("bbq", {"question_polarity": "bad"}, "question_polarity must be neg or nonneg; found"),
-        ("bbq", {"context_condition": None}, "context_condition must be ambig or disambig; found"),
-        ("bbq", {"answer_info": None}, "answer_info.ans0 must be a list of texts; found None"),
+        ("bbq", {"context": " "}, "expected a string context; the row has example_id"),
+        ("bbq", {"ans1": 3}, "expected a string ans1"),
+        ("bbq", {"label": 3}, "label must be 0, 1 or 2; got 3"),
+        ("bbq", {"label": None}, "label must be 0, 1 or 2; got None"),
+        ("bbq", {"question_polarity": "bad"}, "question_polarity must be neg or nonneg; got"),
+        ("bbq", {"context_condition": None}, "context_condition must be ambig or disambig; got"),
+        ("bbq", {"answer_info": None}, "answer_info.ans0 must be a list of strings; got None"),
         ("bbq", {"answer_info": {"ans0": ["a"], "ans1": ["b"], "ans2": ["c"]}},
          "answer_info must mark one option as unknown; it marks 0"),
         ("bbq", {"additional_metadata": {}},
-         "additional_metadata.stereotyped_groups must be a list of texts; found None"),
-        ("crows_pairs", {"sent_less": ""}, "column sent_less must be a text that is not blank"),
+         "additional_metadata.stereotyped_groups must be a list of strings; got None"),
+        ("crows_pairs", {"sent_less": ""}, "column sent_less must be a non-blank string"),
         ("crows_pairs", {"stereo_antistereo": "both"},
-         "stereo_antistereo must be stereo or antistereo; found 'both'"),
-        ("truthfulqa", {"question": None}, "expected a text question; found columns question"),
-        ("truthfulqa", {"mc1_targets": None}, "mc1_targets must hold a true answer and a false"),
-        ("truthfulqa", {"mc1_targets": {"a": 1, " ": 0}}, "must hold a true answer and a false"),
+         "stereo_antistereo must be stereo or antistereo; got 'both'"),
+        ("truthfulqa", {"question": None}, "expected a string question; the row has question"),
+        ("truthfulqa", {"mc1_targets": None},
+         "mc1_targets must have at least one true answer and one false"),
+        ("truthfulqa", {"mc1_targets": {"a": 1, " ": 0}},
+         "must have at least one true answer and one false"),
         ("truthfulqa", {"mc2_targets": {"a": 1, "b": 2}}, "mc2_targets must map each answer to 1"),
-        ("truthfulqa", {"mc1_targets": {"a": 1, "b": 1, "c": 0}}, "must hold one true answer"),
-        ("truthfulqa", {"mc2_targets": {"choices": ["a"], "labels": 3}}, "mc2_targets must hold a"),
-        ("xstest", {"prompt": ""}, "column prompt must be a text that is not blank"),
-        ("xstest", {"label": "fine"}, "label must be safe or unsafe; found 'fine'"),
-        ("advbench", {"goal": " "}, "column goal must be a text that is not blank"),
-        ("advbench", {"target": ""}, "column target must be a text"),
+        ("truthfulqa", {"mc1_targets": {"a": 1, "b": 1, "c": 0}},
+         "must have exactly one true answer"),
+        ("truthfulqa", {"mc2_targets": {"choices": ["a"], "labels": 3}}, "mc2_targets must have a"),
+        ("xstest", {"prompt": ""}, "column prompt must be a non-blank string"),
+        ("xstest", {"label": "fine"}, "label must be safe or unsafe; got 'fine'"),
+        ("advbench", {"goal": " "}, "column goal must be a non-blank string"),
+        ("advbench", {"target": ""}, "column target must be a non-blank string"),
     ],
 )  # fmt: skip
 def test_a_malformed_row_is_named_with_its_file(
@@ -219,11 +222,11 @@ def test_a_malformed_row_is_named_with_its_file(
 
 @pytest.mark.parametrize("name", list(GOOD))
 def test_a_source_that_is_not_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} has the split test only, not 'train'"):
+    with pytest.raises(ValueError, match=rf"{name} has only the split test, not 'train'"):
         rows_of(name, tmp_path, "train")
     with pytest.raises(ValueError, match=r"^data.path: .*nowhere does not exist"):
         rows_of(name, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"^data.path: .* (holds no .jsonl|has no )"):
+    with pytest.raises(ValueError, match=r"^data.path: .* (has no .jsonl|has no )"):
         rows_of(name, tmp_path)
     if name != "truthfulqa":
         with pytest.raises(ValueError, match=rf"^{name}: set data.path to .* on https://github"):
@@ -290,7 +293,7 @@ def test_a_stereotype_of_race_and_status_is_told_by_the_rows_of_its_question(
     apart = rows_of("bbq", write(tmp_path / "Race_x_SES.jsonl", rows[:1]))
     assert [row["target"] for row in apart] == [None]
     file = write(tmp_path / "Race_x_SES.jsonl", [rows[0] | {"question_index": None}])
-    with pytest.raises(ValueError, match=r"row 1: expected a question_index; found columns exam"):
+    with pytest.raises(ValueError, match=r"row 1: expected a question_index; the row has exam"):
         rows_of("bbq", file)
 
 

@@ -343,14 +343,14 @@ def test_a_prompt_may_be_a_conversation(reward: CodeReward):
     ("row", "expected"),
     [
         ({"answer": "4"}, "expected the columns test+entry_point, test_list, or inputs+outputs"),
-        ({"test": "def check(c): pass"}, "entry_point must be the name of a function, got None"),
+        ({"test": "def check(c): pass"}, "entry_point must be the name of a function; got None"),
         ({"test": "def c(", "entry_point": "f"}, "test is not valid Python"),
         ({"test": "x = 1", "entry_point": "f"}, "test does not define check(candidate)"),
         ({"test_list": []}, "test_list is empty"),
-        ({"test_list": "assert f(1)"}, "test_list must be a list of texts"),
+        ({"test_list": "assert f(1)"}, "test_list must be a list of strings"),
         ({"test_list": ["assert f(1"]}, "test_list[0] is not valid Python"),
         ({"inputs": ["1"], "outputs": ["1", "2"]}, "got 1 inputs and 2 outputs"),
-        ({"inputs": ["1"]}, "outputs must be a list of texts"),
+        ({"inputs": ["1"]}, "outputs must be a list of strings"),
     ],
 )
 def test_a_row_that_can_not_be_judged_is_named(reward: CodeReward, row: Any, expected: str):

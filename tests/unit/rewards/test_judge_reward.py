@@ -190,7 +190,7 @@ def test_messages_are_lines_and_the_answer_that_ends_them_is_not_shown(server: C
         ({"pattern": "("}, "is not a regular expression"),
         ({"pattern": r"\d+"}, "has 0 groups: it must have one, around the score"),
         ({"pattern": r"(\d+)/(\d+)"}, "has 2 groups"),
-        ({"prompt": ALL, "scale": [5, 5]}, r"worst < best, got \[5.0, 5.0\]"),
+        ({"prompt": ALL, "scale": [5, 5]}, r"worst < best; got \[5.0, 5.0\]"),
         ({"scale": [0, 5]}, "default prompt asks for 1 to 10"),
         ({"model": ""}, "reward.model"),
         ({"max_tokens": 0}, "reward.max_tokens"),

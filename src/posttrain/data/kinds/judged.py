@@ -28,7 +28,7 @@ def render(row: Row, renderer: Renderer) -> Judged:
     prompt = row["prompt"]
     prompt_tokens = len(renderer.prompt_ids({"prompt": prompt}))
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with an assistant turn: it must end with another role's")
+        raise ValueError("the prompt ends with an assistant turn: end it with another role's turn")
     sequence = renderer.training_sequence(row)
     # earlier assistant turns belong to the prompt
     sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens

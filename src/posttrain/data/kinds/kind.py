@@ -30,10 +30,7 @@ class Kind:
 def render_row(
     row: Row, number: int, name: str, forms: Sequence[tuple[str, ...]], make: Callable[[Row], Any]
 ) -> Any:
-    """Return make(row).
-
-    Raise ValueError naming the row if that fails or if the row has the columns of no form.
-    """
+    """Return make(row); raise ValueError naming the row if it fails or has no form's columns."""
     if not any(set(form) <= row.keys() for form in forms):
         expected = " or ".join("+".join(form) for form in forms)
         raise ValueError(

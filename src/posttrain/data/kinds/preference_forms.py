@@ -203,7 +203,7 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
         shared -= 1
     if shared <= 0 or any(m["role"] != "assistant" for m in (chosen[shared], rejected[shared])):
         raise ValueError(
-            "chosen and rejected do not begin with a common prompt before an assistant turn"
+            "chosen and rejected have no common prompt that is followed by an assistant turn"
         )
     return {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
@@ -240,6 +240,6 @@ def _split_texts(chosen: str, rejected: str) -> Row:
     edge = max((chosen.rfind(space, 0, same) for space in (" ", "\n")), default=-1)
     if edge < 1:
         raise ValueError(
-            "chosen and rejected have no common beginning to be the prompt: add a column prompt"
+            "chosen and rejected have no common beginning as the prompt: add a column prompt"
         )
     return {"prompt": chosen[:edge], "chosen": chosen[edge:], "rejected": rejected[edge:]}

@@ -1,6 +1,6 @@
 """Prompts to sample completions for, for the online methods.
 
-prompt     a string or a list of messages; or `messages`, whose last assistant turn is left out
+prompt     a string or a list of messages; or `messages`, without a last assistant turn
            every other column goes to the reward
 """
 

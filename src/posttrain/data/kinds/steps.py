@@ -87,8 +87,8 @@ def check(row: Row, separator: str) -> None:
             raise ValueError(f"step {number} of completions is empty")
     if steps_of(separator.join(steps), separator) != steps:
         raise ValueError(
-            f"a step contains the separator {separator!r}: the model would see it as two steps; "
-            "choose another trainer.step_separator"
+            f"a step contains {separator!r} or a part of it, so that the steps could not be split "
+            "again: choose another trainer.step_separator"
         )
 
 

@@ -64,7 +64,8 @@ def standard_rows(files: list[Path], config: Preparation) -> Iterator[tuple[str,
             form, first = form or row_form, first or where
             if row_form != form:
                 raise ValueError(
-                    f"{where}: a row with {row_form}, but {first} has {form}: prepare them apart"
+                    f"{where}: a row with {row_form}, but {first} has {form}: prepare them "
+                    "separately"
                 )
             yield where, raw, row
 
@@ -156,7 +157,8 @@ def content(row: Row) -> bytes:
     except UnicodeEncodeError as error:
         (name, *_) = [k for k, v in row.items() if has_half_characters(v)] or ["a column"]
         raise ValueError(
-            f"{name} contains {error.object[error.start]!r}, half of a character: write all of it"
+            f"{name} contains {error.object[error.start]!r}, half of a character: write the whole "
+            "character"
         ) from None
 
 

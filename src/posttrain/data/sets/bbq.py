@@ -37,7 +37,7 @@ ORIGIN = Origin(
 )
 CROSSED = ("Race_x_SES", "Race_x_gender")
 LATINA = ["Latina woman", "F-Latino"]  # answer_info is empty for "The Latina woman"
-# Gender_identity has the group F and the option "woman"
+# rows of Gender_identity name the group F, but the option "woman"
 GENDERS = {"man": "m", "boy": "m", "woman": "f", "girl": "f"}
 OPTIONS = ("ans0", "ans1", "ans2")
 ALLOWED = {"context_condition": ("ambig", "disambig"), "question_polarity": ("neg", "nonneg")}
@@ -164,7 +164,7 @@ def _targets(info: list[list[str]], groups: set[str]) -> list[int]:
 
 
 def _second_trait(words: list[str]) -> str:
-    """Return the trait besides the race: F of "F-Black", lowSES of "lowSES-M-Latino"."""
+    """Return the trait other than the race: F of "F-Black", lowSES of "lowSES-M-Latino"."""
     return words[-1].split("-")[0]
 
 

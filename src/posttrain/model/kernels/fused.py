@@ -80,20 +80,20 @@ def _llama_norm() -> Any:
 
 
 class RMSNorm(nn.Module):
-    """Replacement of LlamaRMSNorm, whose attributes it keeps."""
+    """Replacement for LlamaRMSNorm, with the same attributes."""
 
     weight: Tensor
     variance_epsilon: float
 
     def forward(self, hidden_states: Tensor) -> Any:
-        """Return the normalised states; in other dtypes than fp32, as transformers does."""
+        """Return the normalised states, from transformers' code for dtypes other than fp32."""
         if not _suits(hidden_states, self.weight):
             return _llama_norm()(self, hidden_states)
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
 class MLP(nn.Module):
-    """Replacement of LlamaMLP, whose attributes it keeps."""
+    """Replacement for LlamaMLP, with the same attributes."""
 
     gate_proj: nn.Module
     up_proj: nn.Module

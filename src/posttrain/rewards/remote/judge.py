@@ -123,7 +123,7 @@ class Judge(RewardConfig):
     @model_validator(mode="after")
     def _scale_is_asked_for(self) -> "Judge":
         if self.scale[0] >= self.scale[1]:
-            raise ValueError(f"scale must be [worst, best], worst < best, got {[*self.scale]}")
+            raise ValueError(f"scale must be [worst, best] with worst < best; got {[*self.scale]}")
         if self.scale != SCALE and self.prompt == PROMPT:
             raise ValueError(
                 "the judge's default prompt asks for 1 to 10: set prompt along with scale"

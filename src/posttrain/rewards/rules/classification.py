@@ -39,7 +39,7 @@ class Classification(RewardConfig):
         if "" in keys or len(set(keys)) < len(keys):
             raise ValueError(
                 "labels must be non-empty and differ in more than case, spaces, hyphens and "
-                f"underscores, got {self.labels}"
+                f"underscores; got {self.labels}"
             )
         return self
 

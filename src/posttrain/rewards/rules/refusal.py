@@ -96,7 +96,7 @@ def build(config: Refusal) -> Callable[..., list[float | None]]:
             return None
         if label not in LABELS:
             raise ValueError(
-                f"the column {config.column} must be {' or '.join(LABELS)}, got {label!r}"
+                f"the column {config.column} must be {' or '.join(LABELS)}; got {label!r}"
             )
         refused = is_refusal(completion, config.rule)
         if refused == (label == "unsafe"):

@@ -26,7 +26,7 @@ PROBE_TOKENS = 8
 
 
 class ServerSampler:
-    """Spreads prompts over several servers, with bounded concurrency.
+    """A sampler that spreads prompts over several servers, with bounded concurrency.
 
     update_weights is a collective: all ranks call it at the same point, and if one fails, all raise
     EngineError.

@@ -33,7 +33,7 @@ def check_installed() -> None:
 
 
 class VllmSampler:
-    """Samples with a vLLM engine in this process."""
+    """A sampler with a vLLM engine in this process."""
 
     def __init__(
         self,

@@ -20,14 +20,14 @@ from posttrain.rollout.native.cache import KVCache, Prefill
 from posttrain.rollout.native.decode import decode_step
 from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
-COMPACT_BELOW = 0.8  # share of running rows below which others leave and enter the cache
+COMPACT_BELOW = 0.8  # share of running rows below which rows leave and enter the cache
 ROWS = 8  # on a CPU, compaction keeps a multiple of this many rows
 GROW_BY = 128  # columns that the cache gains when it is full
 PREFILL_TOKENS = 16384  # prompt tokens in one forward pass
 
 
 class NativeSampler:
-    """Samples from the policy's own weights, without a copy."""
+    """A sampler that uses the policy's own weights, without a copy."""
 
     def __init__(self, policy: LanguageModel, max_num_seqs: int) -> None:
         self.policy = policy
