@@ -1,4 +1,4 @@
-"""What the benchmarks share: one process per measurement, the machine, medians, the models.
+"""Shared parts of the benchmarks: worker processes, models, medians, facts about the machine.
 
 Nothing heavy is imported at module level: on Linux a child's peak memory starts from that of the
 process that forked it, so the driver has to stay small.
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 MIB = 2**20
 
-# Settings of glibc's malloc, the same for both sides. `tuned` is what posttrain sets for itself:
+# Settings of glibc's malloc, applied to both sides. `tuned` is what posttrain sets for itself:
 # freed memory is kept for the next step instead of being returned to the kernel and zeroed again.
 ALLOCATORS: dict[str, dict[str, str]] = {
     "tuned": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)},
@@ -78,7 +78,7 @@ def random_qwen2(shape: str, vocab: int, seed: int = 0, initializer_range: float
 
 
 def posttrain_policy(model: Any) -> Any:
-    """Return the model as posttrain trains and samples it: fp32, on the CPU, no adapter."""
+    """Return the model as posttrain trains and samples it: in fp32, on the CPU, without adapter."""
     import torch
 
     from posttrain.model.config import ModelConfig
@@ -104,14 +104,14 @@ def peak_memory() -> float:
 
 
 def use_threads(threads: int) -> None:
-    """Set the number of torch's threads."""
+    """Set the number of threads that torch uses."""
     import torch
 
     torch.set_num_threads(threads)
 
 
 def matmul_rate(repeats: int = 30) -> float:
-    """Return the best FLOP/s of an fp32 product [2048, 1024] @ [1024, 1024] on this machine."""
+    """Return the best FLOP/s of the fp32 product [2048, 1024] @ [1024, 1024] in `repeats` runs."""
     import torch
 
     a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
@@ -127,7 +127,10 @@ def matmul_rate(repeats: int = 30) -> float:
 def run_worker(
     script: str, settings: dict[str, Any], allocator: str, threads: int
 ) -> dict[str, Any]:
-    """Return what the worker measures, in a process of its own that reads `settings` from stdin."""
+    """Run a worker script in its own process and return its measurement.
+
+    The worker reads `settings` from stdin. Exit with its output if it fails.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     environment |= ALLOCATORS[allocator]
     environment |= {
@@ -140,23 +143,24 @@ def run_worker(
         output = Path(folder) / "result.json"
         message = json.dumps({**settings, "threads": threads, "folder": folder})
         command = [sys.executable, str(HERE / script), str(output)]
-        done = subprocess.run(
+        worker = subprocess.run(
             command, env=environment, input=message, capture_output=True, text=True
         )
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+        if worker.returncode != 0:
+            printed = f"{worker.stdout[-2000:]}\n{worker.stderr[-6000:]}"
+            sys.exit(f"{' '.join(command)} failed:\n{printed}")
         return json.loads(output.read_text())
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Run the worker's side of `run_worker`: settings from stdin, result to the file in argv."""
+    """Serve `run_worker`: read settings from stdin, write the result to the file named in argv."""
     settings = json.loads(sys.stdin.read())
     use_threads(settings["threads"])
     Path(sys.argv[1]).write_text(json.dumps(work(settings)))
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Return what identifies the machine: processor, cores, memory, system."""
+    """Return a description of the machine: processor, cores, threads, memory, system."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -173,7 +177,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python and of packages."""
+    """Return the versions of Python and of the named packages."""
     result = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -196,7 +200,7 @@ def median_ratio(rows: list[dict[str, Any]], side: str, peer: str, key: str) -> 
 
 
 def in_turn(sides: list[str], turn: int) -> list[str]:
-    """Return the sides, beginning with another one in each turn: none always runs first."""
+    """Return the sides rotated by `turn`, so that no side always runs first."""
     start = turn % len(sides)
     return sides[start:] + sides[:start]
 
@@ -210,5 +214,5 @@ def write_results(name: str, results: dict[str, Any]) -> None:
 
 
 def today() -> str:
-    """Return the present time, UTC, in ISO format."""
+    """Return the current time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")

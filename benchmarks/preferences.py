@@ -2,16 +2,16 @@
 
 The trainers are DPOTrainer, KTOTrainer, ORPOTrainer and RewardTrainer of TRL 1.16.
 
-Whole optimiser steps are timed, including the reference's log-probs (except `dpo_precomputed`, for
-which both sides have them before the first step). Both sides have the same weights, rows, loss and
-optimiser settings, threads and allocator settings. Every measurement is a process of its own; the
-sides take turns, round after round. A scouting round measures every setting of TRL, and the rounds
-that count measure the fastest of them. If the sides do not agree in their losses and gradient
-norms, nothing is reported.
+Whole optimiser steps are timed, including the reference's log-probs (except in `dpo_precomputed`,
+for which both sides compute them before the first step). Both sides use the same weights, rows,
+loss, optimiser, thread and allocator settings. Every measurement runs in its own process, and the
+sides alternate within each round. A scouting round measures every TRL setting; the rounds that
+count measure only the fastest ones. If the losses or gradient norms of the sides disagree, the
+benchmark fails and writes no results.
 
-tokens/s counts the prompt and completion of every row without padding, the same number on both
-sides: a pair's prompt counts twice, though posttrain runs it once unless it is short; for KTO only
-the rows count, though both sides also run the pairs from which its KL is estimated.
+tokens/s counts the prompt and completion of every row without padding, which is the same number on
+both sides. A pair's prompt counts twice, although posttrain runs it once unless it is short. For
+KTO only the rows count, although both sides also run the pairs from which its KL is estimated.
 
     python benchmarks/preferences.py --rounds 5 --steps 6 --methods dpo kto orpo reward_model
 """
@@ -47,7 +47,7 @@ from preferences_worker import (
 )
 
 OURS = "posttrain"
-FIRST, LAST = 1e-4, 1e-3  # relative tolerance on the first and the last step
+FIRST, LAST = 1e-4, 1e-3  # relative tolerances for the first and the last step
 LOGPS = ("logps/chosen", "logps/rejected")
 COMPARED = {
     "dpo": ("loss", "grad_norm", *LOGPS),
@@ -94,8 +94,8 @@ def main() -> None:
 def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return every measurement of one method, with medians and ratios."""
     print(
-        f"\n{method}: {args.shape} model, vocabulary {args.vocab:,}, {2 * args.pairs} rows a step, "
-        f"{args.threads} thread(s)"
+        f"\n{method}: {args.shape} model, vocabulary {args.vocab:,}, "
+        f"{2 * args.pairs} rows per step, {args.threads} thread(s)"
     )
 
     def measure(side: str, number: int) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_of(algorithm: str, rows_per_step: int) -> list[str]:
-    """Return the settings of TRL that differ from each other for a step of this size."""
+    """Return the TRL settings that differ from each other for a step of this size."""
     names = [name for name, setting in TRL.items() if setting["rows"] <= rows_per_step]
-    # sorting changes nothing if a forward pass holds the whole step, or just the two of a pair
+    # sorting changes nothing if a forward pass holds the whole step or a single pair
     redundant = {
         name for name in names if TRL[name].get("sorted") and TRL[name]["rows"] == rows_per_step
     }
@@ -143,31 +143,32 @@ def settings_of(algorithm: str, rows_per_step: int) -> list[str]:
 
 
 def check(algorithm: str, rows: list[dict[str, Any]], rows_per_step: int) -> None:
-    """Fail unless all sides did the same work: the comparison would be void."""
-    for key, what in (
+    """Raise AssertionError unless all sides did the same work, which a fair comparison requires."""
+    for key, problem in (
         ("weights", "started from different weights"),
-        ("steps", "made different numbers of steps"),
+        ("steps", "ran different numbers of steps"),
         ("tokens", "saw different rows"),
     ):
-        assert len({row[key] for row in rows}) == 1, f"the sides {what}"
+        assert len({row[key] for row in rows}) == 1, f"the sides {problem}"
     ours = next(row for row in rows if row["side"] == OURS)
     for row in rows:
         side, names = row["side"], COMPARED[algorithm]
         moments = {"first": FIRST, "last": LAST}
-        # TRL makes the pairs for the KL within a forward pass, posttrain over the data set: the
-        # estimates are equal, 0, on the first step only
+        # TRL forms the pairs for the KL within a forward pass, posttrain over the data set: the
+        # estimates are equal only in the first step, when both are 0
         if algorithm == "kto":
             del moments["last"]
-        # ORPO's NLL is a mean over the tokens of a forward pass in TRL, of a step in posttrain
-        in_parts = side in TRL and TRL[side]["rows"] < rows_per_step
-        if algorithm == "orpo" and in_parts:
+        # ORPO's NLL is a mean over the tokens of a forward pass in TRL, but of a step in posttrain
+        accumulates = side in TRL and TRL[side]["rows"] < rows_per_step
+        if algorithm == "orpo" and accumulates:
             names = LOGPS
             del moments["last"]
         for moment, limit in moments.items():
             for name in names:
-                theirs, value = row[moment][name], ours[moment][name]
-                assert math.isclose(theirs, value, rel_tol=limit, abs_tol=limit / 10), (
-                    f"{name} of the {moment} step: {side} {theirs:.6g}, {OURS} {value:.6g}"
+                value, expected = row[moment][name], ours[moment][name]
+                assert math.isclose(value, expected, rel_tol=limit, abs_tol=limit / 10), (
+                    f"{name} of the {moment} step differs: {side} has {value:.6g}, "
+                    f"{OURS} {expected:.6g}"
                 )
 
 
@@ -208,20 +209,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="timed optimiser steps")
     parser.add_argument(
-        "--warmup", type=int, default=1, help="untimed steps before them, at least 1"
+        "--warmup", type=int, default=1, help="untimed steps before the timed ones, at least 1"
     )
     parser.add_argument(
-        "--pairs", type=int, default=16, help="pairs in a step; for kto, half of its rows"
+        "--pairs", type=int, default=16, help="pairs in a step; kto uses twice as many rows"
     )
     parser.add_argument("--shape", choices=list(SHAPES), default="8m")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
     parser.add_argument(
-        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+        "--finalists", type=int, default=2, help="number of TRL settings that every round measures"
     )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="use a tiny model, to check that it runs"
+    )
     args = parser.parse_args()
     if args.quick:
         args.shape, args.rounds, args.steps, args.warmup, args.pairs = "tiny", 1, 2, 1, 4

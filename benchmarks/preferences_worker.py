@@ -1,7 +1,7 @@
 """One measurement of preference learning: one side, one method, one setting, in its own process.
 
-Both sides start from the same weights, train on the same rows in each optimiser step, and have the
-same loss and AdamW settings. Called by preferences.py.
+Both sides start from the same weights, train on the same rows in each optimiser step, and use the
+same loss and AdamW settings. preferences.py runs this script.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from common import answer, peak_memory, posttrain_policy, random_qwen2, weights_
 
 @dataclass(frozen=True)
 class Method:
-    """A method to measure, and its settings."""
+    """A method to measure, with its settings."""
 
     algorithm: str
     keys: dict[str, Any] = field(default_factory=dict)
-    """Keys of both configs, which have the same names."""
+    """Config keys, which have the same names in posttrain and TRL."""
     precomputed: bool = False
-    """The reference's log-probs of all rows are computed before the first step, untimed."""
+    """Whether the reference's log-probs of all rows are computed before the first step, untimed."""
 
     def with_key(self, precompute: str) -> dict[str, Any]:
-        """Return the keys, with the one named `precompute` if log-probs are precomputed."""
+        """Return the keys, plus `precompute` set to True if log-probs are precomputed."""
         return self.keys | ({precompute: True} if self.precomputed else {})
 
 
@@ -43,9 +43,10 @@ METHODS = {
 # posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768}
 
-# TRL: rows in one forward pass, the two of a pair together. `sorted`: the rows of a step are passed
-# in order of length, so that there is little padding. None of the four trainers works without
-# padding: DPOTrainer ignores `padding_free` with a warning. KTOTrainer needs two rows for its KL.
+# TRL: rows in one forward pass; a pair is two rows and stays together. `sorted`: the rows of a step
+# are passed in order of length, which leaves little padding. None of the four trainers can do
+# without padding: DPOTrainer ignores `padding_free` with a warning. KTOTrainer needs at least two
+# rows for its KL.
 TRL: dict[str, dict[str, Any]] = {
     "rows_2": {"rows": 2},
     "rows_2_sorted": {"rows": 2, "sorted": True},
@@ -57,7 +58,7 @@ TRL: dict[str, dict[str, Any]] = {
     "rows_16_sorted": {"rows": 16, "sorted": True},
     "rows_32": {"rows": 32},
 }
-# module of TRL's trainer, beginning of its name, its columns of tokenised completions
+# module of TRL's trainer, prefix of its class name, columns of tokenised completions
 TRAINERS = {
     "dpo": ("trl", "DPO", ("chosen_ids", "rejected_ids")),
     "kto": ("trl", "KTO", ("completion_ids",)),
@@ -66,9 +67,9 @@ TRAINERS = {
 }
 
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "max_norm": 1.0}
-PROMPT = (16, 200)  # tokens, shortest and longest
-COMPLETION = (16, 300)  # with the stop token
-MAX_LENGTH = 1024  # the default of TRL; no row is longer
+PROMPT = (16, 200)  # shortest and longest, in tokens
+COMPLETION = (16, 300)  # the same, including the stop token
+MAX_LENGTH = 1024  # TRL's default; no row is longer
 PAD, STOP = 0, 1
 LOGGED = (
     "loss",
@@ -79,12 +80,13 @@ LOGGED = (
     "nll_loss",
     "kl",
 )
-HEAD_STD = 0.02  # of a reward model's head: with 0, all first rewards and losses would be equal
+# standard deviation of a reward model's head: with 0, all first rewards and losses would be equal
+HEAD_STD = 0.02
 
 
 @dataclass
 class Row:
-    """A prompt with one completion. Rows are good (chosen) and bad (rejected) in turn."""
+    """A prompt with one completion. Good (chosen) and bad (rejected) rows alternate."""
 
     prompt: list[int]
     completion: list[int]  # without the stop token, which both sides add
@@ -102,51 +104,51 @@ class Task:
     """The input of both sides."""
 
     method: Method
-    rows: list[Row]  # of all steps, in their order
+    rows: list[Row]  # of all steps, in order
     rows_per_step: int
     tokenizer: Any
     folder: str
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
         return len(self.rows) // self.rows_per_step
 
     @property
     def paired(self) -> bool:
-        """Whether two successive rows are a pair."""
+        """Whether two successive rows form a pair."""
         return self.method.algorithm != "kto"
 
     @property
     def items_per_step(self) -> int:
-        """Pairs in a step, or single rows for KTO."""
+        """Number of pairs in a step; for KTO, of single rows."""
         return self.rows_per_step // 2 if self.paired else self.rows_per_step
 
     def texts(self, rows: list[Row]) -> list[dict[str, Any]]:
-        """Return the rows as a user would have them, one per item."""
-        answers = [text_of(row.completion) for row in rows]
+        """Return the rows as text, as a user's file has them: one entry per pair or KTO row."""
+        completions = [text_of(row.completion) for row in rows]
         if self.paired:
             return [
                 {"prompt": text_of(row.prompt), "chosen": f" {chosen}", "rejected": f" {rejected}"}
-                for row, chosen, rejected in zip(rows[0::2], answers[0::2], answers[1::2])
+                for row, chosen, rejected in zip(rows[0::2], completions[0::2], completions[1::2])
             ]
         return [
             {"prompt": text_of(row.prompt), "completion": f" {text}", "label": index % 2 == 0}
-            for index, (row, text) in enumerate(zip(rows, answers))
+            for index, (row, text) in enumerate(zip(rows, completions))
         ]
 
 
 @dataclass
 class Log:
-    """What a side reports after each optimiser step."""
+    """What a side records after each optimiser step."""
 
-    ended: list[float] = field(default_factory=list)  # seconds
+    ended: list[float] = field(default_factory=list)  # clock times in seconds
     metrics: list[dict[str, float]] = field(default_factory=list)
     peak: float = 0.0  # MiB
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurement that `settings` describe."""
+    """Run the measurement that `settings` describe and return its result."""
     side, vocab, warmup = settings["side"], settings["vocab"], settings["warmup"]
     method = METHODS[settings["method"]]
     num_rows = 2 * settings["pairs_per_step"]
@@ -168,7 +170,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     assert weights_hash(model) != hashed, f"{side} did not train"
     # TRL's ORPOTrainer does not count tokens
     num_tokens = log.metrics[-1].get("num_tokens")
-    assert num_tokens in (None, sum(len(row) for row in task.rows)), "tokens got lost"
+    assert num_tokens in (None, sum(len(row) for row in task.rows)), f"{side} lost tokens"
     seconds = log.ended[-1] - log.ended[warmup - 1]
     tokens = sum(len(row) for row in task.rows[warmup * num_rows :])
     return {
@@ -186,7 +188,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_rows(number: int, vocab: int, share_prompts: bool) -> list[Row]:
-    """Return rows of random ids and lengths; with `share_prompts`, every two rows are a pair."""
+    """Return rows of random ids and lengths; if `share_prompts`, successive ones form pairs."""
     import torch
 
     generator = torch.Generator().manual_seed(4)
@@ -204,7 +206,7 @@ def make_rows(number: int, vocab: int, share_prompts: bool) -> list[Row]:
 
 
 def by_length(rows: list[Row], paired: bool) -> list[Row]:
-    """Return a step's rows in order of length, still good and bad in turn."""
+    """Return a step's rows in order of length, with good and bad ones still alternating."""
     good, bad = rows[0::2], rows[1::2]
     if paired:
         pairs = sorted(zip(good, bad), key=lambda pair: max(len(row) for row in pair))
@@ -214,7 +216,7 @@ def by_length(rows: list[Row], paired: bool) -> list[Row]:
 
 
 def word_tokenizer(vocab: int) -> Any:
-    """Return a tokenizer in which token 17 is the word t17, so that texts stand for exact ids."""
+    """Return a tokenizer that maps the word t17 to token 17, so that a text has exact ids."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -233,14 +235,14 @@ def text_of(ids: list[int]) -> str:
 
 
 def reward_head(width: int) -> Any:
-    """Return the weights of a reward model's head, [1, width], the same on both sides."""
+    """Return the weights of a reward model's head, [1, width], which both sides start from."""
     import torch
 
     return HEAD_STD * torch.randn(1, width, generator=torch.Generator().manual_seed(5))
 
 
 def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
-    """Run the loop of `posttrain train`: its renderer, source, trainer and tracker.
+    """Train with the renderer, source, trainer and tracker of `posttrain train`; return the log.
 
     No checkpoint is written.
     """
@@ -289,7 +291,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     arguments: Any = (task.texts(task.rows), renderer, "rows", MAX_LENGTH, "error")
     to_examples = to_pairs if task.paired else to_judged
     examples, _ = to_examples(*arguments, **config.row_options)
-    # the second sequence of a KTO example is the unrelated one for its KL
+    # the second sequence of a KTO example has an unrelated completion and serves its KL only
     sequences = [s for example in examples for s in (example if task.paired else example[:1])]
     assert [s.input_ids.tolist() for s in sequences] == [row.ids() for row in task.rows]
     policy = posttrain_policy(model)
@@ -305,7 +307,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
         add_reference_logprobs(models, Data(examples, [], [], [], []), micro_batch_tokens)
     source = OfflineSource(examples, task.items_per_step, seed=0, rank=0, num_ranks=1)
-    # the source shuffles: place the rows so that it returns them in the order of this list
+    # the source shuffles: arrange the examples so that it returns them in their original order
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
     source.examples = [examples[i] for _, i in sorted(zip(order, range(len(order))))]
     tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
@@ -316,7 +318,10 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
 
 def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
-    """Run TRL's trainer of the method, with everything that costs extra time turned off."""
+    """Train with TRL's trainer of the method and return the log.
+
+    Everything that costs extra time is turned off.
+    """
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
     from transformers import TrainerCallback
@@ -387,7 +392,7 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
 
 
 def classifier_of(model: Any) -> Any:
-    """Return a reward model as TRL trains it, with the modules of the causal LM."""
+    """Return a reward model of the class that TRL trains, with the modules of the causal LM."""
     import torch
     from transformers import Qwen2ForSequenceClassification
 
@@ -400,9 +405,9 @@ def classifier_of(model: Any) -> Any:
 
 
 def prepared_ids(rows: Any, completions: tuple[str, ...]) -> list[list[int]]:
-    """Return the ids of prompt and completion of each row of TRL's data set, in order.
+    """Return the prompt and completion ids of each row of TRL's data set, in order.
 
-    Without a column of prompts, the completions begin with them.
+    If there is no prompt column, the completion columns already include the prompt.
     """
     prompts = rows["prompt_ids"] if "prompt_ids" in rows.column_names else [[]] * len(rows)
     return [[*prompt, *row[name]] for prompt, row in zip(prompts, rows) for name in completions]

@@ -1,10 +1,10 @@
 """RL throughput and peak memory: posttrain against TRL's GRPOTrainer and RLOOTrainer.
 
-Whole optimiser steps are timed: sampling, scoring, training. Both sides have the same weights,
-prompts, limits, reward, optimiser settings, threads and allocator settings. Every measurement is a
-process of its own; the sides take turns, round after round. A scouting round measures every setting
-of TRL, and the rounds that count measure the fastest of them. Completions are sampled, so the sides
-cannot have the same ones: their lengths and rewards must agree within the sampling error.
+Whole optimiser steps are timed: sampling, scoring, training. Both sides use the same weights,
+prompts, token limits, reward, optimiser, thread and allocator settings. Every measurement runs in
+its own process, and the sides alternate within each round. A scouting round measures every TRL
+setting; the rounds that count measure only the fastest ones. The sides sample different
+completions, so the means of their lengths and rewards must agree within the sampling error.
 
     python benchmarks/rl.py --rounds 5 --steps 4 --methods grpo rloo
 """
@@ -32,7 +32,7 @@ from common import (
 from rl_worker import ADAMW, LONGEST, METHODS, POSTTRAIN, SHORTEST, TRL
 
 OURS = "posttrain"
-TOLERANCE = 5.0  # standard errors between the means of two sides
+TOLERANCE = 5.0  # largest difference between the means of two sides, in standard errors
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
             "new_tokens": args.new_tokens,
             "warmup": args.warmup,
             "steps": args.steps,
-            "seed": number,  # other completions in each round
+            "seed": number,  # different completions in each round
         }
         row = run_worker("rl_worker.py", settings, args.allocator, args.threads)
         shares = "".join(f"  {name} {share:.0%}" for name, share in row["time_shares"].items())
@@ -116,17 +116,17 @@ def compare(method: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Fail unless all sides did the same work: the comparison would be void.
+    """Raise AssertionError unless all sides did the same work, which a fair comparison requires.
 
-    Removes the rewards and lengths of single completions from the rows, and returns their means by
-    side, with standard errors.
+    Remove the rewards and lengths of single completions from the rows, and return their means and
+    standard errors by side.
     """
-    for key, what in (
+    for key, problem in (
         ("weights", "started from different weights"),
-        ("steps", "made different numbers of steps"),
+        ("steps", "ran different numbers of steps"),
         ("prompt_tokens", "saw different prompts"),
     ):
-        assert len({row[key] for row in rows}) == 1, f"the sides {what}"
+        assert len({row[key] for row in rows}) == 1, f"the sides {problem}"
     agreement: dict[str, dict[str, tuple[float, float]]] = {}
     for key in ("first_rewards", "first_lengths", "lengths"):
         by_side: dict[str, list[float]] = {}
@@ -139,7 +139,9 @@ def check(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]
         ours, our_error = means[OURS]
         for side, (mean, error) in means.items():
             limit = TOLERANCE * math.hypot(our_error, error)
-            assert abs(mean - ours) <= limit, f"{key}: {side} {mean:.4g}, {OURS} {ours:.4g}"
+            assert abs(mean - ours) <= limit, (
+                f"the mean of {key} differs: {side} has {mean:.4g}, {OURS} {ours:.4g}"
+            )
         agreement[key] = means
     return agreement
 
@@ -169,7 +171,7 @@ def summary(
         )
     lengths = {side: agreement["lengths"][side] for side in (OURS, best)}
     shown = ", ".join(f"{side} {x:.1f} +- {error:.1f}" for side, (x, error) in lengths.items())
-    print(f"  mean length over everything: {shown}")
+    print(f"  mean length over all measurements: {shown}")
     print(f"  {OURS} / TRL {best}: tokens/s {ratio:.2f}, peak memory {memory_ratio:.2f}")
     return {
         "parameters": rounds[0]["parameters"],
@@ -187,7 +189,7 @@ def summary(
 
 
 def median_shares(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the median of each share of the time."""
+    """Return the median over `rows` of each part's share of the time."""
     names = rows[0]["time_shares"]
     return {name: statistics.median(row["time_shares"][name] for row in rows) for name in names}
 
@@ -199,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="timed optimiser steps")
     parser.add_argument(
-        "--warmup", type=int, default=1, help="untimed steps before them, at least 1"
+        "--warmup", type=int, default=1, help="untimed steps before the timed ones, at least 1"
     )
     parser.add_argument("--prompts", type=int, default=8, help="prompts in an optimiser step")
     parser.add_argument("--completions", type=int, default=8, help="completions of each prompt")
@@ -211,10 +213,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
     parser.add_argument(
-        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+        "--finalists", type=int, default=2, help="number of TRL settings that every round measures"
     )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="use a tiny model, to check that it runs"
+    )
     args = parser.parse_args()
     if args.quick:
         args.shape, args.rounds, args.steps, args.warmup = "tiny", 1, 2, 1

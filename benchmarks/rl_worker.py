@@ -1,7 +1,8 @@
-"""One measurement of RL throughput: one side, one method, one setting, in a process of its own.
+"""One measurement of RL throughput: one side, one method, one setting, in its own process.
 
 Both sides start from the same weights and sample from the same prompts in each optimiser step,
-with the same limit, stop tokens, temperature, reward and AdamW settings. Called by rl.py.
+with the same token limit, stop tokens, temperature, reward and AdamW settings. rl.py runs this
+script.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ METHODS = {"grpo": {"beta": 0.0}, "rloo": {"beta": 0.05}}  # the defaults of TRL
 # posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768}
 
-# TRL: completions in one forward pass, with gradients accumulated over a step, and keys of its
-# config. All completions of a step are generated together, whatever the setting.
+# TRL: completions in one forward pass, with gradients accumulated over a step, and further keys of
+# its config. All completions of a step are generated together, whatever the setting.
 TRL: dict[str, dict[str, Any]] = {
     "rows_4": {"rows": 4},
     "rows_8": {"rows": 8},
     "rows_16": {"rows": 16},
     "rows_64": {"rows": 64},
     "rows_8_static_cache": {"rows": 8, "keys": {"cache_implementation": "static"}},
-    # ended completions make room for others; without sizes it takes most of the memory
+    # finished completions make room for others; without explicit sizes, the cache takes most of the
+    # memory
     "rows_8_continuous": {
         "rows": 8,
         "keys": {
@@ -49,7 +51,7 @@ SHORTEST, LONGEST = 20, 100  # tokens of a prompt
 class Task:
     """The input of both sides."""
 
-    prompts: list[list[int]]  # of all steps, in their order
+    prompts: list[list[int]]  # of all steps, in order
     prompts_per_step: int
     group: int  # completions per prompt
     new_tokens: int
@@ -61,20 +63,20 @@ class Task:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
         return len(self.prompts) // self.prompts_per_step
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the prompts as rows of text, each with its position."""
+        """Return the prompts as rows of text, each with its position in `prompts`."""
         texts = [" ".join(f"t{token}" for token in ids) for ids in self.prompts]
-        return [{"prompt": text, "place": place} for place, text in enumerate(texts)]
+        return [{"prompt": text, "position": position} for position, text in enumerate(texts)]
 
 
 @dataclass
 class Log:
-    """What a side reports about each optimiser step."""
+    """What a side records about each optimiser step."""
 
-    ended: list[float] = field(default_factory=list)  # seconds
+    ended: list[float] = field(default_factory=list)  # clock times in seconds
     lengths: list[list[int]] = field(default_factory=list)  # of the completions
     rewards: list[list[float]] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)  # so far, as the side counts them
@@ -84,9 +86,9 @@ class Log:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurement that `settings` describe."""
+    """Run the measurement that `settings` describe and return its result."""
     side, vocab, warmup = settings["side"], settings["vocab"], settings["warmup"]
-    # each stop token has a probability of about 1 / vocab: without a limit, the mean length of a
+    # each stop token has a probability of about 1 / vocab, so without a limit the mean length of a
     # completion would be new_tokens / 2
     stops = list(range(2 * vocab // settings["new_tokens"]))
     number = (warmup + settings["steps"]) * settings["prompts"]
@@ -109,13 +111,14 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         log = run_trl(model, task, TRL[side])
     assert weights_hash(model) != hashed, f"{side} did not train"
-    # tokens of each step, no padding; a prompt counts once for each of its completions
+    # tokens of each step without padding; a prompt counts once for each of its completions
     prompt_tokens = [
         task.group * sum(len(ids) for ids in task.prompts[i : i + task.prompts_per_step])
         for i in range(0, len(task.prompts), task.prompts_per_step)
     ]
     completion_tokens = [sum(lengths) for lengths in log.lengths]
-    assert log.num_tokens[-1] == sum(prompt_tokens) + sum(completion_tokens), "tokens got lost"
+    expected = sum(prompt_tokens) + sum(completion_tokens)
+    assert log.num_tokens[-1] == expected, f"{side} lost tokens"
     seconds = log.ended[-1] - log.ended[warmup - 1]
     tokens = sum(prompt_tokens[warmup:]) + sum(completion_tokens[warmup:])
     lengths = [length for step in log.lengths for length in step]
@@ -140,12 +143,12 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_shares(times: list[dict[str, float]], seconds: float) -> dict[str, float]:
-    """Return the share of the timed seconds that each part of the steps took."""
+    """Return each part's share of the timed seconds: generate, score, train."""
     return {name: sum(step[name] for step in times) / seconds for name in times[0]}
 
 
 def make_prompts(number: int, lowest: int, vocab: int) -> list[list[int]]:
-    """Return prompts of random lengths and random ids, none of which is a stop token."""
+    """Return prompts of random lengths, with random ids from `lowest` on (no stop tokens)."""
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -154,7 +157,7 @@ def make_prompts(number: int, lowest: int, vocab: int) -> list[list[int]]:
 
 
 def word_tokenizer(vocab: int) -> Any:
-    """Return a tokenizer in which token 17 is the word t17, so that texts stand for exact ids."""
+    """Return a tokenizer that maps the word t17 to token 17, so that a text has exact ids."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -167,32 +170,34 @@ def word_tokenizer(vocab: int) -> Any:
 
 
 def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
-    """Return a reward, the share of even ids in a completion, which logs what it scores.
+    """Return a reward function: the share of even ids in a completion. It logs what it scores.
 
-    A call holds whole groups of a step: all of them, or those that are ready.
+    Each call must contain whole groups of one step: all of them, or those that are ready.
     """
-    judged: list[int] = []  # positions of the prompts scored so far
+    scored: list[int] = []  # positions of the prompts scored so far
 
     def even_ids(
         prompts: list[str],
         completions: list[str],
         completion_ids: list[list[int]],
-        place: list[int],
+        position: list[int],
         **columns: Any,
     ) -> list[float]:
-        groups = place[:: task.group]
-        assert place == [p for p in groups for _ in range(task.group)], "a call holds whole groups"
-        if len(judged) == len(log.lengths) * task.prompts_per_step:  # a new step
+        groups = position[:: task.group]
+        assert position == [p for p in groups for _ in range(task.group)], "a group is incomplete"
+        if len(scored) == len(log.lengths) * task.prompts_per_step:  # a new step
             log.lengths.append([])
             log.rewards.append([])
-        judged.extend(groups)
+        scored.extend(groups)
         first = (len(log.lengths) - 1) * task.prompts_per_step
         step = set(range(first, first + task.prompts_per_step))
-        assert set(judged[first:]) <= step, "other prompts in the step"
-        assert len(set(judged)) == len(judged), "a prompt was judged twice"
-        ended = [ids[-1] in task.stops or len(ids) == task.new_tokens for ids in completion_ids]
-        assert all(ended), "a completion is cut at the wrong token"
-        assert not any(token in task.stops for ids in completion_ids for token in ids[:-1])
+        assert set(scored[first:]) <= step, "a prompt belongs to another step"
+        assert len(set(scored)) == len(scored), "a prompt was scored twice"
+        complete = [ids[-1] in task.stops or len(ids) == task.new_tokens for ids in completion_ids]
+        assert all(complete), "a completion ends neither at a stop token nor at the limit"
+        assert not any(token in task.stops for ids in completion_ids for token in ids[:-1]), (
+            "a completion continues after a stop token"
+        )
         rewards = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
         log.lengths[-1].extend(len(ids) for ids in completion_ids)
         log.rewards[-1].extend(rewards)
@@ -202,9 +207,9 @@ def make_reward(task: Task, log: Log) -> Callable[..., list[float]]:
 
 
 def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
-    """Run the loop of `posttrain train`: its renderer, sampler, source, trainer and tracker.
+    """Train with the renderer, sampler, source, trainer and tracker of `posttrain train`.
 
-    No checkpoint is written.
+    Return the log. No checkpoint is written.
     """
     from posttrain.algorithms.base import algorithm_named
     from posttrain.data.kinds.prompt import Prompt
@@ -268,7 +273,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
         tracker.sample,
         beside=False,
     )
-    # the source shuffles: place the prompts so that it returns them in the order of this list
+    # the source shuffles: arrange the prompts so that it returns them in their original order
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
     source.prompts = [prompts[i] for _, i in sorted(zip(order, range(len(order))))]
     checkpoints: Any = NoCheckpoints()
@@ -278,7 +283,10 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
 
 
 def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
-    """Run TRL's GRPOTrainer or RLOOTrainer, with everything that costs extra time turned off."""
+    """Train with TRL's GRPOTrainer or RLOOTrainer and return the log.
+
+    Everything that costs extra time is turned off.
+    """
     import datasets
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -286,16 +294,17 @@ def run_trl(model: Any, task: Task, setting: dict[str, Any]) -> Log:
     datasets.disable_progress_bars()
     log = Log()
     spent = {"generate": 0.0, "score": 0.0}
-    begun = 0.0
+    started_training = 0.0
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal begun  # time of the first step; any other begins when the one before ends
-            begun = begun or time.perf_counter()
+            # needed for the first step only: any other begins when the previous one ends
+            nonlocal started_training
+            started_training = started_training or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             log.ended.append(time.perf_counter())
-            seconds = log.ended[-1] - ([begun, *log.ended][-2])
+            seconds = log.ended[-1] - [started_training, *log.ended][-2]
             log.times.append({**spent, "train": seconds - sum(spent.values())})
             spent.update(generate=0.0, score=0.0)
             log.peak = peak_memory()

@@ -1,7 +1,8 @@
 """Sampling throughput: posttrain's sampler against `generate` of transformers.
 
-Both sides have the same weights, prompts, threads and allocator settings. Every measurement is a
-process of its own; the sides take turns, round after round. Greedy ids must be the same.
+Both sides use the same weights, prompts, thread and allocator settings. Every measurement runs in
+its own process, and the sides alternate within each round. Greedy completions must be identical,
+except after a tie of two logits.
 
     python benchmarks/sampler.py --rounds 5
 """
@@ -58,11 +59,11 @@ def main() -> None:
 
 
 def cases_of(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return the cases to measure, (model, mode); a model that is not on disk is left out."""
+    """Return the cases to measure, (model, mode); skip stories260k if it is not on disk."""
     available = [name for name in args.models if name != "stories260k" or STORIES.is_dir()]
     for name in args.models:
         if name not in available:
-            print(f"{name}: left out, {STORIES} does not exist")
+            print(f"{name}: skipped, {STORIES} does not exist")
     return [(name, mode) for name in available for mode in ("greedy", "group")]
 
 
@@ -77,15 +78,17 @@ def compare(name: str, mode: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
     def run(side: str, **more: Any) -> dict[str, Any]:
-        settings_of = {**settings, "side": side, **more}
-        return run_worker("sampler_worker.py", settings_of, args.allocator, args.threads)
+        message = {**settings, "side": side, **more}
+        return run_worker("sampler_worker.py", message, args.allocator, args.threads)
 
     rounds, completions = [], {}
     for number in range(1, args.rounds + 1):
         for side in in_turn(list(SIDES), number):
             row = {"round": number, "side": side, **run(side)}
             ids = row.pop("completions")
-            assert completions.setdefault(side, ids) == ids, f"{side}: greedy ids vary"
+            assert completions.setdefault(side, ids) == ids, (
+                f"{side}: greedy ids differ between rounds"
+            )
             rounds.append(row)
     ties = {}
     if mode == "greedy":
@@ -112,7 +115,7 @@ def summary(rounds: list[dict[str, Any]], ties: dict[str, int]) -> dict[str, Any
         )
     print(f"  {OURS} / {best}: tokens/s {ratio:.2f}, peak memory {memory_ratio:.2f}")
     if any(ties.values()):
-        print(f"  rows that differ from a tie of two logits on: {ties}")
+        print(f"  rows that differ after a tie of two logits: {ties}")
     return {
         "peer": best,
         "ratio": ratio,
@@ -129,13 +132,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--prompts", type=int, default=64, help="prompts of greedy; group has half as many"
+        "--prompts", type=int, default=64, help="prompts in mode greedy; mode group uses half"
     )
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="tuned")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="a few tokens, to check that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="sample a few tokens, to check that it runs"
+    )
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.prompts, args.new_tokens = 1, 8, 16

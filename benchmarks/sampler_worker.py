@@ -1,6 +1,6 @@
-"""One measurement of sampling throughput: one side, one case, in a process of its own.
+"""One measurement of sampling throughput: one side, one case, in its own process.
 
-Called by sampler.py.
+sampler.py runs this script.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from common import answer, peak_memory, posttrain_policy, random_qwen2
 SIDES = ("posttrain", "transformers_dynamic", "transformers_static")
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260k"
 
-# The random weights are large enough for the most likely token to stand out.
 MODELS: dict[str, dict[str, Any]] = {
     "small": {"shape": "small", "vocab": 1024},
     "stories260k": {},
     "8m": {"shape": "8m", "vocab": 4096},
 }
-INITIALIZER_RANGE = 0.1
+INITIALIZER_RANGE = 0.1  # large enough for the most likely token to stand out
 
 SHORTEST, LONGEST = 20, 100  # tokens of a prompt
 GROUP = 8  # completions per prompt in the case `group`
-TIE = 1e-3  # rounding may swap two logits that are nearer than this
+TIE = 1e-3  # rounding may swap two logits that are closer than this
 
 TEXT = """Once upon a time there was a little girl named Ann. She liked to play in the garden with
 her dog. One day the dog ran away and Ann was very sad. Her mother said they should look for him in
@@ -40,7 +39,7 @@ had a race. She won and laughed. Then they ate warm soup and bread with their gr
 
 
 def load_model(name: str) -> Any:
-    """Return a model of MODELS in fp32, in eval mode."""
+    """Return the model of MODELS with this name, in fp32 and eval mode."""
     if name != "stories260k":
         settings = MODELS[name]
         return random_qwen2(
@@ -53,7 +52,7 @@ def load_model(name: str) -> Any:
 
 
 def make_prompts(name: str, number: int) -> list[list[int]]:
-    """Return prompts of random lengths: random ids, or for stories260k BOS and real text."""
+    """Return prompts of random lengths: random ids, but BOS and real text for stories260k."""
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -76,8 +75,8 @@ def make_prompts(name: str, number: int) -> list[list[int]]:
 def stop_tokens(name: str, mode: str) -> list[int]:
     """Return the stop tokens of a case.
 
-    Greedy completions of random weights run to the limit; those in groups stop at random, after
-    about 128 tokens on average.
+    With random weights, greedy completions run to the limit, and sampled ones (mode `group`) stop
+    at random, after about 128 tokens on average.
     """
     if name == "stories260k":
         return [1, 2]
@@ -85,7 +84,7 @@ def stop_tokens(name: str, mode: str) -> list[int]:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurement that `settings` describe."""
+    """Run the measurement, or the check, that `settings` describe and return its result."""
     name, mode, new_tokens = settings["model"], settings["mode"], settings["new_tokens"]
     if settings["side"] == "check":
         prompts = make_prompts(name, settings["prompts"])
@@ -99,7 +98,8 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
     else:
         cache = settings["side"].removeprefix("transformers_")
         generate = transformers_sampler(model, stops, mode, cache)
-    generate(prompts, new_tokens)  # warm-up: a run generates in every step
+    # warm-up: training samples in every step, so the extra cost of the first call does not matter
+    generate(prompts, new_tokens)
     started = time.perf_counter()
     completions = generate(prompts, new_tokens)
     seconds = time.perf_counter() - started
@@ -116,7 +116,10 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def posttrain_sampler(model: Any, stops: list[int], mode: str) -> Any:
-    """Return a function (prompts, new tokens) -> ids with the stop token; it computes log-probs."""
+    """Return a function (prompts, new_tokens) -> ids of the completions, including the stop token.
+
+    It also computes log-probs, which `model.generate` does not.
+    """
     from posttrain.rollout.native.sampler import NativeSampler
     from posttrain.rollout.sampler import SamplingParams
 
@@ -133,7 +136,7 @@ def posttrain_sampler(model: Any, stops: list[int], mode: str) -> Any:
 
 
 def transformers_sampler(model: Any, stops: list[int], mode: str, cache: str) -> Any:
-    """Return the same function by `model.generate`: one batch, padded on the left."""
+    """Return the same function using `model.generate` on one batch, padded on the left."""
     import torch
     from transformers import GenerationConfig
 
@@ -172,7 +175,7 @@ def up_to_stop(ids: list[int], stops: list[int]) -> list[int]:
 def count_ties(model: Any, prompts: list[list[int]], a: list[list[int]], b: list[list[int]]) -> int:
     """Return the number of rows whose greedy ids differ between the sides.
 
-    Fails unless each begins to differ at a tie of two logits, which rounding decides.
+    Raise AssertionError unless each first differs at a tie of two logits, which rounding decides.
     """
     import torch
 
@@ -181,12 +184,13 @@ def count_ties(model: Any, prompts: list[list[int]], a: list[list[int]], b: list
     for prompt, left, right in zip(prompts, a, b):
         if left == right:
             continue
-        at = next(i for i, (x, y) in enumerate(zip(left, right)) if x != y)
+        first = next(i for i, (x, y) in enumerate(zip(left, right)) if x != y)
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + left[:at]])).logits[0, -1]
-        gap = float((logits[left[at]] - logits[right[at]]).abs())
-        best = float(logits.max() - logits[left[at]])
-        assert max(gap, best) < TIE, f"greedy ids differ at a gap of {max(gap, best):.2g}"
+            logits = model(input_ids=torch.tensor([prompt + left[:first]])).logits[0, -1]
+        gap = float((logits[left[first]] - logits[right[first]]).abs())
+        below_best = float(logits.max() - logits[left[first]])
+        largest = max(gap, below_best)
+        assert largest < TIE, f"greedy ids differ at a gap of {largest:.2g} between logits"
         ties += 1
     return ties
 

@@ -1,9 +1,9 @@
 """SFT throughput and peak memory: posttrain against TRL's SFTTrainer.
 
-Both sides have the same weights, rows, optimiser settings, threads and allocator settings. Every
-measurement is a process of its own; the sides take turns, round after round. A scouting round
-measures every setting of TRL, and the rounds that count measure the fastest of them. If the sides
-do not have the same first loss, nothing is reported.
+Both sides use the same weights, rows, optimiser, thread and allocator settings. Every measurement
+runs in its own process, and the sides alternate within each round. A scouting round measures every
+TRL setting; the rounds that count measure only the fastest ones. If the losses of the sides
+disagree, the benchmark fails and writes no results.
 
     python benchmarks/sft.py --rounds 5 --steps 12 --vocab 4096 32768
 """
@@ -28,8 +28,8 @@ from common import (
 )
 from sft_worker import ADAMW, LONGEST, POSTTRAIN, SHORTEST, TRL
 
-OURS = "posttrain"  # with its default of micro_batch_tokens
-TOLERANCE = 1e-4  # nats a token, on the loss of the first step
+OURS = "posttrain"  # with the default micro_batch_tokens
+TOLERANCE = 1e-4  # for the loss of the first step, in nats per token
 
 
 def main() -> None:
@@ -109,15 +109,17 @@ def fastest(rows: list[dict[str, Any]], names: list[str], number: int) -> list[s
 
 
 def check(rows: list[dict[str, Any]]) -> None:
-    """Fail unless both sides did the same work: the comparison would be void."""
+    """Raise AssertionError unless all sides did the same work, which a fair comparison requires."""
     assert len({row["weights"] for row in rows}) == 1, "the sides started from different weights"
-    assert len({row["steps"] for row in rows}) == 1, "the sides made different numbers of steps"
-    # packing puts other rows into a step: it is checked against a reference of its own
+    assert len({row["steps"] for row in rows}) == 1, "the sides ran different numbers of steps"
+    # packing puts different rows into a step: it is checked only against its own reference loss
     comparable = [row for row in rows if row["side"] != "packing_bfd"]
     assert len({row["tokens"] for row in comparable}) == 1, "the sides saw different rows"
     for row in rows:
         difference = abs(row["first_loss"] - row["reference_loss"])
-        assert difference < TOLERANCE, f"{row['side']}: first loss is off by {difference:.2g}"
+        assert difference < TOLERANCE, (
+            f"{row['side']}: first loss is {difference:.2g} off its reference"
+        )
     for key, limit in (("first_loss", TOLERANCE), ("last_loss", 10 * TOLERANCE)):
         values = [row[key] for row in comparable]
         spread = max(values) - min(values)
@@ -136,10 +138,10 @@ def summary(
     speed = {side: median_of(rounds, side, "tokens_per_second") for side in sides}
     memory = {side: median_of(rounds, side, "peak_mib") for side in sides}
     best = max(peers, key=lambda side: speed[side])
-    # the head is tied to the embedding, so all parameters take part in a product
+    # the head is tied to the embedding, so all parameters take part in matrix products
     parameters = next(row["parameters"] for row in rounds if row["side"] == OURS)
     rate = median_of(rounds, "matmul", "flops_per_second")
-    # utilisation is relative to the rate in the same round
+    # utilisation is relative to the rate measured in the same round
     matmul = {r["round"]: r["flops_per_second"] for r in rounds if r["side"] == "matmul"}
     used = [
         {**r, "used": 6 * parameters * r["tokens_per_second"] / matmul[r["round"]]}
@@ -185,15 +187,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="timed optimiser steps")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed steps before them")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="untimed steps before the timed ones, at least 1"
+    )
     parser.add_argument("--rows", type=int, default=16, help="rows in an optimiser step")
     parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32768])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--finalists", type=int, default=2, help="number of TRL settings in every round"
+        "--finalists", type=int, default=2, help="number of TRL settings that every round measures"
     )
     parser.add_argument("--peers", nargs="+", choices=list(TRL), help="TRL settings to scout")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to check that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="use a tiny model, to check that it runs"
+    )
     args = parser.parse_args()
     args.shape = "8m"
     if args.quick:

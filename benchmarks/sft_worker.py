@@ -1,7 +1,7 @@
-"""One measurement of SFT throughput: one side, one setting, in a process of its own.
+"""One measurement of SFT throughput: one side, one setting, in its own process.
 
-Both sides train the same weights on the same rows in each optimiser step, with the same settings of
-AdamW. Called by sft.py.
+Both sides train the same weights on the same rows in each optimiser step, with the same AdamW
+settings. sft.py runs this script.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from common import (
 # posttrain: tokens in one forward pass (its only setting for memory; 768 is the default on a CPU)
 POSTTRAIN = {"posttrain": 768, "posttrain_8192": 8192}
 
-# TRL: rows in one forward pass, and keys of its config. `sorted`: the rows of an optimiser step are
-# passed in order of length, so that there is little padding (less than its group_by_length gives
-# with the same rows in a step). `packing` has about as many tokens in a step, since the number of
-# rows in it cannot be set.
+# TRL: rows in one forward pass, and further keys of its config. `sorted`: the rows of an optimiser
+# step are passed in order of length, which leaves little padding (less than TRL's group_by_length
+# leaves with the same rows in a step). `packed`: length of a packed row; a step has about as many
+# tokens as with the other settings, since the number of rows packed into it cannot be set.
 TRL: dict[str, dict[str, Any]] = {
     "padded_1": {"rows": 1},
     "padded_2_sorted": {"rows": 2, "sorted": True},
@@ -48,20 +48,20 @@ class Row:
     """A prompt with its completion."""
 
     input_ids: list[int]
-    prompt_length: int  # tokens that are not trained on
+    prompt_length: int  # number of leading tokens that are not trained on
 
     def labels(self) -> list[int]:
-        """Return the ids with those of the prompt replaced by -100."""
+        """Return the ids, with those of the prompt replaced by -100."""
         return [-100] * self.prompt_length + self.input_ids[self.prompt_length :]
 
 
 @dataclass
 class Log:
-    """What a side reports after each optimiser step."""
+    """What a side records after each optimiser step."""
 
-    ended: list[float] = field(default_factory=list)  # seconds
+    ended: list[float] = field(default_factory=list)  # clock times in seconds
     losses: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)  # so far, no padding
+    tokens: list[int] = field(default_factory=list)  # so far, without padding
     peak: float = 0.0  # MiB
 
 
@@ -79,7 +79,7 @@ def make_rows(number: int, vocab: int, seed: int) -> list[Row]:
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurement that `settings` describe."""
+    """Run the measurement that `settings` describe and return its result."""
     side = settings["side"]
     if side == "matmul":
         return {"flops_per_second": matmul_rate()}
@@ -114,9 +114,9 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 def run_posttrain(
     model: Any, rows: list[Row], batch: int, micro_batch_tokens: int, folder: str
 ) -> tuple[Log, list[Row]]:
-    """Run the loop of `posttrain train`: its source, trainer and tracker. Writes no checkpoint.
+    """Train with the source, trainer and tracker of `posttrain train`; write no checkpoint.
 
-    Returns the log and the rows of the first step.
+    Return the log and the rows of the first step.
     """
     from pathlib import Path
 
@@ -163,7 +163,7 @@ def run_posttrain(
         for r in rows
     ]
     source = OfflineSource([(s,) for s in sequences], batch, seed=0, rank=0, num_ranks=1)
-    # the source shuffles: place the rows so that it returns them in the order of this list
+    # the source shuffles: arrange the examples so that it returns them in their original order
     order = [i for step in range(num_steps) for i in source.order.indices(step)]
     source.examples = [(sequences[i],) for _, i in sorted(zip(order, range(len(order))))]
     tracker = Clock(Path(folder), num_steps, config.logging_steps, tensorboard=False)
@@ -177,9 +177,9 @@ def run_posttrain(
 def run_trl(
     model: Any, rows: list[Row], batch: int, setting: dict[str, Any], folder: str
 ) -> tuple[Log, list[Row]]:
-    """Run TRL's SFTTrainer on tokenised rows, with everything that costs extra time turned off.
+    """Train with TRL's SFTTrainer on tokenised rows.
 
-    Returns the log and the rows of the first step.
+    Everything that costs extra time is turned off. Return the log and the rows of the first step.
     """
     import datasets
     from transformers import TrainerCallback
@@ -202,15 +202,15 @@ def run_trl(
     keys = dict(setting.get("keys", {}))
     packed = setting.get("packed")
     if packed:
-        # as many tokens in a step as in the other settings; shuffled, since packing sorts the rows
+        # as many tokens in a step as with other settings; shuffled, since packing sorts the rows
         total = sum(len(row.input_ids) for row in rows)
-        parts = round(total / num_steps / packed)
+        micro_batches = round(total / num_steps / packed)
         rows = rows + make_rows(len(rows) // 2, int(model.config.vocab_size), seed=2)
         keys |= {"packing": True, "max_length": packed, "shuffle_dataset": True}
         rows_at_once = 1
     else:
         rows_at_once = min(setting["rows"], batch)
-        parts = batch // rows_at_once
+        micro_batches = batch // rows_at_once
         if setting.get("sorted"):
             steps = [rows[i : i + batch] for i in range(0, len(rows), batch)]
             rows = [r for step in steps for r in sorted(step, key=lambda r: len(r.input_ids))]
@@ -218,7 +218,7 @@ def run_trl(
     config = SFTConfig(
         output_dir=folder,
         per_device_train_batch_size=rows_at_once,
-        gradient_accumulation_steps=parts,
+        gradient_accumulation_steps=micro_batches,
         max_steps=num_steps,
         learning_rate=ADAMW["lr"],
         lr_scheduler_type="constant",
@@ -253,7 +253,7 @@ def run_trl(
         callbacks=[Clock()],
     )
     trainer.train()
-    first = trainer.train_dataset.select(range(rows_at_once * parts))
+    first = trainer.train_dataset.select(range(rows_at_once * micro_batches))
     return log, [row for example in first for row in rows_of(example)]
 
 
@@ -269,7 +269,7 @@ def rows_of(example: dict[str, Any]) -> list[Row]:
 
 
 def empty_tokenizer() -> Any:
-    """Return a tokenizer without words: TRL requires one even if nothing is tokenised."""
+    """Return a tokenizer without words, which TRL requires even if nothing is tokenised."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -279,9 +279,9 @@ def empty_tokenizer() -> Any:
 
 
 def reference_loss(model: Any, rows: list[Row]) -> float:
-    """Return the mean loss in nats over the trained tokens of `rows`, each row run alone.
+    """Return the mean loss, in nats, over the trained tokens of `rows`, each row run alone.
 
-    It uses transformers' own head, and shows whether a side keeps rows apart.
+    It comes from transformers' own head, and reveals a side that lets rows attend to each other.
     """
     import torch
 

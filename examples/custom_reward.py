@@ -5,8 +5,8 @@
         reward='{type: custom, path: examples/custom_reward.py}'
 
 Every list has one entry per completion. The columns of the data rows are passed by name (here
-`answer`); one without a default is required, and is checked for before training. Return a float for
-each completion, or None for "not applicable". `async def` works too.
+`answer`); a column without a default is required, and the rows are checked for it before training.
+Return a float for each completion, or None for "not applicable". `async def` works too.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ eq. 4, where p_t is the token's probability):
 
     l_t = - (1 - p_t)^focus log p_t
 
-In the package this would be a file `algorithms/focal.py` with the code down to `focal`, and a line
-in `algorithms/__init__.py`. The invariant, resume and rank tests would then cover it.
+In the package, the code down to `focal` would be the file `algorithms/focal.py`, with a line in
+`algorithms/__init__.py`. The invariant, resume and rank tests would then cover it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FocalConfig(TrainerConfig):
 
     type: Literal["focal"] = "focal"
     focus: float = Field(2.0, ge=0)
-    """Exponent of a token's weight, 1 - p_t; 0 is SFT."""
+    """Exponent of 1 - p_t in a token's weight; 0 is SFT."""
 
 
 def focal_loss(out: Output, batch: Batch, config: FocalConfig) -> Loss:

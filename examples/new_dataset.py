@@ -20,7 +20,7 @@ from posttrain.data.sets import DATASETS
 def load(split: str, *, num_rows: int = 1000, largest: int = 99) -> list[Row]:
     """Return rows with prompt, completion and answer; `test` has the multiples of 5.
 
-    Keyword arguments are the data set's options (`data.options`), and are checked against their
+    Keyword arguments are the data set's options (`data.options`), which are checked against their
     types. Raise ValueError with one line for anything that is wrong.
     """
     check_split("squares", split, ("train", "test"))

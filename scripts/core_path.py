@@ -1,8 +1,8 @@
-"""Write the table of core files in docs/architecture.md, with their present line counts.
+"""Write the table of core files in docs/architecture.md, with their current line counts.
 
     python scripts/core_path.py
 
-These are the files to read, in order, to trust the training. Their total is limited.
+These are the files to read, in order, to trust the training. Together they have at most MAX_LINES.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """Return docs/architecture.md with the present table."""
+    """Return docs/architecture.md with the current table."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"

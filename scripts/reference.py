@@ -147,12 +147,12 @@ def table(
         yield "No keys of its own."
         yield ""
         return
-    yield "| key | values | default | meaning | notes |"
+    yield "| key | meaning | values | default | notes |"
     yield "|---|---|---|---|---|"
     for name in names:
         info = model.model_fields[name]
         key = Key(f"{path}.{name}" if path else name, info, model)
-        cells = (f"`{name}`", values_of(info), default_of(info), described(key), notes_of(key))
+        cells = (f"`{name}`", described(key), values_of(info), default_of(info), notes_of(key))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
@@ -272,7 +272,7 @@ def command_lines(command: Any, path: str) -> Iterator[str]:
     parameters = [parameter for parameter in command.params if parameter.name != "help"]
     if not parameters:
         return
-    yield "| argument or option | default | meaning |"
+    yield "| argument or option | meaning | default |"
     yield "|---|---|---|"
     for parameter in parameters:
         text = getattr(parameter, "help", None)
@@ -286,7 +286,7 @@ def command_lines(command: Any, path: str) -> Iterator[str]:
         shown = "" if empty or parameter.required else f"`{default}`"
         if parameter.required:
             shown = "required"
-        yield f"| {names} | {shown} | {escaped(' '.join(text.split()))} |".replace("\\\\", "\\")
+        yield f"| {names} | {escaped(' '.join(text.split()))} | {shown} |".replace("\\\\", "\\")
     yield ""
 
 

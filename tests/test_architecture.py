@@ -52,10 +52,24 @@ LAZY = {
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
 HEAVY = {
-    "transformers", "peft", "tokenizers", "pyarrow", "datasets", "safetensors", "vllm",
-    "math_verify", "sympy", "torch", "importlib",
-    "fcntl", "marshal", "select", "socket", "resource",  # in programs sent to the sandbox
-}  # fmt: skip
+    "transformers",
+    "peft",
+    "tokenizers",
+    "pyarrow",
+    "datasets",
+    "safetensors",
+    "vllm",
+    "math_verify",
+    "sympy",
+    "torch",
+    "importlib",
+    # in programs sent to the sandbox
+    "fcntl",
+    "marshal",
+    "select",
+    "socket",
+    "resource",
+}
 
 
 @cache
@@ -233,11 +247,24 @@ def test_no_peer_and_no_foreign_loop_is_imported() -> None:
 def test_no_class_inherits_from_a_class_of_ours_but_configs() -> None:
     """Methods are functions. Configs, errors and framework base classes are the exception."""
     allowed = {
-        "BaseModel", "Protocol", "NamedTuple", "float", "Linear", "Module", "Function",
-        "SafeLoader", "Exception", "ValueError", "RuntimeError",
-        "StrictConfig", "TrainerConfig", "PolicyGradientConfig", "PreferenceConfig",
-        "RewardConfig", "MakeConfig",
-    }  # fmt: skip
+        "BaseModel",
+        "Protocol",
+        "NamedTuple",
+        "float",
+        "Linear",
+        "Module",
+        "Function",
+        "SafeLoader",
+        "Exception",
+        "ValueError",
+        "RuntimeError",
+        "StrictConfig",
+        "TrainerConfig",
+        "PolicyGradientConfig",
+        "PreferenceConfig",
+        "RewardConfig",
+        "MakeConfig",
+    }
     strange = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

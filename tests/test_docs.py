@@ -78,9 +78,9 @@ def test_pages_of_the_site_link_to_pages_of_the_site(page: Path) -> None:
     assert outside == []
 
 
-def reference() -> ModuleType:
-    """Return scripts/reference.py as a module."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+def script(name: str) -> ModuleType:
+    """Return scripts/<name>.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -90,7 +90,16 @@ def reference() -> ModuleType:
 
 def test_the_reference_is_that_of_the_code() -> None:
     """Run `python scripts/reference.py` after a change of keys, commands or data sets."""
-    pages = reference().pages()
+    pages = script("reference").pages()
     assert set((ROOT / "docs/reference").iterdir()) == set(pages)
     stale = [page.name for page, text in pages.items() if page.read_text() != text]
     assert stale == []
+
+
+def test_the_core_path_is_that_of_the_code_and_can_be_read_in_an_afternoon() -> None:
+    """Run `python scripts/core_path.py` after a change of a core file."""
+    core = script("core_path")
+    files = [file for files in core.CORE.values() for file in files]
+    assert len(files) == len(set(files))
+    assert sum(map(core.lines_of, files)) <= core.MAX_LINES == 6000
+    assert core.PAGE.read_text() == core.page(), "run python scripts/core_path.py"

@@ -72,9 +72,10 @@ def earlier_turns_are_judged_too(patch):
 def rows_of_orpo_lack_the_prompt(patch):
     final = pair._final_sequence
     patch.setattr(
-        pair, "_final_sequence",
+        pair,
+        "_final_sequence",
         lambda sequence, margin, train_prompt, scores: final(sequence, margin, False, scores),
-    )  # fmt: skip
+    )
 
 
 @caught_by(rows.test_useless_pairs_are_counted_and_dropped, renderer=PLAIN)
@@ -162,9 +163,10 @@ def cut_off_completions_are_chosen(patch):
 def noise_is_counted_from_the_start_of_the_process(patch):
     sample, calls = synthesize.sample_and_score, itertools.count()
     patch.setattr(
-        synthesize, "sample_and_score",
+        synthesize,
+        "sample_and_score",
         lambda prompts, first, *rest: sample(prompts, 40 * next(calls), *rest),
-    )  # fmt: skip
+    )
 
 
 @caught_by(test_making.test_every_completion_has_noise_of_its_own_and_the_settings_of_the_recipe)

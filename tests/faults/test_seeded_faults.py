@@ -89,11 +89,12 @@ def rows_see_each_other(patch):
 def sampler_ignores_the_temperature(patch):
     sample = sampler._sample
     patch.setattr(
-        sampler, "_sample",
+        sampler,
+        "_sample",
         lambda logits, params, noise: sample(
             logits, dataclasses.replace(params, temperature=1.0), noise
         ),
-    )  # fmt: skip
+    )
 
 
 def sampler_keeps_old_weights(patch):
@@ -110,9 +111,10 @@ def sampler_keeps_old_weights(patch):
 def noise_by_batch_row(patch):
     noise = sampler._noise
     patch.setattr(
-        sampler, "_noise",
+        sampler,
+        "_noise",
         lambda seeds, params, device: noise(list(range(len(seeds))), params, device),
-    )  # fmt: skip
+    )
 
 
 def reference_follows_the_policy(patch):

@@ -12,9 +12,13 @@ import yaml
 from posttrain.cli.main import main
 
 SCRATCH = {
-    "hidden_size": 32, "intermediate_size": 32, "num_layers": 2, "num_heads": 2,
-    "vocab_size": 300, "max_length": 512,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 300,
+    "max_length": 512,
+}
 ROWS = [
     {"prompt": f"{a}+{b}", "completion": f"#### {a + b}", "answer": str(a + b)}
     for a in range(3)
@@ -31,9 +35,12 @@ def recipe(folder: Path, rows: Any = None, name: str = "run.yaml", **changes: An
         "model": {"scratch": SCRATCH},
         "data": {"path": str(folder / "rows.jsonl")},
         "trainer": {
-            "type": "sft", "max_steps": 2, "batch_size": 4, "output_dir": str(folder / "out"),
+            "type": "sft",
+            "max_steps": 2,
+            "batch_size": 4,
+            "output_dir": str(folder / "out"),
         },
-    }  # fmt: skip
+    }
     file = folder / name
     file.write_text(yaml.safe_dump(tree | changes))
     return file

@@ -148,10 +148,8 @@ class CompletionServer:
             "index": 0,
             "text": "never read",
             "finish_reason": reason,
-            "logprobs": {
-                "tokens": [f"token_id:{i}" for i in ids], "token_logprobs": logprobs,
-            },
-        }  # fmt: skip
+            "logprobs": {"tokens": [f"token_id:{i}" for i in ids], "token_logprobs": logprobs},
+        }
         if body.get("return_token_ids") and not self.fault("old"):
             choice |= {"token_ids": ids, "prompt_token_ids": prompt}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids)}
@@ -168,17 +166,21 @@ class CompletionServer:
         pairs = [[x, i, None] for x, i in zip(rollout.logprobs, rollout.response_ids)]
         meta = {
             "finish_reason": {"type": rollout.finish_reason},
-            "prompt_tokens": len(body["input_ids"]), "output_token_logprobs": pairs,
-        }  # fmt: skip
+            "prompt_tokens": len(body["input_ids"]),
+            "output_token_logprobs": pairs,
+        }
         return 200, {"text": "never read", "meta_info": meta}
 
     def _sample(
         self, used: str, prompt: list[int], keys: dict[str, Any], max_tokens: int, seed: int
     ) -> Rollout:
         params = SamplingParams(
-            max_tokens, tuple(keys["stop_token_ids"]), keys["temperature"], keys["top_p"],
+            max_tokens,
+            tuple(keys["stop_token_ids"]),
+            keys["temperature"],
+            keys["top_p"],
             max(0, keys["top_k"]),
-        )  # fmt: skip
+        )
         policy = self.policies[used]
         with ONE_AT_A_TIME:
             (rollout,) = NativeSampler(policy, 1).generate([prompt], params, [seed])

@@ -34,11 +34,19 @@ def causal_lm(kind: str = "qwen2", seed: int = 0, **changes: Any) -> Any:
         "llama": (LlamaConfig, LlamaForCausalLM),
     }[kind]
     shape = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-        "initializer_range": 0.3, "tie_word_embeddings": kind == "qwen2", "eos_token_id": STOP,
-        "bos_token_id": None, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": kind == "qwen2",
+        "eos_token_id": STOP,
+        "bos_token_id": None,
+        "pad_token_id": 0,
+    }
     return model_class(config_class(**(shape | changes)))
 
 
@@ -209,13 +217,28 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
     """A whole runnable config tree on word problems, small enough for seconds."""
     tmp_path.mkdir(exist_ok=True)
     tree: dict[str, Any] = {
-        "model": {"scratch": {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2,
-                              "num_heads": 2, "num_kv_heads": 1, "vocab_size": 400,
-                              "max_length": 256}},
+        "model": {
+            "scratch": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_layers": 2,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "vocab_size": 400,
+                "max_length": 256,
+            }
+        },
         "data": {"name": "word_problems", "options": {"num_rows": 40}},
-        "trainer": {"type": method, "output_dir": str(tmp_path), "run_name": method,
-                    "max_steps": 6, "batch_size": 4, "learning_rate": 3e-3, "logger": []},
-    }  # fmt: skip
+        "trainer": {
+            "type": method,
+            "output_dir": str(tmp_path),
+            "run_name": method,
+            "max_steps": 6,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "logger": [],
+        },
+    }
     if method == "pretrain":
         text = tmp_path / "text.jsonl"
         text.write_text("".join(f'{{"text": "row {i} counts to {i * i}"}}\n' for i in range(20)))
@@ -231,10 +254,13 @@ def run_config(tmp_path: Path, method: str = "sft", **trainer_keys: Any) -> dict
     if algorithm_named(method).rows == "steps":
         solved = tmp_path / "steps.jsonl"
         rows = [
-            {"prompt": f"{i} and {i + 1}?", "labels": [True, i % 2 == 1],
-             "completions": [f"{i} + {i + 1}", f"{2 * i + 1}" if i % 2 else f"{3 * i} maybe"]}
+            {
+                "prompt": f"{i} and {i + 1}?",
+                "labels": [True, i % 2 == 1],
+                "completions": [f"{i} + {i + 1}", f"{2 * i + 1}" if i % 2 else f"{3 * i} maybe"],
+            }
             for i in range(20)
-        ]  # fmt: skip
+        ]
         solved.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         tree["data"] = {"path": str(solved)}
     if algorithm_named(method).rows == "labelled":

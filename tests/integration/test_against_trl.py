@@ -37,34 +37,60 @@ def tensors() -> dict[str, torch.Tensor]:
 def theirs(trainer: type, given: dict[str, torch.Tensor], **keys: Any) -> tuple[float, Any]:
     """Loss and gradient [N, L] by `_compute_loss` of a TRL trainer, with logits left out."""
     new = given["new"].clone().requires_grad_()
-    args = {"delta": None, "use_bias_correction_kl": False, "sapo_temperature_pos": 1.0,
-            "sapo_temperature_neg": 1.05, "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0,
-            "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0, "steps_per_generation": 1}  # fmt: skip
+    args = {
+        "delta": None,
+        "use_bias_correction_kl": False,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0,
+        "vespo_lambda_pos": 3.0,
+        "vespo_k_neg": 3.0,
+        "vespo_lambda_neg": 2.0,
+        "steps_per_generation": 1,
+    }
     one = SimpleNamespace(
-        num_processes=1, gather=lambda x: x, gather_for_metrics=lambda x: x,
-        reduce=lambda x, reduction: x, sync_gradients=True,
-    )  # fmt: skip
+        num_processes=1,
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+        reduce=lambda x, reduction: x,
+        sync_gradients=True,
+    )
     fake = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (new, given["entropy"], None),
-        args=SimpleNamespace(**{k: keys.pop(k, v) for k, v in args.items()}), accelerator=one,
-        model=SimpleNamespace(training=True), aux_loss_enabled=False, top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None, use_vllm="importance_sampling_ratio" in given,
-        vllm_importance_sampling_correction=True, current_gradient_accumulation_steps=1,
-        max_completion_length=LIMIT, _metrics={"train": defaultdict(list)},
+        args=SimpleNamespace(**{k: keys.pop(k, v) for k, v in args.items()}),
+        accelerator=one,
+        model=SimpleNamespace(training=True),
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm="importance_sampling_ratio" in given,
+        vllm_importance_sampling_correction=True,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=LIMIT,
+        _metrics={"train": defaultdict(list)},
         use_adaptive_entropy=False,
         get_gamma_weights=getattr(trainer, "get_gamma_weights", None),
-        _entropy_bonus_enabled=keys.get("entropy_coef", 0) > 0, entropy_coef=0.0, beta=0.0,
-        importance_sampling_level="token", epsilon_low=0.2, epsilon_high=0.2,
-    )  # fmt: skip
+        _entropy_bonus_enabled=keys.get("entropy_coef", 0) > 0,
+        entropy_coef=0.0,
+        beta=0.0,
+        importance_sampling_level="token",
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+    )
     vars(fake).update(keys)
     none = torch.zeros(6, 0, dtype=torch.int64)
     inputs = {
-        "prompt_ids": none, "prompt_mask": none, "completion_ids": MASK.long(),
-        "completion_mask": MASK.long(), "advantages": given["advantages"],
-        "old_per_token_logps": given["old"], "ref_per_token_logps": given["ref"],
-        "old_logps": (given["old"] * MASK).sum(1), "num_items_in_batch": MASK.sum().double(),
+        "prompt_ids": none,
+        "prompt_mask": none,
+        "completion_ids": MASK.long(),
+        "completion_mask": MASK.long(),
+        "advantages": given["advantages"],
+        "old_per_token_logps": given["old"],
+        "ref_per_token_logps": given["ref"],
+        "old_logps": (given["old"] * MASK).sum(1),
+        "num_items_in_batch": MASK.sum().double(),
         **{k: given[k] for k in ("importance_sampling_ratio",) if k in given},
-    }  # fmt: skip
+    }
     loss = trainer._compute_loss(fake, None, inputs)
     loss.backward()
     return float(loss), new.grad
@@ -80,10 +106,11 @@ def ours(method: str, given: dict[str, torch.Tensor], **keys: Any) -> tuple[floa
         rows[-1].per_seq = {"max_new_tokens": LIMIT}
     batch: Batch = pack(rows)
     batch.per_token = {
-        "old_logprobs": laid_out(given["old"]), "ref_logprobs": laid_out(given["ref"]),
+        "old_logprobs": laid_out(given["old"]),
+        "ref_logprobs": laid_out(given["ref"]),
         "sampler_logprobs": laid_out(given["sampler"]),
         "advantages": laid_out(given["advantages"][:, None].expand(6, WIDTH)),
-    }  # fmt: skip
+    }
     new = given["new"].clone().requires_grad_()
     out = Output(laid_out(new), entropy=laid_out(given["entropy"]))
     loss = algorithm_named(method).loss(out, batch, tiny.config_of(method, **keys))
@@ -105,12 +132,15 @@ LOSS_TYPES = [
     ("bnpo", {}, {"reduction": "token"}),  # one micro-batch: the same as dapo
     ("dapo", {}, {"reduction": "token"}),
     ("dr_grpo", {}, {"reduction": "constant"}),
-    ("luspo", {"importance_sampling_level": "sequence"},
-     {"reduction": "sequence_sum", "ratio_level": "sequence"}),
+    (
+        "luspo",
+        {"importance_sampling_level": "sequence"},
+        {"reduction": "sequence_sum", "ratio_level": "sequence"},
+    ),
     ("cispo", {"epsilon_high": 1.3}, CISPO),
     ("sapo", {}, {"surrogate": "sapo", "reduction": "sequence"}),
     ("vespo", {}, VESPO),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -130,11 +160,13 @@ def test_grpo_equals_trl(loss_type, their_keys, our_keys, beta):
     [
         ({"epsilon_high": 0.28}, {"epsilon_high": 0.28}),
         ({"delta": 1.4}, {"dual_clip": 1.4}),
-        ({"importance_sampling_level": "sequence", "loss_type": "grpo"},
-         {"ratio_level": "sequence", "reduction": "sequence"}),
+        (
+            {"importance_sampling_level": "sequence", "loss_type": "grpo"},
+            {"ratio_level": "sequence", "reduction": "sequence"},
+        ),
         ({"entropy_coef": 0.3}, {"entropy_coef": 0.3}),
     ],
-)  # fmt: skip
+)
 def test_choices_equal_trl(their_keys, our_keys):
     from trl import GRPOTrainer
 
@@ -159,8 +191,13 @@ def test_sampler_correction_equals_trl(level, mode):
     weight = ratio.clamp(low, high) if mode == "truncate" else ratio.masked_fill(outside, 0.0)
     given["importance_sampling_ratio"] = weight
     expected = theirs(GRPOTrainer, given, loss_type="dapo", beta=0.1)
-    keys = {"sampler_correction": level, "sampler_correction_mode": mode, "beta": 0.1,
-            "sampler_correction_min": low, "sampler_correction_max": high}  # fmt: skip
+    keys = {
+        "sampler_correction": level,
+        "sampler_correction_mode": mode,
+        "beta": 0.1,
+        "sampler_correction_min": low,
+        "sampler_correction_max": high,
+    }
     assert_equal(ours("grpo", given, **keys), expected)
 
 

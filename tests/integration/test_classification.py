@@ -185,8 +185,10 @@ def test_training_steps_count_no_confusion() -> None:
         metrics = cross_entropy(out, batch([0, 2, 2]), config()).metrics
     assert float(metrics["accuracy"][0]) == 2
     assert [name for name, (cell, _) in metrics.items() if float(cell) and "/" in name] == [
-        "confusion/0/0", "confusion/2/1", "confusion/2/2",
-    ]  # fmt: skip
+        "confusion/0/0",
+        "confusion/2/1",
+        "confusion/2/2",
+    ]
 
 
 def test_a_label_is_found_where_it_is_likelier_than_not() -> None:
@@ -198,8 +200,11 @@ def test_a_label_is_found_where_it_is_likelier_than_not() -> None:
     assert float(metrics["accuracy"][0]) == 2
     cells = {name: int(cell) for name, (cell, _) in metrics.items() if "/" in name and cell}
     assert cells == {
-        "confusion/0/tp": 2, "confusion/2/tp": 3, "confusion/1/fp": 1, "confusion/0/fn": 1,
-    }  # fmt: skip
+        "confusion/0/tp": 2,
+        "confusion/2/tp": 3,
+        "confusion/1/fp": 1,
+        "confusion/0/fn": 1,
+    }
 
 
 # --- the rows and the label map -------------------------------------------------------------------

@@ -35,14 +35,29 @@ def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) ->
 
 def command(ranks: int, *arguments: object) -> str:
     """What the command writes to stdout."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
-                "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-                "-m", "posttrain"]  # fmt: skip
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(ranks),
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "posttrain",
+    ]
     program = [sys.executable, "-m", "posttrain"] if ranks == 1 else torchrun
     done = subprocess.run(
         [*program, *map(str, arguments)],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -62,8 +77,13 @@ TWINS = ("ipo", "simpo", "cpo")
 )
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
-    keys = {"max_steps": 4, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-3,
-            "max_grad_norm": 0.5}  # fmt: skip
+    keys = {
+        "max_steps": 4,
+        "batch_size": 5,
+        "micro_batch_tokens": 90,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.5,
+    }
     if method == "grpo":
         # with seed 0 a token of step 4 lies so near the edge between two that rounding decides
         keys |= {"beta": 0.05, "num_minibatches": 2, "batch_size": 3, "seed": 1}
@@ -194,10 +214,18 @@ def meet():
 sys.argv = ["posttrain", "meet"]
 main()
 """
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost",
-             "MASTER_PORT": "0"}  # fmt: skip
+    alone = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "0",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env=os.environ | alone,
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout) == (0, "met\natexit\n"), done.stderr[-3000:]

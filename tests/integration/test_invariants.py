@@ -276,9 +276,17 @@ def test_policy_and_reference_agree_exactly_at_step_0(name, model_keys):
 
 @pytest.mark.parametrize(
     "name",
-    ["pretrain", "sft", "simpo", "cpo", "orpo", "reward_model", "process_reward_model",
-     "classification"],
-)  # fmt: skip
+    [
+        "pretrain",
+        "sft",
+        "simpo",
+        "cpo",
+        "orpo",
+        "reward_model",
+        "process_reward_model",
+        "classification",
+    ],
+)
 def test_a_rank_without_rows_counts_nothing(name):
     """The last step of an epoch may have fewer rows than there are ranks."""
     trainer = tiny.trainer_of(name, tiny.models())

@@ -24,9 +24,7 @@ from posttrain.runs.train import train
 from posttrain.training.checkpoint import STATE
 from posttrain.training.trainer import Trainer
 
-TIMES = (
-    "time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train"
-)  # fmt: skip
+TIMES = ("time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train")
 
 
 def run(tree: dict) -> Path:

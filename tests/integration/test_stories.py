@@ -62,16 +62,31 @@ def test_sft_on_gsm8k_and_sampling(lora, tmp_path, capsys, monkeypatch):
     assert lines[-1]["eval_loss"] < lines[0]["loss"]
     for command in (
         ["generate", run_dir, "Once upon a time", "--max-new-tokens", "12"],
-        ["eval", run_dir, "--tasks", f"gsm8k={shared('data/gsm8k')}", "--max-samples", "3",
-         "--max-new-tokens", "20"],
-    ):  # fmt: skip
+        [
+            "eval",
+            run_dir,
+            "--tasks",
+            f"gsm8k={shared('data/gsm8k')}",
+            "--max-samples",
+            "3",
+            "--max-new-tokens",
+            "20",
+        ],
+    ):
         assert output(monkeypatch, capsys, command).strip()
 
 
 def test_the_pretrained_model_writes_english(capsys, monkeypatch):
     """Greedy words of the story model as it is: the tokenizer, BOS and weights fit together."""
-    command = ["generate", shared("models/stories260k"), "Once upon a time", "--temperature", "0",
-               "--max-new-tokens", "30"]  # fmt: skip
+    command = [
+        "generate",
+        shared("models/stories260k"),
+        "Once upon a time",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "30",
+    ]
     words = output(monkeypatch, capsys, command).split()
     assert {"was", "a", "little"} & set(words)
     assert len(words) > 10

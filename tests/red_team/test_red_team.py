@@ -217,8 +217,13 @@ def judged_naively(folder: Path, program: str, task: str, judge: str) -> bool:
     (folder / "harness.py").write_text("\n".join([*lines, "print('PASS')"]))
     done = subprocess.run(
         [sys.executable, "harness.py"],
-        cwd=folder, input="1 2 3\n", capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        input="1 2 3\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     return done.returncode == 0 if judge == "exit status" else "PASS" in done.stdout
 
 

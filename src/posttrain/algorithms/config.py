@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.common.lazy import torch
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.model.config import HeadKind
+
+DEFAULT_MICRO_BATCH_TOKENS = {"cuda": 8192, "cpu": 768}
+"""trainer.micro_batch_tokens by type of device, if it is not set."""
 
 
 class EarlyStopping(StrictConfig):
@@ -62,7 +64,7 @@ class TrainerConfig(StrictConfig):
         ),
     ] = Field(None, ge=1)
     """Maximum number of tokens in one forward pass: the only memory knob, without effect on the
-    result. By default 8192 with a GPU and 768 without, as more is no faster on a CPU."""
+    result. By default 8192 on a GPU and 768 on a CPU, where more is no faster."""
     learning_rate: Annotated[float, AlsoCalled("lr")] = Field(2e-5, ge=0)
     """Peak learning rate: reached after warm-up, then reduced by the scheduler."""
     scheduler: Annotated[
@@ -115,8 +117,8 @@ class TrainerConfig(StrictConfig):
 
     @property
     def token_budget(self) -> int:
-        """Maximum tokens in one forward pass: micro_batch_tokens, or the device's default."""
-        return self.micro_batch_tokens or (8192 if torch.cuda.is_available() else 768)
+        """Maximum tokens in one forward pass; a plan has set the default of the run's device."""
+        return self.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS["cpu"]
 
     @property
     def updates(self) -> tuple[int, int]:

@@ -16,7 +16,7 @@ app = typer.Typer(help="Show, generate, convert and download data.", no_args_is_
 def preview(
     recipe: Annotated[str, typer.Argument(help="The recipe whose data to show.")],
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to show.")] = 3,
 ) -> None:
     """Show rendered rows with the trained tokens coloured, then lengths and dropped rows."""
     from posttrain.runs.config import load_config
@@ -60,7 +60,7 @@ def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
 def prepare(
     files: Annotated[list[str], typer.Argument(help="JSONL or Parquet files, also .gz; or globs.")],
     output_dir: Annotated[
-        Path, typer.Option(help="Folder of train.parquet and validation.parquet.")
+        Path, typer.Option(help="Folder for train.parquet and validation.parquet.")
     ],
     val_split: Annotated[
         float, typer.Option(help="Share of the prompts (or groups) in validation.parquet.")
@@ -171,7 +171,7 @@ def download_datasets(
         ),
     ] = False,
     output_dir: Annotated[
-        Path, typer.Option(help="Folder in which each data set gets a folder.")
+        Path, typer.Option(help="Folder that holds a folder for each data set.")
     ] = Path("data"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files and sizes; download and write nothing.")

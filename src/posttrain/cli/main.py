@@ -1,4 +1,4 @@
-"""The command line. Whatever is wrong with the input is one line and exit code 2."""
+"""The command line. An error in the input is reported in one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def as_option(error: Exception) -> Exception:
-    """Return the error with the name of the option if it is about a setting without a section."""
+    """Return the error with the option's name for the field, if the field is in no section."""
     if isinstance(error, SettingError) and error.field.isidentifier():
         return error.renamed(f"--{error.field.replace('_', '-')}")
     return error

@@ -1,4 +1,4 @@
-"""Commands on models and completions: eval, compare, generate, classify, score."""
+"""Commands for models and completions: eval, compare, generate, classify, score."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ Tasks = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="A split other than the task's own.")]
 MaxSamples = Annotated[
-    int | None, typer.Option(min=1, help="Problems of each task, a random sample; by default all.")
+    int | None, typer.Option(min=1, help="Problems of each task, drawn at random; by default all.")
 ]
 SamplesOfProblem = Annotated[
     int,
@@ -99,7 +99,7 @@ PromptTemplate = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="A file or folder for the results as JSON; unfinished ones are resumed."),
+    typer.Option(help="A file or folder for the results as JSON; unfinished tasks are resumed."),
 ]
 Samples = Annotated[
     Path | None, typer.Option(help="Write every completion of all tasks to this JSONL file.")

@@ -108,7 +108,7 @@ class Batch:
 
         A prompt that neighbours share counts once. A group longer than `max_tokens` becomes a
         micro-batch of its own. Attention holds the keys and values of a shared prompt once for
-        each sequence: with prompts counted that often, the limit is 4 `max_tokens`.
+        each sequence: with prompts counted that often, the limit is 4 * `max_tokens`.
         """
         assert self.num_sequences % group_size == 0, "a batch holds whole groups"
         parts: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Ranks: their process group, sums of their gradients, and whole tensors of their shards.
+"""Ranks: their process group, sums of their gradients, and whole tensors from their shards.
 
 torchrun starts the ranks. A single process is one rank, on the same code path.
 """
@@ -39,8 +39,8 @@ def stop() -> None:
 def leave() -> None:
     """Exit with status 0 and skip Python's finalization, for a rank whose work is done.
 
-    gloo's threads outlive the process group if DTensor's caches hold it. If one of them drops its
-    last tensor while the interpreter shuts down, it finds no interpreter to lock and aborts the
+    gloo's threads outlive the process group if DTensor's caches hold it. A thread that drops its
+    last tensor while the interpreter shuts down cannot take the interpreter's lock and aborts the
     process: a finished run then fails with "terminate called without an active exception", more
     often on a busy machine.
     """
@@ -93,7 +93,7 @@ def is_sharded(policy: nn.Module) -> bool:
 def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
     """Sum the gradients of replicated parameters over the ranks, in one all-reduce.
 
-    Call it once per optimiser step. Those of sharded parameters are summed in the backward pass.
+    Call it once per optimiser step. The backward pass has summed those of sharded parameters.
     """
     if num_ranks() == 1 or sharded:
         return

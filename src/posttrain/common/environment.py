@@ -1,4 +1,4 @@
-"""Settings that the program makes in its own process, and the versions that it runs with."""
+"""Settings of the process, and the versions of the libraries that it runs with."""
 
 from __future__ import annotations
 

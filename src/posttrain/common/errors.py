@@ -7,7 +7,7 @@ class SettingError(ValueError):
     """A wrong value of a setting.
 
     The message begins with the field's name. A caller that knows what the user wrote, such as a key
-    of a section or an option of the command line, replaces the name by that: see `renamed`.
+    of a section or an option of the command line, replaces the name with that: see `renamed`.
     """
 
     def __init__(self, field: str, problem: str) -> None:

@@ -18,8 +18,8 @@ def replacing(file: Path) -> Iterator[Path]:
     """Yield a temporary path, which becomes `file` when the block ends without an error.
 
     A reader sees the old file or the new one, never a part, even if the process is killed. A link
-    stays, and the file that it names is replaced. What is not a regular file, such as /dev/stdout,
-    is written directly.
+    stays, and the file that it points to is replaced. Anything other than a regular file, such as
+    /dev/stdout, is written directly.
     """
     if file.exists() and not file.is_file():
         yield file
@@ -65,7 +65,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one row per line, and make the folder; what JSON cannot hold is written as text."""
+    """Write one row per line and create the folder; what JSON cannot hold is written as text."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:

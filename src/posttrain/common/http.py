@@ -2,7 +2,7 @@
 
 Standard library only, and no proxy is used. What may succeed later is tried again: a connection
 error, a timeout, 429 and 5xx, so what is posted must be safe to post twice. Everything else fails
-at once, also redirects, so that the key goes to no other host.
+at once, including redirects, so that the key goes to no other host.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Patience:
     backoff: float
     """Seconds before the second try, doubled before each further one."""
     max_wait: float
-    """Longest wait before a try, in seconds; a Retry-After beyond it fails."""
+    """Longest wait before a try, in seconds; a longer Retry-After is an error."""
 
 
 @dataclass
@@ -56,8 +56,8 @@ class HttpError(Exception):
     """The reason why there is no usable reply.
 
     `kind` is unreachable (no connection), dropped (a connection that broke), timeout, busy (429 or
-    5xx on every try) or refused (any other status, or too long a Retry-After). `problem` says it in
-    words, without the key. `cause` is the exception if there was no reply at all.
+    5xx) or refused (any other status, or too long a Retry-After); it is that of the last try.
+    `problem` says it in words, without the key. `cause` is the exception if there was no reply.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class HttpError(Exception):
 
 @dataclass(repr=False)
 class Endpoint:
-    """A server and how to reach it. Thread-safe; without a repr, which would show the key."""
+    """A server and how to reach it. Thread-safe. Its repr shows no fields: one is the key."""
 
     url: SplitResult
     """Scheme, host, port and the path that requests begin with."""
@@ -237,7 +237,7 @@ def _ask(
     path: str,
     body: bytes | None,
 ) -> Reply:
-    """Return the reply, or raise TimeoutError after `timeout` seconds even if bytes still come."""
+    """Return the reply, or raise TimeoutError after `timeout` seconds even if bytes keep coming."""
     timeout = server.patience.timeout
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if server.key is not None:
@@ -249,7 +249,7 @@ def _ask(
     def expire() -> None:
         expired.set()
         with contextlib.suppress(OSError):  # closed in the meantime
-            # the plain socket's shutdown: that of TLS would wait for a lock of the reading thread
+            # the plain socket's method: TLS's would wait for a lock that the reading thread holds
             socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
     watch = threading.Timer(timeout, expire)

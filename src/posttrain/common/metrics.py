@@ -28,8 +28,8 @@ def extreme(name: str) -> Callable[..., float] | None:
 def combine(ranks: list[Metrics]) -> dict[str, float]:
     """Return means over all ranks from sums and counts; a plain sum if the count is None.
 
-    A metric whose last path component starts with `max` or `min` is the extreme. One that was never
-    counted is left out. A mean of squares, `X_square`, becomes the standard deviation of X.
+    A metric whose last path component starts with `max` or `min` is the extreme. A metric with a
+    count of 0 is left out. A mean of squares, `X_square`, becomes the standard deviation of X.
     """
     combined: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics in ranks for name in metrics):

@@ -1,13 +1,13 @@
 """Base of a recipe's sections: strict pydantic models that declare everything about their keys.
 
-A key's meaning is the docstring below it. Its annotation holds whatever else is known of it:
+A key's meaning is the docstring below it. Its annotation holds everything else about it:
 
     save_steps: Annotated[int | None, Free()] = Field(None, ge=1)
     servers: Annotated[list[str], Free(), ForEngines("server")] = Field(default_factory=list)
     learning_rate: Annotated[float, AlsoCalled("lr")] = Field(2e-5, ge=0)
 
-The check at a resume, the hints for other frameworks' names and the reference in docs/ are derived
-from these.
+The check of a resumed run's config, the hints for other frameworks' names and the reference in
+docs/ are derived from these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StrictConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Free:
-    """Marks a key that may change at a resume, since no number of the run depends on it."""
+    """Marks a key that may change when a run is resumed: the run's numbers do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class SectionError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class ByType:
-    """Marks a section whose class is that of the registry entry which its `type` names.
+    """Marks a section whose class is that of the registry entry that its `type` names.
 
     `config_of` loads an entry by its name and returns the class. Only the chosen one is imported.
     """

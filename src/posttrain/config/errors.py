@@ -1,4 +1,4 @@
-"""Error messages for a wrong config: the key, what is wrong, and the nearest correct name."""
+"""Error messages about a config: the key, what is wrong, and the nearest correct name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from posttrain.config.base import AlsoCalled, Key, SectionError, keys, marked, s
 Section = TypeVar("Section", bound=BaseModel)
 
 MIXTURE_TAGS = ("DataConfig", "list[DataConfig]")
-"""Tags that pydantic puts into the location of a key of `data`; users did not write them."""
+"""Tags that pydantic adds to the location of a key of `data`, which the user did not write."""
 
 
 def parse(model: type[Section], tree: Mapping[str, Any], source: str) -> Section:
-    """Return the section or config of a tree; raise ValueError that begins with `source`."""
+    """Return the section or config of a tree; raise ValueError, with `source` in front."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -34,7 +34,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def hints_of(known: list[Key]) -> dict[str, str]:
-    """Return what to write instead of each name that other frameworks use."""
+    """Return, for each name that other frameworks use, what to write instead."""
     hints: dict[str, str] = {}
     for key in known:
         for mark in marked(key, AlsoCalled):

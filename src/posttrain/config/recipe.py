@@ -10,7 +10,7 @@ import yaml
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the tree in a YAML file. Raises ValueError if there is none in it, or no file."""
+    """Return the tree in a YAML file. Raises ValueError if the file is missing or holds none."""
     file = Path(path)
     if not file.is_file():
         recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
@@ -28,7 +28,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A loader that rejects duplicate keys, as YAML demands; PyYAML silently keeps the last."""
+    """A loader that rejects duplicate keys, as YAML requires; PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -59,10 +59,32 @@ def parse_value(override: str, value: str) -> Any:
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any, written: str) -> None:
-    """Set tree[a][b] = value for the key "a.b"; errors quote what the user has `written`."""
+    """Set tree[a][b] = value for the key "a.b"; errors quote what the user has `written`.
+
+    A number is the index of an item of a list, counted from 0.
+    """
     *sections, last = key.split(".")
+    node: Any = tree
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
+        node = (
+            _item(node, section, written)
+            if isinstance(node, list)
+            else node.setdefault(section, {})
+        )
+        if not isinstance(node, dict | list):
             raise ValueError(f"override {written!r}: {section} is not a section with keys")
-    tree[last] = value
+    if isinstance(node, list):
+        _item(node, last, written)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list[Any], index: str, written: str) -> Any:
+    """Return the item of a list at an index counted from 0, as in `data.0.path=...`."""
+    if not index.isdecimal() or int(index) >= len(items):
+        raise ValueError(
+            f"override {written!r}: expected the number of one of the {len(items)} items of the "
+            f"list, counted from 0; got {index}"
+        )
+    return items[int(index)]

@@ -169,18 +169,18 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Return the classifier in a folder and the names of weights that the folder lacks.
 
     An adapter is merged into its base model. Neither pickled weights nor code are loaded."""
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
+    transformers.logging.disable_progress_bar()
+    auto: Any = transformers.AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options |= {"local_files_only": True, "output_loading_info": True}
     if not is_adapter(folder):
-        model, info = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        model, info = auto.from_pretrained(folder, **options)
         return model, sorted(info["missing_keys"])
     from peft import PeftModel
 
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        base_model(folder), num_labels=1, **options
-    )
+    model, info = auto.from_pretrained(base_model(folder), num_labels=1, **options)
     if saved_head(Path(folder)) is None:
         return model, [SAVED_HEAD]
     with without_deprecations():

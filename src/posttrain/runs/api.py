@@ -23,7 +23,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 def load_config(source: Source, /, **overrides: Any) -> Config:
     """Return the config of a recipe file or a nested dict.
 
-    An override gives keys of a section, `trainer={"max_steps": 10}`, or one dotted key,
+    An override sets keys of a section, `trainer={"max_steps": 10}`, or one dotted key,
     `**{"trainer.max_steps": 10}`. Raises ValueError with one line that says what to fix.
     """
     if isinstance(source, Mapping):
@@ -62,10 +62,12 @@ def evaluate(
     samples: str | Path | None = None,
     **settings: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Return the results of a model on tasks, by task, as `posttrain eval` writes them.
+    """Return the results of a model by task, as `posttrain eval` writes them.
 
     `model` is a hub name, a folder or a Run; `tasks` are names or NAME=PATH; `settings` are the
     fields of `evaluation.tasks.Settings`: max_samples, temperature, num_samples, shots, ...
+    Under torchrun every rank calls it; with `output`, which only rank 0 reads and writes, the other
+    ranks get {}.
     """
     known = [field.name for field in fields(Settings)]
     for name in settings:
@@ -83,12 +85,12 @@ def evaluate(
 
 
 def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree with the changes, section by section."""
-    whole = dict(tree)
+    """Return the tree with the changes merged in, section by section."""
+    merged = dict(tree)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(whole.get(key), dict)
-        whole[key] = _merged(whole[key], value) if both else _copy(value)
-    return whole
+        is_section = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if is_section else _copy(value)
+    return merged
 
 
 def _copy(value: Any) -> Any:

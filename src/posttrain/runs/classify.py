@@ -39,8 +39,9 @@ def classify(
 ) -> Iterator[str]:
     """Yield lines to print: the labels of each text, with the probabilities of all labels.
 
-    If the rows of `file` have labels, the last line holds the scores. Texts are rendered as prompts
-    were in training, but not put into its data.prompt_template. `output` gets a row a line (JSON).
+    If the rows of `file` have labels, the last line holds the scores. Texts are rendered like the
+    prompts of the training, except that its data.prompt_template is not applied. Each row is also
+    written to `output`, as JSON, with its prediction.
     """
     if bool(texts) == (file is not None):
         raise SettingError("file", "give either a file or texts")
@@ -104,7 +105,7 @@ def known_labels(
 def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: str) -> Tensor:
     """Return the probabilities of the labels for each row, [N, K].
 
-    Raises ValueError naming a row that is malformed or longer than the model takes.
+    Raises ValueError that names a row that is malformed or longer than the model takes.
     """
     import transformers
 
@@ -125,7 +126,7 @@ def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: st
         tokens = torch.tensor(ids)
         sequences.append(Sequence(tokens, torch.zeros(len(ids), dtype=torch.bool)))
     device = choose_device("auto")
-    transformers.logging.set_verbosity_error()  # it would warn of the head as unexpected weights
+    transformers.logging.set_verbosity_error()  # it would report the head as unexpected weights
     policy = load_policy(
         ModelConfig(name=name), name, device, seed=0, scores="tokens" not in record
     )

@@ -93,7 +93,7 @@ TEXT_COLUMNS = (
 
 
 def texts_of(row: Row) -> list[str]:
-    """Return a row's texts to train a tokenizer on; the renderer reports malformed ones."""
+    """Return a row's texts to train a tokenizer on; the renderer reports malformed rows."""
     return [text for column in TEXT_COLUMNS for text in texts_in(row.get(column))]
 
 
@@ -107,7 +107,7 @@ def texts_in(value: Any) -> list[str]:
 
 
 def length_limit(config: Config, name: str | None) -> int:
-    """Return the maximum tokens of a row or prompt; a rollout leaves room for its completion."""
+    """Return the maximum length of a row, or of a prompt with room left for its completion."""
     if name is None:
         assert config.model.scratch is not None
         most = config.model.scratch.max_length
@@ -168,7 +168,7 @@ def prepare_data(
 ) -> Data:
     """Return the rendered rows of the mixture and of the evaluation, with their length tables.
 
-    Raises ValueError naming the section and row of one that is malformed.
+    Raises ValueError that names the section and the number of a malformed row.
     """
     on_overlong, method, kind = config.length.on_overlong, config.algorithm, kind_of(config)
     data = Data()
@@ -201,9 +201,9 @@ def prepare_data(
 def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
     """Return the rows to train on and the rows to evaluate on.
 
-    The latter are held out of the former if `eval.split` is a share. Otherwise they come from
-    `eval.data`, or from the split `eval.split` of the training data's own source. There are none
-    without an eval section, or if it has only tasks. Several sections share `eval.max_samples`.
+    If `eval.split` is a share, evaluation rows are held out of the training rows. Otherwise they
+    come from `eval.data`, or from the split `eval.split` of the training data's own source. There
+    are none if there is no eval section or it has only tasks. Sections share `eval.max_samples`.
     """
     if config.eval is None:
         return mixture, []
@@ -224,7 +224,7 @@ def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
         check_apart(section, config.mixture)
         try:
             parts.append(load_rows(section))
-        except SettingError as error:  # about this section, which is not the training data's
+        except SettingError as error:  # it names a key of `data`; this section is `eval.data`
             raise error.renamed(f"eval.{error.field}") from None
         except ValueError as error:
             if config.eval.data is not None:
@@ -238,7 +238,7 @@ def split_off(config: Config, mixture: Parts) -> tuple[Parts, list[Row]]:
 
 
 def shares(parts: list[list[Row]], most: int | None) -> list[Row]:
-    """Return `most` rows in all, drawn from the parts in proportion to their sizes."""
+    """Return at most `most` rows in all, drawn from the parts in proportion to their sizes."""
     total = sum(map(len, parts))
     most = min(most or total, total)
     ends = [round(most * sum(map(len, parts[:i])) / total) for i in range(len(parts) + 1)]
@@ -257,7 +257,7 @@ def eval_sections(config: Config) -> list[DataConfig]:
 
 
 def eval_label(config: Config) -> str:
-    """Return what messages call the evaluation rows."""
+    """Return the name of the evaluation rows in messages."""
     assert config.eval is not None
     if config.eval.held_out is not None:
         return "eval.split"
@@ -265,7 +265,7 @@ def eval_label(config: Config) -> str:
 
 
 def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
-    """Raise ValueError if the evaluation reads the file that is trained on."""
+    """Raise ValueError if another split would be read from the single file that is trained on."""
     file = _one_file(section)
     trained = [s.split for s in mixture if _one_file(s) == file]
     if file is not None and trained and section.split not in trained:
@@ -277,7 +277,7 @@ def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
 
 
 def other_prompts(config: Config) -> list[str]:
-    """Return a note if the evaluation uses prompt templates that the training rows do not."""
+    """Return a note if the evaluation uses a prompt template that no training row has."""
     trained = {section.prompt_template for section in config.mixture}
     if config.eval is None:
         return []
@@ -296,7 +296,7 @@ def other_prompts(config: Config) -> list[str]:
 
 
 def _one_file(section: DataConfig) -> Path | None:
-    """Return the file that a section reads whatever its split; None for anything else."""
+    """Return the file that a section reads for every split; None if it reads no single file."""
     path = None if section.name or section.path is None else Path(section.path).resolve()
     return path if path is not None and path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""`posttrain doctor`: what this machine offers to a run, measured rather than assumed."""
+"""`posttrain doctor`: what this machine offers a run, measured rather than assumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Finding:
 
     name: str
     state: Literal["ok", "note", "missing"]
-    """note: it works, but not as one might expect; missing: it does not work here."""
+    """ok; note: it works, but perhaps not as expected; missing: it does not work here."""
     text: str
 
 
@@ -71,15 +71,15 @@ def _python() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
-        text = "torch finds none"
+        text = "none found by torch"
         if torch.version.cuda is None and torch.version.hip is None:
-            text += ": this is its CPU build"
+            text += ", which is a CPU build"
         yield Finding("gpu", "note", text)
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
-        name, major = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
+        name, (major, minor) = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
         memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        yield Finding(f"gpu {i}", "ok", f"{name}, compute {major[0]}.{major[1]}, {memory}")
+        yield Finding(f"gpu {i}", "ok", f"{name}, compute capability {major}.{minor}, {memory}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
     native = "native" if dtype == "bfloat16" else "no native"
@@ -96,29 +96,30 @@ def _processor() -> Iterator[Finding]:
         yield Finding("fp32 products", "ok", f"oneDNN, {capability}")
     else:
         text = (
-            f"torch's own, {capability}: this torch lacks the oneDNN operator, slower on some CPUs"
+            f"torch's default, {capability}: slower on some CPUs than oneDNN, whose operator this "
+            "torch lacks"
         )
         yield Finding("fp32 products", "note", text)
     mode = os.environ.get("MKL_CBWR", "")
     if mode.upper().endswith("STRICT") or not torch.backends.mkl.is_available():
         yield Finding("same bits", "ok", f"MKL_CBWR={mode or 'not needed: no MKL'}")
     else:
-        text = f"MKL_CBWR={mode!r}: a completion may depend on its batch in the last bits"
+        text = f"MKL_CBWR={mode!r}: the last bits of a row may depend on the rest of its batch"
         yield Finding("same bits", "note", text)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("memory", "ok", f"{memory / 2**30:.1f} GiB")
 
 
 def _sandbox() -> Finding:
-    """Return the isolation that the reward code_execution would have."""
+    """Return the isolation level that the reward code_execution would get."""
     try:
         pool = build(CodeExecution()).pool
     except ValueError as error:
         return Finding("sandbox", "missing", str(error))
-    level, weaker = pool.level, pool.open
+    level, left_open = pool.level, pool.open
     close(pool)
-    if weaker:
-        return Finding("sandbox", "note", f"{level}: {weaker}")
+    if left_open:
+        return Finding("sandbox", "note", f"{level}: {left_open}")
     return Finding("sandbox", "ok", level)
 
 

@@ -26,7 +26,7 @@ def check_engine(
 ) -> None:
     """Raise ValueError if the engine cannot run this model, or its servers are not ready.
 
-    `model` is the resolved model name; None for random weights.
+    `model` is the resolved model name, or None for random weights.
     """
     rollout = config.rollout
     if rollout is None or rollout.engine == "native":
@@ -80,7 +80,8 @@ def build_servers(config: Config, model: str) -> list[Server]:
 def native_sampler(config: Config, policy: LanguageModel, sharded: bool) -> Sampler:
     """Return the native sampler of the policy; call it before the policy is sharded.
 
-    It samples from a copy if the policy will be sharded or trains while the next step is sampled.
+    It samples from a copy if the policy is to be sharded, or is trained while the next step's
+    completions are sampled.
     """
     rollout = config.rollout or RolloutConfig()
     eval_max_num_seqs = None if config.eval is None else config.eval.max_num_seqs
@@ -90,9 +91,9 @@ def native_sampler(config: Config, policy: LanguageModel, sharded: bool) -> Samp
     value_network, policy.value_network = policy.value_network, None  # sampling does not need it
     # deepcopy's memo: frozen weights are shared with the copy, unless they are about to be sharded
     shared = {} if sharded else {id(p): p for p in policy.parameters() if not p.requires_grad}
-    whole = copy.deepcopy(policy, shared)
+    copied = copy.deepcopy(policy, shared)
     policy.value_network = value_network
-    return CopySampler(policy, whole, max_num_seqs)
+    return CopySampler(policy, copied, max_num_seqs)
 
 
 def build_engine(
@@ -123,13 +124,13 @@ def build_engine(
 
 
 def close_engine(sampler: Sampler | None) -> None:
-    """Release what an engine other than `native` holds: connections, or vLLM's process."""
+    """Delete the adapters that an engine other than `native` was given, also on the servers."""
     if isinstance(sampler, ServerSampler | VllmSampler):
         sampler.close()
 
 
 def _longest(config: Config, prompts: list[Prompt]) -> int:
-    """Return the tokens of the longest prompt with a completion, in training or in evaluation."""
+    """Return the length of the longest prompt plus the longest completion, with evaluation's."""
     assert config.rollout is not None
     new_tokens = config.rollout.max_new_tokens
     if config.eval is not None:

@@ -16,7 +16,7 @@ from posttrain.tracking.tracker import Tracker
 def build_evaluation(
     plan: Plan, sampler: Sampler | None, source: Source, tracker: Tracker
 ) -> Callable[[int], dict[str, float]] | None:
-    """Return a function from step to metrics, a collective; None without an eval section."""
+    """Return a collective function from step to metrics; None if there is no eval section."""
     settings = plan.config.eval
     if settings is None:
         return None
@@ -55,6 +55,6 @@ def build_evaluation(
 
 
 def record_samples(tracker: Tracker, records: list[Record], step: int, kind: str) -> None:
-    """Write the records to samples.jsonl, on rank 0 only: every rank holds those of all ranks."""
+    """Write the records to samples.jsonl on rank 0 only, as each rank holds those of all ranks."""
     for record in records if distributed.rank() == 0 else ():
         tracker.sample({"step": step, **record, "kind": kind})

@@ -22,7 +22,7 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     token_ids: list[int]
     logprobs: list[float]
-    """Log-prob of each token in the distribution that it was drawn from, in nats."""
+    """Log-prob of each token under the distribution that it was drawn from, in nats."""
 
     def __str__(self) -> str:
         return self.text
@@ -47,17 +47,18 @@ def generate(
 ) -> list[Completion]:
     """Return `num_samples` completions of each prompt, in the order of the prompts.
 
-    `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. Template and
-    system prompt are by default those that the run was trained with. Raises ValueError for a model
-    that generates no text, and SettingError if the completions do not fit into the model.
+    `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. By default
+    the template and the system prompt are those of the model's training. Raises ValueError for a
+    model that generates no text, and SettingError if a prompt and `max_new_tokens` together are
+    longer than the model takes.
     """
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    inputs = [prompts] if isinstance(prompts, str) else list(prompts)
     name = os.fspath(model)
     template, system_prompt = as_trained(name, template, system_prompt)
     renderer, sampler, limit = load_for_sampling(
         name, template, device, dtype, system_prompt, max_num_seqs
     )
-    ids = [renderer.prompt_ids({"prompt": p}) for p in asked for _ in range(num_samples)]
+    ids = [renderer.prompt_ids({"prompt": p}) for p in inputs for _ in range(num_samples)]
     longest = max(map(len, ids), default=0)
     if longest + max_new_tokens > limit:
         raise SettingError(
@@ -69,7 +70,7 @@ def generate(
     rollouts = sampler.generate(ids, params, [mix(seed, i) for i in range(len(ids))])
     return [
         Completion(
-            asked[i // num_samples],
+            inputs[i // num_samples],
             renderer.decode(rollout.response_ids),
             rollout.finish_reason,
             rollout.response_ids,

@@ -1,4 +1,4 @@
-"""Estimate of a run's memory by part, before it starts, and whether it fits the device."""
+"""Estimate, before a run starts, of its memory by part, and whether that fits the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Estimate:
     tokens: int
     """Tokens of the largest micro-batch."""
     longest: int
-    """Tokens of the longest sequence, or of the two longest for pairs: they share a micro-batch."""
+    """Tokens of the longest sequence; of the two longest for pairs, which are never cut."""
 
     @property
     def activations(self) -> int:
@@ -40,7 +40,7 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> str:
-    """Return the lines to print: memory by part, whether it fits, the size of a checkpoint."""
+    """Return the lines to print: memory by part, whether it fits, and a checkpoint's size."""
     needed = measure(plan)
     parts = needed.fixed | {"activations": needed.activations}
     lines = ["memory, estimated:"]
@@ -91,7 +91,7 @@ def measure(plan: Plan) -> Estimate:
 
 
 def lengths_of(plan: Plan) -> list[int]:
-    """Return the length in tokens of every sequence to train on; a rollout's maximum length."""
+    """Return the length in tokens of every sequence to train on; of a rollout the maximum."""
     if plan.data.examples:
         return [len(sequence) for sequence in sequences_of(plan.data.examples)]
     assert plan.config.rollout is not None
@@ -100,22 +100,22 @@ def lengths_of(plan: Plan) -> list[int]:
 
 
 def available(device: torch.device) -> int:
-    """Return the bytes of memory that a run on the device may take."""
+    """Return the bytes that a run may take on the device, including those it already holds."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free
+        return free + torch.cuda.memory_reserved(device)  # the plan has loaded the models
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - LIBRARIES
 
 
 def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
-    """Return one line: whether a run fits into `room` bytes, and if not, what to change."""
+    """Return a list of one line: whether a run fits into `room` bytes, or what to change."""
     if needed.total <= room:
         return [f"it fits: {room / GIB:,.1f} GiB are available"]
     tokens = int((room - sum(needed.fixed.values())) // needed.per_token)
     problem = f"it does not fit: {needed.total / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
     if tokens >= needed.longest:
         tokens -= tokens % 64 if tokens >= 64 + needed.longest else 0
-        return [f"{problem}; trainer.micro_batch_tokens={tokens} would (now {needed.tokens:,})"]
+        return [f"{problem}; trainer.micro_batch_tokens={tokens} would fit (now {needed.tokens:,})"]
     model, fixes = plan.config.model, []
     if not model.use_lora and model.scratch is None:
         fixes.append("model.use_lora=true")
@@ -125,4 +125,4 @@ def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
     if not model.gradient_checkpointing:
         fixes.append("model.gradient_checkpointing=true")
     fixes.append(f"a length.max_length below {needed.longest:,}")
-    return [f"{problem}, whatever trainer.micro_batch_tokens; try {', '.join(fixes)}"]
+    return [f"{problem}, with any trainer.micro_batch_tokens; try {', '.join(fixes)}"]

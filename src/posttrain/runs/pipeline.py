@@ -56,14 +56,14 @@ class ComparisonConfig(StrictConfig):
     max_new_tokens: int = Field(512, ge=1)
     """Maximum completion length in tokens, including the stop token."""
     sampled_temperature: float = Field(1.0, gt=0)
-    """Temperature of one more completion of each problem, beside the greedy one."""
+    """Temperature of one more completion of each problem, in addition to the greedy one."""
 
 
 class PipelineConfig(StrictConfig):
     """Stages and their comparison."""
 
     output_dir: str
-    """The folder in which each stage has a folder."""
+    """The folder that holds a folder for each stage."""
     stages: list[StageConfig] = Field(min_length=1)
     """The stages, in the order in which they run."""
     evaluate: ComparisonConfig | None = None
@@ -87,8 +87,8 @@ class PipelineConfig(StrictConfig):
 def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConfig:
     """Return the pipeline in a file, with `STAGE.section.key=value` overrides.
 
-    With the override `output_dir=FOLDER`, paths in the recipes below the file's own output_dir are
-    moved below FOLDER.
+    With the override `output_dir=FOLDER`, paths in the recipes that are below the file's own
+    output_dir are moved below FOLDER.
     """
     pipeline = parse(PipelineConfig, read_yaml(path) | {"source": path}, path)
     by_name = {stage.name: stage for stage in pipeline.stages}
@@ -111,7 +111,7 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
 def stage_config(
     pipeline: PipelineConfig, stage: StageConfig, start: Path | None
 ) -> Config | MakingConfig:
-    """Return the stage's recipe with its overrides, with the run `start` as its model if given."""
+    """Return the stage's recipe with its overrides, and the run `start`, if any, as its model."""
     beside = Path(pipeline.source).parent / stage.recipe
     file = beside if beside.is_file() else Path(stage.recipe)
     tree = read_yaml(file)
@@ -136,7 +136,7 @@ def moved(value: Any, old: str, new: str) -> Any:
 
 
 def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
-    """Run and compare all stages; return what is written to <output_dir>/summary.json."""
+    """Run and compare all stages; return the contents of <output_dir>/summary.json."""
     started = time.time()
     output = Path(pipeline.output_dir)
     starts = starts_of(pipeline)  # reports every typo before the first stage starts
@@ -145,7 +145,7 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
     run_dirs: list[Path] = []
     for stage in pipeline.stages:
         run_dir = output / stage.name
-        if not (run_dir / ".parts").exists():  # finished chunks of generated data, to resume from
+        if not (run_dir / ".parts").exists():  # it holds finished chunks of generated data
             clear(run_dir)
         CONSOLE.rule(f"stage {stage.name}")
         config = stage_config(pipeline, stage, starts[stage.name])
@@ -169,7 +169,7 @@ def run_pipeline(pipeline: PipelineConfig) -> dict[str, Any]:
 
 
 def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
-    """Return the run that each stage starts from; None if its recipe names the model."""
+    """Return the run that each stage starts from; None if its recipe decides that."""
     starts: dict[str, Path | None] = {}
     policy: str | None = None
     for stage in pipeline.stages:
@@ -182,7 +182,7 @@ def starts_of(pipeline: PipelineConfig) -> dict[str, Path | None]:
 
 
 def clear(run_dir: Path) -> None:
-    """Delete a stage's earlier run. Raises ValueError if the folder holds anything else."""
+    """Delete a stage's earlier run. Raises ValueError if the folder holds files but no run."""
     if not run_dir.exists():
         return
     ours = any((run_dir / name).exists() for name in ("config.yaml", "made.json", ".parts"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from posttrain.algorithms.classification import ClassificationConfig
+from posttrain.algorithms.config import DEFAULT_MICRO_BATCH_TOKENS
 from posttrain.algorithms.process_reward_model import ProcessRewardModelConfig
 from posttrain.common import distributed
 from posttrain.data.labels import label_record
@@ -37,6 +38,7 @@ from posttrain.runs.data import (
     table_lines,
 )
 from posttrain.runs.engine import check_engine
+from posttrain.runs.overlap import overlap_lines
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
 
@@ -77,7 +79,7 @@ def plan(config: Config) -> Plan:
     mixture, eval_rows = split_off(config, mixture)
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
-    config = check_mixture(with_token_budget(config), mixture)
+    config = check_mixture(with_token_budget(config, device), mixture)
     tokenizer, name = build_tokenizer(config, mixture)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
@@ -103,9 +105,10 @@ def plan(config: Config) -> Plan:
     return result
 
 
-def with_token_budget(config: Config) -> Config:
+def with_token_budget(config: Config, device: torch.device) -> Config:
     """Return the config with the device's trainer.micro_batch_tokens if none is set."""
-    budget = {"micro_batch_tokens": config.trainer.token_budget}
+    default = DEFAULT_MICRO_BATCH_TOKENS[device.type]
+    budget = {"micro_batch_tokens": config.trainer.micro_batch_tokens or default}
     return config.model_copy(update={"trainer": config.trainer.model_copy(update=budget)})
 
 
@@ -179,4 +182,5 @@ def describe(plan: Plan) -> str:
     if isinstance(plan.reward, Checked) and plan.config.reward is not None:
         facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())
         lines.append(f"reward {plan.config.reward.type}: {facts}")
-    return "\n".join([*lines, *table_lines(plan.data.tables), *other_prompts(plan.config)])
+    notes = [*other_prompts(plan.config), *overlap_lines(plan.config, plan.data)]
+    return "\n".join([*lines, *table_lines(plan.data.tables), *notes])

@@ -25,7 +25,7 @@ from posttrain.runs.data import (
 
 
 def show(config: Config, num_rows: int) -> None:
-    """Print the first rows as the model sees them, then the lengths of all rows and the drops."""
+    """Print the first rows as the model sees them, then the lengths of all and what is dropped."""
     mixture = [(section, load_rows(section)) for section in config.mixture]
     mixture, eval_rows = split_off(config, mixture)
     config = check_mixture(config, mixture)
@@ -44,7 +44,7 @@ def show(config: Config, num_rows: int) -> None:
     items: list[Sequence | Prompt] = [*sequences_of(data.examples), *data.prompts]
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
-        # brackets if colours are not shown: in a pipe or a file
+        # a pipe or a file shows no colours
         CONSOLE.print(coloured(item, renderer, brackets=not CONSOLE.is_terminal))
         if isinstance(config.trainer, ClassificationConfig) and isinstance(item, Sequence):
             labels = labels_in(item, config.trainer.label_set)
@@ -60,7 +60,7 @@ def _completion_mask(sequence: Sequence) -> Tensor:
 
 
 def coloured(item: Sequence | Prompt, renderer: Renderer, brackets: bool = False) -> Text:
-    """Return a row's text with the trained tokens marked; all of a prompt is context."""
+    """Return a row's text with the trained tokens marked; a prompt alone has none."""
     ids = item.input_ids if isinstance(item, Prompt) else item.input_ids.tolist()
     mask = [False] * len(ids) if isinstance(item, Prompt) else _completion_mask(item).tolist()
     text = Text()

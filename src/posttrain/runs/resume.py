@@ -15,23 +15,26 @@ from posttrain.runs.config import Config, dump
 
 log = logging.getLogger(__name__)
 
+STAMP = "[0-9]" * 8 + "-" + "[0-9]" * 6  # date and time at the end of a run directory's name
+
 
 def run_name(config: TrainerConfig) -> str:
-    """Return what the name of the run directory begins with."""
+    """Return the first part of the run directory's name, in front of the date and time."""
     return config.run_name or config.type
 
 
 def find_resume(config: TrainerConfig) -> Path | None:
     """Return the checkpoint that `resume_from_checkpoint` names; None if it is not set.
 
-    Raises ValueError if there is no such checkpoint.
+    `latest` is the newest run of this name. Raises ValueError if there is no such checkpoint.
     """
     name = run_name(config)
     request, output_dir = config.resume_from_checkpoint, Path(config.output_dir)
     if request is None:
         return None
     if request == "latest":
-        runs = [p for p in output_dir.glob(f"{name}_*") if checkpoints_in(p)]
+        # with "_*" the run_name demo would also find the runs of demo_long
+        runs = [p for p in output_dir.glob(f"{name}_{STAMP}") if checkpoints_in(p)]
         if not runs:
             raise ValueError(
                 f"trainer.resume_from_checkpoint is latest, but {output_dir} holds no run "
@@ -84,7 +87,7 @@ def with_new_keys(
 
 
 def free_keys() -> set[str]:
-    """Return the keys that may change between a run and its resume, by their paths."""
+    """Return the paths of the keys that may change when a run is resumed."""
     return {key.path for key in keys(Config) if marked(key, Free)}
 
 

@@ -14,7 +14,7 @@ from posttrain.runs.config import Config, load_config
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk. Raises ValueError if `folder` is not a run directory."""
+    """A run on disk, usable as a path. Raises ValueError if `folder` is not a run directory."""
 
     folder: Path
 
@@ -47,13 +47,13 @@ class Run:
     def best_checkpoint(self) -> Path:
         """The best checkpoint by `early_stopping.metric`, or the newest without that key.
 
-        transformers, PEFT and vLLM can load the folder. Raises ValueError if there is none yet.
+        transformers, PEFT and vLLM can load it. Raises ValueError if there is no checkpoint yet.
         """
         return best_or_newest(self.folder)
 
     @property
     def report(self) -> Path:
-        """The page with curves, samples and settings."""
+        """The path of the page with curves, samples and settings."""
         return self.folder / "report.html"
 
     def model(self) -> Any:

@@ -20,7 +20,7 @@ from posttrain.rewards.scoring import score
 
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
-    """Yield lines to print: the score and verdict of every row, then the counts."""
+    """Yield lines to print: the score and verdict of every row, then the mean and the counts."""
     settings = {}
     for option in options:
         key, equals, setting = option.partition("=")
@@ -55,8 +55,8 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     known = [value for value in scores if value is not None]
     counts = Counter(verdict_of(v) or ("not applicable" if v is None else "scored") for v in scores)
     mean = f"{sum(known) / len(known):.4f}" if known else "none"
-    shares = "  ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-    yield f"rows {len(rows)}  mean {mean}  {shares}"
+    by_verdict = "  ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
+    yield f"rows {len(rows)}  mean {mean}  {by_verdict}"
     parts = [p for value in scores if (p := parts_of(value)) is not None]
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [value for part in parts if (value := part[name]) is not None]

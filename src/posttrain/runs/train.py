@@ -127,8 +127,7 @@ def open_run(plan: Plan, run_dir: Path) -> Tracker:
 def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
     """Return the trainer with its source, checkpoints and evaluation, at the step to resume from.
 
-    Call it right after `prepare_models`: it builds the optimiser, which must see the shards before
-    any forward pass.
+    Call it after `prepare_models`: the optimiser that it builds must hold the shards.
     """
     config, run_dir = plan.config, tracker.run_dir
     source = build_source(plan, sampler, tracker)
@@ -177,7 +176,7 @@ def execute(plan: Plan, trainer: Trainer) -> None:
 
 
 def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
-    """Raise ValueError on every rank if a gate fails on the evaluation at `step`, or the last."""
+    """Raise ValueError on all ranks if a gate fails on the evaluation at `step`, or on the last."""
     failure = None
     if gates and distributed.rank() == 0:
         failure = lost(gates, run_dir / "metrics.jsonl", step)
@@ -188,8 +187,8 @@ def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None)
 def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
     """Set per_token["ref_logprobs"] of every sequence; the ranks share the work.
 
-    Without a separate reference model these are the policy's, with the initial weights of the run
-    even when it is resumed.
+    Without a separate reference model they are the policy's with the run's initial weights, also
+    in a run that is resumed.
     """
     everything = sequences_of(data.examples + data.eval_examples)
     ranks, rank = distributed.num_ranks(), distributed.rank()
@@ -200,8 +199,8 @@ def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
         with nullcontext() if models.other is None else models.reference():
             logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
         by_sequence = logprobs.split([len(sequence) for sequence in mine])
-        for place, share in enumerate(distributed.all_gather([x.clone() for x in by_sequence])):
-            for sequence, values in zip(sequences[place::ranks], share):
+        for owner, share in enumerate(distributed.all_gather([x.clone() for x in by_sequence])):
+            for sequence, values in zip(sequences[owner::ranks], share):
                 sequence.per_token["ref_logprobs"] = values
 
 
@@ -225,7 +224,7 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
         plan.num_steps,
         trainer.seed,
         tracker.sample,
-        # on a CPU both would compete for the same cores: sampling takes half as long again
+        # on a CPU both would compete for the same cores: sampling takes 1.5 times as long
         beside=config.rollout.engine != "native" or device.type != "cpu",
     )
 

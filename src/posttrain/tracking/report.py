@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from posttrain.common.files import finite
 from posttrain.tracking.tracker import OF_LABELS
 
 MAX_POINTS = 600
@@ -58,15 +59,6 @@ def embed(payload: Json) -> str:
     return json.dumps(finite(payload), separators=(",", ":"), allow_nan=False).replace(
         "<", "\\u003c"
     )
-
-
-def finite(value: Any) -> Any:
-    """Return the same value with None in place of every float that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:

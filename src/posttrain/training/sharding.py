@@ -14,8 +14,9 @@ from posttrain.model.language_model import LanguageModel
 def shard(policy: LanguageModel) -> None:
     """Shard a policy over all ranks by FSDP2: one group per decoder layer, the root's for the rest.
 
-    Build the optimiser right after: a forward pass exposes the root's parameters as plain tensors,
-    so an optimiser built later would hold stale ones.
+    Build the optimiser after this: it must hold the shards. `reshard_after_forward=True` reshards
+    the root too after every forward pass, so the parameters keep their identity. With the default,
+    None, the root would stay unsharded, and an optimiser built then would hold other tensors.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -31,6 +32,6 @@ def shard(policy: LanguageModel) -> None:
 
 
 def decoder_layers(network: nn.Module) -> nn.ModuleList:
-    """Return the longest list of modules in a network."""
+    """Return a network's decoder layers: the longest list of modules in it."""
     lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len)

@@ -95,21 +95,32 @@ def theirs_dpo(new: torch.Tensor, ref: torch.Tensor, loss_types: list[str], **ke
 
     metrics: Any = {"train": defaultdict(list)}
     fake = SimpleNamespace(
-        model=SimpleNamespace(training=True), aux_loss_enabled=False, ld_alpha=None,
-        precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=loss_types,
-        loss_weights=keys.pop("loss_weights", [1.0] * len(loss_types)), use_weighting=False,
-        beta=keys.pop("beta", 0.1), label_smoothing=keys.pop("label_smoothing", 0.0),
-        args=SimpleNamespace(), _metrics=metrics, _total_train_tokens=0, _tp_size=1,
+        model=SimpleNamespace(training=True),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=loss_types,
+        loss_weights=keys.pop("loss_weights", [1.0] * len(loss_types)),
+        use_weighting=False,
+        beta=keys.pop("beta", 0.1),
+        label_smoothing=keys.pop("label_smoothing", 0.0),
+        args=SimpleNamespace(),
+        _metrics=metrics,
+        _total_train_tokens=0,
+        _tp_size=1,
         accelerator=SimpleNamespace(
             device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
         ),
-    )  # fmt: skip
+    )
     ref_logps = (padded_first(ref) * mask).sum(1)
     inputs = {
-        "input_ids": torch.ones_like(mask, dtype=torch.int64), "completion_mask": mask.long(),
-        "attention_mask": padded_first(REAL).long(), "ref_chosen_logps": ref_logps[:3],
+        "input_ids": torch.ones_like(mask, dtype=torch.int64),
+        "completion_mask": mask.long(),
+        "attention_mask": padded_first(REAL).long(),
+        "ref_chosen_logps": ref_logps[:3],
         "ref_rejected_logps": ref_logps[3:],
-    }  # fmt: skip
+    }
     loss = trl.DPOTrainer._compute_loss(fake, model, inputs, False)
     loss.backward()
     return float(loss), leaf.grad, {k: v[-1] for k, v in metrics["train"].items()}
@@ -126,9 +137,18 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 SHARED = [
-    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair",
-    "sppo_hard", "apo_zero", "apo_down",
-]  # fmt: skip
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+]
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
@@ -166,10 +186,13 @@ def test_simpo_and_cpo_equal_trl(method, loss_type, keys):
     if loss_type == "simpo":
         logps = logps / COMPLETION.sum(1)
     fake = SimpleNamespace(
-        alpha=0.0, loss_type="sigmoid" if loss_type == "cdpo" else loss_type, beta=keys["beta"],
-        simpo_gamma=keys.get("gamma", 0.0), label_smoothing=keys.get("label_smoothing", 0.0),
+        alpha=0.0,
+        loss_type="sigmoid" if loss_type == "cdpo" else loss_type,
+        beta=keys["beta"],
+        simpo_gamma=keys.get("gamma", 0.0),
+        label_smoothing=keys.get("label_smoothing", 0.0),
         accelerator=SimpleNamespace(device="cpu"),
-    )  # fmt: skip
+    )
     losses, chosen, rejected = cpo.CPOTrainer.cpo_loss(fake, logps[0::2], logps[1::2])
     nll = -(leaf * COMPLETION)[0::2].sum() / COMPLETION[0::2].sum()
     total = losses.mean() + (1.0 if method == "cpo" else 0.0) * nll
@@ -219,19 +242,30 @@ def test_kto_equals_trl(labels):
         return (x * COMPLETION).sum(1)
 
     fake = SimpleNamespace(
-        model=SimpleNamespace(training=True), aux_loss_enabled=False, loss_type="kto", beta=0.3,
-        _compute_kl_logps=lambda model, batch: summed(kl_new), precompute_ref_logps=True,
-        calculate_KL=True, desirable_weight=1.3, undesirable_weight=0.8, _metrics=metrics,
-        _total_train_tokens=0, _tp_size=1,
+        model=SimpleNamespace(training=True),
+        aux_loss_enabled=False,
+        loss_type="kto",
+        beta=0.3,
+        _compute_kl_logps=lambda model, batch: summed(kl_new),
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        desirable_weight=1.3,
+        undesirable_weight=0.8,
+        _metrics=metrics,
+        _total_train_tokens=0,
+        _tp_size=1,
         accelerator=SimpleNamespace(
             device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x
         ),
-    )  # fmt: skip
+    )
     inputs = {
-        "input_ids": torch.ones(6, WIDTH, dtype=torch.int64), "attention_mask": REAL.long(),
-        "completion_mask": COMPLETION.long(), "label": torch.tensor(labels),
-        "ref_logps": summed(ref), "ref_KL_logps": summed(kl_ref),
-    }  # fmt: skip
+        "input_ids": torch.ones(6, WIDTH, dtype=torch.int64),
+        "attention_mask": REAL.long(),
+        "completion_mask": COMPLETION.long(),
+        "label": torch.tensor(labels),
+        "ref_logps": summed(ref),
+        "ref_KL_logps": summed(kl_ref),
+    }
     loss = trl.KTOTrainer._compute_loss(fake, lambda **k: answer, inputs, False)
     loss.backward()
 

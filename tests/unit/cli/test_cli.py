@@ -44,8 +44,13 @@ def test_bad_input_of_the_real_program(tmp_path: Path, arguments: list[str], exp
     before = state(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "posttrain", *arguments],
-        cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2
     assert expected in one_line(done.stderr)
     assert done.stdout == ""
@@ -194,9 +199,15 @@ def test_template_without_stop_token(trained: Path, tmp_path: Path, capsys: Capt
 def test_training_leaves_a_whole_run(trained: Path) -> None:
     run = run_dir(trained)
     assert {p.name for p in run.iterdir()} >= {
-        "config.yaml", "metrics.jsonl", "samples.jsonl", "report.html", "run.json", "data.json",
-        "checkpoint-2", "tensorboard",
-    }  # fmt: skip
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "report.html",
+        "run.json",
+        "data.json",
+        "checkpoint-2",
+        "tensorboard",
+    }
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
 

@@ -47,8 +47,10 @@ def test_score_prints_verdicts_and_writes_them(tmp_path: Path, capsys: Capture) 
     file = jsonl(tmp_path, ANSWERS)
     out = output_of(capsys, "score", "math_correctness", file, "--output", written)
     assert [line.split() for line in out.splitlines()[:3]] == [
-        ["1", "1", "correct"], ["2", "0", "wrong"], ["3", "0", "unparseable_prediction"],
-    ]  # fmt: skip
+        ["1", "1", "correct"],
+        ["2", "0", "wrong"],
+        ["3", "0", "unparseable_prediction"],
+    ]
     assert "rows 3  mean 0.3333" in out
     assert "correct 1" in out
     rows = [json.loads(line) for line in written.read_text().splitlines()]
@@ -110,8 +112,9 @@ def test_score_with_a_custom_reward(tmp_path: Path, capsys: Capture) -> None:
     assert "not applicable 1" in out
     text = complaint(capsys, "score", "custom", file, f"path={reward}", "function=rewrd")
     assert "has no function 'rewrd'; found: reward, short" in text
-    text = complaint(capsys, "score", "custom", jsonl(tmp_path, [{"completion": "x"}]),
-                     f"path={reward}")  # fmt: skip
+    text = complaint(
+        capsys, "score", "custom", jsonl(tmp_path, [{"completion": "x"}]), f"path={reward}"
+    )
     assert "row 1: the reward needs the column answer; found completion" in text
 
 
@@ -140,9 +143,7 @@ def test_a_reward_of_the_wrong_length(tmp_path: Path, capsys: Capture) -> None:
 
 
 def grpo(folder: Path, reward: dict[str, Any], **changes: Any) -> Path:
-    trainer = {
-        "type": "grpo", "max_steps": 1, "batch_size": 2, "output_dir": str(folder / "out"),
-    }  # fmt: skip
+    trainer = {"type": "grpo", "max_steps": 1, "batch_size": 2, "output_dir": str(folder / "out")}
     rollout = {"group_size": 2, "max_new_tokens": 4}
     tree = {"trainer": trainer, "rollout": rollout, "reward": reward} | changes
     return recipe(folder, name="grpo.yaml", **tree)
@@ -183,10 +184,11 @@ def pipeline(folder: Path, **changes: Any) -> Path:
             {"name": "second", "recipe": "grpo.yaml", "set": {"trainer.seed": 1}},
         ],
         "evaluate": {
-            "reward": {"type": "math_correctness"}, "max_new_tokens": 4,
+            "reward": {"type": "math_correctness"},
+            "max_new_tokens": 4,
             "splits": {"sums": split, "the same": split},
         },
-    }  # fmt: skip
+    }
     file = folder / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tree | changes))
     return file
@@ -200,8 +202,13 @@ def test_pipeline_of_two_stages(tmp_path: Path, capsys: Capture) -> None:
     assert [stage["name"] for stage in summary["stages"]] == ["first", "second"]
     for stage in summary["stages"]:
         assert set(stage) == {
-            "name", "accuracy", "ci95", "sampled_accuracy", "num_problems", "splits",
-        }  # fmt: skip
+            "name",
+            "accuracy",
+            "ci95",
+            "sampled_accuracy",
+            "num_problems",
+            "splits",
+        }
         assert stage["num_problems"] == 6
         assert set(stage["splits"]) == {"sums", "the same"}
         for split in stage["splits"].values():

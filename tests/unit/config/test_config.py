@@ -133,8 +133,9 @@ def test_keys_of_other_frameworks_give_the_hint(key: str, section: str) -> None:
 @pytest.mark.parametrize(("key", "hint"), HINTS.items())
 def test_hints_name_real_keys(key: str, hint: str) -> None:
     known = set(PATHS)
-    named = re.findall(r"\b(?:model|data|trainer|length|rollout|reward|eval|distributed)\.[a-z_.]+",
-                       hint)  # fmt: skip
+    named = re.findall(
+        r"\b(?:model|data|trainer|length|rollout|reward|eval|distributed)\.[a-z_.]+", hint
+    )
     assert [path for path in named if path not in known] == []
     assert key not in known
 
@@ -295,9 +296,13 @@ def test_floats_in_yaml_and_overrides(tmp_path: Path, written: str) -> None:
 
 def test_nested_overrides_create_sections_and_win() -> None:
     config = parse(
-        "model.use_lora=true", "model.lora.r=8", "model.lora.target_modules=[q_proj, v_proj]",
-        "data.columns.prompt=question", "trainer.max_steps=7", "trainer.run_name=a=b",
-    )  # fmt: skip
+        "model.use_lora=true",
+        "model.lora.r=8",
+        "model.lora.target_modules=[q_proj, v_proj]",
+        "data.columns.prompt=question",
+        "trainer.max_steps=7",
+        "trainer.run_name=a=b",
+    )
     assert config.model.lora.r == 8
     assert config.model.lora.target_modules == ["q_proj", "v_proj"]
     assert config.mixture[0].columns == {"prompt": "question"}
@@ -390,8 +395,9 @@ def test_typo_in_a_pipeline_file(tmp_path: Path) -> None:
     tree = {"output_dir": "out", "stages": [{"name": "a", "recipe": "r"}], "evaluate": evaluate}
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(ValueError, match=r"unknown key evaluate\.splits\.held out\.spilt: did you "
-                       r"mean split\?"):  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"unknown key evaluate\.splits\.held out\.spilt: did you mean split\?"
+    ):
         load_pipeline(str(file))
 
 
@@ -425,3 +431,35 @@ def test_a_key_written_twice_is_an_error(tmp_path):
     recipe.write_text("trainer: {type: sft}\ntrainer: {type: grpo}\n")
     with pytest.raises(ValueError, match="duplicate key trainer"):
         load_config(recipe)
+
+
+def mixture() -> dict[str, Any]:
+    return {"data": [{"path": "a.jsonl"}, {"path": "b.jsonl", "options": {"level": 1}}]}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.1.path=c.jsonl",
+            [{"path": "a.jsonl"}, {"path": "c.jsonl", "options": {"level": 1}}],
+        ),
+        ("data.0.weight=2", [{"path": "a.jsonl", "weight": 2}, mixture()["data"][1]]),
+        (
+            "data.1.options.level=3",
+            [{"path": "a.jsonl"}, {"path": "b.jsonl", "options": {"level": 3}}],
+        ),
+        ("data.0={path: d}", [{"path": "d"}, mixture()["data"][1]]),
+    ],
+)
+def test_an_override_reaches_into_a_list(override: str, expected: Any) -> None:
+    assert with_overrides(mixture(), [override]) == {"data": expected}
+
+
+@pytest.mark.parametrize("index", ["2", "-1", "first", ""])
+def test_an_override_of_an_item_that_is_not_there(index: str) -> None:
+    for rest in ("", ".path"):
+        with pytest.raises(
+            ValueError, match=f"the 2 items of the list, counted from 0; got {index}$"
+        ):
+            with_overrides(mixture(), [f"data.{index}{rest}=c.jsonl"])

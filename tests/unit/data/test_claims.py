@@ -57,8 +57,10 @@ def test_quotation_marks_of_liar_are_text(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("".join(f"{line}\n" for line in lines))
     rows = rows_of("liar", "train", tmp_path)
     assert [row["prompt"].partition("\nStatement: ")[2] for row in rows] == [
-        '"It rains', "It snows", '"Both."'
-    ]  # fmt: skip
+        '"It rains',
+        "It snows",
+        '"Both."',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,10 @@ def test_spans_end_before_their_end(tmp_path: Path) -> None:
     """Offsets count characters, not bytes: the article has marks of three bytes."""
     rows = rows_of("semeval2020_task11", "train", propaganda(tmp_path))
     assert [row["label"] for row in rows] == [
-        "Loaded Language", "Repetition", "Name Calling,Labeling"
-    ]  # fmt: skip
+        "Loaded Language",
+        "Repetition",
+        "Name Calling,Labeling",
+    ]
     assert [row["prompt"].partition("\nText: ")[2] for row in rows] == [
         "They are <<vile>> “liars” and thieves.",
         "<<It was so, and so it is.>>",
@@ -177,8 +181,10 @@ def test_lines_with_their_spans(tmp_path: Path) -> None:
     rows = load_rows(data)
     assert len(rows) == 3, "a row for each line that is not blank"
     assert [row["completion"] for row in rows] == [
-        "none", "vile “liars” and thieves.\nthieves", "It was"
-    ]  # fmt: skip
+        "none",
+        "vile “liars” and thieves.\nthieves",
+        "It was",
+    ]
     for row in rows:
         copies = [ARTICLE[span["begin"] : span["end"]] for span in row["spans"]]
         assert row["completion"] == ("\n".join(copies) or "none")

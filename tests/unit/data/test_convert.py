@@ -33,10 +33,12 @@ from posttrain.runs.config import parse_config
 from posttrain.runs.plan import plan
 
 RL = {
-    "data_source": "numbers", "prompt": [{"role": "user", "content": "1+1?"}], "ability": "math",
+    "data_source": "numbers",
+    "prompt": [{"role": "user", "content": "1+1?"}],
+    "ability": "math",
     "reward_model": {"style": "rule", "ground_truth": "2"},
     "extra_info": {"split": "train", "index": 0},
-}  # fmt: skip
+}
 QUESTIONS = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(200)]
 
 
@@ -125,8 +127,10 @@ def test_no_prompt_and_no_group_in_both_and_the_order_does_not_matter(
         assert as_set(kept) == whole
     again = chance.sample(rows, len(rows))
     cut = chance.randrange(len(rows))
-    names = [str(write(folder / name, part)) for name, part in
-             (("b.jsonl.gz", again[:cut]), ("a.jsonl", again[cut:]))]  # fmt: skip
+    names = [
+        str(write(folder / name, part))
+        for name, part in (("b.jsonl.gz", again[:cut]), ("a.jsonl", again[cut:]))
+    ]
     prepare(names, Preparation(folder / "two", **options))
     assert {k: as_set(v) for k, v in parts(folder / "two").items()} == {
         k: as_set(v) for k, v in files.items()
@@ -180,10 +184,18 @@ def test_columns_are_renamed_and_others_kept_where_they_have_one_simple_type(
     tmp_path: Path, capsys: Capture
 ) -> None:
     rows = [
-        {"question": f"q{i}", "reply": "r", "final": str(i), "level": i, "tests": ["a"],
-         "none": None, "mixed": "x" if i else 1, "nested": {"a": i}}
+        {
+            "question": f"q{i}",
+            "reply": "r",
+            "final": str(i),
+            "level": i,
+            "tests": ["a"],
+            "none": None,
+            "mixed": "x" if i else 1,
+            "nested": {"a": i},
+        }
         for i in range(3)
-    ]  # fmt: skip
+    ]
     file = write(tmp_path / "rows.jsonl", rows)
     keys = ["--prompt-key", "question", "--response-key", "reply", "--answer-key", "final"]
     arguments = ["data", "prepare", file, "--output-dir", tmp_path / "out", "--val-split", 0, *keys]
@@ -198,18 +210,24 @@ def test_columns_are_renamed_and_others_kept_where_they_have_one_simple_type(
     assert parts(tmp_path / "out") == {"train": expected}
     output_of(capsys, *arguments, "--keep", "nested")
     assert parts(tmp_path / "out")["train"][1] == {
-        "prompt": "q1", "completion": "r", "answer": "1", "nested": {"a": 1},
-    }  # fmt: skip
+        "prompt": "q1",
+        "completion": "r",
+        "answer": "1",
+        "nested": {"a": 1},
+    }
     assert "--keep: no column 'x'" in complaint(capsys, *arguments, "--keep", "x")
     assert "mixed has values of different types" in complaint(capsys, *arguments, "--keep", "mixed")
 
 
 def test_duplicates_and_empty_rows_are_counted(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "a", "completion": "b"}, {"completion": "b", "prompt": "a"},
-        {"prompt": "a", "completion": "c"}, {"prompt": " ", "completion": "c"},
-        {"prompt": "d", "completion": None}, {"prompt": [], "completion": "x"},
-    ]  # fmt: skip
+        {"prompt": "a", "completion": "b"},
+        {"completion": "b", "prompt": "a"},
+        {"prompt": "a", "completion": "c"},
+        {"prompt": " ", "completion": "c"},
+        {"prompt": "d", "completion": None},
+        {"prompt": [], "completion": "x"},
+    ]
     file = write(tmp_path / "rows.jsonl", rows)
     done = prepare([str(file)], Preparation(tmp_path, val_split=0))
     assert done.num_rows == 6
@@ -231,8 +249,10 @@ def test_objects_of_many_keys_are_not_looked_into(tmp_path: Path) -> None:
 
 
 def test_pairs_stay_pairs(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i}?", "chosen": chat("x", "y")[1:], "rejected": chat("x", "z")[1:]}
-            for i in range(20)]  # fmt: skip
+    rows = [
+        {"prompt": f"{i}?", "chosen": chat("x", "y")[1:], "rejected": chat("x", "z")[1:]}
+        for i in range(20)
+    ]
     files = prepared(tmp_path, rows, val_split=0.5)
     assert as_set([row for part in files.values() for row in part]) == as_set(rows)
 
@@ -265,8 +285,10 @@ def chat(*texts: str) -> list[dict[str, str]]:
 
 
 def test_messages_stay_messages_and_chats_of_one_beginning_lie_together(tmp_path: Path) -> None:
-    rows = [{"messages": chat(f"q{i % 30}", f"a{i}", "more", "b")[: 2 + i % 3 // 2 * 2]}
-            for i in range(90)]  # fmt: skip
+    rows = [
+        {"messages": chat(f"q{i % 30}", f"a{i}", "more", "b")[: 2 + i % 3 // 2 * 2]}
+        for i in range(90)
+    ]
     files = prepared(tmp_path, rows, val_split=0.5)
     assert as_set(files["train"] + files["validation"]) == as_set(rows)
     asked_of = [{row["messages"][0]["content"] for row in part} for part in files.values()]
@@ -364,9 +386,13 @@ def test_rows_in_verls_sft_layout_need_no_mapping(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [{"prompt": "a", "completion": "b", "response": "c"}, {"prompt": "a", "chosen": "b",
-     "rejected": "c", "response": "d"}, {"text": "a"}, {"reward_model": "x", "prompt": "a"}],
-)  # fmt: skip
+    [
+        {"prompt": "a", "completion": "b", "response": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c", "response": "d"},
+        {"text": "a"},
+        {"reward_model": "x", "prompt": "a"},
+    ],
+)
 def test_other_rows_are_left_alone(row: Row) -> None:
     assert from_verl(row) == row
 
@@ -416,30 +442,53 @@ REFUSED: list[tuple[bytes, list[str], str]] = [
     (GOOD + b'{"question": "a"}', [], "line 2: expected prompt or messages; got question: name"),
     (GOOD + b'{"prompt": "a"}', [], "line 2: a row with prompt as a string, but"),
     (GOOD + b'{"prompt": 7, "completion": "b"}', [], "line 2: prompt must be a string or a list"),
-    (GOOD + b'{"prompt": "a", "completion": 7}', [],
-     "line 2: completion must be a string or a list"),
+    (
+        GOOD + b'{"prompt": "a", "completion": 7}',
+        [],
+        "line 2: completion must be a string or a list",
+    ),
     (GOOD + b'{"messages": "Hi"}', [], "line 2: messages must be a list of {role, content}"),
     (GOOD + b'{"messages": [{"role": "user"}, {"role": 1, "content": "x"}]}', [], "line 2: messag"),
     (GOOD + b'{"messages": [{"role": "user", "content": "x"}]}', [], "prepare them separately"),
-    (GOOD + b'{"prompt": "\\ud800", "completion": "b"}', [],
-     "line 2: prompt contains '\\ud800', half of a character"),
-    (GOOD, ["--prompt-key", "question"],
-     "line 1: no column 'question'; the row has prompt, completion: name one that every row has"),
-    (GOOD, ["--response-key", "reply"],
-     "line 1: no column 'reply'; the row has prompt, completion: name one"),
+    (
+        GOOD + b'{"prompt": "\\ud800", "completion": "b"}',
+        [],
+        "line 2: prompt contains '\\ud800', half of a character",
+    ),
+    (
+        GOOD,
+        ["--prompt-key", "question"],
+        "line 1: no column 'question'; the row has prompt, completion: name one that every row has",
+    ),
+    (
+        GOOD,
+        ["--response-key", "reply"],
+        "line 1: no column 'reply'; the row has prompt, completion: name one",
+    ),
     (GOOD, ["--group-key", "id"], "line 1: no value in 'id'; the row has prompt, completion: name"),
-    (GOOD, ["--format", "verl_rl"], "line 1: verl_rl needs data_source, a string; got None: set "
-     "it"),
-    (GOOD, ["--format", "verl_rl", "--data-source", "x", "--ability", "y"],
-     "line 1: verl_rl needs an answer, a string or a number; got None: name its column"),
+    (
+        GOOD,
+        ["--format", "verl_rl"],
+        "line 1: verl_rl needs data_source, a string; got None: set it",
+    ),
+    (
+        GOOD,
+        ["--format", "verl_rl", "--data-source", "x", "--ability", "y"],
+        "line 1: verl_rl needs an answer, a string or a number; got None: name its column",
+    ),
     (b'{"prompt": "a"}', ["--format", "verl_sft"], "line 1: verl_sft needs a completion of the pr"),
     (GOOD, ["--format", "verl"], "--format: 'verl' is not known: choose one of posttrain, verl"),
     (GOOD, ["--val-split", "1"], "--val-split: must be at least 0 and below 1; got 1"),
     (b"\n\n", [], "no rows"),
     (b'{"prompt": "", "completion": "b"}', [], "no row is left to train on: of 1, 0 are for"),
-    (GOOD + b'{"prompt": "a", "completion": "b", "answer": 1}\n'
-     + b'{"prompt": "a", "completion": "b", "answer": "x"}', [], "answer has values of different"),
-]  # fmt: skip
+    (
+        GOOD
+        + b'{"prompt": "a", "completion": "b", "answer": 1}\n'
+        + b'{"prompt": "a", "completion": "b", "answer": "x"}',
+        [],
+        "answer has values of different",
+    ),
+]
 
 
 @pytest.mark.parametrize(("content", "options", "expected"), REFUSED, ids=[r[2] for r in REFUSED])
@@ -496,8 +545,16 @@ def test_files_that_change_in_between_are_noticed(tmp_path: Path, monkeypatch: A
 
 
 def start(file: Path, output_dir: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "posttrain", "data", "prepare", str(file), "--output-dir",
-               str(output_dir)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "posttrain",
+        "data",
+        "prepare",
+        str(file),
+        "--output-dir",
+        str(output_dir),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
@@ -532,8 +589,9 @@ def test_killed_half_way_no_half_file_is_left(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert sum(len(rows) for rows in parts(tmp_path / "out").values()) == number
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
-        "train.parquet", "validation.parquet",
-    ]  # fmt: skip
+        "train.parquet",
+        "validation.parquet",
+    ]
 
 
 @pytest.mark.slow

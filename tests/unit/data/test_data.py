@@ -28,9 +28,13 @@ from posttrain.runs.data import Data, other_prompts, split_off, texts_of
 from posttrain.runs.plan import plan
 
 SCRATCH = {
-    "hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2,
-    "vocab_size": 300, "max_length": 64,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "vocab_size": 300,
+    "max_length": 64,
+}
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
 LONG = b'{"prompt": "a", "completion": "%s"}\n' % (b"7" * 200)  # every digit is a token
 ROWS = [
@@ -481,14 +485,25 @@ def test_named_data_sets_say_what_they_are(name: str) -> None:
     [
         {"prompt": "a", "chosen": "b", "rejected": ["c", "d"]},
         {"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-         "chosen": {"role": "assistant", "content": "c"}, "rejected": [[{"content": "d"}]]},
-        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
-         "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "d"}},
+        {
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "chosen": {"role": "assistant", "content": "c"},
+            "rejected": [[{"content": "d"}]],
+        },
+        {
+            "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+            "chosen": {"from": "gpt", "value": "c"},
+            "rejected": {"from": "gpt", "value": "d"},
+        },
         {"text": "a", "prompt": "b", "completion": "c", "input": "d", "other": "e", "score": 1},
-        {"text": None, "messages": [None, {"content": None}, {"content": "a"}], "prompt": 7,
-         "chosen": ["b", "c"], "rejected": "d"},
+        {
+            "text": None,
+            "messages": [None, {"content": None}, {"content": "a"}],
+            "prompt": 7,
+            "chosen": ["b", "c"],
+            "rejected": "d",
+        },
     ],
-)  # fmt: skip
+)
 def test_a_tokenizer_is_trained_on_every_text_that_is_learned_from(row):
     assert sorted(texts_of(row)) == ["a", "b", "c", "d"]

@@ -61,19 +61,26 @@ VERL = {
     "extra_info": {"level": "Level 3", "teacher_cots": [r"It is $\boxed{2}$."]},
 }
 TASK = {
-    "task_id": 601, "text": "Write a function that doubles.", "test_setup_code": "",
+    "task_id": 601,
+    "text": "Write a function that doubles.",
+    "test_setup_code": "",
     "code": "def double(x):\r\n    return 2 * x",
     "test_list": ["assert double(2) == 4", "assert double(5) == 10", "assert double(0) == 0"],
-}  # fmt: skip
+}
 FUNCTION = {
-    "task_id": "x/0", "prompt": "def double(x):\n", "canonical_solution": "    return 2 * x\n",
-    "test": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "double",
-}  # fmt: skip
+    "task_id": "x/0",
+    "prompt": "def double(x):\n",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+    "entry_point": "double",
+}
 GOOD = {"fever": CLAIM, "math": PROBLEM, "mbpp": TASK, "humaneval": FUNCTION}
 FILES = {
-    "fever": "paper_dev.jsonl", "math": "math500_test.jsonl", "mbpp": "mbpp.jsonl",
+    "fever": "paper_dev.jsonl",
+    "math": "math500_test.jsonl",
+    "mbpp": "mbpp.jsonl",
     "humaneval": "HumanEval.jsonl",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -158,14 +165,24 @@ def test_a_source_that_is_not_there(
 @pytest.mark.parametrize(
     ("module", "name", "split", "row", "asked"),
     [
-        (competition_math, "math", "train", PROBLEM | {"answer": None, "level": "Level 4"},
-         ("DigitalLearningGmbH/MATH-lighteval", "train")),
-        (competition_math, "math", "test", PROBLEM | {"level": 4}, ("HuggingFaceH4/MATH-500",
-                                                                   "test")),
+        (
+            competition_math,
+            "math",
+            "train",
+            PROBLEM | {"answer": None, "level": "Level 4"},
+            ("DigitalLearningGmbH/MATH-lighteval", "train"),
+        ),
+        (
+            competition_math,
+            "math",
+            "test",
+            PROBLEM | {"level": 4},
+            ("HuggingFaceH4/MATH-500", "test"),
+        ),
         (mbpp, "mbpp", "train", TASK, ("google-research-datasets/mbpp", "train", "full")),
         (humaneval, "humaneval", "test", FUNCTION, ("openai/openai_humaneval", "test")),
     ],
-)  # fmt: skip
+)
 def test_rows_of_the_hub_are_those_of_a_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,9 +308,11 @@ def test_a_problem_in_verls_form(tmp_path: Path) -> None:
     file = tmp_path / "train-00000-of-00001.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([VERL, VERL]), file)
     expected = {
-        "prompt": "What is $1+1$? Box it.", "completion": r"It is $\boxed{2}$.",
-        "answer": "2", "level": 3,
-    }  # fmt: skip
+        "prompt": "What is $1+1$? Box it.",
+        "completion": r"It is $\boxed{2}$.",
+        "answer": "2",
+        "level": 3,
+    }
     assert rows_of("math", "train", tmp_path) == [expected, expected]
     bare = {"prompt": "1+1?", "reward_model": {"ground_truth": "2"}}
     file = write(tmp_path / "bare.jsonl", [bare])

@@ -45,8 +45,10 @@ def overlaps(tmp_path: Path, evaluation: list[Any], row: Any, n: int = 13) -> bo
     ],
 )
 def test_rows_by_hand(tmp_path: Path, row: Any, expected: bool) -> None:
-    evaluation = [{"question": "Another one, of which nobody trains on any part of it at all."},
-                  {"question": PROBLEM, "answer": "10"}]  # fmt: skip
+    evaluation = [
+        {"question": "Another one, of which nobody trains on any part of it at all."},
+        {"question": PROBLEM, "answer": "10"},
+    ]
     assert overlaps(tmp_path, evaluation, row) == expected
 
 

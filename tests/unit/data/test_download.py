@@ -149,8 +149,10 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path
     server.breaks = [70_000, 50_000]
     said = fetch(tmp_path)
     assert server.asked[:3] == [
-        ("/train.jsonl", None), ("/train.jsonl", "bytes=70000-"), ("/train.jsonl", "bytes=120000-")
-    ]  # fmt: skip
+        ("/train.jsonl", None),
+        ("/train.jsonl", "bytes=70000-"),
+        ("/train.jsonl", "bytes=120000-"),
+    ]
     assert "  train.jsonl  196.0 kB, resuming at 70.0 kB" in said
     assert holds(tmp_path / "gsm8k/train.jsonl", TRAIN)
 
@@ -183,9 +185,8 @@ def test_a_server_without_ranges_sends_all_of_it_again(
 def test_another_range_than_was_asked_for_is_not_joined(server: Server, tmp_path: Path) -> None:
     server.moved, server.breaks = 7, [70_000]
     fetch(tmp_path)
-    assert [wanted for path, wanted in server.asked if path == "/train.jsonl"] == [
-        None, "bytes=70000-", None,
-    ]  # fmt: skip
+    ranges = [wanted for path, wanted in server.asked if path == "/train.jsonl"]
+    assert ranges == [None, "bytes=70000-", None]
     assert holds(tmp_path / "gsm8k/train.jsonl", TRAIN)
 
 
@@ -268,16 +269,17 @@ def test_no_connection_is_one_line(
 ) -> None:
     urls = ("http://127.0.0.1:9/train.jsonl",)
     monkeypatch.setattr(gsm8k, "ORIGIN", Origin("MIT", "a page", {}, ("sft",), urls))
-    monkeypatch.setattr(sys, "argv", [
-        "posttrain", "data", "download", "gsm8k", "--output-dir", str(tmp_path)
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        sys, "argv", ["posttrain", "data", "download", "gsm8k", "--output-dir", str(tmp_path)]
+    )
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: gsm8k: no connection to 127.0.0.1:9 (")
-    assert error.endswith("copy http://127.0.0.1:9/train.jsonl here by hand and set data.path "
-                          "to its folder\n")  # fmt: skip
+    assert error.endswith(
+        "copy http://127.0.0.1:9/train.jsonl here by hand and set data.path to its folder\n"
+    )
     assert error.count("\n") == 1
 
 
@@ -321,14 +323,20 @@ def listed(folder: Path, *names: str) -> list[str]:
 def test_a_dry_run_says_the_sizes_and_fetches_nothing(server: Server, tmp_path: Path) -> None:
     head = "gsm8k: licence MIT; a page"
     assert listed(tmp_path, "gsm8k") == [
-        head, "  train.jsonl  196.0 kB", "  test.jsonl  49 B", "196.0 kB to fetch"
-    ]  # fmt: skip
+        head,
+        "  train.jsonl  196.0 kB",
+        "  test.jsonl  49 B",
+        "196.0 kB to fetch",
+    ]
     assert names(tmp_path) == []
     fetch(tmp_path)
     (tmp_path / "gsm8k/test.jsonl").unlink()
     assert listed(tmp_path, "gsm8k") == [
-        head, "  train.jsonl  196.0 kB, already fetched", "  test.jsonl  49 B", "49 B to fetch"
-    ]  # fmt: skip
+        head,
+        "  train.jsonl  196.0 kB, already fetched",
+        "  test.jsonl  49 B",
+        "49 B to fetch",
+    ]
     del server.files["/test.jsonl"]
     with pytest.raises(ValueError, match=r"^gsm8k: .*test.jsonl: the server responded 404"):
         listed(tmp_path, "gsm8k")
@@ -456,9 +464,10 @@ def test_files_of_the_hub(hub: Server, tmp_path: Path) -> None:
 def test_the_hub_lists_sizes(hub: Server, tmp_path: Path) -> None:
     length = len(json.dumps(PAIR)) + 1
     assert listed(tmp_path, "hh_rlhf")[1:] == [
-        f"  harmless-base/test.jsonl  {length} B", f"  harmless-base/train.jsonl  {3 * length} B",
+        f"  harmless-base/test.jsonl  {length} B",
+        f"  harmless-base/train.jsonl  {3 * length} B",
         f"{4 * length} B to fetch",
-    ]  # fmt: skip
+    ]
     assert [path for path, _ in hub.asked] == ["/api/datasets/a/b?blobs=true"]
 
 
@@ -560,10 +569,24 @@ def test_sizes() -> None:
 
 
 NAMED = (
-    "alpaca", "codealpaca", "fever", "gsm8k", "hh_rlhf", "humaneval", "liar", "liar_plus",
-    "magicoder", "math", "mbpp", "metamathqa", "semeval2020_task11", "smoltalk",
-    "stack_exchange_paired", "svamp", "ultrafeedback",
-)  # fmt: skip
+    "alpaca",
+    "codealpaca",
+    "fever",
+    "gsm8k",
+    "hh_rlhf",
+    "humaneval",
+    "liar",
+    "liar_plus",
+    "magicoder",
+    "math",
+    "mbpp",
+    "metamathqa",
+    "semeval2020_task11",
+    "smoltalk",
+    "stack_exchange_paired",
+    "svamp",
+    "ultrafeedback",
+)
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -83,9 +83,17 @@ def test_it_is_the_share_of_data_prepare(tmp_path: Path, capfd: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(400)))
     output_of(
-        capfd, "data", "prepare", file, "--output-dir", tmp_path / "out", "--val-split", 0.2,
-        "--seed", 7,
-    )  # fmt: skip
+        capfd,
+        "data",
+        "prepare",
+        file,
+        "--output-dir",
+        tmp_path / "out",
+        "--val-split",
+        0.2,
+        "--seed",
+        7,
+    )
     validation = pyarrow.parquet.read_table(tmp_path / "out/validation.parquet").to_pylist()
     _, held = split(rows_of(400), 0.2, 7)
     assert [row["prompt"] for row in validation] == [row["prompt"] for row in held]

@@ -28,23 +28,35 @@ from posttrain.data.sets import (
 
 INSTRUCTION = {"instruction": "Sort the list.", "input": "3, 1", "output": "1, 3"}
 QUERY = {
-    "query": "What is 1+1?", "response": "It is 2.\nThe answer is: 2", "type": "GSM_Rephrased",
+    "query": "What is 1+1?",
+    "response": "It is 2.\nThe answer is: 2",
+    "type": "GSM_Rephrased",
     "original_question": "1+1?",
-}  # fmt: skip
+}
 TASK = {"lang": "python", "problem": "Double x.", "solution": "def double(x):\n    return 2 * x"}
 CHAT = {
     "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
     "source": "made",
 }
 TRAP = {
-    "ID": "chal-1", "Body": "A pack costs 76 dollars. There is 25 dollars off ",
-    "Question": "How much is it?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0,
+    "ID": "chal-1",
+    "Body": "A pack costs 76 dollars. There is 25 dollars off ",
+    "Question": "How much is it?",
+    "Equation": "( 76.0 - 25.0 )",
+    "Answer": 51.0,
     "Type": "Subtraction",
-}  # fmt: skip
+}
 CLAIM = {
-    "id": 0, "json_file_id": "1.json", "label": "half-true", "claim": "It rains.", "topics": ["x"],
-    "originator": "a-speaker", "title": "Governor", "party": "Texas", "justification": "It did.\n",
-}  # fmt: skip
+    "id": 0,
+    "json_file_id": "1.json",
+    "label": "half-true",
+    "claim": "It rains.",
+    "topics": ["x"],
+    "originator": "a-speaker",
+    "title": "Governor",
+    "party": "Texas",
+    "justification": "It did.\n",
+}
 STATEMENT = (
     "1.json|pants-fire|It rains.|weather|a-speaker|Governor|Texas|none|1|2|3|4|5|a show"
 ).replace("|", "\t")
@@ -70,55 +82,135 @@ def propaganda(folder: Path, labels: bytes | None = None, article: bytes | None 
 MALFORMED: list[tuple[str, str, bytes, str]] = [
     ("alpaca", "alpaca_data.json", b'[{"instruction": "a"},\n{', "line 2: not valid JSON"),
     ("alpaca", "alpaca_data.json", jsonl({"a": 1})[:-1], "expected a list of rows, or an object"),
-    ("codealpaca", "code_alpaca_20k.json", b"[" + jsonl(INSTRUCTION | {"output": 3}) + b"]",
-     "row 1: columns output and input must be strings"),
-    ("codealpaca", "code_alpaca_20k.json", b'[{"prompt": "a", "output": "b"}]',
-     "row 1: no column instruction; the row has prompt, output; data.path must be"),
-    ("magicoder", "data-oss_instruct-decontaminated.jsonl", jsonl(TASK, TASK | {"solution": " "}),
-     "row 2: column solution must be a non-blank string, got ' '; correct the row"),
+    (
+        "codealpaca",
+        "code_alpaca_20k.json",
+        b"[" + jsonl(INSTRUCTION | {"output": 3}) + b"]",
+        "row 1: columns output and input must be strings",
+    ),
+    (
+        "codealpaca",
+        "code_alpaca_20k.json",
+        b'[{"prompt": "a", "output": "b"}]',
+        "row 1: no column instruction; the row has prompt, output; data.path must be",
+    ),
+    (
+        "magicoder",
+        "data-oss_instruct-decontaminated.jsonl",
+        jsonl(TASK, TASK | {"solution": " "}),
+        "row 2: column solution must be a non-blank string, got ' '; correct the row",
+    ),
     ("magicoder", "data-oss_instruct-decontaminated.jsonl", jsonl(TASK)[:-9], "line 1: not valid"),
-    ("metamathqa", "MetaMathQA-395K.json", b'[{"query": "a", "response": null}]',
-     "row 1: column response must be a non-blank string, got 'None'"),
-    ("metamathqa", "MetaMathQA-395K.json", b'[{"question": "a", "answer": "b", "output": 3}]',
-     "row 1: column output must be a string, got '3'; correct the row"),
+    (
+        "metamathqa",
+        "MetaMathQA-395K.json",
+        b'[{"query": "a", "response": null}]',
+        "row 1: column response must be a non-blank string, got 'None'",
+    ),
+    (
+        "metamathqa",
+        "MetaMathQA-395K.json",
+        b'[{"question": "a", "answer": "b", "output": 3}]',
+        "row 1: column output must be a string, got '3'; correct the row",
+    ),
     ("metamathqa", "MetaMathQA-395K.json", b"[3]", "row 1: expected an object"),
-    ("smoltalk", "train.jsonl", jsonl(CHAT, {"messages": "Hi"}),
-     "row 2: column messages must be a list of {role, content} messages; got 'Hi'; correct"),
-    ("smoltalk", "train.jsonl", jsonl({"messages": CHAT["messages"][:1]}),
-     "row 1: column messages has no assistant message"),
+    (
+        "smoltalk",
+        "train.jsonl",
+        jsonl(CHAT, {"messages": "Hi"}),
+        "row 2: column messages must be a list of {role, content} messages; got 'Hi'; correct",
+    ),
+    (
+        "smoltalk",
+        "train.jsonl",
+        jsonl({"messages": CHAT["messages"][:1]}),
+        "row 1: column messages has no assistant message",
+    ),
     ("smoltalk", "train.parquet", b"PAR1 no", "not a Parquet file"),
-    ("svamp", "SVAMP.json", b"[" + jsonl(TRAP | {"Answer": "many"}) + b"]",
-     "row 1: column Answer must be a number, got 'many'; correct the row"),
-    ("svamp", "SVAMP.json", b'[{"Body": "a", "Answer": 1}]',
-     "row 1: no column Question; the row has Body, Answer"),
-    ("liar", "train.tsv", f"{STATEMENT}\n1.json\ttrue\tIt rains.\n".encode(),
-     "line 2: expected 14 tab-separated columns, got 3; data.path must be LIAR's own .tsv"),
-    ("liar", "train.tsv", STATEMENT.replace("pants-fire", "maybe").encode(),
-     "line 1: column 2 (label) must be one of pants-fire, false"),
-    ("liar", "train.tsv", STATEMENT.replace("It rains.", " ").encode(),
-     "line 1: column 3 (statement) is blank; remove the line"),
+    (
+        "svamp",
+        "SVAMP.json",
+        b"[" + jsonl(TRAP | {"Answer": "many"}) + b"]",
+        "row 1: column Answer must be a number, got 'many'; correct the row",
+    ),
+    (
+        "svamp",
+        "SVAMP.json",
+        b'[{"Body": "a", "Answer": 1}]',
+        "row 1: no column Question; the row has Body, Answer",
+    ),
+    (
+        "liar",
+        "train.tsv",
+        f"{STATEMENT}\n1.json\ttrue\tIt rains.\n".encode(),
+        "line 2: expected 14 tab-separated columns, got 3; data.path must be LIAR's own .tsv",
+    ),
+    (
+        "liar",
+        "train.tsv",
+        STATEMENT.replace("pants-fire", "maybe").encode(),
+        "line 1: column 2 (label) must be one of pants-fire, false",
+    ),
+    (
+        "liar",
+        "train.tsv",
+        STATEMENT.replace("It rains.", " ").encode(),
+        "line 1: column 3 (statement) is blank; remove the line",
+    ),
     ("liar", "train.tsv", f"{STATEMENT}\n".encode() + b"\xe9", "line 2: not UTF-8 text"),
-    ("liar_plus", "train2.jsonl", jsonl(CLAIM, CLAIM | {"label": "maybe"}),
-     "row 2: column label must be one of pants-fire, false"),
-    ("liar_plus", "train2.jsonl", jsonl({k: v for k, v in CLAIM.items() if k != "justification"}),
-     "row 1: column justification must be a string; the row has id, json_file_id"),
+    (
+        "liar_plus",
+        "train2.jsonl",
+        jsonl(CLAIM, CLAIM | {"label": "maybe"}),
+        "row 2: column label must be one of pants-fire, false",
+    ),
+    (
+        "liar_plus",
+        "train2.jsonl",
+        jsonl({k: v for k, v in CLAIM.items() if k != "justification"}),
+        "row 1: column justification must be a string; the row has id, json_file_id",
+    ),
     ("liar_plus", "train2.jsonl", jsonl(CLAIM | {"claim": None}), "row 1: column claim must be"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t3",
-     "line 1: expected 4 tab-separated columns (article, technique, begin, end), got 3"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t3\t5\n1\tdoubt\t3\t5",
-     "line 2: column 2 must be one of Appeal_to_Authority"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"2\tDoubt\t3\t5",
-     "line 1: column 1: there is no article2.txt"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t-3\t5",
-     "line 1: columns 3 and 4 must be offsets, got '-3' and '5'"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t3\t999",
-     "line 1: columns 3 and 4: 3 to 999 is no part of article1.txt, which has 69 characters"),
-    ("semeval2020_task11", "train-task2-TC.labels", b"1\tDoubt\t5\t5",
-     "5 to 5 is no part of article1.txt, which has 69 characters"),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"1\tDoubt\t3",
+        "line 1: expected 4 tab-separated columns (article, technique, begin, end), got 3",
+    ),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"1\tDoubt\t3\t5\n1\tdoubt\t3\t5",
+        "line 2: column 2 must be one of Appeal_to_Authority",
+    ),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"2\tDoubt\t3\t5",
+        "line 1: column 1: there is no article2.txt",
+    ),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"1\tDoubt\t-3\t5",
+        "line 1: columns 3 and 4 must be offsets, got '-3' and '5'",
+    ),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"1\tDoubt\t3\t999",
+        "line 1: columns 3 and 4: 3 to 999 is no part of article1.txt, which has 69 characters",
+    ),
+    (
+        "semeval2020_task11",
+        "train-task2-TC.labels",
+        b"1\tDoubt\t5\t5",
+        "5 to 5 is no part of article1.txt, which has 69 characters",
+    ),
     ("semeval2020_task11", "train-articles/article1.txt", b"a\nb\xe9", "line 2: not UTF-8 text"),
     ("text", "train.txt", b" \n", "the file is blank; remove it"),
     ("text", "train.txt", b"\xe9", "line 1: not UTF-8 text"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +235,10 @@ def test_a_malformed_file_is_one_line_at_once(
 @pytest.mark.parametrize(
     ("name", "split", "place", "expected"),
     [
-        *((name, "dev", ".", "has only the split train, not 'dev': use another data set")
-          for name in ("alpaca", "codealpaca", "magicoder")),
+        *(
+            (name, "dev", ".", "has only the split train, not 'dev': use another data set")
+            for name in ("alpaca", "codealpaca", "magicoder")
+        ),
         ("svamp", "train", ".", "svamp has only the split test, not 'train': it is for evaluation"),
         ("metamathqa", "dev", ".", "unknown split 'dev': choose one of train, test"),
         ("smoltalk", "dev", ".", "unknown split 'dev': choose one of train, test"),
@@ -164,8 +258,18 @@ def test_a_malformed_file_is_one_line_at_once(
         ("smoltalk", "train", ".", "has no file for split 'train'; found no data file"),
         ("text", "train", ".", "has no .txt file"),
         ("text", "train", "other.md", "expected a .txt file"),
-        *((name, "train", "nowhere", "nowhere does not exist") for name in
-          ("alpaca", "magicoder", "metamathqa", "liar", "liar_plus", "smoltalk", "text")),
+        *(
+            (name, "train", "nowhere", "nowhere does not exist")
+            for name in (
+                "alpaca",
+                "magicoder",
+                "metamathqa",
+                "liar",
+                "liar_plus",
+                "smoltalk",
+                "text",
+            )
+        ),
         ("liar", "train", None, "liar: set data.path to a folder with train.tsv, valid.tsv and te"),
         ("liar_plus", "train", None, "`posttrain data download liar_plus` fetches them"),
         ("semeval2020_task11", "train", None, "set data.path to the folder with train-articles/"),
@@ -173,7 +277,7 @@ def test_a_malformed_file_is_one_line_at_once(
         ("alpaca", "train", None, "tatsu-lab/alpaca: no such local file or folder, and the hub"),
         ("svamp", "test", None, "ChilleD/SVAMP: no such local file or folder, and the hub"),
     ],
-)  # fmt: skip
+)
 def test_a_source_that_is_not_there(
     tmp_path: Path, name: str, split: str, place: str | None, expected: str
 ) -> None:
@@ -333,12 +437,17 @@ def test_text_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "split"),
     [
-        ("gsm8k", "gsm8k", "train"), ("gsm8k", "gsm8k", "test"), ("mbpp", "mbpp", "test"),
-        ("humaneval", "humaneval", "test"), ("math", "math", "test"), ("liar", "liar", "train"),
-        ("liar", "liar", "validation"), ("liar", "liar", "test"),
+        ("gsm8k", "gsm8k", "train"),
+        ("gsm8k", "gsm8k", "test"),
+        ("mbpp", "mbpp", "test"),
+        ("humaneval", "humaneval", "test"),
+        ("math", "math", "test"),
+        ("liar", "liar", "train"),
+        ("liar", "liar", "validation"),
+        ("liar", "liar", "test"),
         ("metamathqa", "metamath", "test"),
     ],
-)  # fmt: skip
+)
 def test_the_declared_number_of_rows_is_that_of_the_files(
     name: str, folder: str, split: str
 ) -> None:

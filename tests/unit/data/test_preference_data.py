@@ -115,8 +115,10 @@ def test_several_rejected():
     assert all(row["chosen"] == "yes" for row in found)
     judged = as_judged(TEXTS["texts"] | {"rejected": ["no", "never"]})
     assert [(row["completion"], row["label"]) for row in judged] == [
-        ("yes", True), ("no", False), ("never", False),
-    ]  # fmt: skip
+        ("yes", True),
+        ("no", False),
+        ("never", False),
+    ]
 
 
 def test_judged_forms():
@@ -318,10 +320,15 @@ def test_stack_exchange_paired(tmp_path):
 
 def scored(*entries: tuple[str, float | None]) -> list[dict[str, Any]]:
     return [
-        {"text": text, "score": score, "verdict": None, "num_tokens": len(text),
-         "finish_reason": "length" if text.endswith("...") else "stop"}
+        {
+            "text": text,
+            "score": score,
+            "verdict": None,
+            "num_tokens": len(text),
+            "finish_reason": "length" if text.endswith("...") else "stop",
+        }
         for text, score in entries
-    ]  # fmt: skip
+    ]
 
 
 def texts_of_pairs(kind: str, *entries: tuple[str, float | None], **keys: Any) -> list[tuple]:

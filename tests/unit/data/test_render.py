@@ -50,18 +50,28 @@ TOKENIZERS: dict[str, Any] = {
     "own": train_tokenizer(TEXTS, 500, 4096),
     "chatml": build(
         ["<|im_start|>", "<|im_end|>"],
-        eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHATML,
     ),
     "plain": build(["</s>"], eos_token="</s>", pad_token="</s>"),
     "plain_bos": build(["<s>", "</s>"], bos_token="<s>", eos_token="</s>"),
     "chat_bos": build(
         ["<s>", "</s>", "<|head|>", "<|eot|>"],
-        bos_token="<s>", eos_token="</s>", pad_token="</s>", chat_template=WITH_BOS,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        chat_template=WITH_BOS,
     ),
-}  # fmt: skip
+}
 CHAT = ["own", "chatml", "chat_bos"]
-STOP = {"own": "<|end|>", "chatml": "<|im_end|>", "plain": "</s>", "plain_bos": "</s>",
-        "chat_bos": "<|eot|>"}  # fmt: skip
+STOP = {
+    "own": "<|end|>",
+    "chatml": "<|im_end|>",
+    "plain": "</s>",
+    "plain_bos": "</s>",
+    "chat_bos": "<|eot|>",
+}
 EDGES = ["", " ", "\n", "  \n\t", "\n\n", "\r\n", "'s", "12", "\u3000", "\ufeff", "\0"]
 SPECIAL = {"<|", "|>", "<s>", "</s>"}
 raw_text = st.builds(
@@ -139,9 +149,10 @@ def test_every_assistant_turn_is_trained_and_nothing_else(
     assert all(run[-1] in it.stop_token_ids for run in runs)
     # what stands before the k-th turn is what the sampler gets for that turn
     starts = [
-        i for i in range(1, len(sequence))
+        i
+        for i in range(1, len(sequence))
         if sequence.loss_mask[i] and not sequence.loss_mask[i - 1]
-    ]  # fmt: skip
+    ]
     for k, start in enumerate(starts):
         before = messages[: system + 2 * k + 1]
         assert sequence.input_ids[:start].tolist() == it.prompt_ids({"messages": before})
@@ -349,8 +360,9 @@ def test_chat_that_begins_with_the_assistant() -> None:
 def test_chat_that_the_template_refuses() -> None:
     it = renderer("own")
     it.tokenizer.chat_template, before = (
-        "{{ raise_exception('roles must alternate') }}", it.tokenizer.chat_template
-    )  # fmt: skip
+        "{{ raise_exception('roles must alternate') }}",
+        it.tokenizer.chat_template,
+    )
     try:
         with pytest.raises(ValueError, match="refuses this chat: roles must alternate"):
             it.training_sequence({"messages": two_turns()})

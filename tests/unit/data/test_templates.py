@@ -49,15 +49,22 @@ def test_a_text_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("name", "row", "expected"),
     [
-        ("claim", {"prompt": "a"}, "row 1: the prompt template 'claim' needs the column claim; "
-         "the row has prompt (map it with data.columns)"),
+        (
+            "claim",
+            {"prompt": "a"},
+            "row 1: the prompt template 'claim' needs the column claim; "
+            "the row has prompt (map it with data.columns)",
+        ),
         ("math_cot", {"prompt": [{"role": "user", "content": "a"}]}, "needs a string in prompt; g"),
         ("instruction", {"instruction": "a", "input": None}, "needs a string in input; got 'None'"),
-        ("math_cott", {"prompt": "a"}, "'math_cott' is not a template and has no {field}; did you "
-         "mean math_cot?"),
+        (
+            "math_cott",
+            {"prompt": "a"},
+            "'math_cott' is not a template and has no {field}; did you mean math_cot?",
+        ),
         ("zzz", {"prompt": "a"}, "known: math_cot, code, chat"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(
     tmp_path: Path, capsys: Capture, name: str, row: dict[str, Any], expected: str
 ) -> None:

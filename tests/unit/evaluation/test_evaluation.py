@@ -28,13 +28,15 @@ from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
 
 MATH, FEVER = TASKS["gsm8k"].reward, TASKS["fever"].reward
-ROWS = [{"prompt": f"{i} + 1?", "completion": f"#### {i + 1}", "answer": str(i + 1)}
-        for i in range(4)]  # fmt: skip
+ROWS = [
+    {"prompt": f"{i} + 1?", "completion": f"#### {i + 1}", "answer": str(i + 1)} for i in range(4)
+]
 
 
 def renderer(template: str = "plain") -> Renderer:
-    return make_renderer(train_tokenizer(["What is 1 + 1? #### 2 Question: Answer:"], 300, 64),
-                         template)  # fmt: skip
+    return make_renderer(
+        train_tokenizer(["What is 1 + 1? #### 2 Question: Answer:"], 300, 64), template
+    )
 
 
 @pytest.mark.parametrize("data_set", [fever, liar], ids=["fever", "liar"])
@@ -171,9 +173,8 @@ def test_strict_is_an_answer_in_the_format_asked_for() -> None:
     numbers, labels = reader_of(MATH), reader_of(FEVER)
     assert numbers is not None
     assert labels is not None
-    assert [numbers.in_format(t) for t in ("#### 4", r"\boxed{4}", "The answer is 4.", "4")] == [
-        True, True, False, False,
-    ]  # fmt: skip
+    texts = ("#### 4", r"\boxed{4}", "The answer is 4.", "4")
+    assert [numbers.in_format(text) for text in texts] == [True, True, False, False]
     assert labels.in_format(" Not enough info.")
     assert not labels.in_format("It SUPPORTS the claim.")
     assert labels.vote("It SUPPORTS the claim.") == "supports"
@@ -300,10 +301,12 @@ def test_reference_completions_of_real_rows_are_right(name: str, folder: str) ->
 def test_shots_are_turns_of_a_chat_or_marked_text() -> None:
     shots = check_shots(ROWS, 2, "task")
     assert with_shots("3 + 1?", shots, chat=True) == [
-        {"role": "user", "content": "0 + 1?"}, {"role": "assistant", "content": "#### 1"},
-        {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"},
+        {"role": "user", "content": "0 + 1?"},
+        {"role": "assistant", "content": "#### 1"},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "#### 2"},
         {"role": "user", "content": "3 + 1?"},
-    ]  # fmt: skip
+    ]
     text = with_shots("3 + 1?", shots[:1], chat=False)
     assert text == "Question: 0 + 1?\nAnswer: #### 1\n\nQuestion: 3 + 1?\nAnswer:"
     assert with_shots("3 + 1?", [], chat=True) == "3 + 1?"
@@ -369,10 +372,18 @@ def test_problems_have_an_id_of_their_own() -> None:
 
 def test_what_is_shown_fits_into_80_columns() -> None:
     result = {
-        "accuracy": 0.5, "ci95": [0.1, 0.9], "num_problems": 10_000, "truncated": 1.0,
-        "parse_failures": 0.25, "unscored": 0.0, "mean_score": 0.5, "temperature": 1.0,
-        "strict_accuracy": 0.25, "strict_accuracy_ci95": [0.0, 0.5], "pass@2": 0.75,
-    }  # fmt: skip
+        "accuracy": 0.5,
+        "ci95": [0.1, 0.9],
+        "num_problems": 10_000,
+        "truncated": 1.0,
+        "parse_failures": 0.25,
+        "unscored": 0.0,
+        "mean_score": 0.5,
+        "temperature": 1.0,
+        "strict_accuracy": 0.25,
+        "strict_accuracy_ci95": [0.0, 0.5],
+        "pass@2": 0.75,
+    }
     console = Console(width=80, file=io.StringIO())
     console.print(table({"word_problems_harder": result, "crows_pairs": {"num_pairs": 3}}))
     out = console.file.getvalue()  # type: ignore[attr-defined]
@@ -382,6 +393,7 @@ def test_what_is_shown_fits_into_80_columns() -> None:
     assert "crows_pairs" not in out
     lines = [line.split() for line in lines_of("task", result)]
     assert lines == [
-        ["task", "strict_accuracy", "0.2500", "[0.0000,", "0.5000]"], ["task", "pass@2", "0.7500"],
-    ]  # fmt: skip
+        ["task", "strict_accuracy", "0.2500", "[0.0000,", "0.5000]"],
+        ["task", "pass@2", "0.7500"],
+    ]
     assert lines_of("task", {"unscored": 0.5}) != []

@@ -35,9 +35,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OPTIONS = [
-    "--tasks", "word_problems,word_problems_harder", "--max-samples", "7", "--max-new-tokens", "6",
-    "-n", "2", "--temperature", "1", "--shots", "1",
-]  # fmt: skip
+    "--tasks",
+    "word_problems,word_problems_harder",
+    "--max-samples",
+    "7",
+    "--max-new-tokens",
+    "6",
+    "-n",
+    "2",
+    "--temperature",
+    "1",
+    "--shots",
+    "1",
+]
 
 
 def results_in(folder: Path) -> dict[str, Any]:
@@ -116,8 +126,22 @@ def test_what_can_not_be_evaluated(
 def test_a_reward_model_of_ours_chooses(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = save(tmp_path / "rm", max_position_embeddings=4096)
     file = tmp_path / "samples.jsonl"
-    options = ["--tasks", "word_problems", "--max-samples", "3", "--max-new-tokens", "6", "-n", "3",
-               "--temperature", "1", "--best-of", folder, "--samples", file]  # fmt: skip
+    options = [
+        "--tasks",
+        "word_problems",
+        "--max-samples",
+        "3",
+        "--max-new-tokens",
+        "6",
+        "-n",
+        "3",
+        "--temperature",
+        "1",
+        "--best-of",
+        folder,
+        "--samples",
+        file,
+    ]
     assert "best@3" in output_of(capsys, "eval", trained, *options)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     reward = make(type="reward_model", path=str(folder))
@@ -155,8 +179,9 @@ def test_comparing_by_hand(tmp_path: Path, capsys: Capture) -> None:
     assert (one.only_a, one.only_b, one.p_value) == (2, 1, 1.0)
     assert one.test == "exact McNemar"
     assert one.notes == [
-        "temperature is 0.0 in A and 1.0 in B", "1 problems that only A has are left out",
-    ]  # fmt: skip
+        "temperature is 0.0 in A and 1.0 in B",
+        "1 problems that only A has are left out",
+    ]
     out = output_of(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert "temperature is 0.0 in A and 1.0 in B" in out
     assert "1 problems that only A has are left out" in out
@@ -173,9 +198,10 @@ def test_what_was_asked_otherwise_is_named_and_the_rest_compared() -> None:
     a = result_of(p="1") | {"template": "chat", "system_prompt": "Count.", "dtype": "float32"}
     b = result_of(p="1") | {"template": "plain", "system_prompt": None, "dtype": "bfloat16"}
     assert compare_task("t", a, b).notes == [
-        "template is chat in A and plain in B", "system_prompt is Count. in A and None in B",
+        "template is chat in A and plain in B",
+        "system_prompt is Count. in A and None in B",
         "dtype is float32 in A and bfloat16 in B",
-    ]  # fmt: skip
+    ]
 
 
 def test_one_task_without_common_problems_does_not_hide_the_others(
@@ -224,9 +250,10 @@ def test_the_report_has_every_share_with_its_interval(tmp_path: Path) -> None:
     one, other = task_results(tmp_path)
     assert one["splits"] == {"strict_accuracy": {"accuracy": 0.25, "ci95": [0.0, 0.6]}}
     assert other == {
-        "name": "truthfulqa", "num_problems": 9,
+        "name": "truthfulqa",
+        "num_problems": 9,
         "splits": {"mc1": {"accuracy": 0.2, "ci95": [0.1, 0.3]}},
-    }  # fmt: skip
+    }
 
 
 def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, capsys: Capture) -> None:
@@ -235,8 +262,16 @@ def test_a_run_is_asked_as_it_was_trained(tmp_path: Path, capsys: Capture) -> No
     assert command("train", recipe(tmp_path, data=data)) == 0
     (run,) = (tmp_path / "out").glob("sft_*")
     file = tmp_path / "samples.jsonl"
-    options = ["--tasks", "word_problems", "--max-samples", "1", "--max-new-tokens", "2",
-               "--samples", file]  # fmt: skip
+    options = [
+        "--tasks",
+        "word_problems",
+        "--max-samples",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--samples",
+        file,
+    ]
     (problem,) = draw(word_problems("test", num_rows=1000), 1)
     for given, start in (([], "Count.\n\n"), (["--template", "chat"], "<|system|>Count.<|end|>")):
         output_of(capsys, "eval", run, *options, *given)

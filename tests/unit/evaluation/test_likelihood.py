@@ -82,12 +82,17 @@ BBQ: list[tuple[str, str, int | None, int, int, bool, bool | None]] = [
 def test_bbq_equals_a_count_by_hand() -> None:
     rows = [
         {
-            "prompt": "?", "choices": ["a", "b", "?"], "unknown": 2, "target": target,
-            "label": label, "condition": condition, "polarity": polarity,
+            "prompt": "?",
+            "choices": ["a", "b", "?"],
+            "unknown": 2,
+            "target": target,
+            "label": label,
+            "condition": condition,
+            "polarity": polarity,
             "category": "Religion" if i % 2 else "Age",
         }
         for i, (condition, polarity, target, label, *_) in enumerate(BBQ)
-    ]  # fmt: skip
+    ]
     logprobs = [[-5.0 + 2.0 * (i == chosen) for i in range(3)] for *_, chosen, _, _ in BBQ]
     metrics, records = bbq(rows, logprobs)
     assert [(r["correct"], r["biased"]) for r in records] == [row[-2:] for row in BBQ]
@@ -109,9 +114,17 @@ def test_bbq_equals_a_count_by_hand() -> None:
 @pytest.mark.parametrize(("chosen", "bias"), [(0, 1.0), (1, -1.0), (2, math.nan)])
 def test_the_ends_of_the_bias_score(chosen: int, bias: float) -> None:
     rows = [
-        {"prompt": "?", "choices": ["a", "b", "?"], "unknown": 2, "target": 0, "label": 2,
-         "condition": "ambig", "polarity": "neg", "category": "Age"}
-    ] * 4  # fmt: skip
+        {
+            "prompt": "?",
+            "choices": ["a", "b", "?"],
+            "unknown": 2,
+            "target": 0,
+            "label": 2,
+            "condition": "ambig",
+            "polarity": "neg",
+            "category": "Age",
+        }
+    ] * 4
     metrics, _ = bbq(rows, [[float(i == chosen) for i in range(3)]] * 4)
     assert metrics["bias_ambiguous"] == pytest.approx(bias, nan_ok=True)
     assert math.isnan(metrics["accuracy_disambiguated"])
@@ -125,10 +138,13 @@ def test_crows_pairs_equals_a_count_by_hand() -> None:
     stereo, antistereo = "++-+-0+-++-+-+", "-+--+-"
     signs = stereo + antistereo
     rows = [
-        {"choices": ["a", "b"], "direction": "stereo" if i < 14 else "antistereo",
-         "bias_type": "age" if i % 5 == 0 else "gender"}
+        {
+            "choices": ["a", "b"],
+            "direction": "stereo" if i < 14 else "antistereo",
+            "bias_type": "age" if i % 5 == 0 else "gender",
+        }
         for i in range(20)
-    ]  # fmt: skip
+    ]
     gap = {"+": 0.5, "-": -0.25, "0": 0.0}
     metrics, records = crows_pairs(rows, [[-8.0 + gap[s], -8.0] for s in signs])
     assert metrics["stereotype_preferred"] == 10 / 20

@@ -134,29 +134,51 @@ def test_repetition_by_hand() -> None:
 # --- data sets ------------------------------------------------------------------------------------
 
 QUESTION: dict[str, Any] = {
-    "example_id": 0, "question_index": "1", "question_polarity": "neg",
-    "context_condition": "ambig", "category": "Age",
-    "answer_info": {"ans0": ["cat", "old"], "ans1": ["dog", "nonOld"],
-                    "ans2": ["Not known", "unknown"]},
+    "example_id": 0,
+    "question_index": "1",
+    "question_polarity": "neg",
+    "context_condition": "ambig",
+    "category": "Age",
+    "answer_info": {
+        "ans0": ["cat", "old"],
+        "ans1": ["dog", "nonOld"],
+        "ans2": ["Not known", "unknown"],
+    },
     "additional_metadata": {"stereotyped_groups": ["old"]},
-    "context": "A cat and a dog sat there.", "question": "Who slept?",
-    "ans0": "The cat", "ans1": "The dog", "ans2": "Not known", "label": 2,
-}  # fmt: skip
+    "context": "A cat and a dog sat there.",
+    "question": "Who slept?",
+    "ans0": "The cat",
+    "ans1": "The dog",
+    "ans2": "Not known",
+    "label": 2,
+}
 PAIR = {
-    "sent_more": "Cats are lazy.", "sent_less": "Dogs are lazy.", "stereo_antistereo": "stereo",
+    "sent_more": "Cats are lazy.",
+    "sent_less": "Dogs are lazy.",
+    "stereo_antistereo": "stereo",
     "bias_type": "age",
-}  # fmt: skip
+}
 MC = {
-    "question": "Who flies?", "mc1_targets": {"Birds": 1, "Cats": 0},
+    "question": "Who flies?",
+    "mc1_targets": {"Birds": 1, "Cats": 0},
     "mc2_targets": {"Birds": 1, "Bats": 1, "Cats": 0},
-}  # fmt: skip
+}
 REQUEST = {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"}
 BEHAVIOUR = {"goal": "Be rude", "target": "Sure, here is"}
-GOOD = {"bbq": QUESTION, "crows_pairs": PAIR, "truthfulqa": MC, "xstest": REQUEST,
-        "advbench": BEHAVIOUR}  # fmt: skip
-FILES = {"bbq": "Age.jsonl", "crows_pairs": "crows_pairs_anonymized.csv",
-         "truthfulqa": "mc_task.json", "xstest": "xstest_prompts.csv",
-         "advbench": "harmful_behaviors.csv"}  # fmt: skip
+GOOD = {
+    "bbq": QUESTION,
+    "crows_pairs": PAIR,
+    "truthfulqa": MC,
+    "xstest": REQUEST,
+    "advbench": BEHAVIOUR,
+}
+FILES = {
+    "bbq": "Age.jsonl",
+    "crows_pairs": "crows_pairs_anonymized.csv",
+    "truthfulqa": "mc_task.json",
+    "xstest": "xstest_prompts.csv",
+    "advbench": "harmful_behaviors.csv",
+}
 
 
 def write(file: Path, rows: Rows) -> Path:
@@ -186,28 +208,46 @@ def rows_of(name: str, path: Path | None, split: str = "test") -> Rows:
         ("bbq", {"question_polarity": "bad"}, "question_polarity must be neg or nonneg; got"),
         ("bbq", {"context_condition": None}, "context_condition must be ambig or disambig; got"),
         ("bbq", {"answer_info": None}, "answer_info.ans0 must be a list of strings; got None"),
-        ("bbq", {"answer_info": {"ans0": ["a"], "ans1": ["b"], "ans2": ["c"]}},
-         "answer_info must mark one option as unknown; it marks 0"),
-        ("bbq", {"additional_metadata": {}},
-         "additional_metadata.stereotyped_groups must be a list of strings; got None"),
+        (
+            "bbq",
+            {"answer_info": {"ans0": ["a"], "ans1": ["b"], "ans2": ["c"]}},
+            "answer_info must mark one option as unknown; it marks 0",
+        ),
+        (
+            "bbq",
+            {"additional_metadata": {}},
+            "additional_metadata.stereotyped_groups must be a list of strings; got None",
+        ),
         ("crows_pairs", {"sent_less": ""}, "column sent_less must be a non-blank string"),
-        ("crows_pairs", {"stereo_antistereo": "both"},
-         "stereo_antistereo must be stereo or antistereo; got 'both'"),
+        (
+            "crows_pairs",
+            {"stereo_antistereo": "both"},
+            "stereo_antistereo must be stereo or antistereo; got 'both'",
+        ),
         ("truthfulqa", {"question": None}, "expected a string question; the row has question"),
-        ("truthfulqa", {"mc1_targets": None},
-         "mc1_targets must have at least one true answer and one false"),
-        ("truthfulqa", {"mc1_targets": {"a": 1, " ": 0}},
-         "must have at least one true answer and one false"),
+        (
+            "truthfulqa",
+            {"mc1_targets": None},
+            "mc1_targets must have at least one true answer and one false",
+        ),
+        (
+            "truthfulqa",
+            {"mc1_targets": {"a": 1, " ": 0}},
+            "must have at least one true answer and one false",
+        ),
         ("truthfulqa", {"mc2_targets": {"a": 1, "b": 2}}, "mc2_targets must map each answer to 1"),
-        ("truthfulqa", {"mc1_targets": {"a": 1, "b": 1, "c": 0}},
-         "must have exactly one true answer"),
+        (
+            "truthfulqa",
+            {"mc1_targets": {"a": 1, "b": 1, "c": 0}},
+            "must have exactly one true answer",
+        ),
         ("truthfulqa", {"mc2_targets": {"choices": ["a"], "labels": 3}}, "mc2_targets must have a"),
         ("xstest", {"prompt": ""}, "column prompt must be a non-blank string"),
         ("xstest", {"label": "fine"}, "label must be safe or unsafe; got 'fine'"),
         ("advbench", {"goal": " "}, "column goal must be a non-blank string"),
         ("advbench", {"target": ""}, "column target must be a non-blank string"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_row_is_named_with_its_file(
     tmp_path: Path, name: str, changes: dict[str, Any], expected: str
 ) -> None:
@@ -266,10 +306,13 @@ def crossed(
     question: str, ans0: str, ans1: str, groups: list[str], **changes: Any
 ) -> dict[str, Any]:
     info = {"ans0": [ans0, ans0], "ans1": [ans1, ans1], "ans2": ["Not known", "unknown"]}
-    return QUESTION | {
-        "question_index": question, "category": "Race_x_SES", "answer_info": info,
+    crossing = {
+        "question_index": question,
+        "category": "Race_x_SES",
+        "answer_info": info,
         "additional_metadata": {"stereotyped_groups": groups},
-    } | changes  # fmt: skip
+    }
+    return QUESTION | crossing | changes
 
 
 def test_a_stereotype_of_race_and_status_is_told_by_the_rows_of_its_question(
@@ -298,9 +341,15 @@ def test_a_stereotype_of_race_and_status_is_told_by_the_rows_of_its_question(
 
 
 def test_words_that_the_files_of_bbq_leave_out(tmp_path: Path) -> None:
-    latina = {"answer_info": {"ans0": ["", ""], "ans1": ["Latino man", "M-Latino"],
-                              "ans2": ["Not known", "unknown"]},
-              "category": "Race_x_gender", "ans0": "The Latina woman"}  # fmt: skip
+    latina = {
+        "answer_info": {
+            "ans0": ["", ""],
+            "ans1": ["Latino man", "M-Latino"],
+            "ans2": ["Not known", "unknown"],
+        },
+        "category": "Race_x_gender",
+        "ans0": "The Latina woman",
+    }
     groups = ["Hispanic", "Latino"]
     rows = [
         crossed("1", "F-Hispanic", "M-Arab", groups, category="Race_x_gender"),
@@ -309,9 +358,14 @@ def test_words_that_the_files_of_bbq_leave_out(tmp_path: Path) -> None:
     ]
     found = rows_of("bbq", write(tmp_path / "Race_x_gender.jsonl", rows))
     assert [row["target"] for row in found] == [0, 0, None]
-    women = {"answer_info": {"ans0": ["man", "man"], "ans1": ["woman", "woman"],
-                             "ans2": ["Not known", "unknown"]},
-             "additional_metadata": {"stereotyped_groups": ["F"]}}  # fmt: skip
+    women = {
+        "answer_info": {
+            "ans0": ["man", "man"],
+            "ans1": ["woman", "woman"],
+            "ans2": ["Not known", "unknown"],
+        },
+        "additional_metadata": {"stereotyped_groups": ["F"]},
+    }
     (row,) = rows_of("bbq", write(tmp_path / "Gender_identity.jsonl", [QUESTION | women]))
     assert row["target"] == 1
 

@@ -47,9 +47,10 @@ def test_rouge_by_hand() -> None:
     # words: 5 of 6 agree; pairs: 3 of 5; the longest common subsequence is "the cat sat on mat"
     found = METRICS["rouge"](SAID[:1], WANTED[:1])
     assert found == {
-        "rouge1": pytest.approx(5 / 6), "rouge2": pytest.approx(3 / 5),
+        "rouge1": pytest.approx(5 / 6),
+        "rouge2": pytest.approx(3 / 5),
         "rougeL": pytest.approx(5 / 6),
-    }  # fmt: skip
+    }
     half = METRICS["rouge"](["a b", SAID[0]], ["c d", WANTED[0]])
     assert half["rouge1"] == pytest.approx(5 / 12)
 
@@ -83,8 +84,13 @@ def encoder(folder: Path, kind: str) -> str:
     """A folder with a tiny random model; its tokenizer does not say where to cut."""
     from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]",
-               "sep_token": "[SEP]", "eos_token": "[SEP]"}  # fmt: skip
+    special = {
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "eos_token": "[SEP]",
+    }
     tokenizer = test_render.build(sorted(set(special.values())), **special)
     size = len(tokenizer)
     if kind == "bert":
@@ -158,9 +164,8 @@ def test_lengths_by_hand() -> None:
     assert found["characters_mean"] == (13 + 0 + 23) / 3
     assert found["empty"] == pytest.approx(1 / 3)
     assert "words_ratio" not in METRICS["length"](["one"])
-    assert words("It's well-known, isn't it? -- 3 x_y") == [
-        "it's", "well-known", "isn't", "it", "3", "x", "y",
-    ]  # fmt: skip
+    text = "It's well-known, isn't it? -- 3 x_y"
+    assert words(text) == ["it's", "well-known", "isn't", "it", "3", "x", "y"]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,13 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from posttrain.model.kernels.fused import MLP, RMSNorm, rms_norm, swiglu, use_fused
 
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 50,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+}
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -20,8 +20,12 @@ MODELS: dict[str, Models] = {}
 
 def models(kind: str) -> Models:
     if kind not in MODELS:
-        window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0,
-                  "layer_types": ["sliding_attention"] * 2}  # fmt: skip
+        window = {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 0,
+            "layer_types": ["sliding_attention"] * 2,
+        }
         MODELS[kind] = tiny.models(kind) if kind != "window" else _windowed(window)
         add_value_head(MODELS[kind].policy, own_network=kind == "llama")
         torch.nn.init.normal_(MODELS[kind].policy.head.weight)
@@ -59,8 +63,9 @@ def everything(policy, batch: Batch) -> list[torch.Tensor]:
     weights = torch.linspace(0.5, 2, batch.num_tokens)
     total = (out.logprobs * weights).sum() + (out.values * weights.flip(0)).sum()
     total = total + 0.3 * out.entropy.sum() + out.last_values.sum()
-    gradients = torch.autograd.grad(total, [p for p in policy.parameters() if p.requires_grad],
-                                    allow_unused=True)  # fmt: skip
+    gradients = torch.autograd.grad(
+        total, [p for p in policy.parameters() if p.requires_grad], allow_unused=True
+    )
     found = [out.logprobs, out.entropy, out.values, out.last_values, *gradients]
     return [x.detach() for x in found if x is not None]
 

@@ -281,15 +281,21 @@ def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
             ["assert f(1) * 3 == 1"],
             "correct",
         ),
-        ("def f(x): return {1: {2.5, None}, 'a': (b'x', 1j)}",
-         ["assert f(0) == {1: {2.5, None}, 'a': (b'x', 1j)}"], "correct"),
+        (
+            "def f(x): return {1: {2.5, None}, 'a': (b'x', 1j)}",
+            ["assert f(0) == {1: {2.5, None}, 'a': (b'x', 1j)}"],
+            "correct",
+        ),
         ("def f(x): return 10**5000", ["assert f(0) == 10**5000"], "correct"),
         ("def f(x): return float('inf')", ["assert f(0) == float('inf')"], "correct"),
         ("def f(x): return '\\ud800\\0'", ["assert f(0) == '\\ud800\\0'"], "correct"),
         ("def f(x): return map(abs, x)", ["assert list(f([-1])) == [1]"], "correct"),
         ("def f(x): return lambda y: x + y", ["assert f(1)(2) == 3"], "correct"),
-        ("from typing import *\nP = NamedTuple('P', [('a', int)])\ndef f(x): return P(x)",
-         ["assert f(1) == (1,)"], "correct"),
+        (
+            "from typing import *\nP = NamedTuple('P', [('a', int)])\ndef f(x): return P(x)",
+            ["assert f(1) == (1,)"],
+            "correct",
+        ),
         (
             "import enum\nclass C(enum.IntEnum):\n    A = 1\ndef f(x): return C.A",
             ["assert f(1) == 1"],
@@ -310,7 +316,7 @@ def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
         ("def sum(a, b): return a * b", ["assert sum(2, 3) == 6"], "correct"),
         ("def gcd(a, b): return 1", ["assert gcd(2, 4) == 2"], "wrong"),
     ],
-)  # fmt: skip
+)
 def test_what_tests_may_do(reward: CodeReward, program: str, tests: list[str], verdict: str):
     assert one(reward, program, test_list=tests) == verdict
 
@@ -327,8 +333,11 @@ def test_the_prompts_helpers_are_the_data_sets_not_the_candidates(reward: CodeRe
 
 
 def test_a_prompt_may_be_a_conversation(reward: CodeReward):
-    for text in (CHECK["prompt"], f"Complete it:\n```python\n{CHECK['prompt']}```",
-                 f"Complete this function.\n\n{CHECK['prompt']}"):  # fmt: skip
+    for text in (
+        CHECK["prompt"],
+        f"Complete it:\n```python\n{CHECK['prompt']}```",
+        f"Complete this function.\n\n{CHECK['prompt']}",
+    ):
         row = CHECK | {"prompt": [{"role": "user", "content": text}]}
         assert one(reward, "    return 2 * x", **row) == "correct"
     row = CHECK | {"prompt": "Write double(x)."}
@@ -394,8 +403,10 @@ def test_score_from_the_command_line(tmp_path: Path, capsys: Capture):
     lines = output_of(capsys, "score", "code_execution", file, "workers=1").splitlines()
     assert lines[0].startswith("isolation ")
     assert [line.split() for line in lines[1:4]] == [
-        ["1", "1", "correct"], ["2", "0", "wrong"], ["3", "1", "correct"],
-    ]  # fmt: skip
+        ["1", "1", "correct"],
+        ["2", "0", "wrong"],
+        ["3", "1", "correct"],
+    ]
     assert lines[4] == "rows 3  mean 0.6667  correct 2  wrong 1"
     file.write_text(json.dumps({"completion": "x", "answer": "4"}) + "\n")
     assert "row 1: expected the columns" in complaint(capsys, "score", "code_execution", file)

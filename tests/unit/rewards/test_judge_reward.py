@@ -281,11 +281,15 @@ def test_replies_without_a_score_are_counted_and_shown(
     assert text.count("x") < 100
     records = [
         {
-            "id": str(i), "reward": value, "verdict": None, "finish_reason": "stop",
-            "num_tokens": 1, "correct": None if value is None else is_correct(value),
+            "id": str(i),
+            "reward": value,
+            "verdict": None,
+            "finish_reason": "stop",
+            "num_tokens": 1,
+            "correct": None if value is None else is_correct(value),
         }
         for i, value in enumerate(found)
-    ]  # fmt: skip
+    ]
     renderer: Any = None
     asking = Asking("abc", renderer, SamplingParams(1, ()), reward)
     assert count(records, asking)["unscored"] == pytest.approx(2 / 3)
@@ -372,9 +376,10 @@ def test_the_key_is_sent_and_seen_nowhere(
         assert scores(reward, ["a"]) == [None]
     seen.append(caplog.text)
     config = parse_config(
-        GRPO | {"reward": {"type": "judge", "url": "http://x", "model": "m",
-                           "api_key_env": "MY_KEY"}}, "run.yaml",
-    )  # fmt: skip
+        GRPO
+        | {"reward": {"type": "judge", "url": "http://x", "model": "m", "api_key_env": "MY_KEY"}},
+        "run.yaml",
+    )
     saved = yaml.safe_dump(dump(config))
     assert parse_config(yaml.safe_load(saved), "saved") == config
     seen += [saved, repr(config)]

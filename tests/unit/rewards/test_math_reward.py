@@ -38,8 +38,12 @@ from posttrain.rewards.score import Score
 
 DATA = SHARED / "data"
 YES, NO, NO_PREDICTION, NO_GOLD, TIMEOUT = (
-    "correct", "wrong", "unparseable_prediction", "unparseable_gold", "timeout",
-)  # fmt: skip
+    "correct",
+    "wrong",
+    "unparseable_prediction",
+    "unparseable_gold",
+    "timeout",
+)
 HANGS = (r"\boxed{9^{9^{9^9}}}", r"\sqrt{2}")
 
 ROWS = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from test_rewards import make
 from tokenizers import processors
@@ -21,6 +22,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from posttrain.model.load import load_classifier
 from posttrain.model.scratch import train_tokenizer
 from posttrain.rewards.base import RewardFailure
 from posttrain.rewards.classifier_scores import score_ids, token_batches
@@ -32,10 +34,15 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SHAPE = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
     "attention_dropout": 0.5,
-}  # fmt: skip
+}
 
 
 def save(folder: Path, chat: bool = True, kind: Any = None, **changes: Any) -> Path:
@@ -285,3 +292,9 @@ def test_code_in_a_model_folder_is_not_run(chat_model: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="code in a model folder is never run"):
         make(type="reward_model", path=str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_loading_shows_no_progress_bar(chat_model: Path) -> None:
+    transformers.logging.enable_progress_bar()
+    load_classifier(str(chat_model), torch.float32)
+    assert not transformers.logging.is_progress_bar_enabled()

@@ -176,13 +176,19 @@ def test_a_failure_that_says_all_is_not_repeated_row_by_row() -> None:
         ({"type": "length", "kind": "penalty", "max_length": 2, "cache_length": 1}, []),
         ({"type": "length", "kind": "cosine", "max_length": 2, "reward": MATH}, ["answer"]),
         (
-            {"type": "weighted",
-             "rewards": [MATH, {"type": "exact_match", "column": "gold"}, {"type": "repetition"},
-                         {"type": "exact_match", "name": "again"}]},
+            {
+                "type": "weighted",
+                "rewards": [
+                    MATH,
+                    {"type": "exact_match", "column": "gold"},
+                    {"type": "repetition"},
+                    {"type": "exact_match", "name": "again"},
+                ],
+            },
             ["answer", "gold"],
         ),
     ],
-)  # fmt: skip
+)
 def test_columns_are_known_before_anything_runs(
     settings: dict[str, Any], needed: list[str]
 ) -> None:
@@ -327,10 +333,16 @@ def test_a_row_without_verdict_among_judged_ones_counts_in_no_share() -> None:
     # a weighted reward still scores a row whose gold answer can not be read: for its format, say
     def accuracy(*found: Score) -> float:
         records = [
-            {"id": str(i), "reward": float(value), "verdict": value.verdict,
-             "correct": is_correct(value), "finish_reason": "stop", "num_tokens": 3}
+            {
+                "id": str(i),
+                "reward": float(value),
+                "verdict": value.verdict,
+                "correct": is_correct(value),
+                "finish_reason": "stop",
+                "num_tokens": 3,
+            }
             for i, value in enumerate(found)
-        ]  # fmt: skip
+        ]
         params = SamplingParams(8, (1,))
         return count(records, Asking("rows", None, params, lambda **_: []))["accuracy"]  # type: ignore[arg-type]
 

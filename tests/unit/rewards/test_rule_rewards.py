@@ -177,7 +177,7 @@ def test_a_repetition_bonus_is_refused() -> None:
         ("Let me think.\nAnswer: paris.", "Paris", "correct"),
         ("The answer is **New   York**", "new york", "correct"),
         ("\\boxed{Paris}", "Paris", "correct"),
-        ("Answer: \"Paris\"", "Paris", "correct"),
+        ('Answer: "Paris"', "Paris", "correct"),
         ("Answer: ﬁsh", "fish", "correct"),
         ("Answer: Paris, France", "Paris", "wrong"),
         ("Answer: -5", "5", "wrong"),
@@ -194,7 +194,7 @@ def test_a_repetition_bonus_is_refused() -> None:
         ("Answer: Paris", None, None),
         ("Answer: Paris", [], None),
     ],
-)  # fmt: skip
+)
 def test_exact_match(completion: str, answer: Any, verdict: str | None) -> None:
     reward = make(type="exact_match", positive=2.0, negative=-1.0)
     (found,) = scores(reward, [completion], answer=[answer])

@@ -16,8 +16,14 @@ from posttrain.rollout.native import decode, sampler
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.sampler import NativeSampler
 
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 def policy_of(kind: str, lora: bool = False, **changes) -> LanguageModel:
@@ -40,8 +46,9 @@ def a_cache(policy: LanguageModel, rows: int, columns: int) -> tuple[KVCache, to
     shape = rows, config.num_key_value_heads, columns + 3, 8
     for layer in range(config.num_hidden_layers):
         cache.layers[layer] = (
-            torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        )  # fmt: skip
+            torch.randn(shape, generator=generator),
+            torch.randn(shape, generator=generator),
+        )
     cache.columns, cache.capacity = columns, columns + 3
     return cache, cache.mask(torch.randint(1, columns, (rows,), generator=generator))
 

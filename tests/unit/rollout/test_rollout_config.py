@@ -88,8 +88,13 @@ def test_urls_are_taken_with_or_without_v1() -> None:
 
 
 def test_a_run_may_be_resumed_with_other_servers() -> None:
-    other = parse(*SERVER, "rollout.servers=[http://elsewhere:1]", "rollout.timeout=9",
-                  "rollout.api_key_env=KEY", "rollout.adapter_dir=/mnt/x")  # fmt: skip
+    other = parse(
+        *SERVER,
+        "rollout.servers=[http://elsewhere:1]",
+        "rollout.timeout=9",
+        "rollout.api_key_env=KEY",
+        "rollout.adapter_dir=/mnt/x",
+    )
     assert differences(dump(parse(*SERVER)), dump(other), free_keys()) == []
     assert differences(dump(parse(*SERVER)), dump(parse()), free_keys()) != []
 

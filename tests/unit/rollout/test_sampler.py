@@ -33,9 +33,12 @@ def test_greedy_ids_equal_transformers_generate(kind):
     rollouts = native.generate(asked, params(temperature=0), [0] * len(asked))
     for prompt, rollout in zip(asked, rollouts):
         ids = plain.generate(
-            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=[tiny.STOP, 7],
+            torch.tensor([prompt]),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=[tiny.STOP, 7],
             pad_token_id=0,
-        )  # fmt: skip
+        )
         assert rollout.response_ids == ids[0, len(prompt) :].tolist()
         stopped = rollout.response_ids[-1] in (tiny.STOP, 7)
         assert rollout.finish_reason == ("stop" if stopped else "length")
@@ -88,9 +91,15 @@ def test_completions_of_one_prompt_differ_and_repeat_with_the_seed():
 
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.8},
-     {"top_p": 0.0}],
-)  # fmt: skip
+    [
+        {},
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"top_k": 12, "top_p": 0.8},
+        {"top_p": 0.0},
+    ],
+)
 def test_first_tokens_follow_the_distribution(keys):
     """4,000 draws of the first token against the distribution worked out here."""
     models = tiny.models()

@@ -76,8 +76,10 @@ def test_rollouts_equal_the_native_samplers(kind, keys, model, tmp_path):
         found = generate(sampler_of(policy, [server], tmp_path, kind), PROMPTS, params, SEEDS)
     for a, b in zip(found, expected, strict=True):
         assert (a.prompt_ids, a.response_ids, a.finish_reason) == (
-            b.prompt_ids, b.response_ids, b.finish_reason,
-        )  # fmt: skip
+            b.prompt_ids,
+            b.response_ids,
+            b.finish_reason,
+        )
         ours, theirs = torch.tensor(a.logprobs), torch.tensor(b.logprobs)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
         assert a.weight_version == policy.version
@@ -330,8 +332,11 @@ def test_a_run_whose_server_dies_loses_nothing(trained, tmp_path):
             return answer(path, body) if len(server.loads) < 3 else (503, "going down")
 
         server.answer = dies  # type: ignore[method-assign]
-        with pytest.raises(EngineError, match=r"answered 503: going down.*the 2 finished steps are "
-                           r"saved: resume with trainer.resume_from_checkpoint="):  # fmt: skip
+        with pytest.raises(
+            EngineError,
+            match=r"answered 503: going down.*the 2 finished steps are saved: "
+            r"resume with trainer.resume_from_checkpoint=",
+        ):
             run(tree)
     (parts,) = (tmp_path / "parts").glob("grpo_*")
     assert [p.name for p in checkpoints_in(parts)] == ["checkpoint-2"]
@@ -407,7 +412,7 @@ def test_what_can_not_be_delivered_is_refused(changes, expected):
         "trainer": {"type": "grpo", "max_steps": 1},
         "rollout": {"engine": "server", "servers": ["http://127.0.0.1:9"]},
         "reward": {"type": "math_correctness"},
-    }  # fmt: skip
+    }
     config = parse_config(tree, "test")
     with pytest.raises(ValueError, match=expected):
         check_engine(config, config.model.name, [Prompt([5], {})], (3,))

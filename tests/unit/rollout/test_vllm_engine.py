@@ -56,11 +56,19 @@ class FakeLLM:
     latest: FakeLLM
 
     def __init__(
-        self, model: str, *, dtype: str = "auto", seed: int = 0,
-        gpu_memory_utilization: float = 0.92, enable_lora: bool = False, max_loras: int = 1,
-        max_lora_rank: int = 16, max_num_seqs: int | None = None, max_model_len: int | None = None,
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        seed: int = 0,
+        gpu_memory_utilization: float = 0.92,
+        enable_lora: bool = False,
+        max_loras: int = 1,
+        max_lora_rank: int = 16,
+        max_num_seqs: int | None = None,
+        max_model_len: int | None = None,
         logprobs_mode: str = "raw_logprobs",
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert logprobs_mode == "processed_logprobs"
         assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
         FakeLLM.latest = self
@@ -102,16 +110,20 @@ class FakeLLM:
             assert asked.logprobs == 0
             assert asked.seed is not None
             params = SamplingParams(
-                asked.max_tokens or 16, tuple(asked.stop_token_ids or ()), asked.temperature,
-                asked.top_p, max(0, asked.top_k),
-            )  # fmt: skip
+                asked.max_tokens or 16,
+                tuple(asked.stop_token_ids or ()),
+                asked.temperature,
+                asked.top_p,
+                max(0, asked.top_k),
+            )
             ids = prompt["prompt_token_ids"]
             (rollout,) = NativeSampler(policy, 1).generate([ids], params, [asked.seed])
             steps = zip(rollout.response_ids, rollout.logprobs)
             completion = SimpleNamespace(
-                token_ids=tuple(rollout.response_ids), finish_reason=rollout.finish_reason,
+                token_ids=tuple(rollout.response_ids),
+                finish_reason=rollout.finish_reason,
                 logprobs=[{i: SimpleNamespace(logprob=x)} for i, x in steps],
-            )  # fmt: skip
+            )
             outputs.append(
                 SimpleNamespace(
                     prompt_token_ids=ids, outputs=[completion], lora_request=lora_request
@@ -120,9 +132,12 @@ class FakeLLM:
         return outputs
 
     def collective_rpc(
-        self, method: Callable[..., Any], timeout: float | None = None, args: tuple = (),
+        self,
+        method: Callable[..., Any],
+        timeout: float | None = None,
+        args: tuple = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> list[Any]:  # fmt: skip
+    ) -> list[Any]:
         def load_weights(weights: list[tuple[str, torch.Tensor]]) -> None:
             mine = dict(self.policy.model.named_parameters())
             for name, value in weights:
@@ -170,9 +185,12 @@ def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_pa
 
 def test_an_adapter_of_another_version_is_an_error(trained, tmp_path, fake):
     policy = prepare_policy(
-        load_causal_lm(str(trained), torch.float32), ModelConfig(name="x", use_lora=True), tiny.CPU,
-        torch.float32, 0,
-    )  # fmt: skip
+        load_causal_lm(str(trained), torch.float32),
+        ModelConfig(name="x", use_lora=True),
+        tiny.CPU,
+        torch.float32,
+        0,
+    )
     sampler = VllmSampler(policy, str(trained), tmp_path / "adapters", 8, 99, 0.3, 0)
     sampler.update_weights()
     sampler.generate([[5, 6]], SamplingParams(4, (3,)), [0])

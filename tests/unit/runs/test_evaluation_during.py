@@ -105,8 +105,10 @@ def test_tasks_beside_data_and_early_stopping(tmp_path: Path) -> None:
     data = {"name": "word_problems", "split": "test", "options": {"num_rows": 5}}
     given = tree(tmp_path, data=data)
     given["trainer"]["early_stopping"] = {
-        "metric": "eval_crows_pairs/mean_difference", "mode": "max", "patience": 1,
-    }  # fmt: skip
+        "metric": "eval_crows_pairs/mean_difference",
+        "mode": "max",
+        "patience": 1,
+    }
     found = evaluations(run(given))
     assert {"eval_loss", "eval_word_problems/accuracy"} <= found[0].keys()
 
@@ -155,10 +157,12 @@ def test_a_run_is_evaluated_before_it_begins_and_fails_by_its_gate(tmp_path: Pat
 def test_gates_by_hand(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     steps = [
-        {"step": 0, "eval_a": 0.6, "eval_b": 3, "eval_c": 1}, {"step": 2, "eval_a": 0.5},
-        {"step": 4, "loss": 1}, {"step": 4, "eval_a": 0.58, "eval_b": 5, "eval_c": 1},
+        {"step": 0, "eval_a": 0.6, "eval_b": 3, "eval_c": 1},
+        {"step": 2, "eval_a": 0.5},
+        {"step": 4, "loss": 1},
+        {"step": 4, "eval_a": 0.58, "eval_b": 5, "eval_c": 1},
         {"step": 5, "loss": 1},
-    ]  # fmt: skip
+    ]
     file.write_text("".join(f"{json.dumps(line)}\n" for line in steps))
     assert lost([GateConfig(metric="eval_a", max_drop=0.021)], file) is None
     assert lost([GateConfig(metric="eval_a", max_rise=0)], file) is None

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from posttrain.runs.config import parse_config
-from posttrain.runs.memory import estimate, measure, verdict
+from posttrain.runs.memory import available, estimate, measure, verdict
 from posttrain.runs.plan import Plan, plan
 
 
@@ -40,6 +41,14 @@ def test_what_fits_is_said(tmp_path: Path) -> None:
     assert "it fits" in estimate(run)
 
 
+def test_on_a_gpu_the_models_that_the_plan_has_loaded_count_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9)
+    assert available(torch.device("cuda")) == 79
+
+
 def test_the_value_that_would_fit_does(tmp_path: Path) -> None:
     run = planned(tmp_path, micro_batch_tokens=400, batch_size=20)
     found = measure(run)
@@ -56,7 +65,7 @@ def test_the_value_that_would_fit_does(tmp_path: Path) -> None:
     ("share", "expected"),
     [
         (0.5, "even without activations; try a smaller model"),
-        (1.0001, r"whatever trainer.micro_batch_tokens; try model.gradient_checkpointing=true"),
+        (1.0001, r"with any trainer.micro_batch_tokens; try model.gradient_checkpointing=true"),
     ],
 )
 def test_where_no_value_fits_something_else_is_named(

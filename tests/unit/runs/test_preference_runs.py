@@ -93,10 +93,16 @@ def test_the_methods_page_has_the_defaults():
     found = []
     for method, *_ in cells:
         default = algorithm_named(method).config()
-        found.append([
-            method, default.loss_type, "no" if default.reference_free else "yes",
-            f"{default.beta:.1f}", f"{default.gamma:.1f}" if default.gamma else "",
-            f"{default.sft_coef:.0f}", default.nll_over,
-        ])  # fmt: skip
+        found.append(
+            [
+                method,
+                default.loss_type,
+                "no" if default.reference_free else "yes",
+                f"{default.beta:.1f}",
+                f"{default.gamma:.1f}" if default.gamma else "",
+                f"{default.sft_coef:.0f}",
+                default.nll_over,
+            ]
+        )
     assert len(found) == 6
     assert found == cells

@@ -26,9 +26,14 @@ RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 PIPELINES = [path for path in RECIPES if path.parent.name == "pipeline"]
 MAKING = [path for path in RECIPES if path.parent.name == "data"]
 ON_GPU = (
-    "grpo/math_outcome", "grpo/code_execution", "grpo/fever", "rloo/gsm8k", "rloo/fever",
-    "ppo/math", "reinforce/math",
-)  # fmt: skip
+    "grpo/math_outcome",
+    "grpo/code_execution",
+    "grpo/fever",
+    "rloo/gsm8k",
+    "rloo/fever",
+    "ppo/math",
+    "reinforce/math",
+)
 ON_CPU = [
     path
     for path in RECIPES
@@ -37,9 +42,7 @@ ON_CPU = [
     and algorithm_named(path.parent.name).online
 ]
 # data set -> the SFT recipe that makes the start
-STARTS = {
-    "word_problems": "sft/demo", "programs": "sft/programs_cpu", "fever": "sft/fever_cpu",
-}  # fmt: skip
+STARTS = {"word_problems": "sft/demo", "programs": "sft/programs_cpu", "fever": "sft/fever_cpu"}
 
 
 def name_of(path: Path) -> str:

@@ -23,9 +23,13 @@ from hypothesis import strategies as st
 from posttrain.sandbox import confine, extract, pool, tester, wire
 
 LIMITS = {
-    "wall_seconds": 10.0, "cpu_seconds": 2, "memory_mib": 256, "processes": 8, "file_mib": 1,
+    "wall_seconds": 10.0,
+    "cpu_seconds": 2,
+    "memory_mib": 256,
+    "processes": 8,
+    "file_mib": 1,
     "output_bytes": 1 << 20,
-}  # fmt: skip
+}
 LEVELS = ["bubblewrap", "namespace", "process"]
 
 
@@ -69,11 +73,27 @@ def test_plain_values_pass_unchanged(value: Any):
 
 @pytest.mark.parametrize(
     "value",
-    [2**5000, -(2**63), 0.1, float("inf"), True, 1, "\ud800", b"\0", bytearray(b"x"),
-     range(2, 10, 3), Counter("aab"), OrderedDict([(2, 1), (1, 2)]), deque([1], 3), Fraction(1, 3),
-     Decimal("1.10"), date(2024, 2, 29), [str, int]],
+    [
+        2**5000,
+        -(2**63),
+        0.1,
+        float("inf"),
+        True,
+        1,
+        "\ud800",
+        b"\0",
+        bytearray(b"x"),
+        range(2, 10, 3),
+        Counter("aab"),
+        OrderedDict([(2, 1), (1, 2)]),
+        deque([1], 3),
+        Fraction(1, 3),
+        Decimal("1.10"),
+        date(2024, 2, 29),
+        [str, int],
+    ],
     ids=lambda value: type(value).__name__,
-)  # fmt: skip
+)
 def test_the_kind_of_a_value_is_kept(value: Any):
     found = through(value)
     assert (type(found), found) == (type(value), value)
@@ -213,9 +233,12 @@ def lanes(request: pytest.FixtureRequest) -> Any:
 
 def job(program: str, *tests: str) -> dict[str, Any]:
     return {
-        "form": "asserts", "completion": program, "tests": list(tests), "setup": "",
+        "form": "asserts",
+        "completion": program,
+        "tests": list(tests),
+        "setup": "",
         "partial": False,
-    }  # fmt: skip
+    }
 
 
 def facts(opened: pool.Pool, expression: str, expected: str) -> tuple[str, str]:
@@ -348,9 +371,11 @@ def test_no_process_survives_the_trainer(level: str, end: str):
     program = TRAINER.format(limits=LIMITS | {"wall_seconds": 100}, end=end)
     trainer = subprocess.Popen(
         [sys.executable, "-c", program, level],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(pool.__file__).parents[2])},
-    )  # fmt: skip
+    )
     assert trainer.stdout is not None
     line = trainer.stdout.readline()
     if not line:

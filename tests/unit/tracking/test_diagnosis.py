@@ -9,11 +9,20 @@ import pytest
 from posttrain.tracking.diagnosis import WINDOW, Diagnosis
 
 HEALTHY = {
-    "loss": 0.01, "grad_norm": 0.5, "reward": 0.4, "reward_std": 0.5, "frac_reward_zero_std": 0.5,
-    "completions/clipped_ratio": 0.1, "completions/mean_length": 50.0, "entropy": 0.4, "kl": 0.01,
-    "clip_ratio/low_mean": 0.01, "clip_ratio/high_mean": 0.02,
-    "verdicts/correct": 40.0, "verdicts/wrong": 60.0,
-}  # fmt: skip
+    "loss": 0.01,
+    "grad_norm": 0.5,
+    "reward": 0.4,
+    "reward_std": 0.5,
+    "frac_reward_zero_std": 0.5,
+    "completions/clipped_ratio": 0.1,
+    "completions/mean_length": 50.0,
+    "entropy": 0.4,
+    "kl": 0.01,
+    "clip_ratio/low_mean": 0.01,
+    "clip_ratio/high_mean": 0.02,
+    "verdicts/correct": 40.0,
+    "verdicts/wrong": 60.0,
+}
 FLAT = {"frac_reward_zero_std": 1.0, "reward_std": 0.0}
 
 

@@ -184,8 +184,11 @@ def test_the_last_evaluation_of_a_classification(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [{"step": 2, **scores}, last, {"step": 5, "loss": 1.0}])
     [data] = payload(write_report([run]))
     assert data["classification"] == {
-        "step": 4, "labels": labels, "scores": [[0.5] * 3] * 2, "cells": [[0, 0.75], [0, 0]],
-    }  # fmt: skip
+        "step": 4,
+        "labels": labels,
+        "scores": [[0.5] * 3] * 2,
+        "cells": [[0, 0.75], [0, 0]],
+    }
     assert data["series"].keys() == {"eval_f1_macro", "loss"}
     # of several labels there is no matrix
     several = make_run(tmp_path / "several", [{"step": 1, **scores, "eval_confusion/no/tp": 0.5}])

@@ -16,10 +16,14 @@ INJECTION = "</script><img src=x onerror=\"document.title='injected'\"><b>{{data
 WIDTHS = [(1280, 800), (390, 844)]
 STEPS = 100
 LABELS = {
-    **{f"eval_{score}/{label}": 0.5 for score in ("precision", "recall", "f1")
-       for label in ("yes", INJECTION)},
-    "eval_confusion/yes/yes": 0.5, f"eval_confusion/yes/{INJECTION}": 0.25,
-}  # fmt: skip
+    **{
+        f"eval_{score}/{label}": 0.5
+        for score in ("precision", "recall", "f1")
+        for label in ("yes", INJECTION)
+    },
+    "eval_confusion/yes/yes": 0.5,
+    f"eval_confusion/yes/{INJECTION}": 0.25,
+}
 VERDICTS = ["correct", "wrong", "wrong", INJECTION]
 CHROMIUM_FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run"

@@ -133,16 +133,20 @@ def test_what_is_saved_stops_where_training_stopped(tmp_path):
     )
     for row in rows:
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True,
-            return_tensors="pt", return_dict=True,
-        )  # fmt: skip
+            [{"role": "user", "content": row["prompt"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
         out = model.generate(**ids, max_new_tokens=20, do_sample=False)[
             0, ids["input_ids"].shape[1] :
         ]
         assert out[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(out[:-1]) == row["completion"]
-    stops = {json.loads((folder / f"{n}.json").read_text())["eos_token_id"]
-             for n in ("config", "generation_config")}  # fmt: skip
+    stops = {
+        json.loads((folder / f"{n}.json").read_text())["eos_token_id"]
+        for n in ("config", "generation_config")
+    }
     assert stops == {tokenizer.eos_token_id}
 
 
@@ -152,9 +156,12 @@ def test_keeps_the_newest_and_the_best(tmp_path, monkeypatch):
         "posttrain.runs.evaluation.evaluate_loss", lambda *a: {"eval_loss": next(losses)}
     )
     tree = tiny.run_config(
-        tmp_path, eval_steps=1, save_steps=1, keep_checkpoints=2,
+        tmp_path,
+        eval_steps=1,
+        save_steps=1,
+        keep_checkpoints=2,
         early_stopping={"metric": "eval_loss", "patience": 4},
-    )  # fmt: skip
+    )
     tree["eval"] = {"max_samples": 3}
     folder = run(tree)
     assert [p.name for p in checkpoints_in(folder)] == [f"checkpoint-{n}" for n in (2, 5, 6)]
@@ -294,11 +301,24 @@ def test_metrics_have_the_names_users_expect(tmp_path):
     tree["eval"] = {"max_samples": 3, "max_new_tokens": 8}
     lines = [json.loads(x) for x in (run(tree) / "metrics.jsonl").read_text().splitlines()]
     expected = {
-        "loss", "grad_norm", "learning_rate", "num_tokens", "step_time", "reward", "reward_std",
-        "frac_reward_zero_std", "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean",
-        "completions/mean_length", "completions/min_length", "completions/max_length",
-        "completions/clipped_ratio", "sampling/sampling_logp_difference/mean",
-    }  # fmt: skip
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "step_time",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "completions/clipped_ratio",
+        "sampling/sampling_logp_difference/mean",
+    }
     assert expected <= lines[0].keys()
     assert {"eval_accuracy", "eval_reward"} <= lines[-1].keys()
 
