@@ -85,7 +85,7 @@ class PreferenceConfig(TrainerConfig):
         if self.nll_over != "completion" and self.sft_coef == 0:
             raise ValueError("trainer.nll_over has no effect: trainer.sft_coef is 0")
         if "orpo" in names and not self.reference_free:
-            raise ValueError("trainer.loss_type orpo has no reference: set reference_free: true")
+            raise ValueError("trainer.loss_type orpo uses no reference: set reference_free: true")
         if self.precompute_reference and self.reference_free:
             raise ValueError("trainer.precompute_reference: reference_free uses no reference")
         return self
