@@ -6,13 +6,17 @@
 
 Every list has one entry per completion. The columns of the data rows are passed by name (here
 `answer`); a column without a default is required, and the rows are checked for it before training.
-Return a float for each completion, or None for "not applicable". `async def` works too.
+Return a float for each completion, or None for "not applicable". `async def` works too. A `Score`
+is a float with a verdict: completions with the verdict "correct" count in eval_accuracy, where a
+plain float would count as correct if it is above 0.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+from posttrain.rewards.score import Score
 
 
 def reward(
@@ -27,15 +31,15 @@ def reward(
     return [judge(text, gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def judge(completion: str, gold: str) -> float | None:
+def judge(completion: str, gold: str) -> Score | None:
     """Return the score of one completion."""
     expected = number_in(gold)
     if expected is None:
         return None  # this reward cannot judge an answer that is not a number
     number = number_in(completion)
     if number is None:
-        return 0.0
-    return 1.0 if number == expected else 0.1
+        return Score(0.0, "no number")
+    return Score(1.0, "correct") if number == expected else Score(0.1, "wrong")
 
 
 def number_in(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: every config key, command and data set.
+"""Write docs/reference/ from the code: every config key, command, data set, Python name.
 
     python scripts/reference.py            # write the pages
     python scripts/reference.py --check    # exit with 1 if a page is out of date
@@ -8,6 +8,7 @@ A key, an option or a data set without a description is an error.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import types
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+import posttrain
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
 from posttrain.algorithms.config import TrainerConfig
@@ -39,6 +41,7 @@ from posttrain.config.base import (
 )
 from posttrain.data.origin import origin_of
 from posttrain.data.sets import DATASETS
+from posttrain.evaluation.tasks import Settings
 from posttrain.rewards import REWARDS
 from posttrain.rewards.base import RewardConfig
 from posttrain.rewards.build import reward_named
@@ -331,13 +334,91 @@ def datasets_page() -> Iterator[str]:
         yield ""
 
 
+def python_page() -> Iterator[str]:
+    """Yield the lines of the page about `import posttrain`."""
+    yield "# Python"
+    yield NOTE
+    yield (
+        "`import posttrain` loads nothing heavy; each name is loaded when it is first used. "
+        "Messages about wrong keys are those of a recipe. Progress and notes are printed as by "
+        "the commands. A `Source` is the path of a recipe or a nested dict with its keys."
+    )
+    yield ""
+    for name in ("load_config", "train", "evaluate", "generate"):
+        function = getattr(posttrain, name)
+        yield f"## posttrain.{name}"
+        yield ""
+        yield from ("```python", signature_of(name, function), "```", "")
+        yield from (escaped(documentation_of(name, function)), "")
+    for owner, title in (
+        (posttrain.Run, "posttrain.Run"),
+        (posttrain.Completion, "posttrain.Completion"),
+        (Settings, "Settings of evaluate"),
+    ):
+        yield f"## {title}"
+        yield ""
+        yield from (escaped(documentation_of(title, owner)), "")
+        yield from members_of(owner)
+
+
+def signature_of(name: str, function: Any) -> str:
+    """Return a function's signature, one parameter per line, with types and defaults."""
+    lines = [f"{name}("]
+    before = None
+    for parameter in inspect.signature(function).parameters.values():
+        if before == parameter.POSITIONAL_ONLY != parameter.kind:
+            lines.append("    /,")
+        if before != parameter.KEYWORD_ONLY == parameter.kind:
+            lines.append("    *,")
+        stars = "**" if parameter.kind == parameter.VAR_KEYWORD else ""
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        lines.append(f"    {stars}{parameter.name}: {parameter.annotation}{default},")
+        before = parameter.kind
+    return "\n".join([*lines, f") -> {inspect.signature(function).return_annotation}"])
+
+
+def members_of(owner: type) -> Iterator[str]:
+    """Yield a table of the fields, properties and methods of a class."""
+    yield "| name | type or default | meaning |"
+    yield "|---|---|---|"
+    source = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0]
+    assert isinstance(source, ast.ClassDef)
+    for node, after in zip(source.body, [*source.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(node.target, ast.Name)
+            if not isinstance(after, ast.Expr) or not isinstance(after.value, ast.Constant):
+                raise ValueError(f"{owner.__name__}.{node.target.id} has no description")
+            text = str(after.value.value)
+            default = "" if node.value is None else f" = {ast.unparse(node.value)}"
+            shown = f"`{ast.unparse(node.annotation)}{default}`".replace("|", "\\|")
+            yield f"| `{node.target.id}` | {shown} | {escaped(' '.join(text.split()))} |"
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            kind = "property" if node.decorator_list else "method"  # none has another decorator
+            text = " ".join((ast.get_docstring(node) or "").split())
+            call = node.name if kind == "property" else f"{node.name}()"
+            yield f"| `{call}` | {kind} | {escaped(text)} |"
+    yield ""
+
+
+def documentation_of(name: str, thing: Any) -> str:
+    """Return a docstring; raise ValueError if there is none."""
+    if not thing.__doc__:
+        raise ValueError(f"{name} has no description")
+    return inspect.cleandoc(thing.__doc__)
+
+
 def _paragraph(text: str) -> list[str]:
     return [text, ""]
 
 
 def pages() -> dict[Path, str]:
     """Return the text of every page, by its path."""
-    writers = {"config.md": config_page, "cli.md": cli_page, "datasets.md": datasets_page}
+    writers = {
+        "config.md": config_page,
+        "cli.md": cli_page,
+        "datasets.md": datasets_page,
+        "python.md": python_page,
+    }
     return {PAGES / name: "\n".join(lines()).rstrip() + "\n" for name, lines in writers.items()}
 
 

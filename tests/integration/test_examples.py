@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from command import Capture, output_of
 from conftest import ROOT
 
+import posttrain
 from posttrain.algorithms import ALGORITHMS
 from posttrain.data.sets import DATASETS
 
@@ -65,6 +67,7 @@ def test_custom_reward(tmp_path: Path, capfd: Capture) -> None:
     ]
     judge = example("custom_reward")["judge"]
     assert [judge(text, gold) for text, gold, _ in rows[:3]] == [1.0, 0.1, 0.0]
+    assert [judge(*row[:2]).verdict for row in rows[:3]] == ["correct", "wrong", "no number"]
     assert judge("7", "x") is None
     file = tmp_path / "rows.jsonl"
     file.write_text(
@@ -111,3 +114,43 @@ def test_new_dataset(tmp_path: Path, capfd: Capture) -> None:
     assert all(eval(row["completion"].split(" = ")[0]) == int(row["answer"]) for row in train)
     module["main"](str(tmp_path))
     assert "held-out loss" in capfd.readouterr().out
+
+
+def blocks_of(page: str) -> list[str]:
+    """The Python code of a page."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_method_of_the_guide(tmp_path: Path, monkeypatch: Any, capfd: Capture) -> None:
+    import tiny
+
+    method, script = blocks_of("guide/methods.md")
+    start = posttrain.train(tiny.run_config(tmp_path / "sft", max_steps=1))
+    (tmp_path / "squared_hinge.py").write_text(method)
+    rows = [{"prompt": f"{i}?", "chosen": f"{i} it is", "rejected": f"{i + 1}"} for i in range(24)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    short = {"RUN_OR_MODEL": str(start), '"max_steps": 100': '"max_steps": 8', "1e-5": "1e-2"}
+    for written, value in short.items():
+        assert written in script
+        script = script.replace(written, value)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    assert capfd.readouterr().out.splitlines()[-1] == "1.0"
+    steps = [line for line in names["run"].metrics if "accuracy" in line]
+    assert steps[-1]["loss"] < 0.9
+    assert steps[-1]["accuracy"] > 0.9
+
+
+def test_a_loss_that_is_no_likelihood_has_no_perplexity(tmp_path: Path) -> None:
+    import tiny
+
+    example("new_algorithm")
+    tree = tiny.run_config(tmp_path, eval_steps=2, max_steps=2) | {"eval": {"split": 0.2}}
+    perplexities = []
+    for method in ("sft", "focal"):
+        run = posttrain.train(tree, trainer={"type": method})
+        perplexities.append("eval_perplexity" in run.metrics[-1])
+    assert perplexities == [True, False]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.model.config import HeadKind
@@ -95,8 +95,8 @@ class TrainerConfig(StrictConfig):
     """Steps between two lines on the console; metrics.jsonl has every step."""
     eval_steps: Annotated[int | None, AlsoCalled("eval_strategy")] = Field(None, ge=1)
     """Steps between two evaluations (eval section); the last step always evaluates."""
-    save_steps: Annotated[int | None, Free()] = Field(None, ge=1)
-    """Steps between two checkpoints; the last step is always saved."""
+    save_steps: Annotated[int | None, Free()] = Field(500, ge=1)
+    """Steps between two checkpoints; null saves only the last step, which is always saved."""
     keep_checkpoints: Annotated[int, Free(), AlsoCalled("save_total_limit")] = Field(2, ge=1)
     """Number of most recent checkpoints to keep, in addition to the best one by
     `early_stopping.metric`."""
@@ -109,11 +109,17 @@ class TrainerConfig(StrictConfig):
     ] = None
     """Stop once an evaluation metric no longer improves; null never stops early."""
     resume_from_checkpoint: Annotated[str | None, Free()] = None
-    """"latest", a run directory, or a checkpoint directory to resume from."""
+    """A run or checkpoint directory to resume from, or latest: the newest run of this run_name.
+    true is latest."""
     logger: Annotated[list[Literal["tensorboard"]], Free(), AlsoCalled("report_to")] = Field(
         default=["tensorboard"]
     )
     """Where metrics go in addition to metrics.jsonl."""
+
+    @field_validator("resume_from_checkpoint", mode="before")
+    @classmethod
+    def _true_is_latest(cls, value: Any) -> Any:
+        return {True: "latest", False: None}[value] if isinstance(value, bool) else value
 
     @property
     def token_budget(self) -> int:

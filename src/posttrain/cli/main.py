@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def main() -> None:
             raise
         if not usage():  # a bare `posttrain`, which has printed its help
             sys.exit(2)
-        fail(usage())
+        fail(usage() + without_dashes(usage()))
 
 
 def as_option(error: Exception) -> Exception:
@@ -77,6 +78,12 @@ def as_option(error: Exception) -> Exception:
     if isinstance(error, SettingError) and error.field.isidentifier():
         return error.renamed(f"--{error.field.replace('_', '-')}")
     return error
+
+
+def without_dashes(usage: str) -> str:
+    """Return a hint if the unknown option is a key of a recipe with dashes in front."""
+    found = re.search(r"No such option: --(\w+\.[\w.]+)", usage)
+    return f" Write {found[1]}=VALUE, without the dashes." if found else ""
 
 
 def fail(error: object, code: int = 2) -> None:

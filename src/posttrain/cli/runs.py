@@ -26,6 +26,7 @@ def train(
 ) -> None:
     """Train from a recipe."""
     from posttrain.common import distributed
+    from posttrain.model.folder import best_or_newest
     from posttrain.runs.config import load_config
 
     config = load_config(recipe, overrides)
@@ -42,6 +43,8 @@ def train(
     try:
         run_dir = run(config)
         if distributed.rank() == 0:
+            if config.trainer.early_stopping is not None:
+                print(f"best checkpoint: {best_or_newest(run_dir)}")
             print(f"run: {run_dir}\nreport: {run_dir / 'report.html'}")
     finally:
         distributed.stop()

@@ -7,8 +7,20 @@ from collections.abc import Iterable
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the name in `known` that `name` is most likely a typo of, or None."""
-    return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
+    """Return the name in `known` that `name` most likely stands for, or None.
+
+    That is the same name in other case, else the first that has `name` as a whole word or as its
+    beginning (math for math_correctness), else the one of which it is most likely a typo.
+    """
+    names, text = list(known), str(name).casefold()
+    for candidate in names:
+        if candidate.casefold() == text:
+            return candidate
+    for candidate in names:
+        words = candidate.casefold().split("_")
+        if text in words or (len(text) > 2 and candidate.casefold().startswith(text)):
+            return candidate
+    return next(iter(difflib.get_close_matches(str(name), names, n=1)), None)
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "known") -> str:

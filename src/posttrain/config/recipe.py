@@ -14,8 +14,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
-        near = difflib.get_close_matches(str(file), [str(p) for p in recipes])
-        raise ValueError(f"no recipe {path}" + (f"; did you mean {near[0]}?" if near else ""))
+        by_stem = {str(p.with_suffix("")): p for p in recipes}  # all end in .yaml
+        near = difflib.get_close_matches(str(file.with_suffix("")), by_stem)
+        hint = f"; did you mean {by_stem[near[0]]}?" if near else ""
+        raise ValueError(f"no recipe {path}{hint}")
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
     except UnicodeDecodeError:

@@ -28,10 +28,9 @@ from urllib.request import Request, urlopen
 from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.common.suggest import did_you_mean
-from posttrain.data.origin import HubFiles, Origin, origin_of
+from posttrain.data.origin import MANIFEST, HubFiles, Origin, origin_of
 from posttrain.data.sets import DATASETS
 
-MANIFEST = "manifest.json"
 ARCHIVES = (".zip", ".tgz", ".tar.gz")
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte

@@ -27,7 +27,8 @@ def read_path(path: str, split: str) -> list[Row]:
         return [row for file in files_of_split(location, split) for row in read_file(file)]
     # a hub name is at most owner/name, without a suffix
     if location.is_absolute() or location.suffix or path.startswith(".") or path.count("/") > 1:
-        raise ValueError(f"no such file or folder: {path}")
+        at = "" if Path(path).is_absolute() else f" (in {Path.cwd()})"
+        raise ValueError(f"no such file or folder: {path}{at}")
     return read_hub(path, split)
 
 

@@ -55,7 +55,12 @@ def hold_out(
         for where, row in numbered(rows, name):
             try:
                 question = question_of(asked(row))
-            except (ValueError, KeyError, TypeError) as error:
+            except KeyError:
+                raise ValueError(
+                    f"{where}: expected a column prompt or messages, so that eval.split keeps "
+                    f"equal questions together; got {', '.join(row)} (map them with data.columns)"
+                ) from None
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"{where}: {error}") from None
             keys.append([f"question {question}"])
             if column is not None:

@@ -12,6 +12,7 @@ from posttrain.common.registry import load as load_entry
 from posttrain.common.suggest import did_you_mean
 from posttrain.data.config import DataConfig
 from posttrain.data.files import read_path
+from posttrain.data.origin import downloaded
 from posttrain.data.rows import Row, numbered, rename_columns
 from posttrain.data.sets import DATASETS
 from posttrain.data.templates import fill
@@ -45,6 +46,8 @@ def _named(config: DataConfig) -> list[Row]:
     if config.path is not None:
         options["path"] = config.path
     accepted = [p for p in inspect.signature(load).parameters if p != "split"]
+    if "path" in accepted and "path" not in options and (folder := downloaded(config.name)):
+        options["path"] = str(folder)
     for option in options:
         if option not in accepted:
             raise SettingError(

@@ -21,7 +21,7 @@ def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
     ):
         raise ValueError(
             f"{column} must be {'' if column == 'messages' else 'a string or '}a list of "
-            f"{{role, content}} messages; got {str(value)[:60]!r}"
+            f"{{role, content}} messages; got {shown(value)}"
         )
     return value
 
@@ -29,4 +29,9 @@ def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
 def check_text(row: Row) -> None:
     """Raise ValueError unless the row's `text` is a string."""
     if not isinstance(row["text"], str):
-        raise ValueError(f"text must be a string; got {str(row['text'])[:60]!r}")
+        raise ValueError(f"text must be a string; got {shown(row['text'])}")
+
+
+def shown(value: Any) -> str:
+    """Return the beginning of a wrong value for a message; None is the null of JSON."""
+    return "null" if value is None else repr(str(value)[:60])

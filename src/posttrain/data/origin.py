@@ -5,10 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.common.registry import load as load_entry
 from posttrain.data.sets import DATASETS
+
+DOWNLOADS = Path("data")
+"""The folder into which `data download` writes unless told otherwise."""
+MANIFEST = "manifest.json"
+"""The file of a downloaded data set that lists its other files."""
 
 Use = Literal["sft", "rl", "preference", "process reward", "evaluation"]
 
@@ -62,3 +68,9 @@ def describe(name: str, width: int) -> list[str]:
 def _loader(name: str) -> Callable[..., Any]:
     load: Callable[..., Any] = load_entry(DATASETS[name])
     return load
+
+
+def downloaded(name: str) -> Path | None:
+    """Return the folder of a data set that `data download` has fetched; None if it has not."""
+    folder = DOWNLOADS / name
+    return folder if (folder / MANIFEST).is_file() else None

@@ -113,7 +113,8 @@ class Renderer:
     ) -> list[tuple[list[int], bool]]:
         """Return ids cut at the edges of assistant turns and `steps`, and what is trained on."""
         if not any(m["role"] == "assistant" for m in messages):
-            raise ValueError("no assistant message to train on")
+            roles = ", ".join(str(m["role"]) for m in messages)
+            raise ValueError(f"no assistant message to train on; the roles are {roles}")
         full = self._template(messages, generation)
         segments: list[tuple[list[int], bool]] = []
         done = 0

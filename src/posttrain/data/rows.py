@@ -33,9 +33,12 @@ def mix(sources: list[tuple[list[Any], float]], seed: int) -> list[Any]:
 
 def rename_columns(row: Row, columns: dict[str, str], source: str) -> Row:
     """Return the row with columns renamed (ours -> the file's); others stay, for rewards."""
-    for theirs in columns.values():
+    for ours, theirs in columns.items():
         if theirs not in row:
-            raise ValueError(f"{source}: no column {theirs!r}; the row has {', '.join(row)}")
+            swapped = f"; write {theirs}: {ours} (ours: the file's)" if ours in row else ""
+            raise ValueError(
+                f"{source}: no column {theirs!r}; the row has {', '.join(row)}{swapped}"
+            )
     renamed = {ours: row[theirs] for ours, theirs in columns.items()}
     return {**{k: v for k, v in row.items() if k not in columns.values()}, **renamed}
 

@@ -8,6 +8,7 @@ import torch
 
 from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.config import TrainerConfig
+from posttrain.algorithms.language_modeling import negative_log_likelihood
 from posttrain.common import distributed
 from posttrain.common.batch import Example, pack, sequences_of
 from posttrain.common.metrics import Metrics, add_metrics, combine
@@ -22,8 +23,8 @@ def evaluate_loss(
 ) -> dict[str, float]:
     """Return the method's loss and metrics on held-out examples, as eval_NAME.
 
-    They are those of one optimiser step without the update. Methods that train a language model on
-    texts or completions also have eval_perplexity. A collective.
+    They are those of one optimiser step without the update. Methods whose loss is the negative
+    log-likelihood also have eval_perplexity. A collective.
     """
     mine = examples[distributed.rank() :: distributed.num_ranks()]
     assert mine, "every rank needs an example"
@@ -44,6 +45,6 @@ def evaluate_loss(
             add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
     metrics = combine(distributed.all_gather(totals))
     algorithm.after_step(metrics, config)
-    if algorithm.rows in ("text", "completion"):
+    if algorithm.loss is negative_log_likelihood:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
     return {f"eval_{name}": value for name, value in metrics.items()}

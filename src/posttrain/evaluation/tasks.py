@@ -12,6 +12,7 @@ from posttrain.data.rows import Row, draw, numbered
 from posttrain.evaluation import TASKS, Task
 from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask
 from posttrain.evaluation.problems import check_shots, with_reply
+from posttrain.rollout.check import check_at_least, check_sampling
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,17 @@ class Settings:
     """Settings of an evaluation, which decide its results."""
 
     max_new_tokens: int = 512
+    """Maximum completion length in tokens, including the stop token."""
     temperature: float = 0.0
+    """0 is greedy."""
     top_p: float = 1.0
+    """Keep the likeliest tokens that together have this probability; 1 keeps all."""
     top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
     num_samples: int = 1
+    """Completions of each problem, for pass@k and maj@N."""
     shots: int = 0
+    """Number of solved examples in front of each problem."""
     best_of: str | None = None
     """Folder of a reward model that chooses the best of a problem's completions."""
     toxic_words: str | None = None
@@ -31,6 +38,7 @@ class Settings:
     split: str | None = None
     """Split to evaluate; None is each task's own."""
     max_samples: int | None = None
+    """Number of problems of each task, drawn at random; None takes all."""
     prompt_template: str | None = None
     """Like data.prompt_template, for the prompts of all tasks and of their shots."""
     template: str = "auto"
@@ -38,14 +46,23 @@ class Settings:
     system_prompt: str | None = None
     """None is what the run was trained with; an empty text is no system prompt."""
     device: str = "auto"
+    """Like model.device."""
     dtype: str = "auto"
+    """Like model.dtype."""
     max_num_seqs: int = 256
     """Maximum number of concurrent completions; bounds the memory, does not change results."""
     seed: int = 0
+    """Seed of the sampling noise."""
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise SettingError for settings that contradict one another."""
+    """Raise SettingError for values out of range, and for settings that contradict one another."""
+    check_sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
+    num_samples, max_samples = settings.num_samples, settings.max_samples
+    check_at_least(
+        1, num_samples=num_samples, max_samples=max_samples, max_num_seqs=settings.max_num_seqs
+    )
+    check_at_least(0, shots=settings.shots)
     if settings.num_samples > 1 and settings.temperature == 0:
         raise SettingError(
             "num_samples",

@@ -168,10 +168,17 @@ def best_or_newest(run_dir: Path) -> Path:
 
 
 def resolve_model_path(name: str) -> str:
-    """Return the folder or hub name to load for `name`: for a run directory, its checkpoint."""
+    """Return the folder or hub name to load for `name`: for a run directory, its checkpoint.
+
+    Raise ValueError for the name of runs without their date and time.
+    """
     path = Path(name)
     if path.is_dir() and (path / "metrics.jsonl").is_file():
         return str(best_or_newest(path))
+    if "/" in name and not path.exists() and path.parent.is_dir():
+        runs = sorted(run for run in path.parent.iterdir() if run.name.startswith(f"{path.name}_"))
+        if runs:  # without asking the hub, which can take a minute
+            raise ValueError(f"model.name: no folder {name}; did you mean {runs[-1]}?")
     return name
 
 

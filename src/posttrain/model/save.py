@@ -73,6 +73,9 @@ def save_adapter(
 
     peft_config = copy.deepcopy(model.peft_config["default"])
     peft_config.inference_mode = True
+    base = peft_config.base_model_name_or_path
+    if base and Path(base).is_dir():  # a relative path would hold in this directory alone
+        peft_config.base_model_name_or_path = str(Path(base).resolve())
     if head is not None:
         peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", ["score"]
     peft_config.save_pretrained(folder)

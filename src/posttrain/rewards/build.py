@@ -33,10 +33,15 @@ def build_reward(config: RewardConfig) -> RewardFn:
     return reward_named(config.type).build(config)
 
 
-def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str) -> None:
+def check_columns(
+    reward: RewardFn,
+    rows: Sequence[dict[str, Any]],
+    source: str,
+    fix: str = "map it with data.columns",
+) -> None:
     """Raise ValueError for the first row that lacks a required column or cannot be judged.
 
-    `source` names the rows in the message.
+    `source` names the rows in the message, and `fix` says how to supply a column.
     """
     needed = columns_of(reward)
     for number, row in enumerate(rows, 1):
@@ -44,7 +49,7 @@ def check_columns(reward: RewardFn, rows: Sequence[dict[str, Any]], source: str)
             if column not in row:
                 raise ValueError(
                     f"{source}, row {number}: the reward needs the column {column}; "
-                    f"found {', '.join(row)} (map it with data.columns)"
+                    f"found {', '.join(row)} ({fix})"
                 )
         if isinstance(reward, Checked):
             try:

@@ -18,6 +18,7 @@ from posttrain.runs.run import Run
 from posttrain.runs.train import train as run_training
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
+"""A recipe file, or a nested dict with its keys."""
 
 
 def load_config(source: Source, /, **overrides: Any) -> Config:
@@ -56,7 +57,7 @@ def train(config: Config | Source, /, run_dir: str | Path | None = None, **overr
 
 def evaluate(
     model: str | os.PathLike[str],
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str] | Mapping[str, str | os.PathLike[str]],
     /,
     output: str | Path | None = None,
     samples: str | Path | None = None,
@@ -64,15 +65,17 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Return the results of a model by task, as `posttrain eval` writes them.
 
-    `model` is a hub name, a folder or a Run; `tasks` are names or NAME=PATH; `settings` are the
-    fields of `evaluation.tasks.Settings`: max_samples, temperature, num_samples, shots, ...
-    Under torchrun every rank calls it; with `output`, which only rank 0 reads and writes, the other
-    ranks get {}.
+    `model` is a hub name, a folder or a Run; `tasks` are names, NAME=PATH or a dict from names to
+    paths; `settings` are the fields of `evaluation.tasks.Settings`: max_samples, temperature,
+    num_samples, shots, ... Under torchrun every rank calls it; with `output`, which only rank 0
+    reads and writes, the other ranks get {}.
     """
     known = [field.name for field in fields(Settings)]
     for name in settings:
         if name not in known:
             raise ValueError(f"no setting {name!r}; {did_you_mean(name, known)}")
+    if isinstance(tasks, Mapping):
+        tasks = [f"{name}={os.fspath(path)}" for name, path in tasks.items()]
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     results = evaluate_tasks(
         os.fspath(model),

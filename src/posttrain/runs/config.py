@@ -38,7 +38,7 @@ class Config(StrictConfig):
     """The training rows: one section, or a list of sections to mix."""
     length: LengthConfig = LengthConfig()
     """Maximum length of a sequence, and what happens to a longer one."""
-    trainer: TrainerSection
+    trainer: Annotated[TrainerSection, AlsoCalled(method="trainer.type", algorithm="trainer.type")]
     """The training method, chosen by `type`, and its keys."""
     rollout: RolloutConfig | None = None
     """How online methods sample completions."""

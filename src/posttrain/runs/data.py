@@ -22,6 +22,7 @@ from posttrain.data.lengths import LengthTable
 from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.rows import Row, draw, mix, numbered
+from posttrain.data.texts import texts_of
 from posttrain.model.folder import (
     generation_stops,
     max_positions,
@@ -78,34 +79,6 @@ def start_model(config: Config) -> str | None:
     return None if config.model.name is None else resolve_model_path(config.model.name)
 
 
-TEXT_COLUMNS = (
-    "text",
-    "prompt",
-    "completion",
-    "messages",
-    "chosen",
-    "rejected",
-    "conversations",
-    "instruction",
-    "input",
-    "completions",
-)
-
-
-def texts_of(row: Row) -> list[str]:
-    """Return a row's texts to train a tokenizer on; the renderer reports malformed rows."""
-    return [text for column in TEXT_COLUMNS for text in texts_in(row.get(column))]
-
-
-def texts_in(value: Any) -> list[str]:
-    """Return the texts in a text, a message, or a list of either."""
-    if isinstance(value, list):
-        return [text for part in value for text in texts_in(part)]
-    if isinstance(value, dict):
-        return texts_in(value.get("content", value.get("value")))
-    return [value] if isinstance(value, str) else []
-
-
 def length_limit(config: Config, name: str | None) -> int:
     """Return the maximum length of a row, or of a prompt with room left for its completion."""
     if name is None:
@@ -126,14 +99,19 @@ def length_limit(config: Config, name: str | None) -> int:
     return limit
 
 
-def check_mixture(config: Config, mixture: Parts) -> Config:
-    """Check the rows as far as possible without a tokenizer, which takes seconds to load.
+def load_mixture(config: Config) -> Parts:
+    """Return the training rows, checked as far as possible without a tokenizer.
 
-    Returns the config of a classification with its labels and their weights; any other unchanged.
+    A tokenizer takes seconds to load.
     """
-    kind = kind_of(config)
+    mixture = [(section, load_rows(section)) for section in config.mixture]
     for section, rows in mixture:
-        kind.check(rows, section.label)
+        kind_of(config).check(rows, section.label)
+    return mixture
+
+
+def with_label_set(config: Config, mixture: Parts) -> Config:
+    """Return the config of a classification with its labels and their weights; others unchanged."""
     if not isinstance(config.trainer, ClassificationConfig):
         return config
     rows_of_all = (pair for section, rows in mixture for pair in numbered(rows, section.label))
@@ -274,25 +252,6 @@ def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
             "share of its rows, set eval.data.path to another file, or set data.path to a folder "
             "with train.* and test.*"
         )
-
-
-def other_prompts(config: Config) -> list[str]:
-    """Return a note if the evaluation uses a prompt template that no training row has."""
-    trained = {section.prompt_template for section in config.mixture}
-    if config.eval is None:
-        return []
-    separate = config.eval.has_rows and config.eval.held_out is None
-    evaluated: dict[str, str | None] = {
-        s.label: s.prompt_template for s in (eval_sections(config) if separate else ())
-    }
-    evaluated |= dict.fromkeys(config.eval.tasks, None)
-    names = [name for name, template in evaluated.items() if template not in trained]
-    if not names:
-        return []
-    return [
-        f"note: {', '.join(names)}: evaluated with another prompt template than the training rows "
-        f"({', '.join(sorted(t or 'none' for t in trained))})"
-    ]
 
 
 def _one_file(section: DataConfig) -> Path | None:

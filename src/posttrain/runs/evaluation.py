@@ -21,6 +21,8 @@ def build_evaluation(
     if settings is None:
         return None
 
+    told: list[str] = []
+
     def evaluate(step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if plan.data.eval_examples:
@@ -38,6 +40,9 @@ def build_evaluation(
             asking = Asking("eval", plan.renderer, params, plan.reward)
             result, records = evaluate_prompts(plan.data.eval_prompts, asking, sampler)
             record_samples(tracker, records, step, "eval")
+            if (note := partial_credit(records)) and not told:
+                tracker.say(note)
+                told.append(note)
             metrics["eval_accuracy"] = result["accuracy"]
             metrics["eval_reward"] = result["mean_score"]
             metrics["eval_frac_reward_none"] = result["unscored"]
@@ -52,6 +57,20 @@ def build_evaluation(
         return metrics
 
     return evaluate
+
+
+def partial_credit(records: list[Record]) -> str:
+    """Return a note if an accuracy would hide how good the scores are; else an empty text.
+
+    It does if a score without a verdict is none of -1, 0 and 1, as any score above 0 is correct.
+    """
+    scores = {r["reward"] for r in records if r["verdict"] is None and r["reward"] is not None}
+    if scores <= {-1.0, 0.0, 1.0}:
+        return ""
+    return (
+        "note: eval_accuracy counts every score above 0 as correct; a reward decides that itself "
+        "with posttrain.rewards.score.Score(value, verdict)"
+    )
 
 
 def record_samples(tracker: Tracker, records: list[Record], step: int, kind: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from posttrain.common.errors import SettingError
 from posttrain.common.seeds import mix
 from posttrain.evaluation.loading import as_trained, load_for_sampling
+from posttrain.rollout.check import check_at_least, check_sampling
 from posttrain.rollout.sampler import SamplingParams
 
 
@@ -18,9 +19,13 @@ class Completion:
     """One completion of a prompt. `str(completion)` is its text."""
 
     prompt: Any
+    """The prompt as it was given."""
     text: str
+    """The completion without its stop token."""
     finish_reason: Literal["stop", "length"]
+    """stop: it ended with a stop token; length: it was cut at max_new_tokens."""
     token_ids: list[int]
+    """Its tokens, including the stop token."""
     logprobs: list[float]
     """Log-prob of each token under the distribution that it was drawn from, in nats."""
 
@@ -49,9 +54,11 @@ def generate(
 
     `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. By default
     the template and the system prompt are those of the model's training. Raises ValueError for a
-    model that generates no text, and SettingError if a prompt and `max_new_tokens` together are
-    longer than the model takes.
+    model that generates no text, and SettingError for a setting out of range or if a prompt and
+    `max_new_tokens` together are longer than the model takes.
     """
+    check_sampling(max_new_tokens, temperature, top_p, top_k)
+    check_at_least(1, num_samples=num_samples, max_num_seqs=max_num_seqs)
     inputs = [prompts] if isinstance(prompts, str) else list(prompts)
     name = os.fspath(model)
     template, system_prompt = as_trained(name, template, system_prompt)

@@ -13,7 +13,6 @@ from posttrain.algorithms.config import DEFAULT_MICRO_BATCH_TOKENS
 from posttrain.algorithms.process_reward_model import ProcessRewardModelConfig
 from posttrain.common import distributed
 from posttrain.data.labels import label_record
-from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer
 from posttrain.evaluation.ready import ReadyTask
 from posttrain.model.device import choose_device, choose_dtype
@@ -29,16 +28,16 @@ from posttrain.runs.data import (
     Data,
     build_renderer,
     build_tokenizer,
-    check_mixture,
     eval_label,
     length_limit,
-    other_prompts,
+    load_mixture,
     prepare_data,
     split_off,
     table_lines,
+    with_label_set,
 )
 from posttrain.runs.engine import check_engine
-from posttrain.runs.overlap import overlap_lines
+from posttrain.runs.notes import notes
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
 
@@ -75,11 +74,10 @@ def plan(config: Config) -> Plan:
             f"trainer.batch_size={config.trainer.batch_size} is less than the number of ranks, "
             f"{distributed.num_ranks()}: each needs an example in every step"
         )
-    mixture = [(section, load_rows(section)) for section in config.mixture]
-    mixture, eval_rows = split_off(config, mixture)
+    mixture, eval_rows = split_off(config, load_mixture(config))
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
-    config = check_mixture(with_token_budget(config, device), mixture)
+    config = with_label_set(with_token_budget(config, device), mixture)
     tokenizer, name = build_tokenizer(config, mixture)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
@@ -171,16 +169,17 @@ def describe(plan: Plan) -> str:
     total = sum(p.numel() for p in policy.parameters())
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     parameter = next(policy.parameters())
-    compute = policy.autocast or torch.float32
+    compute, save = policy.autocast or torch.float32, plan.config.trainer.save_steps
     lines = [
         f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
         f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
         f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
-        f"{plan.steps_per_epoch:,} steps per epoch",
+        f"{plan.steps_per_epoch:,} steps per epoch, a checkpoint "
+        + (f"every {save:,}" if save and save < plan.num_steps else "after the last"),
     ]
     if isinstance(plan.reward, Checked) and plan.config.reward is not None:
         facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())
         lines.append(f"reward {plan.config.reward.type}: {facts}")
-    notes = [*other_prompts(plan.config), *overlap_lines(plan.config, plan.data)]
-    return "\n".join([*lines, *table_lines(plan.data.tables), *notes])
+    lines += [*table_lines(plan.data.tables), *notes(plan.config, plan.data)]
+    return "\n".join(lines)

@@ -10,25 +10,24 @@ from posttrain.common.batch import Sequence, sequences_of
 from posttrain.common.console import CONSOLE
 from posttrain.data.kinds.labelled import labels_in
 from posttrain.data.kinds.prompt import Prompt
-from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer
 from posttrain.runs.config import Config
 from posttrain.runs.data import (
     build_renderer,
     build_tokenizer,
-    check_mixture,
     length_limit,
+    load_mixture,
     prepare_data,
     split_off,
     table_lines,
+    with_label_set,
 )
 
 
 def show(config: Config, num_rows: int) -> None:
     """Print the first rows as the model sees them, then the lengths of all and what is dropped."""
-    mixture = [(section, load_rows(section)) for section in config.mixture]
-    mixture, eval_rows = split_off(config, mixture)
-    config = check_mixture(config, mixture)
+    mixture, eval_rows = split_off(config, load_mixture(config))
+    config = with_label_set(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, eval_rows, renderer, length_limit(config, name))

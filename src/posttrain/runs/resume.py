@@ -38,7 +38,8 @@ def find_resume(config: TrainerConfig) -> Path | None:
         if not runs:
             raise ValueError(
                 f"trainer.resume_from_checkpoint is latest, but {output_dir} holds no run "
-                f"{name}_* with a checkpoint"
+                f"{name}_* with a checkpoint: it was killed before the first, which "
+                "trainer.save_steps decides, or had another run_name"
             )
         return checkpoints_in(max(runs, key=lambda p: p.name))[-1]
     path = Path(request)

@@ -17,6 +17,7 @@ class Run:
     """A run on disk, usable as a path. Raises ValueError if `folder` is not a run directory."""
 
     folder: Path
+    """The run directory, given as a path or text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
@@ -24,6 +25,9 @@ class Run:
             raise ValueError(f"{self.folder} is not a run directory: it has no metrics.jsonl")
 
     def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
         return str(self.folder)
 
     @cached_property

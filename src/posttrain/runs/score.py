@@ -30,6 +30,8 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
             settings[key] = yaml.safe_load(setting)
         except yaml.YAMLError:
             raise ValueError(f"option {option!r}: the value is not valid YAML") from None
+    if reward.endswith(".py"):
+        raise ValueError(f"no reward {reward!r}: write custom, and path={reward} after the rows")
     model = config_of(reward)
     try:
         function = build_reward(model.model_validate({"type": reward, **settings}))
@@ -38,7 +40,7 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
     rows = read_path(str(file), "train")
     if not rows:
         raise ValueError(f"{file}: no rows")
-    check_columns(function, rows, str(file))
+    check_columns(function, rows, str(file), "rename a column of the file")
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("completion"), str):
             raise ValueError(

@@ -261,4 +261,6 @@ def global_counts(batch: Batch) -> dict[Unit, float]:
 
 def total_of(loss: Loss, counts: dict[Unit, float]) -> Tensor:
     """Return the micro-batch's share of the loss. A count is 0 only if its sum is 0 as well."""
+    if unknown := loss.terms.keys() - counts.keys():
+        raise ValueError(f"a loss has sums per {', '.join(counts)}, not per {', '.join(unknown)}")
     return torch.stack([term / max(counts[unit], 1.0) for unit, term in loss.terms.items()]).sum()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,11 @@ def test_train_refuses(
 
 @pytest.mark.parametrize(
     ("request_", "expected"),
-    [("latest", "is latest, but"), ("nowhere", "nowhere is not a checkpoint")],
+    [
+        ("latest", "is latest, but"),
+        ("true", "is latest, but"),
+        ("nowhere", "nowhere is not a checkpoint"),
+    ],
 )
 def test_nothing_to_resume(tmp_path: Path, capsys: Capture, request_: str, expected: str) -> None:
     text = complaint(
@@ -330,3 +335,41 @@ def test_report(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     out = output_of(capsys, "report", run_dir(trained), "--output", page)
     assert out.strip() == str(page)
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_a_key_with_dashes(tmp_path: Path, capsys: Capture) -> None:
+    text = complaint(capsys, "train", recipe(tmp_path), "--trainer.learning_rate=1e-3")
+    assert "Write trainer.learning_rate=VALUE, without the dashes." in text
+
+
+def test_the_date_of_a_run_may_not_be_left_out(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("units_20260101-101010", "units_20260102-101010", "unit_20260103-101010"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    text = complaint(capsys, "generate", tmp_path / "results" / "units", "x")
+    assert f"no folder {tmp_path}/results/units; did you mean" in text
+    assert text.endswith("units_20260102-101010?")
+
+
+def test_the_best_checkpoint_is_named_at_the_end(tmp_path: Path, capsys: Capture) -> None:
+    trainer = {
+        "type": "sft",
+        "max_steps": 2,
+        "batch_size": 4,
+        "eval_steps": 1,
+        "early_stopping": {"mode": "max"},  # the first is the best: the loss falls
+        "output_dir": str(tmp_path / "out"),
+    }
+    out = output_of(capsys, "train", recipe(tmp_path, trainer=trainer, eval={"split": 0.3}))
+    assert re.search(r"^best checkpoint: .*/checkpoint-1$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "save_steps", "expected"),
+    [(2, 500, "after the last"), (501, 500, "every 500"), (9, "null", "after the last")],
+)
+def test_the_dry_run_says_when_checkpoints_are_written(
+    max_steps: int, save_steps: int | str, expected: str, tmp_path: Path, capsys: Capture
+) -> None:
+    changes = [f"trainer.max_steps={max_steps}", f"trainer.save_steps={save_steps}"]
+    out = output_of(capsys, "train", recipe(tmp_path), *changes, "--dry-run")
+    assert f"steps per epoch, a checkpoint {expected}" in out

@@ -116,6 +116,7 @@ def test_score_with_a_custom_reward(tmp_path: Path, capsys: Capture) -> None:
         capsys, "score", "custom", jsonl(tmp_path, [{"completion": "x"}]), f"path={reward}"
     )
     assert "row 1: the reward needs the column answer; found completion" in text
+    assert text.endswith("(rename a column of the file)")
 
 
 def test_a_reward_that_raises_names_the_row(tmp_path: Path) -> None:
@@ -260,3 +261,8 @@ def test_pipeline_deletes_only_its_own_runs(tmp_path: Path, capsys: Capture) -> 
     before = state(tmp_path)
     assert "is not a run of a pipeline: move it away" in complaint(capsys, "pipeline", file)
     assert state(tmp_path) == before
+
+
+def test_a_reward_in_a_file_is_custom(tmp_path: Path, capsys: Capture) -> None:
+    text = complaint(capsys, "score", "my_reward.py", jsonl(tmp_path, ANSWERS))
+    assert "no reward 'my_reward.py': write custom, and path=my_reward.py after the rows" in text

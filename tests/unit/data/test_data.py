@@ -22,9 +22,11 @@ from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.rows import draw, mix
 from posttrain.data.sets import DATASETS
+from posttrain.data.texts import texts_of
 from posttrain.model.scratch import train_tokenizer
 from posttrain.runs.config import parse_config
-from posttrain.runs.data import Data, other_prompts, split_off, texts_of
+from posttrain.runs.data import Data, split_off
+from posttrain.runs.notes import other_prompts
 from posttrain.runs.plan import plan
 
 SCRATCH = {
@@ -507,3 +509,20 @@ def test_named_data_sets_say_what_they_are(name: str) -> None:
 )
 def test_a_tokenizer_is_trained_on_every_text_that_is_learned_from(row):
     assert sorted(texts_of(row)) == ["a", "b", "c", "d"]
+
+
+def test_a_mapping_the_wrong_way_round(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}')
+    section = DataConfig(path=str(file), columns={"instruction": "prompt", "output": "completion"})
+    message = r"no column 'prompt'; .*; write prompt: instruction \(ours: the file's\)"
+    with pytest.raises(ValueError, match=message):
+        load_rows(section)
+
+
+def test_a_relative_path_that_is_not_there_says_from_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"no such file or folder: x.jsonl .in {tmp_path}."):
+        load_rows(DataConfig(path="x.jsonl"))

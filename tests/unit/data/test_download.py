@@ -602,3 +602,14 @@ def test_where_a_data_set_comes_from_is_declared(name: str) -> None:
     assert first.startswith(name)
     assert origin.licence in second
     assert all(split in second for split in origin.rows)
+
+
+def test_a_set_by_name_is_read_from_where_it_was_fetched_to(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fetch(Path("data"))
+    assert len(load_rows(DataConfig(name="gsm8k"))) == 4_000
+    (tmp_path / "data/gsm8k" / MANIFEST).unlink()  # then the folder is none of ours
+    with pytest.raises((ValueError, OSError), match="openai/gsm8k"):
+        load_rows(DataConfig(name="gsm8k"))

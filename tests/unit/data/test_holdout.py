@@ -12,6 +12,7 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.algorithms import ALGORITHMS
 from posttrain.data.holdout import hold_out, is_held_out, question_of
 from posttrain.data.rows import Row
 from posttrain.runs.config import parse_config
@@ -199,3 +200,15 @@ def test_an_error_names_the_section_that_it_is_about(tmp_path: Path) -> None:
     wrong = tree | {"eval": {"data": {"name": "word_problems", "options": {"num_row": 3}}}}
     with pytest.raises(ValueError, match=r"^eval\.data\.options: word_problems has no option"):
         plan(parse_config(wrong, "test"))
+
+
+@pytest.mark.parametrize("method", list(ALGORITHMS))
+def test_a_share_of_rows_whose_columns_are_not_mapped(method: str, tmp_path: Path) -> None:
+    tree = tiny.run_config(tmp_path, method, eval_steps=3)
+    file = tmp_path / "rows.jsonl"
+    row = {"instruction": "1 + 1?", "output": "2"}
+    file.write_text("".join(f"{json.dumps(row)}\n" for _ in range(20)))
+    tree |= {"data": {"path": str(file)}, "eval": {"split": 0.3}}
+    pattern = r"rows.jsonl.*, row 1: .*expected .*; got instruction, output \(map them with data"
+    with pytest.raises(ValueError, match=pattern):
+        plan(parse_config(tree, "test"))

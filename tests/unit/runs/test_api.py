@@ -153,3 +153,41 @@ def test_a_setting_is_named_as_a_field(run: posttrain.Run) -> None:
         posttrain.evaluate(run, "word_problems", num_samples=2)
     with pytest.raises(ValueError, match=r"^max_new_tokens: 9999 after a prompt of"):
         posttrain.generate(run, "3?", max_new_tokens=9999)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 3.0),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("max_new_tokens", -5),
+        ("num_samples", 0),
+        ("max_num_seqs", 0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(setting: str, value: float, run: posttrain.Run) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting}: expected .*, got {value}$"):
+        posttrain.generate(run, "3?", **{setting: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{setting}: expected .*, got {value}$"):
+        posttrain.evaluate(run, "word_problems", **{setting: value})
+
+
+@pytest.mark.parametrize("setting", ["shots", "max_samples"])
+def test_a_number_of_rows_below_zero_is_refused(setting: str, run: posttrain.Run) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting}: expected at least .*, got -1$"):
+        posttrain.evaluate(run, "word_problems", **{setting: -1})
+
+
+def test_tasks_may_be_a_dict_of_files(run: posttrain.Run, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "1 and 2?", "answer": "#### 3"}\n')
+    results = [
+        posttrain.evaluate(run, tasks, max_new_tokens=4)["gsm8k"]
+        for tasks in ({"gsm8k": file}, [f"gsm8k={file}"])
+    ]
+    assert results[0] == results[1]
+    assert results[0]["num_problems"] == 1

@@ -216,3 +216,25 @@ def test_a_gate_lets_through_what_it_says(
 def test_a_gate_has_one_bound(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"give max_drop|greater than or equal to 0"):
         GateConfig(metric="eval_a", **keys)
+
+
+@pytest.mark.parametrize(
+    ("score", "noted"),
+    [("1.0", False), ("-1.0", False), ("0.5", True), ("Score(0.5, 'wrong')", False)],
+)
+def test_partial_credit_without_a_verdict_is_noted(
+    score: str, noted: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "from posttrain.rewards.score import Score\n"
+        f"def reward(prompts, completions, completion_ids, **c): return [{score} for _ in prompts]"
+    )
+    made = tiny.run_config(tmp_path, "sft", eval_steps=2, max_steps=4)
+    made |= {
+        "reward": {"type": "custom", "path": str(reward)},
+        "eval": {"max_samples": 3, "max_new_tokens": 4, "generate": True},
+    }
+    run(made)
+    out = capfd.readouterr().out
+    assert out.count("note: eval_accuracy counts every score above 0 as correct") == noted

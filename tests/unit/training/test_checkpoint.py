@@ -346,3 +346,13 @@ def test_the_saved_tokenizer_is_the_trained_one(architecture, tmp_path):
         assert loaded.decode(trained(text)["input_ids"]) == trained.decode(
             trained(text)["input_ids"]
         )
+
+
+def test_an_adapter_names_its_base_from_everywhere(tmp_path, monkeypatch):
+    """A base that was given by a relative path is found from another folder too."""
+    base = run(tiny.run_config(tmp_path / "base", "sft", max_steps=1))
+    monkeypatch.chdir(tmp_path)
+    adapter = run(lora_tree(tmp_path / "lora", base.relative_to(tmp_path), max_steps=1))
+    monkeypatch.chdir("/")
+    saved = checkpoints_in(adapter)[-1]
+    load_policy(ModelConfig(name=str(saved)), str(saved), tiny.CPU, seed=0)
