@@ -24,7 +24,9 @@ def main(channel: int) -> None:
     """Run what the first message says, and never return."""
     job = decode(read_frame(channel, LARGEST), _no_object)
     for name, value in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (value, value))
+        # at the soft limit of processor time comes SIGXCPU, which no other cause of an end sends
+        hard = value + 1 if name == "RLIMIT_CPU" else value
+        resource.setrlimit(getattr(resource, name), (value, hard))
     if job["mode"] == "program":
         os.close(channel)
         _run_program(job["program"])

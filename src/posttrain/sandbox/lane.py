@@ -240,7 +240,9 @@ def _drain(report: int) -> bytes:
 
 def _cause(lane: Lane, ending: Ending, late: bool) -> str:
     """Return the verdict on a candidate that was stopped or ended before its tests did."""
-    if late or ending.cpu_seconds >= lane.limits["cpu_seconds"] - 0.05:
+    # the time that the kernel compares with the limit may be ahead of the time that it reports
+    out_of_time = ending.status == 128 + signal.SIGXCPU
+    if late or out_of_time or ending.cpu_seconds >= lane.limits["cpu_seconds"] - 0.05:
         return "timeout"
     return "memory" if ending.status == MEMORY_STATUS else "died"
 

@@ -121,7 +121,8 @@ def test_the_way_of_sampling_does_not_show(
     assert [r.response_ids for r in found] == [r.response_ids for r in plain]
     assert [r.finish_reason for r in found] == [r.finish_reason for r in plain]
     for a, b in zip(found, plain):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        # rounding: the products of 1 row and of 64 differ by up to 1.1e-5 with AVX2 kernels
+        assert a.logprobs == pytest.approx(b.logprobs, abs=2e-5)
         assert len(a.logprobs) == len(a.response_ids) <= params.max_new_tokens
 
 

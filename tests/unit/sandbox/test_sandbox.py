@@ -14,13 +14,14 @@ from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.sandbox import confine, extract, pool, tester, wire
+from posttrain.sandbox import confine, extract, isolation, lane, pool, tester, wire
 
 LIMITS = {
     "wall_seconds": 10.0,
@@ -403,3 +404,11 @@ def test_a_forked_process_does_not_use_its_parents_lanes():
     assert os.read(read, 4) == b"none"
     assert pool.judge(opened, [job("def f(): return 1", "assert f() == 1")])[0].verdict == "correct"
     pool.close(opened)
+
+
+def test_the_signal_of_the_time_limit_is_a_timeout_whatever_time_is_reported() -> None:
+    stub: Any = SimpleNamespace(limits={"cpu_seconds": 2})
+    ends = {128 + signal.SIGXCPU: "timeout", 128 + signal.SIGKILL: "died", 99: "memory"}
+    for status, verdict in ends.items():
+        assert lane._cause(stub, isolation.Ending(status, 0.3), late=False) == verdict
+    assert lane._cause(stub, isolation.Ending(0, 2.0), late=False) == "timeout"
