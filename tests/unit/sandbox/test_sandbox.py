@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.sandbox import confine, extract, isolation, lane, pool, tester, wire
+from posttrain.sandbox import confine, extract, lane, pool, tester, wire
+from posttrain.sandbox.isolation import Ending
 
 LIMITS = {
     "wall_seconds": 10.0,
@@ -410,5 +411,5 @@ def test_the_signal_of_the_time_limit_is_a_timeout_whatever_time_is_reported() -
     stub: Any = SimpleNamespace(limits={"cpu_seconds": 2})
     ends = {128 + signal.SIGXCPU: "timeout", 128 + signal.SIGKILL: "died", 99: "memory"}
     for status, verdict in ends.items():
-        assert lane._cause(stub, isolation.Ending(status, 0.3), late=False) == verdict
-    assert lane._cause(stub, isolation.Ending(0, 2.0), late=False) == "timeout"
+        assert lane._cause(stub, Ending(status, 0.3), late=False) == verdict
+    assert lane._cause(stub, Ending(0, 2.0), late=False) == "timeout"
