@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-avx2 test-slow check bench clean
+.PHONY: demo docs test test-avx2 test-cuda test-slow check bench clean
 
 demo: $(VENV)/installed  ## random weights -> SFT -> GRPO -> evaluation, on a CPU
 	$(BIN)/posttrain pipeline recipes/pipeline/demo.yaml
@@ -14,6 +14,9 @@ test: $(VENV)/installed-dev check  ## what must pass before every commit
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 test-avx2: $(VENV)/installed-dev  ## the same tests with the kernels of a processor without AVX-512
 	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+
+test-cuda: $(VENV)/installed-dev  ## only those on a pretended CUDA device, which `make test` runs too
+	PYTHONPATH=tests/helpers OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p pretend_cuda tests/cuda -n 2
 
 test-slow: $(VENV)/installed-dev  ## SIGKILL at random moments, and the rest that takes minutes
 	$(BIN)/python -m pytest -m slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import inspect
-import textwrap
 
 import pytest
 import test_claims as claims
@@ -23,6 +22,7 @@ import test_safety
 import test_seeded_faults
 import test_templates
 import test_text_metrics
+from seeded import edit
 
 from posttrain.algorithms.classification import (
     add_scores,
@@ -58,17 +58,6 @@ stories, server = likelihoods.stories, downloads.server
 def caught_by(test, **keys):
     """Adds a fault, and the test that is to catch it; its fixtures are there before the fault."""
     return lambda fault: FAULTS.append((fault, test, keys))
-
-
-def edit(patch, function, old, new):
-    """Puts `new` for `old`, which stands once in the function's source."""
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{function.__name__} holds {old!r} {source.count(old)} times"
-    made: dict = {}
-    exec(source.replace(old, new), function.__globals__, made)
-    # the function itself, since modules that import it have names of their own for it
-    for part in ("__code__", "__kwdefaults__"):
-        patch.setattr(function, part, getattr(made[function.__name__], part))
 
 
 # --- statistics and counting ----------------------------------------------------------------------

@@ -59,7 +59,7 @@ def the_prompt_counts_as_completion(patch):
 @caught_by(rows.test_only_the_last_turns_are_judged, chat=renderer("chatml"))
 def earlier_turns_are_judged_too(patch):
     def every_turn(row, renderer):
-        sequence = renderer.training_sequence(row)
+        sequence = renderer.training_sequence({"messages": [*row["prompt"], *row["completion"]]})
         return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
 
     patch.setattr(pair, "render", every_turn)

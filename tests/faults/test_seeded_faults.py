@@ -19,12 +19,16 @@ import torch
 
 from posttrain.algorithms import ALGORITHMS, kl, policy_gradient, ppo
 from posttrain.data.source import OfflineSource
-from posttrain.model import attention, language_model
+from posttrain.model import attention, backbone, language_model
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
 from posttrain.rollout import source
 from posttrain.rollout.native import sampler
 from posttrain.training import trainer
+
+
+def packs_whatever_comes(policy, probe):
+    attention.use_attention(policy.causal_lm())
 
 
 def drop_the_kl_term(patch):
@@ -67,12 +71,9 @@ def mean_per_micro_batch(patch):
 
 
 def predict_from_the_token_itself(patch):
-    plain = LanguageModel.hidden_states
-
-    def shifted(self, input_ids, position_ids, layout, cache=None):
-        return plain(self, input_ids, position_ids, layout, cache).roll(-1, dims=1)
-
-    patch.setattr(LanguageModel, "hidden_states", shifted)
+    plain = backbone.last_hidden
+    patch.setattr(backbone, "last_hidden", lambda *inputs: plain(*inputs).roll(-1, dims=1))
+    patch.setattr("posttrain.model.load.choose_packing", packs_whatever_comes)
 
 
 def rows_see_each_other(patch):
@@ -83,14 +84,14 @@ def rows_see_each_other(patch):
         return per_sequence(query, key, value, whole, *rest)
 
     patch.setattr(attention, "_per_sequence", contaminated)
-    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.load.choose_packing", packs_whatever_comes)
 
 
 def sampler_ignores_the_temperature(patch):
-    sample = sampler._sample
+    sample = sampler.sample
     patch.setattr(
         sampler,
-        "_sample",
+        "sample",
         lambda logits, params, noise: sample(
             logits, dataclasses.replace(params, temperature=1.0), noise
         ),
@@ -109,10 +110,10 @@ def sampler_keeps_old_weights(patch):
 
 
 def noise_by_batch_row(patch):
-    noise = sampler._noise
+    noise = sampler.noise_of
     patch.setattr(
         sampler,
-        "_noise",
+        "noise_of",
         lambda seeds, params, device: noise(list(range(len(seeds))), params, device),
     )
 
@@ -201,14 +202,14 @@ def completions_go_on_from_another_prompt(patch):
         return rows
 
     patch.setattr(language_model, "share_prompts", moved)
-    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.load.choose_packing", packs_whatever_comes)
 
 
 def completions_do_not_see_their_prompt(patch):
     patch.setattr(
         attention, "_with_prefixes", lambda x, layout: list(x.split(layout.lengths, dim=2))
     )
-    patch.setattr("posttrain.model.load.check_packing", lambda *a: None)
+    patch.setattr("posttrain.model.load.choose_packing", packs_whatever_comes)
 
 
 def what_was_sampled_ahead_is_lost(patch):

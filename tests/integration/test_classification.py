@@ -361,6 +361,7 @@ def tree(folder: Path, start: str | None = None, **keys: Any) -> dict[str, Any]:
     made = tiny.run_config(folder, "classification", max_steps=30, batch_size=8, **keys)
     if start is not None:
         made["model"] = {"name": start}
+    made["model"]["device"] = "cpu"  # compared with other libraries there
     made["eval"] = {"data": {"path": str(folder / "held_out.jsonl")}}
     made["trainer"] |= {"eval_steps": 15}
     rows = [{"text": f"{i} and {i + 1}", "label": ["odd", "even"][i % 2]} for i in range(7)]

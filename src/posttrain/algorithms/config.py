@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
+from posttrain.config.paths import LocalPath
 from posttrain.model.config import HeadKind
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cuda": 8192, "cpu": 768}
@@ -36,7 +37,7 @@ class TrainerConfig(StrictConfig):
 
     type: str
     """The method."""
-    output_dir: Annotated[str, Free(), AlsoCalled("logging_dir")] = "results"
+    output_dir: Annotated[LocalPath, Free(), AlsoCalled("logging_dir")] = "results"
     """The folder in which the run directory is created."""
     run_name: Annotated[str | None, Free()] = None
     """What the name of the run directory begins with; by default the method's name."""
@@ -108,7 +109,7 @@ class TrainerConfig(StrictConfig):
         ),
     ] = None
     """Stop once an evaluation metric no longer improves; null never stops early."""
-    resume_from_checkpoint: Annotated[str | None, Free()] = None
+    resume_from_checkpoint: Annotated[LocalPath | None, Free()] = None
     """A run or checkpoint directory to resume from, or latest: the newest run of this run_name.
     true is latest."""
     logger: Annotated[list[Literal["tensorboard"]], Free(), AlsoCalled("report_to")] = Field(

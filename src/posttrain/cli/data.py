@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.paths import local_path
 from posttrain.cli.runs import Overrides
 
 app = typer.Typer(help="Show, generate, convert and download data.", no_args_is_help=True)
@@ -60,7 +61,8 @@ def _make(recipe: str, overrides: list[str] | None, kind: str) -> None:
 def prepare(
     files: Annotated[list[str], typer.Argument(help="JSONL or Parquet files, also .gz; or globs.")],
     output_dir: Annotated[
-        Path, typer.Option(help="Folder for train.parquet and validation.parquet.")
+        Path,
+        typer.Option(parser=local_path, help="Folder for train.parquet and validation.parquet."),
     ],
     val_split: Annotated[
         float, typer.Option(help="Share of the prompts (or groups) in validation.parquet.")
@@ -126,7 +128,7 @@ def overlap(
     ] = 13,
 ) -> None:
     """Count training rows that share n successive words with an evaluation set."""
-    from posttrain.data.files import SUFFIXES
+    from posttrain.data.folders import SUFFIXES
     from posttrain.data.prepare.convert import expand
     from posttrain.data.prepare.decontamination import measure_overlap
 
@@ -171,7 +173,7 @@ def download_datasets(
         ),
     ] = False,
     output_dir: Annotated[
-        Path, typer.Option(help="Folder that holds a folder for each data set.")
+        Path, typer.Option(parser=local_path, help="Folder that holds a folder for each data set.")
     ] = Path("data"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files and sizes; download and write nothing.")

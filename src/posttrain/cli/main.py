@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.cli import data, models, runs
+from posttrain.cli import data, models, runs, weights
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 runs.add_to(app)
 models.add_to(app)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
+app.add_typer(weights.app, name="models", rich_help_panel="Data")
 
 
 def _version(requested: bool) -> None:

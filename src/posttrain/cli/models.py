@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.paths import local_name, local_path
+
 PANEL = "Models"
 SAMPLING, ASKING, MACHINE = "How to sample", "How to ask", "Where to run"
 
@@ -84,11 +86,16 @@ Shots = Annotated[
 ]
 BestOf = Annotated[
     str | None,
-    typer.Option(help="A reward model that chooses the best of a problem's completions."),
+    typer.Option(
+        parser=local_name, help="A reward model that chooses the best of a problem's completions."
+    ),
 ]
 ToxicWords = Annotated[
     str | None,
-    typer.Option(help="A file of words or phrases, one per line, to look for in completions."),
+    typer.Option(
+        parser=local_name,
+        help="A file of words or phrases, one per line, to look for in completions.",
+    ),
 ]
 PromptTemplate = Annotated[
     str | None,
@@ -99,10 +106,14 @@ PromptTemplate = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(help="A file or folder for the results as JSON; unfinished tasks are resumed."),
+    typer.Option(
+        parser=local_path,
+        help="A file or folder for the results as JSON; unfinished tasks are resumed.",
+    ),
 ]
 Samples = Annotated[
-    Path | None, typer.Option(help="Write every completion of all tasks to this JSONL file.")
+    Path | None,
+    typer.Option(parser=local_path, help="Write every completion of all tasks to this JSONL file."),
 ]
 
 
@@ -162,8 +173,13 @@ def evaluate(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="Results of `posttrain eval`.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="Results on the same tasks.")],
+    a: Annotated[
+        Path,
+        typer.Argument(parser=local_path, metavar="A.json", help="Results of `posttrain eval`."),
+    ],
+    b: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="B.json", help="Results on the same tasks.")
+    ],
 ) -> None:
     """Compare two models on the same problems, with a paired test for each task."""
     from posttrain.common.console import CONSOLE
@@ -236,10 +252,16 @@ def classify(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="A file of rows instead of texts; scored if the rows have labels."),
+        typer.Option(
+            parser=local_path,
+            help="A file of rows instead of texts; scored if the rows have labels.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write each row with its prediction to this JSONL file.")
+        Path | None,
+        typer.Option(
+            parser=local_path, help="Write each row with its prediction to this JSONL file."
+        ),
     ] = None,
 ) -> None:
     """Print the labels that a trained classifier assigns to texts, with their probabilities."""
@@ -250,14 +272,19 @@ def classify(
 
 def score(
     reward: Annotated[str, typer.Argument(help="A reward: math_correctness, custom, ...")],
-    file: Annotated[Path, typer.Argument(help="Rows with `completion` and the reward's columns.")],
+    file: Annotated[
+        Path,
+        typer.Argument(parser=local_path, help="Rows with `completion` and the reward's columns."),
+    ],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[key=value]...", help="Keys of the reward, such as path=FILE.py."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Write each row with its score and verdict to this JSONL file."),
+        typer.Option(
+            parser=local_path, help="Write each row with its score and verdict to this JSONL file."
+        ),
     ] = None,
 ) -> None:
     """Score the rows of a file with a reward, to try it before training on it."""

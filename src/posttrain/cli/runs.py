@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.paths import local_path
+
 PANEL = "Training"
 Overrides = Annotated[
     list[str] | None,
@@ -31,8 +33,9 @@ def train(
 
     config = load_config(recipe, overrides)
     if dry_run:
+        from posttrain.runs.describe import describe
         from posttrain.runs.memory import estimate
-        from posttrain.runs.plan import describe, plan
+        from posttrain.runs.plan import plan
 
         planned = plan(config)
         print(describe(planned))
@@ -66,9 +69,13 @@ def pipeline(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One run directory, or several to compare.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(parser=local_path, help="One run directory, or several to compare."),
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="The page to write; by default report.html.")
+        Path | None,
+        typer.Option(parser=local_path, help="The page to write; by default report.html."),
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about one run, or about several side by side."""

@@ -26,7 +26,9 @@ def start(device: str) -> None:
         return
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if (local := int(os.environ["LOCAL_RANK"])) >= (number := torch.cuda.device_count()):
+            raise ValueError(f"rank {local} of this machine has no GPU: torch sees {number}")
+        torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
 
 

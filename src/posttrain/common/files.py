@@ -6,11 +6,38 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
+"""A variable of the environment in a path: $NAME or ${NAME}."""
+
+
+def refuse_pointer(file: Path, start: bytes) -> None:
+    """Raise ValueError if a file is a Git LFS pointer, of which `start` are the first bytes."""
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in its folder"
+        )
+
+
+def expanded(path: str) -> str:
+    """Return a path with ~ and ${VAR} replaced; raise ValueError if one of them has no value."""
+    unset = [a or b for a, b in VARIABLE.findall(path) if (a or b) not in os.environ]
+    if unset:
+        raise ValueError(f"{path}: the environment variable {unset[0]} is not set")
+    path = VARIABLE.sub(lambda name: os.environ[name[1] or name[2]], path)
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        user = path.split("/")[0]
+        raise ValueError(f"{path}: {user} is no user's home; write ./{path} for a folder") from None
 
 
 @contextmanager
@@ -47,7 +74,7 @@ def replacing_folder(folder: Path, durable: bool = True) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in (*temporary.iterdir(), temporary) if durable else ():
+        for path in (*temporary.rglob("*"), temporary) if durable else ():
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)

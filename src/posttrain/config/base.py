@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from posttrain.config.yaml_values import as_written
 
 Marker = TypeVar("Marker")
 
@@ -27,6 +29,11 @@ class StrictConfig(BaseModel):
     """A section that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, tree: Any) -> Any:
+        return as_written(tree, {name: f.annotation for name, f in cls.model_fields.items()})
 
 
 @dataclass(frozen=True)

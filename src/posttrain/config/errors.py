@@ -100,6 +100,8 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
     message: str = error["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message
+    if kind == "path":
+        return f"{where}: {message}"
     # YAML reads yes, no, on and off as booleans
     quotes = kind == "string_type" and not isinstance(error["input"], (dict, list))
     fix = ": put it in quotes" if quotes and error["input"] is not None else ""

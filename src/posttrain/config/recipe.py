@@ -8,10 +8,13 @@ from typing import Any
 
 import yaml
 
+from posttrain.common.files import expanded
+from posttrain.config.yaml_values import Loader, parse_value
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the tree in a YAML file. Raises ValueError if the file is missing or holds none."""
-    file = Path(path)
+    file = Path(expanded(str(path)))
     if not file.is_file():
         recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
         by_stem = {str(p.with_suffix("")): p for p in recipes}  # all end in .yaml
@@ -19,27 +22,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         hint = f"; did you mean {by_stem[near[0]]}?" if near else ""
         raise ValueError(f"no recipe {path}{hint}")
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        sign = isinstance(error, yaml.composer.ComposerError | yaml.scanner.ScannerError)
+        hint = "; put a value that begins with a sign or holds a colon in quotes" if sign else ""
+        raise ValueError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}"
+        ) from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections (model, data, trainer, ...)")
     return tree
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A loader that rejects duplicate keys, as YAML requires; PyYAML silently keeps the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key}", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -50,14 +44,6 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             raise ValueError(f"override {override!r} is not of the form section.key=value")
         set_key(tree, key, parse_value(override, value), override)
     return tree
-
-
-def parse_value(override: str, value: str) -> Any:
-    """Return the YAML value of an override; errors quote the whole `override`."""
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any, written: str) -> None:

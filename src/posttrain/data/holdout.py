@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from posttrain.data.entries import read_messages, text_of
 from posttrain.data.rows import Row, numbered
 
 
@@ -17,9 +18,10 @@ def question_of(row: Row) -> str:
     """
     value = row["messages"] if "messages" in row else row["prompt"]
     if isinstance(value, list):
-        roles = [m["role"] for m in value]
-        start = value[: roles.index("assistant")] if "assistant" in roles else value
-        value = "\n".join(str(m["content"]) for m in start if m["role"] != "system")
+        messages = read_messages(value, "messages" if "messages" in row else "prompt")
+        roles = [m["role"] for m in messages]
+        start = messages[: roles.index("assistant")] if "assistant" in roles else messages
+        value = "\n".join(text_of(m) for m in start if m["role"] != "system")
     return " ".join(str(value).casefold().split())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from posttrain.data.chat import read_by_template
 from posttrain.data.rows import Row
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def asked(row: Row) -> Row:
         )
     if not isinstance(row["text"], str):
         raise ValueError(f"text must be a string; got {str(row['text'])[:60]!r}")
-    return {"prompt": row["text"]}
+    return {"prompt": row["text"], **read_by_template(row)}
 
 
 def labels_of(row: Row, multi_label: bool) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from posttrain.data import noted
+
 OnOverlong = Literal["error", "drop", "truncate", "split"]
 
 
@@ -13,7 +15,10 @@ class LengthTable:
     """How many rows of one source were kept or cut. Lengths are in tokens, before any cut."""
 
     name: str
+    read: int = 0
+    """Rows of the source."""
     rows: int = 0
+    """Sequences made of them, or pairs: a chat of which each turn is one counts as several."""
     kept: int = 0
     dropped: int = 0
     truncated: int = 0
@@ -23,12 +28,18 @@ class LengthTable:
     length_max: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Reason for dropping -> rows, for kinds that drop rows for more than their length."""
+    notes: dict[str, noted.Noted] = field(default_factory=dict)
+    """What is read differently from how rows write it -> the rows."""
     lengths: list[int] = field(default_factory=list, repr=False)
 
     def drop(self, reason: str) -> None:
         """Count a dropped row under its reason."""
         self.dropped += 1
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def note(self, number: int, notes: dict[str, str]) -> None:
+        """Count what is read differently in row `number`."""
+        noted.count(self.notes, number, notes)
 
     def finish(self) -> LengthTable:
         """Fill in the number of rows and their lengths; raise ValueError if no row was kept."""

@@ -11,6 +11,7 @@ from posttrain.common.errors import SettingError
 from posttrain.common.registry import load as load_entry
 from posttrain.common.suggest import did_you_mean
 from posttrain.data.config import DataConfig
+from posttrain.data.entries import with_messages
 from posttrain.data.files import read_path
 from posttrain.data.origin import downloaded
 from posttrain.data.rows import Row, numbered, rename_columns
@@ -24,14 +25,14 @@ def load_rows(config: DataConfig) -> list[Row]:
     if config.name is not None:
         rows = _named(config)
     else:
-        rows = [from_verl(row) for row in read_path(str(config.path), config.split)]
-    source = config.name or config.path
+        rows = [from_verl(row) for row in read_path(config.path or "", config.split)]
+    source = config.name or config.source
     if not rows:
-        of_path = "" if None in (config.name, config.path) else f" of {config.path}"
+        of_path = "" if None in (config.name, config.path) else f" of {config.source}"
         raise ValueError(f"{source}: no rows in the split {config.split}{of_path}")
     if config.columns:
         rows = [rename_columns(row, config.columns, str(source)) for row in rows]
-    rows = rows[: config.max_samples]
+    rows = [with_messages(row) for row in rows[: config.max_samples]]
     if config.prompt_template is None:
         return rows
     return [fill(config.prompt_template, row, where) for where, row in numbered(rows, source)]

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.data.entries import Message, Notes, malformed, read_messages
 from posttrain.data.rows import Row
 
-Message = dict[str, Any]
-"""role, content, and whatever else the chat template reads."""
 
-
-def messages_of(row: Row, column: str, role: str = "user") -> list[Message]:
+def messages_of(
+    row: Row, column: str, role: str = "user", notes: Notes | None = None
+) -> list[Message]:
     """Return the messages of a column, a string or a list; raise ValueError for anything else."""
     value = row.get(column)
     if isinstance(value, str) and column != "messages":
         return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    ):
-        raise ValueError(
-            f"{column} must be {'' if column == 'messages' else 'a string or '}a list of "
-            f"{{role, content}} messages; got {shown(value)}"
-        )
-    return value
+    if not isinstance(value, list):
+        raise malformed(column, value)
+    return read_messages(value, column, notes)
 
 
 def check_text(row: Row) -> None:

@@ -7,19 +7,41 @@ and the prompt ids of a training row are those that the sampler gets for the sam
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import itertools
-from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import jinja2
 import torch
 
 from posttrain.common.batch import Sequence
-from posttrain.data.messages import Message, messages_of
+from posttrain.data.chat import Chat, chat_of, unread
+from posttrain.data.chat_template import (
+    ChatTemplate,
+    after_answer,
+    content_form,
+    encoded,
+    fitted,
+)
+from posttrain.data.entries import Notes
+from posttrain.data.left_out import left_out
 from posttrain.data.rows import Row
+from posttrain.data.turns import Cut, Cutter, Rewritten, Segment, trained_turns
 
-_PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
+Turns = Literal["all", "last", "split"]
+SPLIT = (
+    "the chat template renders earlier turns differently once later ones follow: one row for each "
+    "assistant turn (data.turns: split)"
+)
+
+
+@dataclass
+class Rendered:
+    """The sequences of a row, and what is read differently from how the row writes it."""
+
+    sequences: list[Sequence]
+    notes: Notes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,42 +56,78 @@ class Renderer:
     turn_end: int
     """The stop token that this renderer writes after a completion."""
     system_prompt: str | None = None
+    turns: Turns | None = None
+    """The assistant turns of a chat that are trained on, and whether each is a row of its own."""
+    train_empty: bool = False
+    """Whether a turn without text is trained on, as a bare stop token."""
+    template: ChatTemplate | None = None
 
     def prompt_ids(self, row: Row) -> list[int]:
         """Return the ids before the completion, cut into segments as in training."""
-        if not self.chat:
-            return self._plain_prompt(row)
-        messages = self.prompt_messages(row)
-        whole = self._template(messages, generation=True)
-        if not any(m["role"] == "assistant" for m in messages):
-            return self._ids(whole)
-        try:
-            segments = self._chat_segments(messages, generation=True)
-        except ValueError:
-            # a template that drops reasoning from earlier turns: such a chat is never trained on
-            # as one sequence, so there are no training segments to agree with
-            return self._ids(whole)
-        return [token for ids, _ in segments for token in ids]
+        return self.prompt(row)[0]
 
-    def prompt_messages(self, row: Row) -> list[Message]:
-        """Return the prompt as messages, without a last assistant turn."""
-        messages = messages_of(row, "messages" if "messages" in row else "prompt")
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        return self._with_system(messages)
+    def prompt(self, row: Row) -> tuple[list[int], Notes]:
+        """Return the ids before the completion, and what the row writes otherwise."""
+        if not self.chat:
+            return self._plain_prompt(row), unread(row)
+        chat = self._chat_of(row, asked=True)
+        ids = self._cutter.prompt_ids(chat.messages, chat)
+        whole = self._template.text(chat.messages, chat.options, generation=True)
+        return ids, chat.notes | left_out(chat, {}, whole)
 
     def training_sequence(self, row: Row) -> Sequence:
-        """Return ids and mask of a row with `messages`, or with `prompt` and `completion`."""
+        """Return ids and mask of a row with `messages`, or with `prompt` and `completion`.
+
+        Raise ValueError if its turns cannot be trained on as one sequence.
+        """
+        (sequence,) = self.training(row, one=True).sequences
+        return sequence
+
+    def training(self, row: Row, one: bool = False) -> Rendered:
+        """Return the sequences of a row, one for each assistant turn if `turns` is split.
+
+        By default there is one, unless the template renders earlier turns differently once later
+        ones follow. There is always one if only `one` will do.
+        """
         if not self.chat:
-            prompt = self._plain_prompt(row)
-            completion = [*self._ids(_text(row, "completion")), self.turn_end]
-            return _sequence([(prompt, False), (completion, True)])
-        if "messages" in row:
-            messages = self._with_system(messages_of(row, "messages"))
-        else:
-            prompt_messages = self._with_system(messages_of(row, "prompt"))
-            messages = prompt_messages + messages_of(row, "completion", role="assistant")
-        return _sequence(self._chat_segments(messages))
+            prompt, text = self._plain_prompt(row), _text(row, "completion")
+            completion = encoded(self.tokenizer, text, add_special_tokens=False) if text else []
+            trained = bool(text) or self.train_empty
+            segments = [(prompt, False), ([*completion, self.turn_end], trained)]
+            return Rendered([_sequence(segments)], unread(row))
+        chat = self._chat_of(row)
+        turns = trained_turns(chat)
+        chat = chat.until(turns[-1] + 1 if turns else len(chat.messages))
+        cuts, notes = self._cuts(chat, turns, one)
+        for cut in cuts:
+            notes |= cut.notes
+        texts = {i: text for cut in cuts for i, text in cut.texts.items()}
+        whole = self._template.text(chat.messages, chat.options)
+        notes = chat.notes | notes | left_out(chat, texts, whole)
+        speaking = [cut for cut in cuts if cut.texts] or cuts[:1]
+        return Rendered([_sequence(cut.segments) for cut in speaking], notes)
+
+    def _cuts(self, chat: Chat, turns: list[int], one: bool) -> tuple[list[Cut], Notes]:
+        """Return a chat in one sequence or in one for each of its trained `turns`."""
+        if not turns:
+            text = self._template.text(chat.messages, chat.options)
+            return [Cut([(self._template.ids(text), False)])], {}
+        notes: Notes = {}
+        mode = "all" if one else self.turns
+        if mode == "last" and len(turns) > 1:
+            notes["the last assistant turn alone is trained on (data.turns: last)"] = ""
+            turns = turns[-1:]
+        if len(turns) > 1 and mode != "split":
+            try:
+                return [self._cutter.whole(chat)], notes
+            except Rewritten as reason:
+                if mode is not None:
+                    remedy = "keep one assistant turn in each completion"
+                    if not one:
+                        remedy = "set data.turns: split or last"
+                    raise ValueError(f"{reason}, so it is not one sequence; {remedy}") from None
+                notes[SPLIT] = reason.example
+        return [self._cutter.one(chat, i) for i in turns], notes
 
     def step_sequence(self, row: Row, separator: str) -> Sequence:
         """Return the ids of a `prompt` and its steps (`completions`), joined by `separator`.
@@ -80,11 +138,11 @@ class Renderer:
         *others, last = row["completions"]
         steps = [*(step + separator for step in others), last]
         if self.chat:
-            answer = {"role": "assistant", "content": "".join(steps)}
-            messages = [*self._with_system(messages_of(row, "prompt")), answer]
-            segments = self._chat_segments(messages, steps=steps)
+            others = {k: v for k, v in row.items() if k != "messages"}
+            chat = self._chat_of(others | {"completion": "".join(steps)})
+            segments = self._cutter.one(chat, len(chat.messages) - 1, steps).segments
         else:
-            pieces = [self._ids(step) for step in steps]
+            pieces = [encoded(self.tokenizer, step, add_special_tokens=False) for step in steps]
             pieces[-1] = [*pieces[-1], self.turn_end]
             segments = [(self._plain_prompt(row), False), *((piece, True) for piece in pieces)]
         if not all(ids for ids, is_step in segments if is_step):
@@ -92,14 +150,13 @@ class Renderer:
         lengths = itertools.accumulate(len(ids) for ids, _ in segments)
         ends = [length - 1 for length, (_, is_step) in zip(lengths, segments) if is_step]
         sequence = _sequence(segments)
-        # earlier assistant turns belong to the prompt
         mask = torch.zeros_like(sequence.loss_mask)
-        mask[ends[-len(steps) :]] = True
+        mask[ends] = True
         return Sequence(sequence.input_ids, mask)
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a whole text for language modelling, closed by the stop token."""
-        ids = self._encoded(text)
+        ids = encoded(self.tokenizer, text)
         return ids if ids and ids[-1] in self.stop_token_ids else [*ids, self.turn_end]
 
     def decode(self, ids: list[int]) -> str:
@@ -108,93 +165,30 @@ class Renderer:
             ids = ids[:-1]
         return str(self.tokenizer.decode(ids))
 
-    def _chat_segments(
-        self, messages: list[Message], generation: bool = False, steps: SequenceOf[str] = ()
-    ) -> list[tuple[list[int], bool]]:
-        """Return ids cut at the edges of assistant turns and `steps`, and what is trained on."""
-        if not any(m["role"] == "assistant" for m in messages):
-            roles = ", ".join(str(m["role"]) for m in messages)
-            raise ValueError(f"no assistant message to train on; the roles are {roles}")
-        full = self._template(messages, generation)
-        segments: list[tuple[list[int], bool]] = []
-        done = 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            if i == 0:
-                raise ValueError("the chat begins with the assistant: that turn has no prompt")
-            start = self._prefix(full, messages[:i], generation=True)
-            end = self._prefix(full, messages[: i + 1], generation=False)
-            pieces = _pieces(full[start:end], steps if i == len(messages) - 1 else ())
-            *closed, turn = [self._ids(piece) for piece in pieces]
-            stops = [k for k, token in enumerate(turn) if token in self.stop_token_ids]
-            if not stops:
-                raise ValueError(
-                    "the chat template closes an assistant turn without a stop token "
-                    f"({self.tokenizer.convert_ids_to_tokens(list(self.stop_token_ids))}): "
-                    "the model would never learn to stop"
-                )
-            cut = stops[-1] + 1  # what the template writes after the stop token is not sampled
-            segments.append((self._ids(full[done:start]), False))
-            segments += [*((ids, True) for ids in closed), (turn[:cut], True), (turn[cut:], False)]
-            done = end
-        if generation:
-            segments.append((self._ids(full[done:]), False))
-        return segments
+    @property
+    def _template(self) -> ChatTemplate:
+        return self.template or ChatTemplate(self.tokenizer)
 
-    def _prefix(self, full: str, messages: list[Message], generation: bool) -> int:
-        prefix = self._template(messages, generation)
-        if not full.startswith(prefix):
-            raise ValueError(
-                "the chat template renders earlier turns differently once a later one follows "
-                "(it drops reasoning, for example): such a chat cannot be trained on as one "
-                "sequence; keep one assistant turn per row"
-            )
-        return len(prefix)
+    @property
+    def _cutter(self) -> Cutter:
+        return Cutter(self._template, self.stop_token_ids, self.train_empty)
 
-    def _template(self, messages: list[Message], generation: bool = False) -> str:
-        if not messages:
-            raise ValueError("the chat is empty")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation
-            )
-        except jinja2.TemplateError as error:  # raised by templates for a wrong order of roles
-            raise ValueError(f"the chat template refuses this chat: {error}") from None
-        assert isinstance(text, str)
-        return text
-
-    def _ids(self, text: str) -> list[int]:
-        if not text:
-            return []
-        # the template has written the special tokens already: never add them a second time
-        return self._encoded(text, add_special_tokens=False)
-
-    def _encoded(self, text: str, **options: bool) -> list[int]:
-        try:
-            ids: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
-        except TypeError:  # raised by tokenizers for a text that cannot be encoded
-            surrogates = [c for c in text if "\ud800" <= c <= "\udfff"]
-            if not surrogates:
-                raise
-            raise ValueError(f"a text contains {surrogates[0]!r}, half of a character") from None
-        return ids
+    def _chat_of(self, row: Row, asked: bool = False) -> Chat:
+        """Return the row's chat, in the form that the template takes."""
+        chat = chat_of(row, self.system_prompt, asked)
+        messages, notes = fitted(self._template, chat.messages, chat.options)
+        return dataclasses.replace(chat, messages=messages, notes=chat.notes | notes)
 
     def _plain_prompt(self, row: Row) -> list[int]:
         prompt = _text(row, "prompt")
-        if self.system_prompt is not None:
-            prompt = f"{self.system_prompt}\n\n{prompt}"
-        ids = self._encoded(prompt)
+        if system := row.get("system") or self.system_prompt:
+            prompt = f"{system}\n\n{prompt}"
+        ids = encoded(self.tokenizer, prompt)
         if ids and ids[-1] == self.tokenizer.eos_token_id:  # by tokenizers that close every text
             ids = ids[:-1]
         if not ids:
             raise ValueError("the prompt is empty")
         return ids
-
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self.system_prompt is None or (messages and messages[0]["role"] == "system"):
-            return messages
-        return [{"role": "system", "content": self.system_prompt}, *messages]
 
 
 def make_renderer(
@@ -202,6 +196,9 @@ def make_renderer(
     template: str = "auto",
     system_prompt: str | None = None,
     generation_stops: list[int] | None = None,
+    date: datetime.date | None = None,
+    turns: Turns | None = None,
+    train_empty: bool = False,
 ) -> Renderer:
     """Return a renderer with its stop tokens.
 
@@ -216,22 +213,30 @@ def make_renderer(
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     turn_end = tokenizer.eos_token_id
+    chat_template = None
     if chat:
-        turn_end = _turn_end(tokenizer)
+        chat_template = ChatTemplate(tokenizer, content_form(tokenizer), date)
+        turn_end = _turn_end(chat_template)
         stops.add(turn_end)
     if turn_end is None:
         raise ValueError("the tokenizer has no EOS token: the model would never learn to stop")
-    return Renderer(tokenizer, chat, tuple(sorted(stops)), turn_end, system_prompt)
+    return Renderer(
+        tokenizer,
+        chat,
+        tuple(sorted(stops)),
+        turn_end,
+        system_prompt,
+        turns,
+        train_empty,
+        chat_template,
+    )
 
 
-def _turn_end(tokenizer: Any) -> int:
+def _turn_end(template: ChatTemplate) -> int:
     """Return the special token with which the chat template closes an assistant turn."""
-    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-    rendered = tokenizer.apply_chat_template(probe, tokenize=False)
-    after = rendered.rpartition(_PROBE)[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    tokenizer = template.tokenizer
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    for token in ids:
+    for token in template.ids(after_answer(template)):
         if token in special:
             return int(token)
     raise ValueError(
@@ -253,25 +258,7 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:
-    """Return the text of a turn, cut where one of its steps ends and the next begins."""
-    if not steps:
-        return [turn]
-    pieces = list(steps)
-    if "".join(pieces) not in turn:  # many templates strip a message's content
-        pieces[0] = pieces[0].lstrip()
-        pieces[-1] = pieces[-1].rstrip()
-    before, completion, after = turn.partition("".join(pieces))
-    if not completion:
-        raise ValueError(
-            "the chat template changes the completion: its steps cannot be found in it"
-        )
-    pieces[0] = before + pieces[0]
-    pieces[-1] += after
-    return pieces
-
-
-def _sequence(segments: list[tuple[list[int], bool]]) -> Sequence:
+def _sequence(segments: list[Segment]) -> Sequence:
     ids = [token for segment, _ in segments for token in segment]
     mask = [trained for segment, trained in segments for _ in segment]
     if mask:

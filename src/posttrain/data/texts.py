@@ -14,6 +14,7 @@ TEXT_COLUMNS = (
     "chosen",
     "rejected",
     "conversations",
+    "system",
     "instruction",
     "input",
     "completions",
@@ -30,5 +31,5 @@ def texts_in(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for part in value for text in texts_in(part)]
     if isinstance(value, dict):
-        return texts_in(value.get("content", value.get("value")))
+        return texts_in(value.get("content", value.get("value", value.get("text"))))
     return [value] if isinstance(value, str) else []

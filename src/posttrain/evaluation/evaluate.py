@@ -106,4 +106,6 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
         "device": device.type,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
     }
+    if renderer.template is not None and renderer.template.date is not None:
+        facts["date"] = renderer.template.date.isoformat()
     return Loaded(renderer, sampler.policy, limit, facts), sampler

@@ -17,6 +17,7 @@ from posttrain.model.folder import (
     max_positions,
     resolve_model_path,
     saved_labels,
+    trained_date,
     trained_with,
 )
 from posttrain.model.load import load_policy, load_tokenizer
@@ -40,7 +41,8 @@ def load_for_sampling(
         raise ValueError(explain(error, ModelConfig)) from None
     if template not in ("auto", "chat", "plain"):
         raise SettingError("template", f"expected auto, chat or plain, got {template!r}")
-    renderer = make_renderer(load_tokenizer(name), template, system_prompt, generation_stops(name))
+    stops, date = generation_stops(name), trained_date(name)
+    renderer = make_renderer(load_tokenizer(name), template, system_prompt, stops, date)
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
 

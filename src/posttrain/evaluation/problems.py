@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import short_hash
+from posttrain.data.chat import read_by_template
+from posttrain.data.entries import text_of
 from posttrain.data.messages import messages_of
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row, numbered
@@ -48,7 +50,8 @@ def with_reply(row: Row, where: str) -> Row:
     replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i > 0]
     if not replies:
         raise ValueError(f"{where}: messages need an assistant turn after a turn of another role")
-    return {"prompt": turns[: replies[-1]], "completion": turns[replies[-1]]["content"]}
+    prompt, completion = turns[: replies[-1]], text_of(turns[replies[-1]])
+    return {"prompt": prompt, "completion": completion, **read_by_template(row)}
 
 
 def to_problems(
@@ -79,7 +82,9 @@ def to_problems(
     problems, lengths = [], []
     for number, (key, row, prompt) in enumerate(zip(problem_ids(rows), rows, asked), 1):
         try:
-            ids = renderer.prompt_ids({"prompt": with_shots(prompt, shots, renderer.chat)})
+            ids = renderer.prompt_ids(
+                {"prompt": with_shots(prompt, shots, renderer.chat), **read_by_template(row)}
+            )
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
         lengths.append(len(ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from posttrain.common.errors import SettingError
+from posttrain.common.files import expanded
 from posttrain.common.registry import look_up
 from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
@@ -80,7 +81,7 @@ def find_task(name: str) -> Task | LikelihoodTask:
     entry: Task | LikelihoodTask = look_up(known, task, f"no task {task!r}")
     if not path and "name" not in entry.data:
         raise ValueError(f"the task {task} has no data of its own: write {task}=FILE")
-    return replace(entry, data=entry.data | {"path": path}) if path else entry
+    return replace(entry, data=entry.data | {"path": expanded(path)}) if path else entry
 
 
 def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:

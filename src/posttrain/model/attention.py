@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from posttrain.model.attention_forms import Form, chunk_size, explicit, in_same_chunk, no_flash
+from posttrain.model.kernels import flash
+
 NAME = "posttrain"
 
 
@@ -27,7 +30,9 @@ class Packed:
     cu_seqlens: Tensor  # [N+1] int32
     prefixes: list[int | None] | None = None  # N, index of each prefix; None if there are none
     cu_keys: Tensor | None = None  # [N+1] int32, cu_seqlens of the segments with their prefixes
-    masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[int, int, int | None, int | None], Tensor] = field(
+        default_factory=dict, repr=False
+    )
     """Masks that the layers of one forward pass share."""
 
 
@@ -42,60 +47,55 @@ def attend(
     module: torch.nn.Module,
     query: Tensor,  # [B, H, S, D]
     key: Tensor,  # [B, H_kv, S or L, D]
-    value: Tensor,  # [B, H_kv, S or L, D]
+    value: Tensor,  # [B, H_kv, S or L, D_v]
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     layout: Packed | Decode | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Return [B, S, H, D], the layout that transformers expects of an attention function.
+    """Return [B, S, H, D_v], the layout that transformers expects of an attention function.
 
-    Raises ValueError for an architecture that passes no layout or an unsupported option."""
+    Raises ValueError for an architecture that passes no layout."""
     if layout is None:
         raise ValueError(
-            f"{type(module).__name__} did not pass the sequence layout to its attention; "
-            "this architecture is not supported"
+            f"{type(module).__name__} does not pass the sequence layout to its attention function"
         )
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise ValueError(f"attention option `{name}` of this architecture is not supported")
+    form = Form(scaling, dropout, sliding_window, chunk_size(module), softcap, s_aux)
     if isinstance(layout, Decode):
-        return _decode(query, key, value, layout.mask, scaling, sliding_window), None
-    if query.is_cuda and query.dtype == torch.bfloat16 and dropout == 0.0:
+        return _decode(query, key, value, layout.mask, form), None
+    if no_flash(form, key, value) is None:
+        # under autocast, the rotation and the norms of queries and keys return fp32
+        query, key, value = (x.to(flash.compute_dtype(value)) for x in (query, key, value))
         return _varlen(query, key, value, layout, scaling, sliding_window), None
-    return _per_sequence(query, key, value, layout, scaling, dropout, sliding_window), None
+    return _per_sequence(query, key, value, layout, form), None
 
 
-def _per_sequence(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: Packed,
-    scaling: float | None,
-    dropout: float,
-    sliding_window: int | None,
-) -> Tensor:
+def _per_sequence(query: Tensor, key: Tensor, value: Tensor, layout: Packed, form: Form) -> Tensor:
     parts = []
     # split, not slices: its backward pass is one concatenation instead of N zero-filled tensors
     queries = query.split(layout.lengths, dim=2)
     for q, k, v in zip(queries, _with_prefixes(key, layout), _with_prefixes(value, layout)):
         before, length = k.shape[2] - q.shape[2], k.shape[2]
-        plain = before == 0 and (sliding_window is None or length <= sliding_window)
-        parts.append(
-            scaled_dot_product_attention(
+        plain = before == 0 and all(n is None or length <= n for n in (form.window, form.chunk))
+        if form.softcap is not None or form.sinks is not None:
+            part = explicit(q, k, v, _mask(layout, before, length, form, q), form)
+        else:
+            part = scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if plain else _mask(layout, before, length, sliding_window, q),
-                dropout_p=dropout,
+                attn_mask=None if plain else _mask(layout, before, length, form, q),
+                dropout_p=form.dropout,
                 is_causal=plain,
-                scale=scaling,
+                scale=form.scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
-            ).transpose(1, 2)
-        )
+            )
+        parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
 
 
@@ -110,17 +110,19 @@ def _with_prefixes(x: Tensor, layout: Packed) -> list[Tensor]:
     ]
 
 
-def _mask(layout: Packed, before: int, length: int, window: int | None, query: Tensor) -> Tensor:
+def _mask(layout: Packed, before: int, length: int, form: Form, query: Tensor) -> Tensor:
     """Return the additive mask [S, L] of a segment with a prefix of `before` keys, L = `length`.
 
     Query i of the S = L - `before`, at position `before` + i, sees the keys up to its own position,
-    or the last `window` of them."""
-    key = before, length, window
+    or the last of them, as the layer's window or chunk says."""
+    key = before, length, form.window, form.chunk
     if key not in layout.masks:
         ones = torch.ones(length - before, length, dtype=torch.bool, device=query.device)
         visible = ones.tril(before)
-        if window is not None:
-            visible &= ones.triu(before + 1 - window)
+        if form.window is not None:
+            visible &= ones.triu(before + 1 - form.window)
+        if form.chunk is not None:
+            visible &= in_same_chunk(before, length, form.chunk, query.device)
         zeros = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
         layout.masks[key] = zeros.masked_fill_(~visible, -torch.inf)
     return layout.masks[key]
@@ -134,15 +136,13 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # torch >= 2.10, CUDA only
-
     cu_keys, longest = layout.cu_seqlens, max(layout.lengths)
     if layout.prefixes is not None:
         assert layout.cu_keys is not None
         keys, values = (_with_prefixes(x, layout) for x in (key, value))
         cu_keys, longest = layout.cu_keys, max(part.shape[2] for part in keys)
         key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)
-    out = varlen_attn(
+    out = flash.varlen(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -151,30 +151,33 @@ def _varlen(
         max(layout.lengths),
         longest,
         scale=scaling,
-        # aligned at the last key of each segment, so a query sees the prefix and the keys before it
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        sliding_window=sliding_window,
     )
-    assert isinstance(out, Tensor)
     return out[None]
 
 
 def _decode(
     query: Tensor,  # [B, H, 1, D]
     key: Tensor,  # [B, H_kv, L, D]
-    value: Tensor,  # [B, H_kv, L, D]
+    value: Tensor,  # [B, H_kv, L, D_v]
     mask: Tensor,  # [B, 1, 1, L]
-    scaling: float | None,
-    sliding_window: int | None,
+    form: Form,
 ) -> Tensor:
-    if sliding_window is not None and key.shape[2] > sliding_window:
+    columns = key.shape[2]
+    if form.window is not None and columns > form.window:
         mask = mask.clone()
-        mask[..., : key.shape[2] - sliding_window] = -torch.inf
+        mask[..., : columns - form.window] = -torch.inf
+    if form.chunk is not None:
+        own = (mask == 0).sum(-1, keepdim=True)  # the row's columns, of its positions 0, 1, ...
+        first = columns - own + (own - 1) // form.chunk * form.chunk
+        mask = mask.masked_fill(torch.arange(columns, device=mask.device) < first, -torch.inf)
+    if form.softcap is not None or form.sinks is not None:
+        return explicit(query, key, value, mask, form).transpose(1, 2)
     rows, heads, _, width = query.shape
     # query heads that share a key head become its queries: one pass over the cache, no repeat
     grouped = query.view(rows, key.shape[1], heads // key.shape[1], width)
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(rows, 1, heads, width)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=form.scaling)
+    return out.reshape(rows, 1, heads, value.shape[3])
 
 
 def use_attention(model: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
+from posttrain.config.paths import LocalPath
 
 HeadKind = Literal["value", "score", "labels", "label_tokens"]
 """An additional head. value: V(s) of every state, for `ppo`. score: one number for a text or a step
@@ -61,7 +62,7 @@ class ModelConfig(StrictConfig):
     """The model to train, and its initial weights."""
 
     name: Annotated[
-        str | None,
+        LocalPath | None,
         AlsoCalled("model_name_or_path", "base_model", "pretrained_model_name_or_path"),
     ] = None
     """A hub name, a model or adapter folder, or a run directory."""
@@ -79,10 +80,29 @@ class ModelConfig(StrictConfig):
     ] = "auto"
     """Compute dtype. auto: bfloat16 if the device multiplies it natively. Trainable parameters and
     their optimiser state are always fp32."""
+    deterministic: Annotated[bool, AlsoCalled("full_determinism")] = False
+    """On a GPU, use only operators that give the same bits every time; slower. The promise is
+    torch's, for one GPU model and one version of torch and CUDA. On a CPU it changes nothing: fp32
+    runs there have the same bits already."""
     use_lora: Annotated[bool, AlsoCalled("use_peft")] = False
     """Train a LoRA adapter on the frozen model."""
     lora: LoraConfig = LoraConfig()
     """The adapter's settings; read only with use_lora."""
+    resize_embeddings: Annotated[
+        bool,
+        AlsoCalled(
+            "resize_vocab",
+            resize_token_embeddings_to_32x="model.resize_multiple: 32 and resize_embeddings: true",
+        ),
+    ] = False
+    """Give the embedding and the output head a row for each of the tokenizer's tokens. With
+    use_lora, both are then trained and saved whole, beside the adapter."""
+    resize_multiple: Annotated[int | None, AlsoCalled("pad_to_multiple_of")] = Field(None, ge=1)
+    """With resize_embeddings, round the number of rows up to a multiple of this."""
+    dropout: bool | None = None
+    """Whether the dropout, layer drop and router jitter in the model's config, and lora.dropout,
+    apply while training. By default they do, as in transformers, except in preference methods and
+    RL, which compare the policy's log-probs with those of a reference or of the sampler."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward pass."""
 
@@ -92,6 +112,10 @@ class ModelConfig(StrictConfig):
             raise ValueError("give either model.name or model.scratch")
         if "lora" in self.model_fields_set and not self.use_lora:
             raise ValueError("model.lora is set but model.use_lora is false")
+        if self.resize_multiple is not None and not self.resize_embeddings:
+            raise ValueError("model.resize_multiple is set but model.resize_embeddings is false")
+        if self.scratch is not None and self.resize_embeddings:
+            raise ValueError("model.resize_embeddings needs a pre-trained model, not model.scratch")
         if self.scratch is not None and self.use_lora:
             raise ValueError("model.use_lora needs a pre-trained model, not model.scratch")
         return self
@@ -100,7 +124,7 @@ class ModelConfig(StrictConfig):
 class ReferenceConfig(StrictConfig):
     """The reference, if it is not the policy at the start of the run."""
 
-    name: str | None = None
+    name: LocalPath | None = None
     """Another model with the policy's tokenizer: a hub name, a folder, or a run directory."""
     sync_steps: int | None = Field(None, ge=1)
     """Steps between two moves of the reference towards the policy (Gorbatovski et al. 2024, arXiv

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -16,6 +18,32 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_reason(name: str, device: torch.device) -> str:
+    """Return what the device is and why it was chosen for a `model.device`."""
+    if device.type == "cpu":
+        return "the CPU" + ("" if name == "cpu" else ", since torch sees no CUDA device")
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+
+
+def dtype_reason(name: str, dtype: torch.dtype, device: torch.device) -> str:
+    """Return the compute dtype and why it was chosen for a `model.dtype`."""
+    native = choose_dtype("auto", device) == torch.bfloat16
+    text = str(dtype).removeprefix("torch.")
+    if name != "auto":
+        emulated = dtype == torch.bfloat16 and not native
+        return f"{text}, as model.dtype says" + (", which it emulates slowly" if emulated else "")
+    return f"{text}, since it has {'' if native else 'no '}native bfloat16 products"
+
+
+def use_deterministic() -> None:
+    """Make torch refuse operators whose result differs from run to run, for model.deterministic.
+
+    cuBLAS reads its variable at the first product, so call it before."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the compute dtype of a `model.dtype`.
 
@@ -24,5 +52,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32

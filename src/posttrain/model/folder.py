@@ -5,11 +5,14 @@ Every file name and format in such a folder is defined here; `save` writes them.
 
 from __future__ import annotations
 
-import json
+import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from posttrain.common.files import expanded
+from posttrain.model.integrity import check_folder, check_tensors, in_one_line, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +25,6 @@ LABELS_FILE = "classification.json"
 CHECKPOINT_INFO = "checkpoint_info.json"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object, empty if there is no such file."""
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return content
-
-
 def is_adapter(name: str | Path) -> bool:
     """Whether a folder holds a PEFT adapter."""
     return (Path(name) / "adapter_config.json").is_file()
@@ -38,6 +35,11 @@ def adapter_config(name: str | Path) -> dict[str, Any]:
     config = read_json(Path(name) / "adapter_config.json")
     if config.get("base_model_name_or_path") is None:
         raise ValueError(f"{name}/adapter_config.json does not name its base model")
+    if is_adapter(base := str(config["base_model_name_or_path"])):
+        raise ValueError(
+            f"model.name: {name} is an adapter of {base}, which is itself an adapter: merge that "
+            "one into its base, and save the model under this name"
+        )
     return config
 
 
@@ -81,6 +83,7 @@ def saved_head(folder: Path) -> Tensor | None:
     }
     for name, key in keys.items():
         if (folder / name).is_file():
+            check_tensors(folder / name)
             with safe_open(folder / name, "pt") as file:
                 return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
     return None
@@ -110,12 +113,14 @@ def max_positions(name: str) -> int:
     """Return the maximum sequence length of a model in tokens."""
     from transformers import AutoConfig
 
-    name = base_model(name)
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(not_found(name)) from error
-    return int(getattr(config, "max_position_embeddings", 2**31))
+    base = base_model(name)
+    check_folder(base)
+    with in_one_line(base, "config.json describes no model that transformers can build"):
+        try:
+            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(not_found(base, name)) from error
+        return int(getattr(config, "max_position_embeddings", 2**31))
 
 
 def generation_stops(name: str | None) -> list[int]:
@@ -144,8 +149,8 @@ def generation_stops(name: str | None) -> list[int]:
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """Return a run's finished checkpoints, oldest first."""
-    finished = [p for p in run_dir.glob("checkpoint-*") if (p / CHECKPOINT_INFO).is_file()]
-    return sorted(finished, key=step_of)
+    numbered = [p for p in run_dir.glob("checkpoint-*") if p.name.rpartition("-")[2].isdecimal()]
+    return sorted((p for p in numbered if (p / CHECKPOINT_INFO).is_file()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -172,6 +177,7 @@ def resolve_model_path(name: str) -> str:
 
     Raise ValueError for the name of runs without their date and time.
     """
+    name = expanded(name)
     path = Path(name)
     if path.is_dir() and (path / "metrics.jsonl").is_file():
         return str(best_or_newest(path))
@@ -187,14 +193,7 @@ def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
 
     For other folders they are auto, None and None.
     """
-    run = Path(folder).resolve().parent
-    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
-        return "auto", None, None
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    data = config.get("data") if isinstance(config, dict) else None
-    section = data[0] if isinstance(data, list) and data else data
-    if not isinstance(section, dict):  # other programs write files with these names
-        return "auto", None, None
+    section = _first_data(folder)
     return (
         section.get("template", "auto"),
         section.get("system_prompt"),
@@ -202,9 +201,41 @@ def trained_with(folder: str) -> tuple[Any, str | None, str | None]:
     )
 
 
-def not_found(name: str) -> str:
-    """Return the message for a `model.name` that is not a model."""
+def trained_date(folder: str) -> datetime.date | None:
+    """Return the date that the chat template wrote in the run of a checkpoint folder, if any."""
+    return recorded_date({"data": _first_data(folder)})
+
+
+def recorded_date(config: dict[str, Any]) -> datetime.date | None:
+    """Return the data.date of a run's resolved config; None if its template writes none."""
+    data = config.get("data")
+    section = data[0] if isinstance(data, list) and data else data
+    date = section.get("date") if isinstance(section, dict) else None
+    return datetime.date.fromisoformat(str(date)) if date else None
+
+
+def _first_data(folder: str) -> dict[str, Any]:
+    """Return the first data section of a checkpoint folder's run; empty for other folders."""
+    run = Path(folder).resolve().parent
+    if not ((run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file()):
+        return {}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = config.get("data") if isinstance(config, dict) else None
+    section = data[0] if isinstance(data, list) and data else data
+    # other programs write files with these names
+    return section if isinstance(section, dict) else {}
+
+
+def not_found(name: str, adapter: str | None = None) -> str:
+    """Return the message for a `model.name` that is not a model, or for the base of `adapter`."""
     path = Path(name)
+    if adapter is not None and adapter != name:
+        state = "holds no model" if path.is_dir() else "is not here"
+        return (
+            f"model.name: {adapter} is an adapter of {name}, which {state} (no such folder, and "
+            "the model hub has no such model or cannot be reached): put the base there, or correct "
+            f"base_model_name_or_path in {adapter}/adapter_config.json"
+        )
     if path.is_dir():
         content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         return (

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from posttrain.model.backbone import unwrapped
+from posttrain.model.classifiers import classifier_class
 from posttrain.model.folder import SAVED_HEAD, is_classifier, saved_head
-from posttrain.model.language_model import LanguageModel, unwrapped
+from posttrain.model.language_model import LanguageModel
 
 
 def add_value_head(policy: LanguageModel, own_network: bool) -> None:
@@ -47,11 +49,10 @@ def add_scoring_head(
 
     Its weights are those of the reward model or classifier in the folder `name`, if there is one,
     else 0, and so is every first score. The output head is not trained. Raises ValueError if the
-    folder has another number of labels, or if transformers has no sequence classifier of the
-    architecture.
+    folder has another number of labels, or if the architecture can have no sequence classifier.
     """
     causal_lm = policy.causal_lm()
-    classifier_class(causal_lm)
+    classifier_class(causal_lm.config)
     embeddings = causal_lm.get_input_embeddings().weight
     width, device = embeddings.shape[1], embeddings.device
     policy.head_kind = kind
@@ -75,19 +76,3 @@ def add_scoring_head(
 def score_label_tokens(policy: LanguageModel, tokens: list[int]) -> None:
     """Make the output head's logits of the labels' tokens the policy's additional head."""
     policy.head_kind, policy.label_tokens = "label_tokens", tokens
-
-
-def classifier_class(causal_lm: Any) -> str:
-    """Return the class name of the architecture's sequence classifier.
-
-    Raises ValueError if transformers has none.
-    """
-    import transformers
-
-    causal = type(causal_lm).__name__
-    name = causal.replace("ForCausalLM", "ForSequenceClassification")
-    if name == causal or not hasattr(transformers, name):
-        raise ValueError(
-            f"transformers has no sequence classifier for {causal}: it cannot become a reward model"
-        )
-    return name

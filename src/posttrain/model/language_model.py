@@ -6,7 +6,7 @@ only through it, except in `probe` and in the native sampler's written-out decod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.common.batch import Batch
+from posttrain.model.adapters import head_weight
 from posttrain.model.attention import Decode, Packed
+from posttrain.model.backbone import backbone_of, last_hidden, one_by_one, run_rows, unwrapped
 from posttrain.model.config import HeadKind
-from posttrain.model.kernels.linear import Linear, reusable
+from posttrain.model.kernels.linear import reusable
 from posttrain.model.output_head import HeadLogprobs, cap
+from posttrain.model.quirks import logit_scale, silence
 from posttrain.model.shared_prompts import Rows, padding_rows, share_prompts
 
 
@@ -38,6 +41,26 @@ class LanguageModel(nn.Module):
         """The value head's own network; None if the head is on the policy's states."""
         self.label_tokens: list[int] | None = None
         """For head_kind label_tokens: the token of each label."""
+        self.unpacked: str | None = None
+        """Why sequences run one at a time in transformers' own attention; None if packed."""
+        self.own_attention: str | None = None
+        """Name of the attention that the model was loaded with."""
+        self.probe: Any = None
+        """Rows and their log-probs as transformers gives them for the start model (`probe`)."""
+        self.tolerance = 1e-3
+        """Difference of two log-probs that rounding can make here (`probe`)."""
+        self.rope_limit: int | None = None
+        """Length beyond which the rotation depends on the sequence's length, so that a batch with
+        a longer sequence is not packed."""
+        self.dropout = True
+        """Whether train() turns on the dropout of the model and its adapter."""
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Set training mode, without dropout if `dropout` is off."""
+        super().train(mode)
+        if mode and not self.dropout:
+            silence(network for network in (self.model, self.value_network) if network is not None)
+        return self
 
     def forward(
         self, batch: Batch, *, entropy: bool = False, head: bool = False, temperature: float = 1.0
@@ -47,8 +70,8 @@ class LanguageModel(nn.Module):
         The head's are those of the state after each token, [T] or [T, labels]; entropy and head
         outputs are None if not requested."""
         with self.precision():
-            rows = share_prompts(batch)
-            hidden = self.hidden_states(rows.input_ids[None], rows.position_ids[None], rows.layout)
+            rows = share_prompts(batch) if self.packs(batch.lengths) else one_by_one(batch)
+            hidden = run_rows(self.backbone(), rows, self.unpacked is None)
             head_outputs = self._head_outputs(hidden, rows) if head else None
             positions = batch.loss_mask.nonzero()[:, 0]
             num_trained = len(positions)
@@ -57,6 +80,7 @@ class LanguageModel(nn.Module):
                 positions = torch.cat([positions, padding])
             # token t is predicted from the state of token t - 1 of the same sequence
             states = hidden[0].index_select(0, rows.places[positions - 1])
+            states = states.to(self.autocast or states.dtype)  # else the head's backward is fp32
             weight, bias, softcap, scale = self.output_head()
             targets = batch.input_ids[positions]
             logprobs, ent = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
@@ -74,8 +98,8 @@ class LanguageModel(nn.Module):
         head = self.head
         assert head is not None, "no head was added (model.heads)"
         if self.value_network is not None:
-            ids, positions = rows.input_ids[None], rows.position_ids[None]
-            hidden = _last_hidden(_backbone(self.value_network), ids, positions, rows.layout)
+            network = backbone_of(self.value_network)
+            hidden = run_rows(network, rows, self.unpacked is None)
         bias = None if head.bias is None else head.bias.float()
         # explicitly in fp32, since FSDP casts the head's weights to the compute dtype
         with torch.autocast(hidden.device.type, enabled=False):
@@ -83,11 +107,16 @@ class LanguageModel(nn.Module):
         outputs = outputs.index_select(0, rows.places)
         return outputs if self.head_kind == "labels" else outputs[:, 0]
 
+    def packs(self, lengths: Sequence[int]) -> bool:
+        """Return whether sequences of these lengths may run end to end."""
+        limit = self.rope_limit
+        return self.unpacked is None and (limit is None or max(lengths, default=0) <= limit)
+
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None
     ) -> Tensor:
         """Return the last hidden states [B, S, width] of inputs [B, S]; B is 1 for packed rows."""
-        return _last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
+        return last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
 
     def sampling_head(self) -> Callable[[Tensor], Tensor]:
         """Return a function from hidden [M, width] to fp32 logits [M, vocab], for these weights."""
@@ -109,47 +138,11 @@ class LanguageModel(nn.Module):
 
     def backbone(self) -> nn.Module:
         """Return the transformers model without its output head."""
-        return _backbone(self.model)
+        return backbone_of(self.model)
 
     def output_head(self) -> tuple[Tensor, Tensor | None, float | None, float]:
         """Return weight [vocab, width], bias, soft cap and scale of the output head."""
         causal_lm = self.causal_lm()
-        head = causal_lm.get_output_embeddings()
-        if type(head) not in (nn.Linear, Linear):
-            raise ValueError(
-                f"an output head of type {type(head).__name__} is not supported: "
-                "leave lm_head out of model.lora.target_modules"
-            )
-        config = causal_lm.config
-        softcap = getattr(config, "final_logit_softcapping", None)
-        scale = 1.0 / getattr(config, "logits_scaling", 1.0)
-        return head.weight, head.bias, softcap, scale
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the transformers model, without PEFT's wrapper if it has one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _backbone(model: Any) -> nn.Module:
-    causal_lm = unwrapped(model)
-    backbone: nn.Module = getattr(causal_lm, causal_lm.base_model_prefix)
-    return backbone
-
-
-def _last_hidden(
-    backbone: nn.Module,
-    input_ids: Tensor,
-    position_ids: Tensor,
-    layout: Packed | Decode,
-    cache: Any = None,
-) -> Tensor:
-    states: Tensor = backbone(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        past_key_values=cache,
-        # the default would create a cache, through which packed rows would see each other
-        use_cache=cache is not None,
-        layout=layout,
-    ).last_hidden_state
-    return states
+        weight, bias = head_weight(causal_lm.get_output_embeddings())
+        softcap = getattr(causal_lm.config, "final_logit_softcapping", None)
+        return weight, bias, softcap, logit_scale(causal_lm.config)

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from posttrain.model.attention import use_attention
+from posttrain.model.adapters import add_lora, load_adapter, with_adapter
+from posttrain.model.classifiers import classifier_class
 from posttrain.model.config import ModelConfig
 from posttrain.model.device import choose_dtype
-from posttrain.model.folder import (
-    SAVED_HEAD,
-    base_model,
-    check_adapter_file,
-    is_adapter,
-    not_found,
-    saved_head,
-)
+from posttrain.model.folder import SAVED_HEAD, base_model, is_adapter, not_found, saved_head
+from posttrain.model.integrity import OURS, check_folder, has_tokenizer, in_one_line
 from posttrain.model.kernels.fused import use_fused
 from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
-from posttrain.model.probe import check_packing
+from posttrain.model.loaded import check_loaded
+from posttrain.model.probe import choose_packing, expected
+from posttrain.model.vocabulary import check_rows_of_adapter, resize, vocabulary_names
 
 
 def load_policy(
-    config: ModelConfig, name: str, device: torch.device, seed: int, scores: bool = False
+    config: ModelConfig,
+    name: str,
+    device: torch.device,
+    seed: int,
+    scores: bool = False,
+    tokenizer: Any = None,
 ) -> LanguageModel:
     """Return a pre-trained model or adapter, with or without a new LoRA adapter, ready to train.
 
     Trainable tensors are fp32; frozen ones have the compute dtype. With `scores`, for a reward
-    model, the output head may be missing."""
+    model, the output head may be missing. The `tokenizer` is read with model.resize_embeddings."""
+    config = with_adapter(config, name)
     compute = choose_dtype(config.dtype, device)
     frozen_base = is_adapter(name) or config.use_lora
-    model = load_causal_lm(base_model(name), compute if frozen_base else torch.float32, scores)
+    model = load_causal_lm(name, compute if frozen_base else torch.float32, scores)
     if is_adapter(name):
-        from peft import PeftModel
-
-        check_adapter_file(Path(name))
-        with without_deprecations():
-            model = PeftModel.from_pretrained(model, name, is_trainable=True)
-        refuse_random(name, adapter_lacks(model, Path(name)))
+        model = load_adapter(model, name, trainable=True)
+        check_rows_of_adapter(model, config, name, tokenizer)
+    elif resize(model, config, tokenizer, seed) and config.use_lora:
+        model = add_lora(model, config, seed, vocabulary_names(model))
     return prepare_policy(model, config, device, compute, seed)
 
 
@@ -75,94 +73,69 @@ def prepare_policy(
         enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
+    policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
+    probe = expected(policy.causal_lm(), policy)
     use_onednn(model)
     use_fused(model)
-    policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
-    use_attention(policy.causal_lm())
-    check_packing(policy)
+    choose_packing(policy, probe)
     if not any(p.requires_grad for p in policy.parameters()):
         raise ValueError("the model has no trainable parameter")
     return policy
 
 
-@contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Silence the warning about a deprecated name of transformers that PEFT uses."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
-
-
 def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
-    """Return a causal LM; raise ValueError for missing weights, with `scores` except the head's."""
+    """Return the causal LM in a folder, or the base of the adapter in it.
+
+    Raises ValueError for missing weights, with `scores` except the head's, and for weights of
+    layers that config.json does not describe."""
     import transformers
 
     transformers.logging.disable_progress_bar()
+    base = base_model(name)
+    check_folder(base)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    options |= {"ignore_mismatched_sizes": True, "trust_remote_code": False}
     auto: Any = transformers.AutoModelForCausalLM
-    try:
-        model, info = auto.from_pretrained(name, **options)
-    except OSError as error:
-        raise ValueError(not_found(name)) from error
+    with in_one_line(base, "config.json describes no model that transformers can build"):
+        try:
+            model, info = auto.from_pretrained(base, **options)
+        except OSError as error:
+            raise ValueError(not_found(base, name)) from error
     head = model.get_output_embeddings() if scores else None
     unread = {n for n, p in model.named_parameters() if head is not None and p is head.weight}
-    refuse_random(name, sorted(set(info["missing_keys"]) - unread))
+    check_loaded(base, model, info, unread)
     return model
 
 
-def refuse_random(name: str, missing: list[str]) -> None:
-    """Raise ValueError for missing weights, which transformers and PEFT would draw at random."""
-    if missing:
-        raise ValueError(
-            f"model.name: {name} lacks weights of the model, which would be random: "
-            f"{', '.join(missing[:3])}"
-        )
+def load_tokenizer(name: str, adapter: str | None = None) -> Any:
+    """Return the tokenizer of a model, or for an adapter without one, of its base.
 
-
-def adapter_lacks(model: Any, folder: Path) -> list[str]:
-    """Return the names of tensors that a PEFT model's adapter has but its file lacks."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        saved = set(file.keys())
-    return sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - saved)
-
-
-def load_tokenizer(name: str) -> Any:
-    """Return the tokenizer of a model; raise ValueError if there is no such model."""
+    With `adapter`, errors name it as the reason why the model is read. Raises ValueError if there
+    is no such model, or if the folder holds no tokenizer."""
     from transformers import AutoTokenizer
 
     folder = Path(name)
+    check_folder(name)
     configs = ("config.json", "adapter_config.json")
     if folder.is_dir() and not any((folder / config).is_file() for config in configs):
-        raise ValueError(not_found(name))
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(not_found(name)) from error
-
-
-def add_lora(model: Any, config: ModelConfig, seed: int) -> Any:
-    """Return the model with a new adapter, drawn with the seed; torch's own state is kept."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        with without_deprecations():
-            model = get_peft_model(model, lora)
-    except ValueError as error:
-        raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
-    torch.set_rng_state(state)
-    return model
+        raise ValueError(not_found(name, adapter))
+    if folder.is_dir() and not has_tokenizer(name):
+        if is_adapter(name):
+            return load_tokenizer(base_model(name), name)
+        raise ValueError(
+            f"model.name: {name} has no tokenizer (tokenizer.json or tokenizer.model): copy the "
+            "tokenizer's files from the model that it comes from"
+        )
+    problem = "its tokenizer's files are damaged, or newer than this version of transformers"
+    with in_one_line(name, problem, quote=False):
+        try:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except OSError as error:
+            if not folder.is_dir():
+                raise ValueError(not_found(name, adapter)) from error
+            raise ValueError(
+                f"{OURS}{name}: its tokenizer's files are damaged or not complete"
+            ) from error
 
 
 def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
@@ -175,15 +148,17 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     auto: Any = transformers.AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options |= {"local_files_only": True, "output_loading_info": True}
+    base = base_model(folder)
+    check_folder(base)
+    if is_adapter(folder):
+        options["num_labels"] = 1
+    with in_one_line(base, "config.json describes no classifier that transformers can build"):
+        classifier_class(transformers.AutoConfig.from_pretrained(base))
+        model, info = auto.from_pretrained(base, **options)
     if not is_adapter(folder):
-        model, info = auto.from_pretrained(folder, **options)
         return model, sorted(info["missing_keys"])
-    from peft import PeftModel
-
-    model, info = auto.from_pretrained(base_model(folder), num_labels=1, **options)
     if saved_head(Path(folder)) is None:
         return model, [SAVED_HEAD]
-    with without_deprecations():
-        model = PeftModel.from_pretrained(model, folder)
-    lacking = {*adapter_lacks(model, Path(folder)), *info["missing_keys"]} - {SAVED_HEAD}
+    model = load_adapter(model, folder, lenient=True)
+    lacking = {*model.lacking, *info["missing_keys"]} - {SAVED_HEAD}
     return model.merge_and_unload(), sorted(lacking)

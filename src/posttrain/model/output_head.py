@@ -48,7 +48,7 @@ class HeadLogprobs(torch.autograd.Function):
         lse = torch.empty_like(logprobs)
         entropy = torch.zeros_like(logprobs)
         kept = None
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(hidden, len(weight)):
             kept = None  # freed before the next chunk is computed
             logits, slope = _logits(hidden[rows], compute_weight, bias, scale, softcap)
             lse[rows] = logits.logsumexp(-1)
@@ -76,7 +76,7 @@ class HeadLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-        for rows in reversed(_chunks(len(hidden), len(weight))):
+        for rows in reversed(_chunks(hidden, len(weight))):
             if ctx.kept is None:
                 logits, slope = _logits(hidden[rows], compute_weight, bias, ctx.scale, ctx.softcap)
                 logp = logits.sub_(lse[rows, None])
@@ -104,19 +104,26 @@ class HeadLogprobs(torch.autograd.Function):
 
 
 def _plus_product(total: Tensor | None, grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return total + grad^T hidden [vocab, width], without a second tensor of that size."""
+    """Return total + grad^T hidden [vocab, width], on a CPU without a second one of that size."""
     if total is None:
         return product(grad.T, hidden.T).to(dtype)
+    if total.is_cuda:
+        return total.add_(product(grad.T, hidden.T))
     for part in torch.arange(len(total)).split(VOCAB_ROWS):
         rows = slice(int(part[0]), int(part[-1]) + 1)
         total[rows] += product(grad[:, rows].T, hidden.T)
     return total
 
 
-def _chunks(num_rows: int, vocab: int) -> list[slice]:
+def chunk_elements(device: torch.device) -> int:
+    """Return the number of logits in a chunk; few rows would leave a GPU idle."""
+    return CHUNK_ELEMENTS * (1 if device.type == "cpu" else 4)
+
+
+def _chunks(hidden: Tensor, vocab: int) -> list[slice]:
     """Return the rows of each chunk; the first is the short one, since the last one is kept."""
-    size = max(1, CHUNK_ELEMENTS // vocab)
-    ends = range(num_rows, 0, -size)
+    size = max(1, chunk_elements(hidden.device) // vocab)
+    ends = range(len(hidden), 0, -size)
     return [slice(max(0, end - size), end) for end in reversed(ends)]
 
 

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.common import distributed
+from posttrain.model.adapters import saved_names
+from posttrain.model.classifiers import classifier_class
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.folder import (
     ADAPTER_PREFIX,
@@ -19,7 +22,7 @@ from posttrain.model.folder import (
     SAVED_HEAD,
     STEPS_FILE,
 )
-from posttrain.model.heads import classifier_class
+from posttrain.model.load import load_causal_lm
 from posttrain.model.models import Models
 
 VALUE_FILE = "value_model.safetensors"
@@ -57,6 +60,7 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
         generation.save_pretrained(folder)
     else:
         inner = {name.removeprefix("model."): value for name, value in weights.items()}
+        inner |= buffers(causal_lm)
         # one file of any size, so that manifest and resume need to know only one name
         model.save_pretrained(folder, state_dict=inner, max_shard_size="10000GB")
     models.tokenizer.save_pretrained(folder)
@@ -69,8 +73,6 @@ def save_adapter(
 
     With the `head` of a reward model, they are those of a sequence classifier's adapter.
     """
-    from peft import get_peft_model_state_dict
-
     peft_config = copy.deepcopy(model.peft_config["default"])
     peft_config.inference_mode = True
     base = peft_config.base_model_name_or_path
@@ -80,11 +82,27 @@ def save_adapter(
         peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", ["score"]
     peft_config.save_pretrained(folder)
     inner = {name.removeprefix("model."): value for name, value in weights.items()}
-    adapter = get_peft_model_state_dict(model, state_dict=inner)
-    tensors = {name: value.contiguous() for name, value in adapter.items()}
+    tensors = adapter_tensors(model, inner)
     if head is not None:
         tensors[ADAPTER_PREFIX + SAVED_HEAD] = head.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def adapter_tensors(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a PEFT model's adapter by the names in its file.
+
+    Those that are not trained are the model's own, such as a resized base's embedding.
+    """
+    first = {id(p): name for name, p in model.named_parameters()}  # of tied ones, the first name
+    tied = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    state, names = model.state_dict(), saved_names(model)
+    names |= {name: name for name in getattr(model, "brought", ())}
+    tensors = {}
+    for saved, name in names.items():
+        trained = weights.get(tied.get(name, name))
+        value = distributed.full(state[name]).cpu() if trained is None else trained
+        tensors[saved] = value.contiguous().clone()  # safetensors writes no tensor twice
+    return tensors
 
 
 def save_classifier(
@@ -92,7 +110,7 @@ def save_classifier(
 ) -> None:
     """Write a sequence classifier's config.json and model.safetensors from a policy's weights."""
     config = copy.deepcopy(causal_lm.config)
-    config.architectures = [classifier_class(causal_lm)]
+    config.architectures = [classifier_class(causal_lm.config).__name__]
     config.num_labels = 1 if labels is None else len(labels["labels"])
     if labels is not None:
         config.id2label = dict(enumerate(labels["labels"]))
@@ -106,7 +124,17 @@ def save_classifier(
         SAVED_HEAD if name == HEAD else name.removeprefix("model."): x.contiguous()
         for name, x in weights.items()
     }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors | buffers(causal_lm), folder / "model.safetensors", {"format": "pt"})
+
+
+def buffers(causal_lm: Any) -> dict[str, Tensor]:
+    """Return the persistent buffers on the CPU by name: what a model keeps but does not train."""
+    saved = causal_lm.state_dict().keys()
+    return {
+        name: distributed.full(x.detach()).cpu().contiguous()
+        for name, x in causal_lm.named_buffers()
+        if name in saved
+    }
 
 
 def save_separator(folder: Path, separator: str) -> None:
@@ -135,16 +163,7 @@ def gather_weights(models: Models) -> dict[str, Tensor]:
 
 def restore_weights(models: Models, path: Path) -> None:
     """Load a checkpoint's weights into the policy; raise ValueError if one is missing."""
-    if hasattr(models.policy.model, "peft_config"):
-        saved = load_file(path / "adapter_model.safetensors")
-        head = saved.pop(ADAPTER_PREFIX + SAVED_HEAD, None)
-        named = {_peft_name(name): value for name, value in saved.items()}
-        named |= {} if head is None else {HEAD: head}
-    else:
-        named = load_named(path)
-    if (path / VALUE_FILE).is_file():
-        named |= load_file(path / VALUE_FILE)
-    trainable = models.trainable()
+    trainable, named = models.trainable(), saved_weights(models, path)
     missing = [name for name in trainable if name not in named]
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} trained tensors, such as {missing[0]}")
@@ -152,10 +171,24 @@ def restore_weights(models: Models, path: Path) -> None:
         distributed.copy_full(parameter, named[name])
 
 
-def _peft_name(saved: str) -> str:
-    """Return a parameter's name from that in PEFT's file, which omits the adapter's name."""
-    stem, _, leaf = saved.rpartition(".")
-    return f"model.{stem}.default.{leaf}"
+def saved_weights(models: Models, path: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under the policy's names."""
+    if hasattr(models.policy.model, "peft_config"):
+        saved = load_file(path / "adapter_model.safetensors")
+        head = saved.pop(ADAPTER_PREFIX + SAVED_HEAD, None)
+        names = saved_names(models.policy.model)
+        named = {f"model.{names[name]}": x for name, x in saved.items() if name in names}
+        named |= {} if head is None else {HEAD: head}
+    else:
+        named = load_named(path)
+    if (path / VALUE_FILE).is_file():
+        named |= load_file(path / VALUE_FILE)
+    full = not hasattr(models.policy.model, "peft_config")
+    if full and models.trainable().keys() - named.keys():
+        # transformers has written some tensors under other names (each expert's, for example)
+        read = load_causal_lm(str(path), torch.float32).state_dict()
+        named |= {f"model.{name}": value for name, value in read.items()}
+    return named
 
 
 def load_named(path: Path) -> dict[str, Tensor]:

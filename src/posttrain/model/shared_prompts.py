@@ -22,6 +22,12 @@ class Rows:
     position_ids: Tensor  # [U]
     layout: Packed
     places: Tensor  # [T] index in U of each token of the batch
+    apart: bool = False
+    """Whether every segment runs on its own."""
+
+    def segments(self) -> list[Tensor]:
+        """Return the ids of each segment."""
+        return list(self.input_ids.split(self.layout.lengths)) if self.layout.lengths else []
 
 
 def share_prompts(batch: Batch) -> Rows:

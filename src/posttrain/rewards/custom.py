@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from posttrain.config.paths import LocalPath
 from posttrain.rewards.base import Reward, RewardConfig
 
 
@@ -15,7 +16,7 @@ class Custom(RewardConfig):
     """Settings of the custom reward: a function in a Python file of your own."""
 
     type: Literal["custom"] = "custom"
-    path: str
+    path: LocalPath
     """Path of the Python file."""
     function: str = "reward"
     """Name of the function in that file."""

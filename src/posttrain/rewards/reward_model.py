@@ -18,15 +18,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from posttrain.config.paths import LocalPath
+from posttrain.model import integrity
 from posttrain.model.folder import (
     STEPS_FILE,
     adapter_config,
     check_adapter_file,
     holds_classifier,
     is_adapter,
-    read_json,
     resolve_model_path,
     saved_separator,
+    trained_date,
     trained_with,
 )
 from posttrain.rewards.base import Reward, RewardConfig, RewardFailure
@@ -43,7 +45,7 @@ class RewardModel(RewardConfig):
     """Settings of the reward-model reward."""
 
     type: Literal["reward_model"] = "reward_model"
-    path: str
+    path: LocalPath
     """Folder with config.json, *.safetensors and a tokenizer, or a run directory."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """As data.template, for the reward model's tokenizer. auto: if `path` is a run or one of its
@@ -71,6 +73,7 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     `config.steps` says. The folder is checked here; the weights are loaded on the first call.
     """
     # imported here since they import torch, and settings are read without it
+    from posttrain.data.chat import read_by_template
     from posttrain.data.kinds.steps import steps_of
     from posttrain.data.render import make_renderer
     from posttrain.model.device import choose_device, choose_dtype
@@ -84,7 +87,8 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     if template == "auto":
         template, system_prompt, _ = trained_with(path)
     try:
-        renderer = make_renderer(load_tokenizer(path), template, system_prompt)
+        date = trained_date(path)
+        renderer = make_renderer(load_tokenizer(path), template, system_prompt, date=date)
     except ValueError as error:
         raise ValueError(f"reward.path {path}: {error}") from None
     longest = config.max_length or int(getattr(model_config, "max_position_embeddings", 2**31))
@@ -93,9 +97,10 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     loaded: list[Any] = []
     lock = threading.Lock()
 
-    def rendered(prompt: Any, completion: str) -> tuple[list[int], list[int]]:
+    def rendered(columns: dict[str, Any]) -> tuple[list[int], list[int]]:
         """Return the token ids, and the positions in them at which a step ends."""
-        row = {"prompt": prompt, "completion": completion}
+        completion = columns["completion"]
+        row = {"prompt": columns["prompt"], "completion": completion, **read_by_template(columns)}
         if separator is None:
             return renderer.training_sequence(row).input_ids.tolist(), []
         row["completions"] = steps_of(completion, separator)
@@ -107,7 +112,9 @@ def build(config: RewardModel) -> Callable[..., list[float | None]]:
     def reward(
         prompts: Sequence[Any], completions: Sequence[str], completion_ids: Any, **columns: Any
     ) -> list[float | None]:
-        rows = [rendered(*row) for row in zip(prompts, completions, strict=True)]
+        columns |= {"prompt": prompts, "completion": completions}
+        each = zip(*columns.values(), strict=True)
+        rows = [rendered(dict(zip(columns, values, strict=True))) for values in each]
         sequences = [ids for ids, _ in rows]
         for i, ids in enumerate(sequences):
             if len(ids) > longest:
@@ -137,6 +144,7 @@ def check_folder(path: str) -> Any:
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
         check_adapter_file(folder)
         base = adapter_config(folder)["base_model_name_or_path"]
+        integrity.check_folder(base)
         try:
             return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
         except OSError as error:
@@ -146,7 +154,7 @@ def check_folder(path: str) -> Any:
     if not (folder / "config.json").is_file():
         problem = "has no config.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"reward.path: {path} {problem}; expected the folder of a reward model")
-    kinds = read_json(folder / "config.json").get("architectures") or ["?"]
+    kinds = integrity.read_json(folder / "config.json").get("architectures") or ["?"]
     if not kinds[0].endswith("ForSequenceClassification"):
         raise ValueError(
             f"reward.path: {path} is a {kinds[0]}, not a reward model "

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, ForEngines, Free, StrictConfig, marks
+from posttrain.config.paths import LocalPath
 
 
 class RolloutConfig(StrictConfig):
@@ -60,7 +61,7 @@ class RolloutConfig(StrictConfig):
     """Maximum number of concurrent requests of one rank, over all servers."""
     api_key_env: Annotated[str | None, Free(), ForEngines("server")] = None
     """Name of the environment variable that holds the servers' API key."""
-    adapter_dir: Annotated[str | None, Free(), ForEngines("server")] = None
+    adapter_dir: Annotated[LocalPath | None, Free(), ForEngines("server")] = None
     """Folder through which LoRA weights are delivered; the servers must see it under the same path.
     By default in the run directory."""
 

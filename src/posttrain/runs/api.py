@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common import distributed
+from posttrain.common.files import expanded
 from posttrain.common.suggest import did_you_mean
 from posttrain.config.recipe import read_yaml, set_key
 from posttrain.evaluation.evaluate import evaluate_tasks
@@ -52,7 +53,9 @@ def train(config: Config | Source, /, run_dir: str | Path | None = None, **overr
         raise ValueError(
             "overrides apply to a recipe or a dict: use config.model_copy for a Config"
         )
-    return Run(run_training(config, None if run_dir is None else Path(run_dir)))
+    return Run(
+        run_training(config, None if run_dir is None else Path(expanded(os.fspath(run_dir))))
+    )
 
 
 def evaluate(
@@ -77,12 +80,15 @@ def evaluate(
     if isinstance(tasks, Mapping):
         tasks = [f"{name}={os.fspath(path)}" for name, path in tasks.items()]
     names = [tasks] if isinstance(tasks, str) else list(tasks)
+    for name in ("best_of", "toxic_words"):
+        if settings.get(name) is not None:
+            settings[name] = expanded(os.fspath(settings[name]))
     results = evaluate_tasks(
         os.fspath(model),
         names,
         Settings(**settings),
-        None if output is None else Path(output),
-        None if samples is None else Path(samples),
+        None if output is None else Path(expanded(os.fspath(output))),
+        None if samples is None else Path(expanded(os.fspath(samples))),
     )
     return {} if distributed.rank() != 0 and output is not None else results
 

@@ -24,6 +24,7 @@ from posttrain.model.folder import (
     max_positions,
     resolve_model_path,
     saved_labels,
+    trained_date,
     trained_with,
 )
 from posttrain.model.forward import forward
@@ -111,7 +112,7 @@ def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: st
 
     template, system_prompt, _ = trained_with(name)
     tokenizer, stops = load_tokenizer(name), generation_stops(name)
-    renderer = make_renderer(tokenizer, template, system_prompt, stops)
+    renderer = make_renderer(tokenizer, template, system_prompt, stops, trained_date(name))
     longest = max_positions(name)
     sequences = []
     for where, row in numbered(rows, source):

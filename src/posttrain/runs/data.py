@@ -14,12 +14,14 @@ from posttrain.common.batch import Example, sequences_of
 from posttrain.common.errors import SettingError
 from posttrain.common.registry import look_up
 from posttrain.data.config import DataConfig, sections
+from posttrain.data.formats import splits_in
 from posttrain.data.holdout import hold_out
 from posttrain.data.kinds import KINDS
 from posttrain.data.kinds.kind import Kind
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.lengths import LengthTable
 from posttrain.data.load import load_rows
+from posttrain.data.noted import lines as note_lines
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.rows import Row, draw, mix, numbered
 from posttrain.data.texts import texts_of
@@ -134,11 +136,18 @@ def kind_named(name: str) -> Kind:
 
 def build_renderer(config: Config, tokenizer: Any, name: str | None) -> Renderer:
     """Return the renderer that all parts of the mixture share."""
-    sections = {(s.template, s.system_prompt) for s in config.mixture}
-    if len(sections) > 1:
-        raise ValueError("all parts of a mixture need the same template and system_prompt")
-    template, system_prompt = sections.pop()
-    return make_renderer(tokenizer, template, system_prompt, generation_stops(name))
+    keys = ("template", "system_prompt", "date", "turns", "train_empty_turns")
+    first, *others = config.mixture
+    for key in keys:
+        if any(getattr(section, key) != getattr(first, key) for section in others):
+            raise ValueError(f"all parts of a mixture need the same data.{key}")
+    for key in ("turns", "train_empty_turns"):
+        if getattr(first, key) and config.algorithm.rows != "completion":
+            raise ValueError(f"data.{key}: {config.trainer.type} does not read it: remove it")
+    stops, empty = generation_stops(name), first.train_empty_turns
+    return make_renderer(
+        tokenizer, first.template, first.system_prompt, stops, first.date, first.turns, empty
+    )
 
 
 def prepare_data(
@@ -256,8 +265,10 @@ def check_apart(section: DataConfig, mixture: list[DataConfig]) -> None:
 
 def _one_file(section: DataConfig) -> Path | None:
     """Return the file that a section reads for every split; None if it reads no single file."""
-    path = None if section.name or section.path is None else Path(section.path).resolve()
-    return path if path is not None and path.is_file() else None
+    if section.name or not isinstance(section.path, str):
+        return None
+    path = Path(section.path).resolve()
+    return path if path.is_file() and not splits_in(path) else None
 
 
 def table_lines(tables: list[LengthTable]) -> list[str]:
@@ -274,4 +285,5 @@ def table_lines(tables: list[LengthTable]) -> list[str]:
         if t.reasons:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in t.reasons.items())
             lines.append(f"  dropped of {t.name[-31:]}: {reasons}")
+        lines += note_lines(t.name[-31:], t.read, t.notes)
     return lines

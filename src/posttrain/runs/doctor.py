@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import torch
 
 from posttrain.common.http import Endpoint, HttpError, Patience, request
-from posttrain.model.device import choose_dtype
+from posttrain.model.device import choose_device, choose_dtype
+from posttrain.model.kernels.flash import unsuitable
 from posttrain.model.kernels.linear import available as onednn_available
 from posttrain.rewards.code import CodeExecution, build
 from posttrain.sandbox.pool import close
@@ -24,6 +25,7 @@ from posttrain.sandbox.pool import close
 LIBRARIES = ("transformers", "tokenizers", "safetensors", "peft", "pyarrow", "numpy", "pydantic")
 EXTRAS: dict[str, tuple[str, str]] = {
     "datasets": ("hub", "data sets from the hub"),
+    "gguf": ("gguf", "models in GGUF files"),
     "vllm": ("vllm", "rollouts with vLLM in this process"),
     "lm_eval": ("lm-eval", "lm-evaluation-harness on a checkpoint"),
     "sacrebleu": ("metrics", "BLEU and chrF"),
@@ -80,10 +82,15 @@ def _devices() -> Iterator[Finding]:
         name, (major, minor) = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
         memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         yield Finding(f"gpu {i}", "ok", f"{name}, compute capability {major}.{minor}, {memory}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
-    native = "native" if dtype == "bfloat16" else "no native"
-    yield Finding("model.dtype auto", "ok", f"{dtype} on {device.type}: {native} bfloat16 products")
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
+    native = "native" if dtype == torch.bfloat16 else "no native"
+    text = f"{str(dtype).removeprefix('torch.')} on {device.type}: {native} bfloat16 products"
+    yield Finding("model.dtype auto", "ok", text)
+    reason = unsuitable(device, dtype, 64)
+    path = f"sequence by sequence: {reason}" if reason else "one flash kernel for packed sequences"
+    slow = reason is not None and device.type == "cuda"
+    yield Finding("attention", "note" if slow else "ok", path)
 
 
 def _processor() -> Iterator[Finding]:

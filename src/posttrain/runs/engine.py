@@ -8,6 +8,7 @@ from pathlib import Path
 
 from posttrain.common import distributed
 from posttrain.data.kinds.prompt import Prompt
+from posttrain.model.adapters import check_plain
 from posttrain.model.folder import adapter_config, base_model, is_adapter
 from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.config import RolloutConfig
@@ -36,6 +37,7 @@ def check_engine(
             f"rollout.engine: {rollout.engine} loads a model by name, and model.scratch has none: "
             "use rollout.engine: native"
         )
+    check_plain(config.model, model)
     if rollout.engine == "vllm":
         check_installed()
         if distributed.num_ranks() > 1:

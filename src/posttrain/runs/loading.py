@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from posttrain.model.folder import base_model, holds_classifier, is_adapter
-from posttrain.model.load import load_causal_lm, load_classifier, without_deprecations
+from posttrain.model.adapters import load_adapter
+from posttrain.model.folder import holds_classifier, is_adapter
+from posttrain.model.load import load_causal_lm, load_classifier
 
 
 def load_trained(checkpoint: Path) -> Any:
@@ -22,10 +23,7 @@ def load_trained(checkpoint: Path) -> Any:
         if missing:
             raise ValueError(f"{checkpoint} lacks weights: {', '.join(missing[:3])}")
         return model.eval()
-    model = load_causal_lm(base_model(str(checkpoint)), torch.float32)
+    model = load_causal_lm(str(checkpoint), torch.float32)
     if is_adapter(checkpoint):
-        from peft import PeftModel
-
-        with without_deprecations():
-            model = PeftModel.from_pretrained(model, str(checkpoint))
+        model = load_adapter(model, str(checkpoint))
     return model.eval()

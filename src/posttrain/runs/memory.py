@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from posttrain.common.batch import sequences_of
-from posttrain.model.output_head import CHUNK_ELEMENTS
+from posttrain.model.output_head import chunk_elements
 from posttrain.runs.plan import Plan
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def measure(plan: Plan) -> Estimate:
         "optimiser": 8 * trainable,
         "reference": reference,
         "sampler's copy": 4 * trainable if copied else 0,
-        "output head": 3 * 4 * CHUNK_ELEMENTS,
+        "output head": 3 * 4 * chunk_elements(next(policy.parameters()).device),
     }
     shape = policy.causal_lm().config
     size = torch.tensor([], dtype=policy.autocast or torch.float32).element_size()

@@ -12,10 +12,13 @@ from pydantic import Field, PrivateAttr, field_validator
 from rich.table import Table
 
 from posttrain.common.console import CONSOLE
+from posttrain.common.files import expanded
 from posttrain.common.suggest import did_you_mean
 from posttrain.config.base import StrictConfig
 from posttrain.config.errors import parse
-from posttrain.config.recipe import parse_value, read_yaml, set_key
+from posttrain.config.paths import LocalPath
+from posttrain.config.recipe import read_yaml, set_key
+from posttrain.config.yaml_values import parse_value
 from posttrain.data.config import DataConfig
 from posttrain.data.kinds.prompt import to_examples as to_prompts
 from posttrain.data.load import load_rows
@@ -36,7 +39,7 @@ class StageConfig(StrictConfig):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     """The stage's folder in output_dir, and its name in overrides."""
-    recipe: str
+    recipe: LocalPath
     """A recipe file, relative to the pipeline file or to the working directory. A recipe with a
     `make` section generates data."""
     start: str | None = None
@@ -62,7 +65,7 @@ class ComparisonConfig(StrictConfig):
 class PipelineConfig(StrictConfig):
     """Stages and their comparison."""
 
-    output_dir: str
+    output_dir: LocalPath
     """The folder that holds a folder for each stage."""
     stages: list[StageConfig] = Field(min_length=1)
     """The stages, in the order in which they run."""
@@ -90,14 +93,16 @@ def load_pipeline(path: str, overrides: list[str] | None = None) -> PipelineConf
     With the override `output_dir=FOLDER`, paths in the recipes that are below the file's own
     output_dir are moved below FOLDER.
     """
-    pipeline = parse(PipelineConfig, read_yaml(path) | {"source": path}, path)
+    path = expanded(path)
+    tree = read_yaml(path)
+    pipeline = parse(PipelineConfig, tree | {"source": path}, path)
     by_name = {stage.name: stage for stage in pipeline.stages}
     for override in overrides or []:
         stage, _, rest = override.partition(".")
         key, equals, value = rest.partition("=")
         if stage.partition("=")[0] == "output_dir":
-            pipeline._moved_from = pipeline._moved_from or pipeline.output_dir
-            pipeline.output_dir = stage.partition("=")[2] + (f".{rest}" if rest else "")
+            pipeline._moved_from = pipeline._moved_from or str(tree["output_dir"])
+            pipeline.output_dir = expanded(override.partition("=")[2])
         elif stage not in by_name or not equals:
             hint = did_you_mean(stage, by_name, "stages")
             raise ValueError(

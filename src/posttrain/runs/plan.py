@@ -10,18 +10,21 @@ import torch
 
 from posttrain.algorithms.classification import ClassificationConfig
 from posttrain.algorithms.config import DEFAULT_MICRO_BATCH_TOKENS
+from posttrain.algorithms.policy_gradient import MAX_LOGPROB_DIFFERENCE, PolicyGradientConfig
 from posttrain.algorithms.process_reward_model import ProcessRewardModelConfig
 from posttrain.common import distributed
 from posttrain.data.labels import label_record
 from posttrain.data.render import Renderer
 from posttrain.evaluation.ready import ReadyTask
-from posttrain.model.device import choose_device, choose_dtype
+from posttrain.model.adapters import with_adapter
+from posttrain.model.device import choose_device, choose_dtype, use_deterministic
 from posttrain.model.folder import resolve_model_path
 from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
 from posttrain.model.load import load_policy, load_reference, prepare_policy
 from posttrain.model.models import Models
 from posttrain.model.scratch import create_from_scratch
-from posttrain.rewards.base import Checked, RewardFn
+from posttrain.model.trial import check_saving
+from posttrain.rewards.base import RewardFn
 from posttrain.rewards.build import build_reward, check_columns
 from posttrain.runs.config import Config
 from posttrain.runs.data import (
@@ -33,11 +36,12 @@ from posttrain.runs.data import (
     load_mixture,
     prepare_data,
     split_off,
-    table_lines,
     with_label_set,
 )
+from posttrain.runs.dates import with_date
 from posttrain.runs.engine import check_engine
-from posttrain.runs.notes import notes
+from posttrain.runs.fit import check_rows
+from posttrain.runs.network import settle_dropout
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
 
@@ -77,8 +81,12 @@ def plan(config: Config) -> Plan:
     mixture, eval_rows = split_off(config, load_mixture(config))
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
-    config = with_label_set(with_token_budget(config, device), mixture)
+    if config.model.deterministic and device.type == "cuda":
+        use_deterministic()
+    config = with_label_set(with_device_defaults(config, device), mixture)
     tokenizer, name = build_tokenizer(config, mixture)
+    config = config.model_copy(update={"model": with_adapter(config.model, name)})
+    config = with_date(config, tokenizer, resume)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
     data = prepare_data(config, mixture, eval_rows, renderer, limit)
@@ -89,6 +97,7 @@ def plan(config: Config) -> Plan:
             check_columns(reward, [prompt.row for prompt in prompts], where)
     check_engine(config, name, data.prompts + data.eval_prompts, renderer.stop_token_ids)
     models = build_models(config, name, tokenizer, renderer, device)
+    check_rows(models, data)
     items = data.prompts if config.algorithm.online else data.examples
     steps_per_epoch = -(-len(items) // config.trainer.examples_per_step)
     trainer = config.trainer
@@ -100,14 +109,20 @@ def plan(config: Config) -> Plan:
     check_ranks(result)
     if resume is not None:
         check_resume(resume, config, data.hash())
+    else:
+        check_saving(models)
     return result
 
 
-def with_token_budget(config: Config, device: torch.device) -> Config:
-    """Return the config with the device's trainer.micro_batch_tokens if none is set."""
+def with_device_defaults(config: Config, device: torch.device) -> Config:
+    """Return the config with the trainer's keys whose defaults depend on the device."""
     default = DEFAULT_MICRO_BATCH_TOKENS[device.type]
-    budget = {"micro_batch_tokens": config.trainer.micro_batch_tokens or default}
-    return config.model_copy(update={"trainer": config.trainer.model_copy(update=budget)})
+    update: dict[str, Any] = {"micro_batch_tokens": config.trainer.micro_batch_tokens or default}
+    if isinstance(config.trainer, PolicyGradientConfig):
+        dtype = str(choose_dtype(config.model.dtype, device)).removeprefix("torch.")
+        given = config.trainer.max_logprob_difference
+        update["max_logprob_difference"] = given or MAX_LOGPROB_DIFFERENCE[dtype]
+    return config.model_copy(update={"trainer": config.trainer.model_copy(update=update)})
 
 
 def build_models(
@@ -122,7 +137,8 @@ def build_models(
         policy = prepare_policy(model, config.model, device, compute, trainer.seed)
     else:
         scores = not trainer.writes_text
-        policy = load_policy(config.model, name, device, trainer.seed, scores)
+        policy = load_policy(config.model, name, device, trainer.seed, scores, tokenizer)
+    settle_dropout(policy, config)
     labels = None
     if isinstance(trainer, ClassificationConfig):
         labels = label_record(trainer.label_set, renderer)
@@ -161,25 +177,3 @@ def check_ranks(plan: Plan) -> None:
         )
     if 0 < len(data.eval_examples) < ranks:
         raise ValueError(f"{eval_label(config)} has fewer rows than there are ranks, {ranks}")
-
-
-def describe(plan: Plan) -> str:
-    """Return a few lines about the run, to print before it starts."""
-    policy = plan.models.policy
-    total = sum(p.numel() for p in policy.parameters())
-    trainable = sum(p.numel() for p in plan.models.trainable().values())
-    parameter = next(policy.parameters())
-    compute, save = policy.autocast or torch.float32, plan.config.trainer.save_steps
-    lines = [
-        f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
-        f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
-        f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
-        f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
-        f"{plan.steps_per_epoch:,} steps per epoch, a checkpoint "
-        + (f"every {save:,}" if save and save < plan.num_steps else "after the last"),
-    ]
-    if isinstance(plan.reward, Checked) and plan.config.reward is not None:
-        facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())
-        lines.append(f"reward {plan.config.reward.type}: {facts}")
-    lines += [*table_lines(plan.data.tables), *notes(plan.config, plan.data)]
-    return "\n".join(lines)

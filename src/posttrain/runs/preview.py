@@ -22,6 +22,7 @@ from posttrain.runs.data import (
     table_lines,
     with_label_set,
 )
+from posttrain.runs.dates import with_date
 
 
 def show(config: Config, num_rows: int) -> None:
@@ -29,7 +30,7 @@ def show(config: Config, num_rows: int) -> None:
     mixture, eval_rows = split_off(config, load_mixture(config))
     config = with_label_set(config, mixture)
     tokenizer, name = build_tokenizer(config, mixture)
-    renderer = build_renderer(config, tokenizer, name)
+    renderer = build_renderer(with_date(config, tokenizer, None), tokenizer, name)
     data = prepare_data(config, mixture, eval_rows, renderer, length_limit(config, name))
     CONSOLE.print(
         Text.assemble(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,50 @@ from posttrain.runs.config import Config, dump
 
 log = logging.getLogger(__name__)
 
-STAMP = "[0-9]" * 8 + "-" + "[0-9]" * 6  # date and time at the end of a run directory's name
+STAMP = re.compile(r"_(\d{8}-\d{6})(?:-(\d+))?$")
+"""Date and time at the end of a run directory's name; `-2` for the second run of one second."""
 
 
 def run_name(config: TrainerConfig) -> str:
     """Return the first part of the run directory's name, in front of the date and time."""
     return config.run_name or config.type
+
+
+def create_run_dir(config: TrainerConfig) -> Path:
+    """Create and return the directory of a new run, which no other run has, at the same time too.
+
+    Jobs that begin in the same second get different names: the later one ends in -2.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    first = Path(config.output_dir) / f"{run_name(config)}_{stamp}"
+    number = 1
+    while True:
+        run_dir = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            run_dir.mkdir(parents=True)
+            return run_dir
+        except FileExistsError:
+            if not run_dir.is_dir():
+                raise
+            number += 1
+
+
+def runs_named(name: str, output_dir: Path) -> list[Path]:
+    """Return the runs of exactly this name that have a checkpoint, oldest first.
+
+    The name is read from the config in the newest checkpoint, since run_name sft_b too begins with
+    sft_. A folder that was renamed, such as a copy, counts as older than those with their time.
+    """
+    found = []
+    for folder in output_dir.iterdir() if output_dir.is_dir() else []:
+        if not (folder.is_dir() and (checkpoints := checkpoints_in(folder))):
+            continue
+        trainer = read_info(checkpoints[-1]).get("config", {}).get("trainer", {})
+        if name == (trainer.get("run_name") or trainer.get("type")):
+            stamp = STAMP.search(folder.name)
+            began = (stamp[1], int(stamp[2] or 1)) if stamp else ("", 0)
+            found.append((began, folder))
+    return [folder for _, folder in sorted(found)]
 
 
 def find_resume(config: TrainerConfig) -> Path | None:
@@ -33,15 +73,14 @@ def find_resume(config: TrainerConfig) -> Path | None:
     if request is None:
         return None
     if request == "latest":
-        # with "_*" the run_name demo would also find the runs of demo_long
-        runs = [p for p in output_dir.glob(f"{name}_{STAMP}") if checkpoints_in(p)]
+        runs = runs_named(name, output_dir)
         if not runs:
             raise ValueError(
                 f"trainer.resume_from_checkpoint is latest, but {output_dir} holds no run "
                 f"{name}_* with a checkpoint: it was killed before the first, which "
                 "trainer.save_steps decides, or had another run_name"
             )
-        return checkpoints_in(max(runs, key=lambda p: p.name))[-1]
+        return checkpoints_in(runs[-1])[-1]
     path = Path(request)
     if (path / CHECKPOINT_INFO).is_file():
         return path

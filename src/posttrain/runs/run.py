@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posttrain.common.files import expanded
 from posttrain.model.folder import best_or_newest, checkpoints_in
 from posttrain.runs.config import Config, load_config
 
@@ -20,7 +22,7 @@ class Run:
     """The run directory, given as a path or text."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", Path(expanded(os.fspath(self.folder))))
         if not (self.folder / "metrics.jsonl").is_file():
             raise ValueError(f"{self.folder} is not a run directory: it has no metrics.jsonl")
 

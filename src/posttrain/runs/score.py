@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from posttrain.common.files import write_json_lines
 from posttrain.config.errors import explain
+from posttrain.config.yaml_values import parse_value
 from posttrain.data.files import read_path
 from posttrain.data.rows import Row
 from posttrain.rewards.base import Checked
@@ -26,10 +26,7 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
         key, equals, setting = option.partition("=")
         if not equals:
             raise ValueError(f"option {option!r} is not of the form key=value")
-        try:
-            settings[key] = yaml.safe_load(setting)
-        except yaml.YAMLError:
-            raise ValueError(f"option {option!r}: the value is not valid YAML") from None
+        settings[key] = parse_value(option, setting)
     if reward.endswith(".py"):
         raise ValueError(f"no reward {reward!r}: write custom, and path={reward} after the rows")
     model = config_of(reward)

@@ -26,8 +26,11 @@ from posttrain.common.files import replacing, write_text
 from posttrain.common.seeds import mix
 from posttrain.config.base import ByType, StrictConfig
 from posttrain.config.errors import parse
+from posttrain.config.paths import LocalPath
 from posttrain.config.recipe import read_yaml, with_overrides
+from posttrain.data.chat import read_by_template
 from posttrain.data.config import DataConfig, Mixture, sections
+from posttrain.data.entries import read_messages
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.kinds.prompt import to_examples as to_prompts
 from posttrain.data.load import load_rows
@@ -109,7 +112,7 @@ class MakingConfig(StrictConfig):
     """The function that scores the completions."""
     make: Annotated[SerializeAsAny[MakeConfig], ByType(MAKERS, MAKERS.__getitem__)]
     """What the completions become, chosen by `type`, and its keys."""
-    output_dir: str
+    output_dir: LocalPath
     """The folder in which train.parquet, validation.parquet and made.json are written."""
     val_split: float = Field(0.0, ge=0, lt=1)
     """Share of the prompts whose rows go into validation.parquet."""
@@ -185,14 +188,16 @@ def asked_of(prompt: Prompt, renderer: Renderer) -> Any:
     """Return the prompt as the model gets it: without the answer that ends a conversation."""
     row = prompt.row
     asked = row["messages"] if renderer.chat and "messages" in row else row["prompt"]
-    has_answer = isinstance(asked, list) and asked[-1]["role"] == "assistant"
-    return asked[:-1] if has_answer else asked
+    if not isinstance(asked, list):
+        return asked
+    messages = read_messages(asked, "messages")
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def given_of(prompt: Prompt, renderer: Renderer) -> Row:
-    """Return the columns that a generated row takes from its prompt: prompt and answer."""
+    """Return the columns that a generated row takes: prompt, answer and what a template reads."""
     answer = {k: v for k, v in prompt.row.items() if k == "answer"}
-    return {"prompt": asked_of(prompt, renderer)} | answer
+    return {"prompt": asked_of(prompt, renderer)} | read_by_template(prompt.row) | answer
 
 
 def sample_and_score(

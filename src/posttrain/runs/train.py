@@ -18,17 +18,18 @@ from posttrain.common.environment import versions
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
-from posttrain.model.folder import read_info
+from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
 from posttrain.rewards.base import Checked
 from posttrain.rollout.sampler import EngineError, Sampler
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import Config, dump, save_config
 from posttrain.runs.data import Data
+from posttrain.runs.describe import describe
 from posttrain.runs.engine import build_engine, close_engine, native_sampler
 from posttrain.runs.evaluation import build_evaluation
-from posttrain.runs.plan import Plan, describe, plan
-from posttrain.runs.resume import run_name
+from posttrain.runs.plan import Plan, plan
+from posttrain.runs.resume import create_run_dir
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints, check_space
@@ -63,13 +64,16 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
 
 
 def choose_run_dir(plan: Plan, run_dir: Path | None) -> Path:
-    """Return the run directory, the same on all ranks: resumed, given as `run_dir`, or new."""
+    """Return the run directory, the same on all ranks: resumed, given as `run_dir`, or created.
+
+    Raises ValueError if `run_dir` holds the checkpoints of another run.
+    """
     if plan.resume is not None:
         run_dir = plan.resume.parent
-    if run_dir is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        trainer = plan.config.trainer
-        run_dir = Path(trainer.output_dir) / f"{run_name(trainer)}_{stamp}"
+    elif run_dir is not None and checkpoints_in(run_dir):
+        raise ValueError(f"run_dir: {run_dir} holds checkpoints of an earlier run: name another")
+    if run_dir is None and distributed.rank() == 0:
+        run_dir = create_run_dir(plan.config.trainer)
     return Path(distributed.from_rank_0(str(run_dir)))
 
 

@@ -137,7 +137,7 @@ class Checkpoints:
             "data_hash": self.data_hash,
             "trained_tensors": {name: list(p.shape) for name, p in weights.items()},
             "versions": versions(),
-            "files": {f.name: sha256(f) for f in sorted(folder.iterdir())},
+            "files": manifest(folder),
         }
         (folder / CHECKPOINT_INFO).write_text(json.dumps(info, indent=1))
 
@@ -145,6 +145,12 @@ class Checkpoints:
         for path in checkpoints_in(self.run_dir)[: -self.keep]:
             if step_of(path) != best_step:
                 shutil.rmtree(path)
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder and in its folders, by its path in it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def random_state() -> dict[str, Tensor]:

@@ -18,6 +18,12 @@ def shard(policy: LanguageModel) -> None:
     the root too after every forward pass, so the parameters keep their identity. With the default,
     None, the root would stay unsharded, and an optimiser built then would hold other tensors.
     """
+    if policy.unpacked is not None or policy.rope_limit is not None:
+        # ranks with other numbers of sequences would wait for each other for ever
+        raise ValueError(
+            f"{type(policy.causal_lm()).__name__} runs sequences one at a time, which cannot be "
+            "sharded: set distributed.strategy: ddp"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -188,8 +188,7 @@ class Trainer:
             )
         limit = self.config.max_grad_norm
         if limit is not None and norm > limit:
-            for grad in grads:
-                grad.mul_(limit / (norm + 1e-6))
+            torch._foreach_mul_(grads, limit / (norm + 1e-6))
         return norm
 
     def _check_finite(self, value: Tensor, loss: Loss) -> None:

@@ -441,11 +441,15 @@ REFUSED: list[tuple[bytes, list[str], str]] = [
     (GOOD + b'{"prompt": ' + b"9" * 5_000 + b"}", [], "line 2: cannot be read as JSON"),
     (GOOD + b'{"question": "a"}', [], "line 2: expected prompt or messages; got question: name"),
     (GOOD + b'{"prompt": "a"}', [], "line 2: a row with prompt as a string, but"),
-    (GOOD + b'{"prompt": 7, "completion": "b"}', [], "line 2: prompt must be a string or a list"),
+    (
+        GOOD + b'{"prompt": 7, "completion": "b"}',
+        [],
+        "line 2: prompt must be a string, or messages",
+    ),
     (
         GOOD + b'{"prompt": "a", "completion": 7}',
         [],
-        "line 2: completion must be a string or a list",
+        "line 2: completion must be a string, or messages",
     ),
     (GOOD + b'{"messages": "Hi"}', [], "line 2: messages must be a list of {role, content}"),
     (GOOD + b'{"messages": [{"role": "user"}, {"role": 1, "content": "x"}]}', [], "line 2: messag"),

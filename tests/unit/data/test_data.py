@@ -26,7 +26,7 @@ from posttrain.data.texts import texts_of
 from posttrain.model.scratch import train_tokenizer
 from posttrain.runs.config import parse_config
 from posttrain.runs.data import Data, split_off
-from posttrain.runs.notes import other_prompts
+from posttrain.runs.describe import other_prompts
 from posttrain.runs.plan import plan
 
 SCRATCH = {
@@ -108,7 +108,7 @@ MALFORMED = [
     ),
     ("twice.csv", b"prompt,completion,prompt\na,b,c\n", [", line 1: the column 'prompt'", "twice"]),
     ("zero.csv", b"prompt,completion\na,b\nc,d\0\n", [", line 3: a null byte", "save it as UTF-8"]),
-    ("utf16.csv", "prompt,completion\na,b\n".encode("utf-16"), [", line 1: not UTF-8 text: save"]),
+    ("utf16.csv", "prompt,completion\na,b\n".encode("utf-16")[:-1], ["UTF-16 text", "damaged"]),
     ("cut.jsonl", GOOD + b'{"prompt": "a", "comple\n', [", line 2: not valid", "at, column 17)"]),
     ("commas.tsv", b"prompt,completion\na,b\n", [", row 1: expected the columns prompt+"]),
     ("broken.parquet", b"PAR1 no", ["not a Parquet file"]),
@@ -120,7 +120,7 @@ MALFORMED = [
     ),
     ("number.jsonl", GOOD + b'{"prompt": 7, "completion": "b"}', [", row 2: prompt must", "'7'"]),
     ("null.jsonl", GOOD + b'{"prompt": "a", "completion": null}', [", row 2: completion must be"]),
-    ("none.jsonl", GOOD + b'{"prompt": "a", "completion": ""}', [", row 2: nothing to train on"]),
+    ("none.jsonl", b'{"prompt": "a", "completion": ""}', [": none of the 1 rows is left (1 empty"]),
     ("m1.jsonl", b'{"messages": "Hi"}', [", row 1: messages must be", "'Hi'"]),
     ("m2.jsonl", b'{"messages": [{"role": "user"}]}', [", row 1: messages must be"]),
     ("m3.jsonl", b'{"messages": [{"role": "user", "content": 3}]}', [", row 1: messages must be"]),
@@ -382,7 +382,7 @@ def test_mixture_by_config(tmp_path: Path) -> None:
     assert [table.rows for table in data.tables] == [10, 4]
     assert data.hash() == run(parts).hash()
     parts[0]["template"] = "plain"
-    assert "the same template and system_prompt" in complaint(parts)
+    assert "the same data.template" in complaint(parts)
     assert "leaves the mixture without rows" in complaint([parts[0] | {"weight": 0.01}])
 
 

@@ -128,8 +128,8 @@ def test_what_a_template_reads_of_a_message_besides_its_content_is_kept():
 
 
 def test_an_unknown_speaker_is_named():
-    prompt = [{"from": "human", "value": "q"}, {"from": "observation", "value": "42"}]
-    with pytest.raises(ValueError, match="conversations: unknown speaker 'observation' in from"):
+    prompt = [{"from": "human", "value": "q"}, {"from": "narrator", "value": "42"}]
+    with pytest.raises(ValueError, match="conversations: unknown speaker 'narrator' in from"):
         as_pair({"conversations": prompt, "chosen": "yes", "rejected": "no"})
 
 

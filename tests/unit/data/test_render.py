@@ -117,15 +117,18 @@ def test_exactly_completion_and_stop_are_trained(name: str, prompt: str, complet
     it = renderer(name)
     row = {"prompt": prompt, "completion": completion}
     sequence = it.training_sequence(row)
+    prompt_ids = it.prompt_ids({"prompt": prompt})
+    assert sequence.input_ids[: len(prompt_ids)].tolist() == prompt_ids, "as in sampling"
+    assert it.turn_end in it.stop_token_ids
+    assert not sequence.loss_mask[0]
+    if completion == "":
+        assert trained(sequence) == [], "a bare stop token"
+        sequence = renderer(name, train_empty=True).training_sequence(row)
     assert TOKENIZERS[name].decode(trained(sequence)) == completion + STOP[name]
     assert trained(sequence)[-1] == it.turn_end
-    assert it.turn_end in it.stop_token_ids
     assert it.decode(trained(sequence)) == completion
     assert len(turns(sequence)) == 1
-    assert not sequence.loss_mask[0]
-    prompt_ids = it.prompt_ids({"prompt": prompt})
-    first = int(sequence.loss_mask.nonzero()[0])
-    assert sequence.input_ids[:first].tolist() == prompt_ids, "training and sampling differ"
+    assert int(sequence.loss_mask.nonzero()[0]) == len(prompt_ids)
     assert it.prompt_ids(row) == prompt_ids, "the completion leaked into the sampler's prompt"
 
 
@@ -135,7 +138,7 @@ def test_exactly_completion_and_stop_are_trained(name: str, prompt: str, complet
 def test_every_assistant_turn_is_trained_and_nothing_else(
     name: str, pairs: list[tuple[str, str]], system: bool
 ) -> None:
-    it = renderer(name)
+    it = renderer(name, train_empty=True)
     messages = [{"role": "system", "content": "Be kind."}] if system else []
     for user, assistant in pairs:
         messages += [
@@ -147,6 +150,8 @@ def test_every_assistant_turn_is_trained_and_nothing_else(
     decoded = [TOKENIZERS[name].decode(run) for run in runs]
     assert decoded == [assistant + STOP[name] for _, assistant in pairs]
     assert all(run[-1] in it.stop_token_ids for run in runs)
+    spoken = turns(renderer(name).training_sequence({"messages": messages}))
+    assert spoken == [run for run, (_, assistant) in zip(runs, pairs) if assistant]
     # what stands before the k-th turn is what the sampler gets for that turn
     starts = [
         i
@@ -291,28 +296,44 @@ def test_template_that_renders_no_stop_token(template: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "turn"),
     [
         # earlier reasoning is dropped, as by the templates of thinking models
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last %}{{ m['content'] }}"
-        "{% else %}{{ m['content'].split('</think>')[-1] }}{% endif %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+            "{% if loop.last %}{{ m['content'] }}"
+            "{% else %}{{ m['content'].split('</think>')[-1] }}{% endif %}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            "turn 2 .assistant. .*'<think>x</think>one",
+        ),
         # only the last turn is closed
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-        "{% if loop.last %}<|im_end|>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        (
+            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+            "{% if loop.last %}<|im_end|>{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            "turn 1 .user. .*'<|im_end|>",
+        ),
     ],
 )
-def test_template_that_renders_earlier_turns_anew(template: str) -> None:
+def test_template_that_renders_earlier_turns_anew(template: str, turn: str) -> None:
     it = make_renderer(with_template(template))
-    with pytest.raises(ValueError, match="renders earlier turns differently"):
-        it.training_sequence({"messages": two_turns("<think>x</think>one")})
+    row = {"messages": two_turns("<think>x</think>one")}
+    with pytest.raises(ValueError, match=f"renders {turn}"):
+        it.training_sequence(row)
+    with pytest.raises(ValueError, match=r"set data\.turns: split or last"):
+        make_renderer(it.tokenizer, turns="all").training(row)
+    rendered = it.training(row)
+    decoded = [it.tokenizer.decode(trained(sequence)) for sequence in rendered.sequences]
+    assert decoded == ["<think>x</think>one<|im_end|>", "two<|im_end|>"]
+    assert any("data.turns: split" in note for note in rendered.notes)
+    (last,) = make_renderer(it.tokenizer, turns="last").training(row).sequences
+    assert last.input_ids.tolist() == rendered.sequences[-1].input_ids.tolist()
 
 
 def test_generation_prompt_that_training_does_not_render() -> None:
     template = CHATML.replace("assistant\n{% endif %}", "assistant\n<think></think>{% endif %}")
     it = make_renderer(with_template(template))
-    with pytest.raises(ValueError, match="the chat template renders"):
+    with pytest.raises(ValueError, match="generation prompt ends with '<think></think>'"):
         it.training_sequence({"prompt": "a", "completion": "b"})
 
 
@@ -351,8 +372,13 @@ def test_malformed_rows_are_value_errors(name: str, row: dict[str, Any], expecte
 
 def test_chat_that_begins_with_the_assistant() -> None:
     chat = [{"role": "assistant", "content": "Hello!"}, *two_turns()]
+    rendered = renderer("own").training({"messages": chat})
+    assert (
+        renderer("own").tokenizer.decode(trained(rendered.sequences[0])) == "one<|end|>two<|end|>"
+    )
+    assert any("begins with the assistant" in note for note in rendered.notes)
     with pytest.raises(ValueError, match="the chat begins with the assistant"):
-        renderer("own").training_sequence({"messages": chat})
+        renderer("own").training_sequence({"messages": chat[:2]})
     with pytest.raises(ValueError, match="the chat is empty"):
         renderer("own").prompt_ids({"messages": chat[:1]})
 
@@ -408,7 +434,9 @@ def test_a_tokenizer_of_the_sentencepiece_kind(prompt: str, completion: str) -> 
     it = renderer("stories", generation_stops=[1, 2])
     assume(not any(mark in prompt for mark in ("<s>", "</s>", "<unk>")))
     row = {"prompt": prompt, "completion": completion}
-    sequence = it.training_sequence(row)
+    sequence = make_renderer(
+        it.tokenizer, generation_stops=[1, 2], train_empty=True
+    ).training_sequence(row)
     assert trained(sequence)[-1] == it.turn_end == TOKENIZERS["stories"].eos_token_id
     assert it.stop_token_ids == (1, 2)
     first = int(sequence.loss_mask.nonzero()[0])

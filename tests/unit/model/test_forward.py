@@ -14,7 +14,6 @@ from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import prepare_policy
 from posttrain.model.output_head import HeadLogprobs
-from posttrain.model.probe import check_packing
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -114,15 +113,18 @@ def test_sliding_window_equals_transformers_own():
     )
 
 
-def test_a_model_whose_packed_rows_see_each_other_is_refused(monkeypatch):
-    def contaminated(query, key, value, layout, scaling, dropout, window):
+def test_a_model_whose_packed_rows_see_each_other_runs_them_one_at_a_time(monkeypatch):
+    def contaminated(query, key, value, layout, form):
         whole = attention.Packed([query.shape[2]], layout.cu_seqlens[[0, -1]])
-        return per_sequence(query, key, value, whole, scaling, dropout, window)
+        return per_sequence(query, key, value, whole, form)
 
     per_sequence = attention._per_sequence
     monkeypatch.setattr(attention, "_per_sequence", contaminated)
-    with pytest.raises(ValueError, match="if sequences are packed or share their prompt"):
-        tiny.models()
+    models, packed = tiny.models(), tiny.random_sequences(3)
+    assert "packed, its log-probs would differ" in models.policy.unpacked
+    got = forward(models.policy, pack(packed)).logprobs
+    apart = torch.cat([forward(models.policy, pack([row])).logprobs for row in packed])
+    torch.testing.assert_close(got, apart, rtol=0, atol=1e-5)
 
 
 def test_an_unknown_output_head_is_refused():
@@ -151,7 +153,7 @@ def test_bfloat16_autocast_trains_in_fp32():
         tiny.causal_lm(), ModelConfig(name="x"), tiny.CPU, torch.bfloat16, seed=0
     )
     assert all(p.dtype == torch.float32 for p in policy.parameters())
-    check_packing(policy)
+    assert policy.unpacked is None
     batch = pack(tiny.random_sequences())
     before = {n: p.detach().clone() for n, p in policy.named_parameters()}
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)

@@ -24,6 +24,7 @@ def trained(folder: Path, lora: bool = False, **keys) -> Path:
     if lora:
         base = train(parse_config(tiny.run_config(folder / "base", "sft", max_steps=2), "test"))
         tree["model"] = {"name": str(checkpoints_in(base)[-1]), "use_lora": True, "lora": {"r": 4}}
+    tree["model"]["device"] = "cpu"  # compared with other libraries there
     return train(parse_config(tree, "test"))
 
 

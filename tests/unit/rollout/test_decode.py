@@ -151,7 +151,9 @@ def test_rows_enter_while_others_run(monkeypatch):
     monkeypatch.setattr(decode, "_written_out", counting)
     monkeypatch.setattr(sampler, "_prefill", noting)
     asked = [prompt for prompt in test_sampler.prompts(12) for _ in range(2)]
-    rollouts = NativeSampler(policy, 6).generate(asked, test_sampler.params(), range(24))
+    native = NativeSampler(policy, 6)
+    native.batched = True  # without its probe, whose prompts would be counted
+    rollouts = native.generate(asked, test_sampler.params(), range(24))
     assert sorted(prefilled) == sorted({tuple(p) for p in asked})
     tokens = sum(len(r.response_ids) for r in rollouts)
     in_turn = 0  # steps where six at a time are run to the end

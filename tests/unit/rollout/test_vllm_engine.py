@@ -183,6 +183,16 @@ def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_pa
     assert not (found[1] / "adapters").exists()
 
 
+@pytest.mark.parametrize("value_model", ["own", "shared"])
+def test_ppo_does_not_send_its_value_head(value_model, trained, tmp_path, fake):
+    """vLLM's loader raises for a name that the model does not have, as the stand-in does."""
+    tree = tiny.run_config(tmp_path, "ppo", max_steps=2, value_model=value_model)
+    tree["model"] = {"name": str(trained)}
+    tree["rollout"]["engine"] = "vllm"
+    run(tree)
+    assert FakeLLM.latest.resets == 2
+
+
 def test_an_adapter_of_another_version_is_an_error(trained, tmp_path, fake):
     policy = prepare_policy(
         load_causal_lm(str(trained), torch.float32),

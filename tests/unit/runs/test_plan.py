@@ -11,7 +11,8 @@ import tiny
 import torch
 
 from posttrain.runs.config import parse_config
-from posttrain.runs.plan import describe, plan, with_token_budget
+from posttrain.runs.describe import describe
+from posttrain.runs.plan import plan, with_device_defaults
 
 CONVERSATION = [{"prompt": f"{i} and 1?", "completion": f"{i + 1}"} for i in range(12)]
 
@@ -60,5 +61,5 @@ def test_the_token_budget_follows_the_device_of_the_run(
     device: str, own: int | None, expected: int, tmp_path: Path
 ) -> None:
     tree = tiny.run_config(tmp_path, **({} if own is None else {"micro_batch_tokens": own}))
-    config = with_token_budget(parse_config(tree, "test"), torch.device(device))
+    config = with_device_defaults(parse_config(tree, "test"), torch.device(device))
     assert config.trainer.micro_batch_tokens == config.trainer.token_budget == expected

@@ -1,7 +1,7 @@
 """Prompts with completions, or chats, for `sft`.
 
-prompt       a string or a list of messages
-completion   a string or a list of messages, all of which is trained on
+prompt       a string or a list of messages, whose assistant turns are context
+completion   a string or a list of messages, whose assistant turns are trained on
 messages     instead of both: every assistant turn is trained on
 """
 
@@ -26,7 +26,7 @@ def to_examples(
     rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[Example], LengthTable]:
     """Return the rows' sequences, with the completions under the loss mask."""
-    make = renderer.training_sequence
+    make = renderer.training
     return to_sequences(rows, renderer, name, max_length, on_overlong, FORMS, make)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, field
 
 from posttrain.common.batch import Sequence
+from posttrain.data.entries import Notes
+from posttrain.data.messages import messages_of
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
 
@@ -18,6 +18,7 @@ class Judged:
     sequence: Sequence
     completion: list[int]
     """The token ids under the loss mask."""
+    notes: Notes = field(default_factory=dict)
 
 
 def render(row: Row, renderer: Renderer) -> Judged:
@@ -25,14 +26,13 @@ def render(row: Row, renderer: Renderer) -> Judged:
 
     Raise ValueError if the prompt ends with an assistant turn.
     """
-    prompt = row["prompt"]
-    prompt_tokens = len(renderer.prompt_ids({"prompt": prompt}))
-    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+    row = {column: value for column, value in row.items() if column != "messages"}
+    prompt = messages_of(row, "prompt")
+    if prompt and prompt[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant turn: end it with another role's turn")
-    sequence = renderer.training_sequence(row)
-    # earlier assistant turns belong to the prompt
-    sequence.loss_mask &= torch.arange(len(sequence)) >= prompt_tokens
-    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
+    rendered = renderer.training(row, one=True)
+    (sequence,) = rendered.sequences
+    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist(), rendered.notes)
 
 
 def is_empty(side: Judged, renderer: Renderer) -> bool:
@@ -43,4 +43,4 @@ def is_empty(side: Judged, renderer: Renderer) -> bool:
 def cut(side: Judged, max_length: int) -> Judged:
     """Return a completion cut to the first max_length tokens of its sequence."""
     sequence = Sequence(side.sequence.input_ids[:max_length], side.sequence.loss_mask[:max_length])
-    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist())
+    return Judged(sequence, sequence.input_ids[sequence.loss_mask].tolist(), side.notes)

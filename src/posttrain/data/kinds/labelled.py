@@ -38,15 +38,16 @@ def to_examples(
             f"begin with take {len(label_prefix)}"
         )
     index_of = {label: k for k, label in enumerate(labels.names)}
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[Example] = []
     for number, row in enumerate(rows, 1):
         try:
-            ids = renderer.prompt_ids(asked(row))
+            ids, notes = renderer.prompt(asked(row))
             row_labels = labels_of(row, labels.multi_label)
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
         check_known(row_labels, labels, f"{name}, row {number}")
+        table.note(number, notes)
         table.lengths.append(len(ids) + len(label_prefix))
         if not ids:
             table.drop("empty")

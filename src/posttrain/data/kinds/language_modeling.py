@@ -8,7 +8,7 @@ from posttrain.common.batch import Example, Sequence
 from posttrain.data.kinds.kind import render_row
 from posttrain.data.lengths import LengthTable, OnOverlong, overlong
 from posttrain.data.messages import check_text, messages_of
-from posttrain.data.render import Renderer
+from posttrain.data.render import Rendered, Renderer
 from posttrain.data.rows import Row
 
 Form = tuple[str, ...]
@@ -38,29 +38,32 @@ def to_sequences(
     max_length: int,
     on_overlong: OnOverlong,
     forms: list[Form],
-    make: Callable[[Row], Sequence],
+    make: Callable[[Row], Rendered],
 ) -> tuple[list[Example], LengthTable]:
-    """Return the sequence of each row by `make`; overlong ones are shortened as on_overlong says.
+    """Return the sequences of each row by `make`; overlong ones are shortened as on_overlong says.
 
-    Raise ValueError naming a row that lacks columns, has nothing to train on or, with on_overlong
-    "error", is overlong.
+    Sequences without a token to train on are dropped and counted. Raise ValueError naming a row
+    that lacks columns or, with on_overlong "error", is overlong.
     """
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[Example] = []
+    stops = {*renderer.stop_token_ids}
     for number, row in enumerate(rows, 1):
-        sequence = render_row(row, number, name, forms, make)
-        table.lengths.append(len(sequence))
-        trained = sequence.input_ids[sequence.loss_mask].tolist()
-        if set(trained) <= {*renderer.stop_token_ids}:
-            empty = forms[0][-1]
-            raise ValueError(f"{name}, row {number}: nothing to train on (the {empty} is empty)")
-        pieces = [sequence]
-        if len(sequence) > max_length:
-            pieces = _shorten(sequence, max_length, on_overlong, name, number)
-            table.truncated += bool(pieces)
-        kept += [(piece,) for piece in pieces]
-        table.kept += bool(pieces)
-        table.dropped += not pieces
+        rendered = render_row(row, number, name, forms, make)
+        table.note(number, rendered.notes)
+        for sequence in rendered.sequences:
+            table.lengths.append(len(sequence))
+            trained = sequence.input_ids[sequence.loss_mask].tolist()
+            if not trained or (set(trained) <= stops and not renderer.train_empty):
+                table.drop("empty")
+                continue
+            pieces = [sequence]
+            if len(sequence) > max_length:
+                pieces = _shorten(sequence, max_length, on_overlong, name, number)
+                table.truncated += bool(pieces)
+            kept += [(piece,) for piece in pieces]
+            table.kept += bool(pieces)
+            table.dropped += not pieces
     table.trained_tokens = sum(int(s.loss_mask.sum()) for (s,) in kept)
     return kept, table.finish()
 

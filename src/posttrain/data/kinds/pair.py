@@ -13,7 +13,7 @@ import torch
 from posttrain.common.batch import Example, Sequence
 from posttrain.data.kinds.judged import Judged, cut, is_empty, render
 from posttrain.data.kinds.kind import Kind, named
-from posttrain.data.kinds.preference_forms import as_pairs
+from posttrain.data.kinds.preference_forms import as_pairs, notes_of
 from posttrain.data.lengths import LengthTable, OnOverlong, overlong
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
@@ -36,7 +36,7 @@ def to_examples(
     that differ only beyond max_length, are dropped and counted. Raise ValueError naming a row that
     is malformed or, with on_overlong "error", overlong.
     """
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[Example] = []
     pairs = (
         (number, pair)
@@ -45,6 +45,8 @@ def to_examples(
     )
     for number, pair in pairs:
         sides = named(name, number, _render_sides, pair, renderer)
+        notes = named(name, number, notes_of, rows[number - 1])
+        table.note(number, notes | sides[0].notes | sides[1].notes)
         longest = max(len(side.sequence) for side in sides)
         table.lengths.append(longest)
         reason = _drop_reason(sides, renderer)
@@ -77,9 +79,8 @@ def to_examples(
 
 def _render_sides(pair: Row, renderer: Renderer) -> list[Judged]:
     names = ("chosen", "rejected")
-    return [
-        render({"prompt": pair["prompt"], "completion": pair[name]}, renderer) for name in names
-    ]
+    rest = {k: v for k, v in pair.items() if k not in names}
+    return [render(rest | {"completion": pair[name]}, renderer) for name in names]
 
 
 def _drop_reason(sides: list[Judged], renderer: Renderer) -> str | None:

@@ -17,18 +17,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from posttrain.data.messages import Message
+from posttrain.data.entries import Message, Notes, read_messages
 from posttrain.data.rows import Row
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "system": "system",
-}
 PAIR_COLUMNS = (
     "prompt",
     "chosen",
@@ -124,26 +115,20 @@ def messages_from(value: Any, name: str) -> list[Message]:
 
     Other keys of an entry, such as tool_calls, are kept for the chat template.
     """
-    entries = [value] if isinstance(value, dict) else value
-    messages = []
-    for entry in entries if isinstance(entries, list) else [None]:
-        if isinstance(entry, dict):
-            entry = _without_nulls(entry)
-        if isinstance(entry, dict) and "from" in entry:
-            speaker = entry.pop("from")
-            if speaker not in SHAREGPT_ROLES:
-                known = ", ".join(SHAREGPT_ROLES)
-                raise ValueError(f"{name}: unknown speaker {speaker!r} in from; known: {known}")
-            entry = {"role": SHAREGPT_ROLES[speaker], "content": entry.pop("value", None)} | entry
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(key), str) for key in ("role", "content")
-        ):
-            raise ValueError(
-                f"{name} must be a string, or messages with {{role, content}} or {{from, value}}; "
-                f"got {str(value)[:60]!r}"
-            )
-        messages.append(entry)
-    return messages
+    return read_messages(value, name)
+
+
+def notes_of(row: Row) -> Notes:
+    """Return what the messages of a row that is a pair, or judged, write otherwise."""
+    notes: Notes = {}
+    columns: tuple[str, ...] = ("prompt", "conversations", "chosen", "rejected")
+    if not {"chosen", "rejected"} <= row.keys():
+        columns = ("messages",) if "messages" in row else ("prompt", "completion")
+    for column in columns:
+        value = row.get(column)
+        if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+            read_messages(value, column, notes)
+    return notes
 
 
 def dialogue(text: str) -> list[Message]:
@@ -184,7 +169,9 @@ def _explicit_prompt(row: Row) -> str | list[Message] | None:
 def _with_system(system: str, prompt: str | list[Message]) -> list[Message]:
     """Return the prompt's messages, with a system message first unless they begin with one."""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    has_system = turns[0]["role"] == "system"
+    if not isinstance(system, str):
+        raise ValueError(f"system must be a string; got {str(system)[:60]!r}")
+    has_system = bool(turns) and turns[0]["role"] in ("system", "developer")
     return turns if has_system else [{"role": "system", "content": system}, *turns]
 
 

@@ -34,10 +34,11 @@ def to_examples(
     rows: list[Row], renderer: Renderer, name: str, max_length: int, on_overlong: OnOverlong
 ) -> tuple[list[Prompt], LengthTable]:
     """Return the rendered prompts; an overlong one is an error or is dropped, never cut."""
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[Prompt] = []
     for number, row in enumerate(rows, 1):
-        ids = render_row(row, number, name, FORMS, renderer.prompt_ids)
+        ids, notes = render_row(row, number, name, FORMS, renderer.prompt)
+        table.note(number, notes)
         table.lengths.append(len(ids))
         if len(ids) <= max_length:
             kept.append(Prompt(ids, row))

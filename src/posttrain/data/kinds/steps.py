@@ -32,7 +32,7 @@ def to_examples(
     cut keeps its whole steps; without any it is dropped. Raise ValueError naming a row that is
     malformed or, with on_overlong "error", overlong.
     """
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[Example] = []
     for number, row in enumerate(rows, 1):
         try:

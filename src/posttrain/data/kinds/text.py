@@ -12,7 +12,7 @@ from posttrain.data.kinds.kind import Kind
 from posttrain.data.kinds.language_modeling import Form, check_columns, to_sequences
 from posttrain.data.lengths import LengthTable, OnOverlong
 from posttrain.data.messages import check_text
-from posttrain.data.render import Renderer
+from posttrain.data.render import Rendered, Renderer
 from posttrain.data.rows import Row
 
 FORMS: list[Form] = [("text",)]
@@ -28,10 +28,10 @@ def to_examples(
 ) -> tuple[list[Example], LengthTable]:
     """Return the texts' sequences, trained on from the second token on."""
 
-    def make(row: Row) -> Sequence:
+    def make(row: Row) -> Rendered:
         check_text(row)
         ids = torch.tensor(renderer.text_ids(row["text"]))
-        return Sequence(ids, torch.arange(len(ids)) > 0)
+        return Rendered([Sequence(ids, torch.arange(len(ids)) > 0)])
 
     return to_sequences(rows, renderer, name, max_length, on_overlong, FORMS, make)
 

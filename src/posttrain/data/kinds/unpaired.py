@@ -9,7 +9,7 @@ from __future__ import annotations
 from posttrain.common.batch import Example, Sequence
 from posttrain.data.kinds.judged import cut, is_empty, render
 from posttrain.data.kinds.kind import Kind, named
-from posttrain.data.kinds.preference_forms import as_judged
+from posttrain.data.kinds.preference_forms import as_judged, notes_of
 from posttrain.data.lengths import LengthTable, OnOverlong, overlong
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
@@ -29,11 +29,12 @@ def to_examples(
     row before it that has another prompt; before the first row comes the last. Raise ValueError
     naming a row that is malformed or, with on_overlong "error", overlong.
     """
-    table = LengthTable(name)
+    table = LengthTable(name, len(rows))
     kept: list[tuple[Row, Sequence]] = []
     for number, row in enumerate(rows, 1):
         for judged in named(name, number, as_judged, row):
             side = named(name, number, render, judged, renderer)
+            table.note(number, named(name, number, notes_of, row) | side.notes)
             table.lengths.append(len(side.sequence))
             reason = "empty" if is_empty(side, renderer) else None
             if reason is None and len(side.sequence) > max_length:
@@ -60,7 +61,7 @@ def to_examples(
         donor = next((row for row in earlier if row["prompt"] != judged["prompt"]), None)
         if donor is None:
             raise ValueError(f"{name}: kto's KL term needs rows with more than one prompt")
-        mismatched = {"prompt": judged["prompt"], "completion": donor["completion"]}
+        mismatched = judged | {"completion": donor["completion"]}
         unrelated = cut(render(mismatched, renderer), max_length).sequence
         if not unrelated.loss_mask.any():
             raise ValueError(

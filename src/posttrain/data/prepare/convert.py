@@ -27,8 +27,9 @@ import pyarrow
 import pyarrow.parquet
 
 from posttrain.common.errors import SettingError
-from posttrain.common.files import sha256
-from posttrain.data.files import STREAMED, SUFFIXES
+from posttrain.common.files import expanded, sha256
+from posttrain.data.files import STREAMED
+from posttrain.data.folders import SUFFIXES
 from posttrain.data.holdout import question_of
 from posttrain.data.prepare.decontamination import Ngrams, read_ngrams, shared
 from posttrain.data.prepare.digests import (
@@ -150,7 +151,7 @@ def check(config: Preparation) -> None:
 def expand(patterns: list[str], suffixes: tuple[str, ...] = STREAMED) -> list[Path]:
     """Return the files that paths and globs name, each once; those of a glob sorted by name."""
     found: dict[Path, Path] = {}
-    for pattern in patterns:
+    for pattern in map(expanded, patterns):
         path = Path(pattern)
         if path.is_dir():
             raise ValueError(f"{pattern} is a folder: name its files, such as {pattern}/*.jsonl")

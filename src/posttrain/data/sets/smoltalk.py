@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.common.errors import SettingError
-from posttrain.data.files import files_of_split, read_file, read_hub
+from posttrain.data.entries import text_of
+from posttrain.data.files import read_file, read_hub
+from posttrain.data.folders import files_of_split
 from posttrain.data.messages import messages_of
 from posttrain.data.origin import HubFiles, Origin
 from posttrain.data.rows import Row, check_split, numbered
@@ -48,6 +50,6 @@ def _rows(located_rows: Iterable[tuple[str, Row]]) -> list[Row]:
             raise ValueError(
                 f"{where}: column messages has no assistant message; correct the row or remove it"
             )
-        kept = [{"role": m["role"], "content": m["content"]} for m in messages]
+        kept = [{"role": m["role"], "content": text_of(m)} for m in messages]
         rows.append({"messages": kept} | ({"source": row["source"]} if "source" in row else {}))
     return rows

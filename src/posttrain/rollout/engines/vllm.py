@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.model.config import HEAD_PREFIXES
 from posttrain.rollout.engines.delivery import has_adapter, write_adapter
 from posttrain.rollout.engines.dialects import Answer, max_lora_rank
 from posttrain.rollout.engines.server import to_rollout
@@ -82,6 +83,7 @@ class VllmSampler:
             weights = [
                 (name.removeprefix("model."), p.detach())
                 for name, p in self.policy.named_parameters()
+                if not name.startswith(HEAD_PREFIXES)  # PPO's value head, which vLLM lacks
             ]
             self.llm.collective_rpc(_load_weights, args=(weights,))
             self.llm.reset_prefix_cache()  # computed with the previous weights

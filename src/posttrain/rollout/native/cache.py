@@ -26,6 +26,7 @@ class Prefill:
         self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Collect a layer's keys and values of a pack, and return them."""
+        key = key.to(value.dtype)  # under autocast the rotation made it fp32
         self.layers.setdefault(layer, []).append((key, value))
         return key, value
 

@@ -6,6 +6,7 @@ packed, each distinct prompt once, and its keys and values are copied to all its
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -16,9 +17,14 @@ from posttrain.common.batch import Sequence as TokenSequence
 from posttrain.common.batch import pack
 from posttrain.model.attention import Packed
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.vocabulary import check_ids
+from posttrain.rollout.native.alone import agrees, generate_alone
 from posttrain.rollout.native.cache import KVCache, Prefill
+from posttrain.rollout.native.choose import noise_of, sample
 from posttrain.rollout.native.decode import decode_step
 from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
+
+log = logging.getLogger(__name__)
 
 COMPACT_BELOW = 0.8  # share of running rows below which rows leave and enter the cache
 ROWS = 8  # on a CPU, compaction keeps a multiple of this many rows
@@ -32,6 +38,10 @@ class NativeSampler:
     def __init__(self, policy: LanguageModel, max_num_seqs: int) -> None:
         self.policy = policy
         self.max_num_seqs = max_num_seqs
+        self.batched: bool | None = None
+        """Whether completions share a cache; found out before the first ones are sampled."""
+        self.cached = True
+        """Whether a completion that is sampled on its own uses the model's cache."""
 
     def update_weights(self) -> None:
         """Do nothing: the weights that train are the weights that sample."""
@@ -46,13 +56,56 @@ class NativeSampler:
         """Return one completion per prompt; raise ValueError if a prompt is empty."""
         if not all(prompts):
             raise ValueError("a prompt is empty")
+        check_ids(self.policy.causal_lm(), max(map(max, prompts), default=0))
         was_training = self.policy.training
         self.policy.eval()
         try:
             with torch.no_grad(), self.policy.precision():
-                return _generate(self.policy, prompts, params, seeds, self.max_num_seqs, finished)
+                return self._generate(prompts, params, seeds, finished)
         finally:
             self.policy.train(was_training)
+
+    def _generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        finished: Finished,
+    ) -> list[Rollout]:
+        policy, limit = self.policy, params.max_new_tokens
+        if self.batched is None:
+            self.batched = policy.unpacked is None and agrees(policy, self._greedy)
+            if not self.batched:
+                self.cached = agrees(
+                    policy, lambda *asked: [self._alone(p, asked[1]) for p in asked[0]]
+                )
+                log.warning(
+                    "%s samples one completion at a time: slowly", type(policy.causal_lm()).__name__
+                )
+        rollouts: dict[int, Rollout] = {}
+        for i, prompt in enumerate(prompts):
+            if not (self.batched and policy.packs([len(prompt) + limit])):
+                rollouts[i] = self._alone(prompt, params, seeds[i])
+                finished(i, rollouts[i])
+        rest = [i for i in range(len(prompts)) if i not in rollouts]
+        together = _generate(
+            policy,
+            [prompts[i] for i in rest],
+            params,
+            [seeds[i] for i in rest],
+            self.max_num_seqs,
+            lambda place, rollout: finished(rest[place], rollout),
+        )
+        rollouts |= dict(zip(rest, together))
+        return [rollouts[i] for i in range(len(prompts))]
+
+    def _alone(self, prompt: list[int], params: SamplingParams, seed: int = 0) -> Rollout:
+        return generate_alone(self.policy, prompt, params, seed, self.cached)
+
+    def _greedy(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Rollout]:
+        return _generate(
+            self.policy, prompts, params, [0] * len(prompts), self.max_num_seqs, lambda *_: None
+        )
 
 
 @dataclass
@@ -125,8 +178,8 @@ def _generate(
             prefill, source, hidden = _prefill(policy, [prompts[i] for i in entering], device)
             cache.lay_out(kept, span, prefill, source, room=min(GROW_BY, limit))
             if entering:
-                noise = _noise([seeds[i] for i in entering], params, device)
-                tokens, logprobs = _sample(logits(hidden), params, noise[:, 0])
+                noise = noise_of([seeds[i] for i in entering], params, device)
+                tokens, logprobs = sample(logits(hidden), params, noise[:, 0])
                 index = torch.tensor(entering, device=device)
                 spans = torch.tensor([len(prompts[i]) for i in entering], device=device)
                 alive = ~torch.isin(tokens, stops) & (limit > 1)
@@ -141,7 +194,7 @@ def _generate(
             # clamped, since finished rows may go beyond their last position
             hidden = step(running.tokens, running.spans.clamp(max=longest - 1), cache, mask)
             noise = running.noise.gather(1, running.ages.clamp(max=limit - 1)[:, None])[:, 0]
-            tokens, logprobs = _sample(logits(hidden), params, noise)
+            tokens, logprobs = sample(logits(hidden), params, noise)
             segment.tokens.append(tokens)
             segment.logprobs.append(logprobs)
             running.tokens = tokens
@@ -221,51 +274,6 @@ def _prefill(
 
 def _no_mask(ids: list[int]) -> TokenSequence:
     return TokenSequence(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool))
-
-
-def _noise(seeds: list[int], params: SamplingParams, device: torch.device) -> Tensor:
-    """Return uniform numbers in [0, 1), [B, max_new_tokens], each row from its own seed.
-
-    Explicitly fp32, since torch's default dtype may differ while a reward in the main thread loads
-    its model."""
-    n = params.max_new_tokens
-    if params.temperature == 0:
-        return torch.zeros(len(seeds), n, dtype=torch.float32, device=device)
-    rows = [
-        torch.rand(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-        for seed in seeds
-    ]
-    return torch.stack(rows).to(device)
-
-
-def _sample(logits: Tensor, params: SamplingParams, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens [B] and log-probs [B] from logits [B, vocab], by inverting the CDF at noise."""
-    if params.temperature == 0:
-        best = logits.argmax(-1)
-        return best, logits.log_softmax(-1).gather(1, best[:, None])[:, 0]
-    logprobs = (logits / params.temperature).log_softmax(-1)
-    if params.top_k or params.top_p < 1:
-        logprobs = _truncate(logprobs, params).log_softmax(-1)
-    cdf = logprobs.exp().cumsum(-1)
-    # scaled by the sum, which rounding leaves near 1, so that no tail token is picked by mistake
-    point = noise[:, None] * cdf[:, -1:]
-    token = torch.searchsorted(cdf, point, right=True).clamp_(max=logits.shape[1] - 1)
-    return token[:, 0], logprobs.gather(1, token)[:, 0]
-
-
-def _truncate(logprobs: Tensor, params: SamplingParams) -> Tensor:
-    """Keep the top_k likeliest tokens, then the fewest of them that hold top_p of the mass."""
-    ordered, index = logprobs.sort(dim=-1, descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if params.top_k:
-        keep[:, params.top_k :] = False
-    if params.top_p < 1:
-        mass = torch.where(keep, ordered.exp(), 0.0)
-        before = mass.cumsum(-1) - mass
-        keep &= before < params.top_p * mass.sum(-1, keepdim=True)
-        keep[:, 0] = True  # also with top_p = 0
-    ordered = torch.where(keep, ordered, -torch.inf)
-    return torch.empty_like(logprobs).scatter_(1, index, ordered)
 
 
 def _add_segment(

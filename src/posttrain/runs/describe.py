@@ -1,17 +1,63 @@
-"""Notes that are printed before a run: what a user might not expect of it."""
+"""What is printed before a run: its size and length, and what a user might not expect of it."""
 
 from __future__ import annotations
 
+import torch
+
+from posttrain.common import distributed
 from posttrain.common.batch import Example
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
+from posttrain.model.vocabulary import size_notes
+from posttrain.rewards.base import Checked
 from posttrain.runs.config import Config
-from posttrain.runs.data import Data, eval_label, eval_sections
+from posttrain.runs.data import Data, eval_label, eval_sections, table_lines
+from posttrain.runs.hardware import hardware
+from posttrain.runs.network import network_notes
+from posttrain.runs.plan import Plan
+
+
+def describe(plan: Plan) -> str:
+    """Return a few lines about the run, to print before it starts."""
+    policy = plan.models.policy
+    total = sum(p.numel() for p in policy.parameters())
+    trainable = sum(p.numel() for p in plan.models.trainable().values())
+    parameter = next(policy.parameters())
+    compute, save = policy.autocast or torch.float32, plan.config.trainer.save_steps
+    lines = [
+        f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
+        f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
+        f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
+        *hardware(plan.config.model, policy),
+        f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
+        f"{plan.steps_per_epoch:,} steps per epoch, a checkpoint "
+        + (f"every {save:,}" if save and save < plan.num_steps else "after the last"),
+    ]
+    if isinstance(plan.reward, Checked) and plan.config.reward is not None:
+        facts = ", ".join(f"{name} {fact}" for name, fact in plan.reward.about().items())
+        lines.append(f"reward {plan.config.reward.type}: {facts}")
+    lines += [*table_lines(plan.data.tables), *notes(plan.config, plan.data)]
+    lines += size_notes(policy.causal_lm(), plan.models.tokenizer)
+    lines += network_notes(policy, plan.config)
+    return "\n".join(lines)
 
 
 def notes(config: Config, data: Data) -> list[str]:
     """Return all notes about a run."""
-    return [*local_copies(config), *other_prompts(config), *trained_on(config, data)]
+    return [
+        *local_copies(config),
+        *other_prompts(config),
+        *written_date(config),
+        *trained_on(config, data),
+    ]
+
+
+def written_date(config: Config) -> list[str]:
+    """Return a note if the chat template writes a date."""
+    date = config.mixture[0].date
+    if date is None:
+        return []
+    return [f"note: the chat template writes a date, which this run keeps: data.date: {date}"]
 
 
 def local_copies(config: Config) -> list[str]:

@@ -1,0 +1,110 @@
+"""Write docs/architectures.md: what each of transformers' architectures does here, measured.
+
+    python scripts/architecture_table.py
+
+The models are tiny and random (tests/helpers/architectures.py). The script fails if the loss, the
+gradients, the text or the scores of one are not transformers'.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "architectures.md"
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+
+HEAD = """# Architectures
+
+After reading this page you know which models train and sample here, and what runs slower.
+
+Every row was measured by `python scripts/architecture_table.py` on a tiny random model of
+transformers' class, and `tests/integration/test_architectures.py` holds it: log-probs and gradients of packed
+rows, three of which share a prompt, against transformers' own, row by row; greedy text against
+`generate`; a reward model's scores against the classifier that transformers loads; a checkpoint
+that is read back bit for bit; DPO's first loss, ln 2; the sampler's log-probs and the trainer's.
+**{count} of {count} architectures** are right in all of it.
+
+| architecture | `model_type` | trains | samples | packed | reward model | tokens/s |
+|---|---|---|---|---|---|---|
+"""
+
+TAIL = """
+- **trains**: SFT, pre-training, preference methods and RL, all weights or LoRA. PEFT has no LoRA on
+  the output projections of Mamba layers: name others in `model.lora.target_modules`.
+- **samples**: completions share a cache (*together*), or transformers' `generate` writes them one
+  at a time. **tokens/s** is the speed of 16 completions of the tiny model on one core: it shows
+  what sampling one at a time costs, not what a real model does.
+- **packed**: rows run end to end and completions share their prompt. If *no*, every sequence runs
+  on its own in transformers' attention: right, slower, and printed before the run. *To n tokens*:
+  the rotation of longer sequences depends on their length, so that a micro-batch with one of them
+  is not packed (n is that of the tiny model).
+- **reward model**: reward models and classifiers are saved as transformers' sequence classifier of
+  the architecture. *Here only*: transformers has none, so only posttrain loads what is saved, and
+  says so. *No*: refused before training.
+
+## How it is decided
+
+Nothing depends on a list of names. Before a model is trained, six short rows of it run through
+transformers as it was loaded, one at a time, and then packed through posttrain. If the log-probs
+are the same, up to ten times the rounding that was seen, the model is packed. If they are not,
+sequences run one at a time; if that is not the same either, the model is refused. The sampler
+compares the log-probs of six tokens with those of a forward pass before it samples anything. A
+model whose log-probs change when tokens follow is refused: it is not causal.
+
+## Dropout
+
+Forward passes without gradient and sampling never apply dropout. While training,
+[`model.dropout`](reference/config.md) decides about the dropout, layer drop and router jitter in
+the model's config and about `model.lora.dropout`. By default they apply, as in transformers, except
+in preference methods and RL, which compare the policy's log-probs with those of a reference or of
+the sampler: there DPO starts at ln 2 and the ratio at 1. What applies is printed before the run.
+
+## Checkpoints
+
+A checkpoint holds all that `state_dict()` does, persistent buffers included (DeepSeek-V3's
+`e_score_correction_bias`). Before the first step, and in a dry run, the start model is saved into a
+temporary folder and read back: every tensor, and every log-prob of the six rows, must be the same
+bit for bit. Of models with more than 2 GiB of trained weights, only the tokenizer is tried.
+"""
+
+
+def tokens_per_second(name: str) -> float:
+    """Return the speed of 16 completions of 32 tokens."""
+    import architectures
+
+    from posttrain.rollout.native.sampler import NativeSampler
+    from posttrain.rollout.sampler import SamplingParams
+
+    sampler = NativeSampler(architectures.policy(name), 16)
+    prompts, params = [[5 + i, 9, 4] for i in range(16)], SamplingParams(32, (), 0.0)
+    sampler.generate(prompts[:1], params, [0])
+    started = time.perf_counter()
+    sampler.generate(prompts, params, [0] * 16)
+    return 16 * 32 / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure every architecture and write the page."""
+    import torch
+    import transformers
+    from architectures import ARCHITECTURES, verdict
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    lines = []
+    for name in ARCHITECTURES:
+        row = verdict(name)
+        speed = f"{tokens_per_second(name):,.0f}"
+        cells = (name, f"`{row.model_type}`", "yes", row.samples, row.packed, row.reward_model)
+        lines.append(f"| {' | '.join((*cells, speed))} |")
+        print(lines[-1])
+    PAGE.write_text(HEAD.format(count=len(lines)) + "\n".join(lines) + "\n" + TAIL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""A chat cut at the edges of its assistant turns: one sequence of all turns, or one of each turn.
+
+A template may render a turn differently once later turns follow: it drops earlier reasoning, or
+closes only the last turn. Such a chat has no single text of which every turn's prompt is a part, so
+each turn is rendered as it was at its time, by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+
+from posttrain.data.chat import Chat, is_silent
+from posttrain.data.chat_template import PROBE, ChatTemplate
+from posttrain.data.entries import Message, Notes, text_of
+
+Segment = tuple[list[int], bool]
+"""Token ids, and whether they are trained on."""
+CUT_REASONING = (
+    "the template leaves out what its generation prompt begins: the completion is written after "
+    "the generation prompt as it is"
+)
+OTHER_PROMPT = (
+    "the template renders the prompt differently once the answer follows: it is rendered as the "
+    "sampler gets it"
+)
+MIN_SHARED = 4
+"""Characters before a turn that its two renderings must share, if there is no generation prompt."""
+EMPTY_TURN = "assistant turns without text are context (data.train_empty_turns trains on them)"
+
+
+class Rewritten(ValueError):
+    """A chat whose template renders an earlier turn differently once a later one follows."""
+
+    def __init__(self, message: str, example: str) -> None:
+        super().__init__(message)
+        self.example = example
+
+
+@dataclass
+class Cut:
+    """A chat in segments."""
+
+    segments: list[Segment]
+    texts: dict[int, str] = field(default_factory=dict)
+    """The text of each trained turn by its index."""
+    notes: Notes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts chats with a template, its stop tokens, and a rule for empty turns."""
+
+    template: ChatTemplate
+    stops: tuple[int, ...]
+    train_empty: bool = False
+
+    def whole(self, chat: Chat, generation: bool = False) -> Cut:
+        """Return one sequence of the chat, cut at all assistant turns.
+
+        Raise Rewritten if a turn's prompt or the turn itself is not a part of the whole text.
+        """
+        messages = chat.messages
+        full = self.template.text(messages, chat.options, generation)
+        cut = Cut([])
+        done = 0
+        for i in _assistants(messages):
+            start = self._prompt_end(full, chat, i)
+            end = self._turn_end(full, chat, i, start)
+            cut.segments.append((self.template.ids(full[done:start]), False))
+            self._add_turn(cut, full[start:end], chat, i)
+            done = end
+        if generation:
+            cut.segments.append((self.template.ids(full[done:]), False))
+        return cut
+
+    def one(self, chat: Chat, i: int, steps: SequenceOf[str] = ()) -> Cut:
+        """Return the sequence of turn `i` after its prompt, rendered as at its time."""
+        messages, options = chat.messages, chat.options
+        prompt = self.template.text(messages[:i], options, generation=True)
+        full = self.template.text(messages[: i + 1], options)
+        cut = Cut([(self.prompt_ids(messages[:i], chat), False)])
+        if full.startswith(prompt):
+            turn = full[len(prompt) :]
+        elif (start := self._own_start(prompt, full, chat, i)) is not None:
+            turn = full[start:]
+            cut.notes[OTHER_PROMPT] = self._rewritten(full, prompt, chat, i).example
+        else:
+            turn = self._continued(prompt, full, chat, i)
+            cut.notes[CUT_REASONING] = f"the generation prompt ends with {prompt[-12:]!r}"
+        self._add_turn(cut, turn, chat, i, steps)
+        return cut
+
+    def prompt_ids(self, messages: list[Message], chat: Chat) -> list[int]:
+        """Return the ids that the sampler gets, cut as in training if the template allows it."""
+        if any(_assistants(messages)):
+            context = Chat(messages, [False] * len(messages), chat.options, {})
+            try:
+                segments = self.whole(context, generation=True).segments
+            except ValueError:
+                # a template that drops reasoning from earlier turns: such a chat is never trained
+                # on as one sequence, so there are no training segments to agree with
+                pass
+            else:
+                return [token for ids, _ in segments for token in ids]
+        return self.template.ids(self.template.text(messages, chat.options, generation=True))
+
+    def _add_turn(
+        self, cut: Cut, text: str, chat: Chat, i: int, steps: SequenceOf[str] = ()
+    ) -> None:
+        """Add the segments of a turn's text: its steps, and what follows its stop token."""
+        *closed, turn = [self.template.ids(piece) for piece in _pieces(text, steps)]
+        stop = self._stop(turn)
+        if stop is None:
+            tokens = self.template.tokenizer.convert_ids_to_tokens(list(self.stops))
+            raise ValueError(
+                f"the chat template closes an assistant turn without a stop token ({tokens}): "
+                "the model would never learn to stop"
+            )
+        trained = chat.trained[i]
+        silent = not closed and (is_silent(chat.messages[i]) or set(turn[:stop]) <= {*self.stops})
+        if trained and silent and not self.train_empty:
+            trained = False
+            cut.notes[EMPTY_TURN] = f"turn {i + 1}"
+        if trained:
+            cut.texts[i] = text
+        # what the template writes after the stop token is not sampled
+        cut.segments += [(ids, trained) for ids in closed]
+        cut.segments += [(turn[:stop], trained), (turn[stop:], False)]
+
+    def _stop(self, turn: list[int]) -> int | None:
+        """Return the length of a turn with its stop token, the first of those that close it."""
+        places = [k for k, token in enumerate(turn) if token in self.stops]
+        if not places:
+            return None
+        first = places[-1]
+        for place in reversed(places[:-1]):
+            between = turn[place + 1 : first]
+            if between and self.template.tokenizer.decode(between).strip():
+                break
+            first = place
+        return first + 1
+
+    def _prompt_end(self, full: str, chat: Chat, i: int) -> int:
+        prompt = self.template.text(chat.messages[:i], chat.options, generation=True)
+        if not full.startswith(prompt):
+            raise self._rewritten(full, prompt, chat, i)
+        return len(prompt)
+
+    def _turn_end(self, full: str, chat: Chat, i: int, start: int) -> int:
+        """Return where turn `i` ends in the whole text.
+
+        Some templates close the whole text, but not each turn, with EOS.
+        """
+        alone = self.template.text(chat.messages[: i + 1], chat.options)
+        if full.startswith(alone):
+            return len(alone)
+        for closing in self._closings():
+            shorter = alone.rstrip().removesuffix(closing)
+            if shorter != alone.rstrip() and full.startswith(shorter):
+                turn = self.template.ids(full[start : len(shorter)])
+                if self._stop(turn) is not None:
+                    return len(shorter)
+        raise self._rewritten(full, alone, chat, i)
+
+    def _closings(self) -> list[str]:
+        return [str(t) for t in self.template.tokenizer.convert_ids_to_tokens(list(self.stops))]
+
+    def _own_start(self, prompt: str, full: str, chat: Chat, i: int) -> int | None:
+        """Return where turn `i` itself begins, if its prompt is rendered otherwise in `full`.
+
+        Mistral's template puts the system text into the last user turn if that is last. None if
+        what precedes the turn does not end with the generation prompt.
+        """
+        messages, options = chat.messages[:i], chat.options
+        probe = [*messages, {"role": "assistant", "content": PROBE}]
+        before = self.template.text(probe, options).partition(PROBE)[0]
+        if not full.startswith(before):
+            return None
+        header = prompt.removeprefix(self.template.text(messages, options))
+        for end in (len(before), len(before.rstrip())):
+            shared = _common(before[:end][::-1], prompt[::-1])
+            if shared >= max(MIN_SHARED, len(header) if header != prompt else 0):
+                return end
+        return None
+
+    def _continued(self, prompt: str, full: str, chat: Chat, i: int) -> str:
+        """Return a turn that continues a generation prompt which its own rendering lacks.
+
+        DeepSeek-R1's prompt ends with <think>, and its template cuts the reasoning out of answers.
+        Raise ValueError unless the content begins with what the prompt ends with.
+        """
+        message = chat.messages[i]
+        shared = _common(prompt, full)
+        content, begun = text_of(message).lstrip(), prompt.rstrip()
+        overlap = next(
+            (n for n in range(min(len(content), len(begun)), 0, -1) if begun.endswith(content[:n])),
+            0,
+        )
+        if not overlap or len(begun) - overlap > shared or "tool_calls" in message:
+            tail = prompt[_tag_start(prompt, shared) :]
+            raise ValueError(
+                f"turn {i + 1} (assistant): the chat template's generation prompt ends with "
+                f"{tail[-40:]!r}, which it does not write before this answer: begin the answer "
+                "with it, or use a template that keeps it"
+            )
+        rest = content[overlap:]
+        if len(begun) < len(prompt):
+            rest = rest.lstrip()
+        probe = [*chat.messages[:i], {"role": "assistant", "content": PROBE}]
+        return rest + self.template.text(probe, chat.options).rpartition(PROBE)[2]
+
+    def _rewritten(self, full: str, alone: str, chat: Chat, i: int) -> Rewritten:
+        """Return the error that names the turn and the text that differ."""
+        at, turn = _common(alone, full), i
+        for j in range(i):
+            try:
+                text = self.template.text(chat.messages[: j + 1], chat.options)
+            except ValueError:  # a template may refuse a chat that is not yet complete
+                continue
+            if _common(text, alone) > at:
+                turn = j
+                break
+        at = _tag_start(alone, at)
+        role = chat.messages[turn]["role"]
+        place = f"turn {turn + 1} ({role})"
+        texts = f"{alone[at : at + 40]!r} at first, then {full[at : at + 40]!r}"
+        return Rewritten(
+            f"the chat template renders {place} differently once later turns follow: {texts}",
+            f"{place} is {texts}",
+        )
+
+
+def trained_turns(chat: Chat) -> list[int]:
+    """Return the indices of the trained turns; raise ValueError if there can be none."""
+    if not any(_assistants(chat.messages)):
+        first = bool(chat.messages) and chat.messages[0]["role"] == "assistant"
+        if first:
+            raise ValueError("the chat begins with the assistant: that turn has no prompt")
+        roles = ", ".join(dict.fromkeys(str(m["role"]) for m in chat.messages)) or "none"
+        raise ValueError(f"no assistant message to train on; the roles are {roles}")
+    return [i for i, trained in enumerate(chat.trained) if trained]
+
+
+def _assistants(messages: list[Message]) -> list[int]:
+    """Return the indices of the assistant turns that have a prompt."""
+    return [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > 0]
+
+
+def _common(a: str, b: str) -> int:
+    """Return the number of characters that two texts begin with alike."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+
+
+def _tag_start(text: str, at: int) -> int:
+    """Return the start of the tag that position `at` is in; `at` itself outside of tags."""
+    begin = text.rfind("<", 0, at + 1)
+    return begin if begin >= 0 and ">" not in text[begin:at] and at - begin < 20 else at
+
+
+def _pieces(turn: str, steps: SequenceOf[str]) -> list[str]:
+    """Return the text of a turn, cut where one of its steps ends and the next begins."""
+    if not steps:
+        return [turn]
+    pieces = list(steps)
+    if "".join(pieces) not in turn:  # many templates strip a message's content
+        pieces[0] = pieces[0].lstrip()
+        pieces[-1] = pieces[-1].rstrip()
+    before, completion, after = turn.partition("".join(pieces))
+    if not completion:
+        raise ValueError(
+            "the chat template changes the completion: its steps cannot be found in it"
+        )
+    pieces[0] = before + pieces[0]
+    pieces[-1] += after
+    return pieces

@@ -1,0 +1,271 @@
+"""Adapters of PEFT: which kinds are read, what they need of their base model, and new ones."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.model.config import LoraConfig, ModelConfig
+from posttrain.model.folder import (
+    ADAPTER_PREFIX,
+    adapter_config,
+    base_model,
+    check_adapter_file,
+    is_adapter,
+)
+from posttrain.model.integrity import check_tensors, in_one_line
+from posttrain.model.kernels.linear import Linear
+from posttrain.model.loaded import refuse_random
+from posttrain.model.quirks import routers
+from posttrain.model.vocabulary import are_tied, resize_for
+
+ADAPTER = "adapter_model.safetensors"
+KINDS = ("LORA", "IA3")
+"""PEFT's kinds that are read: those whose work is done inside the layers."""
+NOT_READ = {
+    "alora_invocation_tokens": "an activated LoRA, which is off until certain tokens",
+    "layer_replication": "layers that the base does not have",
+    "use_bdlora": "a block-diagonal LoRA",
+    "use_qalora": "a quantised LoRA",
+    "monteclora_config": "a LoRA with random weights",
+    "arrow_config": "a router over several adapters",
+}
+"""Keys of a LoRA's adapter_config.json that are refused, and what they make."""
+OURS = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "target_modules",
+}
+"""The keys of `model.lora`, and their names in adapter_config.json."""
+
+
+def check_kind(name: str) -> None:
+    """Raise ValueError if an adapter is of a kind, or has a setting, that is not read."""
+    import peft
+
+    config = adapter_config(name)
+    kind = str(config.get("peft_type"))
+    if kind not in KINDS:
+        raise ValueError(
+            f"model.name: {name} is an adapter of the kind {kind}, which is not read; "
+            f"{' and '.join(KINDS)} are"
+        )
+    known = {field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)])}
+    for key, value in config.items():
+        if key in NOT_READ and value:
+            raise ValueError(f"model.name: {name} is {NOT_READ[key]} ({key}), which is not read")
+        if key not in known and value:
+            version = config.get("peft_version", "unknown")
+            raise ValueError(
+                f"model.name: {name}/adapter_config.json sets {key}, which PEFT {peft.__version__} "
+                f"does not know (the file is from PEFT {version}): install that version"
+            )
+
+
+def check_plain(config: ModelConfig, name: str) -> None:
+    """Raise ValueError if an engine that loads plain LoRA adapters could not load this run's."""
+    extra = "model.resize_embeddings" if config.resize_embeddings and config.use_lora else None
+    if is_adapter(name):
+        check_kind(name)
+        saved = adapter_config(name)
+        keys = ("modules_to_save", "use_dora", "trainable_token_indices", "lora_bias")
+        extra = next((f"the adapter's {key}" for key in keys if saved.get(key)), extra)
+        extra = f"an {saved['peft_type']} adapter" if saved["peft_type"] != "LORA" else extra
+    if extra is not None:
+        raise ValueError(
+            f"rollout.engine: vllm and server load plain LoRA adapters only, not {extra}: use "
+            "rollout.engine: native"
+        )
+
+
+def with_adapter(config: ModelConfig, name: str | None) -> ModelConfig:
+    """Return the section with the settings of the adapter in the folder `name`, if it holds one.
+
+    Raises ValueError if `model.lora` contradicts them: an adapter's rank cannot be changed.
+    """
+    if name is None or not (config.use_lora and is_adapter(name)):
+        return config
+    check_kind(name)
+    saved = adapter_config(name)
+    for key in OURS:
+        if key in config.lora.model_fields_set and not _agrees(
+            getattr(config.lora, key), saved.get(OURS[key])
+        ):
+            raise ValueError(
+                f"model.lora.{key} is {getattr(config.lora, key)}, but the adapter {name} has "
+                f"{saved.get(OURS[key])}, which training cannot change: remove model.lora.{key}, "
+                "or merge the adapter into its base first"
+            )
+    own = {key: saved[theirs] for key, theirs in OURS.items() if saved.get(theirs) is not None}
+    if isinstance(own.get("target_modules"), list):
+        own["target_modules"] = sorted(own["target_modules"])
+    return config.model_copy(update={"lora": LoraConfig.model_construct(**own)})
+
+
+def _agrees(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return set(ours) == set(theirs)
+    # PEFT writes the layers' names for all-linear
+    return bool(ours == theirs or (ours == "all-linear" and isinstance(theirs, list)))
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Silence the warnings of PEFT about names and about weights that we check ourselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", ".*missing adapter keys.*", UserWarning)
+        yield
+
+
+def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool = False) -> Any:
+    """Return the base model with the adapter in a folder, every tensor of which is in the model.
+
+    Raises ValueError if the adapter is damaged, of another base or size, or of a kind that is not
+    read. A base with another number of tokens than the adapter's embedding gets its rows. With
+    `lenient`, tensors that the file lacks are left in `lacking`.
+    """
+    from peft import PeftModel
+
+    folder = Path(name)
+    check_adapter_file(folder)
+    check_kind(name)
+    shapes = check_tensors(folder / ADAPTER)
+    resize_for(model, name, base_model(name), shapes)
+    with in_one_line(name, "adapter_config.json describes no adapter that PEFT can build"):
+        try:
+            with without_deprecations():
+                model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+        except RuntimeError as error:
+            raise ValueError(_misfit(name, str(error))) from error
+        except ValueError as error:
+            raise ValueError(
+                f"model.name: {name} is not an adapter of {base_model(name)}: the base has not the "
+                f"layers that it adapts ({_targets(name)})"
+            ) from error
+    model.lacking = adapter_lacks(model, folder)
+    if not lenient:
+        refuse_random(name, model.lacking)
+    model.brought = brought_weights(model, name)
+    return model
+
+
+def _targets(name: str) -> str:
+    targets = adapter_config(name).get("target_modules") or "none"
+    return targets if isinstance(targets, str) else ", ".join(sorted(targets)[:4])
+
+
+def _misfit(name: str, message: str) -> str:
+    """Return what does not fit, from torch's message about the sizes."""
+    size = re.search(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)", message)
+    base = base_model(name)
+    if size is None:
+        return f"model.name: {name} is not an adapter of {base}: its weights cannot be read into it"
+    tensor = size[1].removeprefix(ADAPTER_PREFIX).replace(".default", "")
+    return (
+        f"model.name: {name} does not fit its base {base}: {tensor} is {size[2]} in the adapter "
+        f"and {size[3]} in the base"
+    )
+
+
+def adapter_lacks(model: Any, folder: Path) -> list[str]:
+    """Return the names of tensors that a PEFT model's adapter has but its file lacks."""
+    return sorted(set(saved_names(model)) - set(check_tensors(folder / ADAPTER)))
+
+
+def saved_names(model: Any) -> dict[str, str]:
+    """Return the name in a PEFT model of each tensor in its adapter's file, by the file's name."""
+    from peft import get_peft_model_state_dict
+
+    tensors = model.state_dict()
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    return {name: names[id(tensor)] for name, tensor in saved.items() if id(tensor) in names}
+
+
+def brought_weights(model: Any, name: str) -> list[str]:
+    """Return the names of the base's own weights that an adapter's file brings along.
+
+    PEFT writes the embedding of a model whose vocabulary was changed. Raises ValueError for a
+    tensor that is in the file and not in the model: PEFT leaves it out without a word.
+    """
+    from safetensors import safe_open
+
+    known, state, brought = saved_names(model), model.state_dict(), []
+    with safe_open(Path(name) / ADAPTER, "pt") as file:
+        extra = [key for key in file.keys() if key not in known]  # noqa: SIM118
+        for key in extra:
+            if key.endswith("score.weight"):  # the head of a reward model, read by `heads`
+                continue
+            copied = key.replace(".modules_to_save.weight", ".weight")
+            tensor = file.get_tensor(key)
+            value = state.get(known.get(copied, key))
+            if key.endswith(".original_module.weight"):  # replaced by the adapter's own copy
+                continue
+            if value is None or not torch.equal(value.cpu(), tensor.to(value.dtype)):
+                raise ValueError(
+                    f"model.name: {name} holds weights that its base {base_model(name)} has no "
+                    f"place for: {key.removeprefix(ADAPTER_PREFIX)}"
+                )
+            if copied not in known:
+                brought.append(key)
+    return brought
+
+
+def add_lora(model: Any, config: ModelConfig, seed: int, whole: list[str] | None = None) -> Any:
+    """Return the model with a new adapter, drawn with the seed; torch's own state is kept.
+
+    The layers named in `whole` are trained and saved as they are, not by a low rank.
+    """
+    import peft
+
+    lora = peft.LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        exclude_modules=routers(model) if config.lora.target_modules == "all-linear" else None,
+        modules_to_save=whole or None,
+        ensure_weight_tying=bool(whole) and are_tied(model),
+        task_type="CAUSAL_LM",
+    )
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        with without_deprecations():
+            model = peft.get_peft_model(model, lora)
+    except ValueError as error:
+        raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
+    torch.set_rng_state(state)
+    return model
+
+
+def head_weight(head: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight [vocab, width] and bias of an output head that an adapter has changed.
+
+    Raises ValueError for a change that is not one of the weight.
+    """
+    if hasattr(head, "modules_to_save"):
+        return head_weight(head.modules_to_save[head.active_adapters[0]])
+    if type(head) in (nn.Linear, Linear):
+        return head.weight, head.bias
+    if not hasattr(head, "lora_A"):
+        raise ValueError(f"an output head of type {type(head).__name__} is not supported")
+    base, (adapter,) = head.get_base_layer(), head.active_adapters
+    dropout = isinstance(head.lora_dropout[adapter], nn.Dropout)
+    if dropout or head.use_dora.get(adapter) or head.lora_bias.get(adapter):
+        raise ValueError(
+            "the adapter's change of the output head (dropout, DoRA or a bias of the LoRA) is not "
+            "supported: use an adapter without lm_head in target_modules"
+        )
+    low, high = head.lora_A[adapter].weight, head.lora_B[adapter].weight
+    return base.weight + (high @ low).mul(head.scaling[adapter]).to(base.weight.dtype), base.bias

@@ -1,0 +1,97 @@
+"""Saving is tried before the first step: what would be lost after the last one is found now.
+
+The start model is written as a checkpoint would be, into a temporary folder, and read back by
+transformers or PEFT. Every tensor must return bit for bit and, if the model writes text, so must
+every log-prob of the probe.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.common import distributed
+from posttrain.common.batch import Sequence, pack
+from posttrain.model.forward import forward
+from posttrain.model.load import load_causal_lm, load_classifier
+from posttrain.model.models import Models
+from posttrain.model.probe import expected
+from posttrain.model.save import gather_weights, save_model, saved_weights
+
+WHOLE = 2**31
+"""Bytes of trained weights up to which they are written; of a larger model, only the tokenizer."""
+
+
+def check_saving(models: Models) -> None:
+    """Raise ValueError on all ranks if the start model, saved and read back, is another one.
+
+    Call it before the policy is sharded. A collective."""
+    problem = ""
+    if distributed.rank() == 0:
+        with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
+            try:
+                _try(models, Path(folder))
+            except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+                problem = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+    if (problem := distributed.from_rank_0(problem)) != "":
+        raise ValueError(f"a checkpoint of this model could not be read back: {problem}")
+
+
+def _try(models: Models, folder: Path) -> None:
+    policy, weights = models.policy, gather_weights(models)
+    if sum(x.numel() * x.element_size() for x in weights.values()) > WHOLE:
+        models.tokenizer.save_pretrained(folder)
+        return
+    save_model(folder, models, weights)
+    saved = saved_weights(models, folder)
+    for name, tensor in weights.items():
+        if name not in saved or not torch.equal(saved[name], tensor):
+            raise ValueError(f"{name} is not what was saved")
+    if hasattr(policy.model, "peft_config"):
+        return
+    if policy.head_kind in ("score", "labels"):
+        model, missing = load_classifier(str(folder), torch.float32)
+        if missing:
+            raise ValueError(f"transformers does not find {missing[0]} in it")
+        _check_buffers(models, model)
+        _check_scores(models, model)
+        return
+    model = load_causal_lm(str(folder), torch.float32)
+    _check_buffers(models, model)
+    if policy.probe is None:
+        return
+    now = expected(model.to(next(policy.parameters()).device), policy).logprobs
+    for before, after in zip(policy.probe.logprobs, now):
+        exact = next(policy.parameters()).device.type == "cpu"
+        if (before - after).abs().max() > (0 if exact else policy.tolerance):
+            raise ValueError("its log-probs are not those of the start model")
+
+
+@torch.no_grad()
+def _check_scores(models: Models, model: Any) -> None:
+    policy = models.policy
+    if policy.probe is None:
+        return
+    device, was_training = next(policy.parameters()).device, policy.training
+    ids, pad = policy.probe.rows[-1].input_ids, model.config.pad_token_id
+    if pad is not None:  # at the end of a text it would not count there
+        ids = torch.where(ids == pad, (pad + 1) % model.config.vocab_size, ids)
+    batch = pack([Sequence(ids, policy.probe.rows[-1].loss_mask)]).to(device)
+    out = forward(policy.eval(), batch, head=True)
+    policy.train(was_training)
+    ours = out.logits if out.scores is None else out.scores[-1:, None]
+    with policy.precision():
+        theirs = model.to(device).eval()(input_ids=batch.input_ids[None]).logits
+    assert ours is not None
+    if not (ours.float() - theirs.float()).abs().max() <= policy.tolerance:
+        raise ValueError("transformers gives it other scores")
+
+
+def _check_buffers(models: Models, model: torch.nn.Module) -> None:
+    read = model.state_dict()
+    for name, tensor in models.policy.causal_lm().named_buffers():
+        if name in read and not torch.equal(read[name].cpu(), tensor.cpu()):
+            raise ValueError(f"the buffer {name} is not what was saved")

@@ -1,0 +1,65 @@
+"""What a run does with an architecture that others would not expect: dropout, packing, experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posttrain.model.classifiers import has_own_classifier
+from posttrain.model.dropout import noises, turn_off
+from posttrain.model.language_model import LanguageModel
+from posttrain.runs.config import Config
+
+
+def dropout_applies(config: Config) -> bool:
+    """Whether dropout applies while training: `model.dropout`, or the method's default."""
+    if config.model.dropout is not None:
+        return config.model.dropout
+    pairs = config.algorithm.rows in ("pair", "unpaired") and config.trainer.writes_text
+    return not (config.algorithm.online or pairs)
+
+
+def settle_dropout(policy: LanguageModel, config: Config) -> None:
+    """Turn off what a policy draws at random in training, unless it is to apply."""
+    if noises(policy) and not dropout_applies(config):
+        turn_off(policy)
+
+
+def network_notes(policy: LanguageModel, config: Config) -> list[str]:
+    """Return notes on dropout, on sequences that are not packed, and on experts without LoRA."""
+    model: Any = policy.causal_lm()
+    name, lines = type(model).__name__, []
+    if rates := ", ".join(noises(policy)):
+        method = f"{config.trainer.type} compares log-probs; model.dropout: true turns it on"
+        off = method if config.model.dropout is None else "by model.dropout"
+        on = "on while training (model.dropout: false turns it off)"
+        lines.append(f"note: {rates}: {on if policy.dropout else f'off ({off})'}")
+    if policy.unpacked is not None:
+        lines.append(
+            f"note: {name} cannot be packed: sequences run one at a time, in training and in "
+            f"sampling, which is slower ({policy.unpacked})"
+        )
+    elif policy.rope_limit is not None:
+        lines.append(
+            f"note: {name} rotates by the length of the sequence: micro-batches with one of more "
+            f"than {policy.rope_limit:,} tokens run one sequence at a time, which is slower"
+        )
+    if not config.trainer.writes_text and not has_own_classifier(model.config):
+        lines.append(
+            f"note: transformers has no sequence classifier for {name}: only posttrain will load "
+            "this one"
+        )
+    if config.model.use_lora and (experts := expert_parameters(policy)):
+        lines.append(
+            f"note: the adapter leaves out the experts of {name} ({experts:,} parameters), which "
+            "are not linear layers"
+        )
+    return lines
+
+
+def expert_parameters(policy: LanguageModel) -> int:
+    """Return the number of frozen parameters in stacks of experts, [experts, ...]."""
+    return sum(
+        p.numel()
+        for name, p in policy.named_parameters()
+        if not p.requires_grad and p.dim() == 3 and "experts" in name
+    )
