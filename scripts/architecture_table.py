@@ -22,11 +22,11 @@ HEAD = """# Architectures
 After reading this page you know which models train and sample here, and what runs slower.
 
 Every row was measured by `python scripts/architecture_table.py` on a tiny random model of
-transformers' class, and `tests/integration/test_architectures.py` holds it: log-probs and gradients
-of packed rows, three of which share a prompt, against transformers' own, row by row; greedy
-text against `generate`; a reward model's scores against the classifier that transformers loads; a
-checkpoint that is read back bit for bit; DPO's first loss, ln 2; the sampler's log-probs and the trainer's.
-**{count} of {count} architectures** are right in all of it.
+transformers' class, and `tests/integration/test_architectures.py` holds it: log-probs and
+gradients of packed rows, three of which share a prompt, against transformers' own, row by row;
+greedy text against `generate`; a reward model's scores against the classifier that transformers
+loads; a checkpoint that is read back bit for bit; DPO's first loss, ln 2; the sampler's log-probs
+and the trainer's. **{count} of {count} architectures** are right in all of it.
 
 | architecture | `model_type` | trains | samples | packed | reward model | tokens/s |
 |---|---|---|---|---|---|---|
