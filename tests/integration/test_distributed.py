@@ -66,14 +66,25 @@ def steps(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-# dpo's code with other defaults: they take their turn in make test-slow
-TWINS = ("ipo", "simpo", "cpo")
+# Repeats of one mechanism take their turn in make test-slow: dpo's and grpo's code with other
+# defaults, and with ddp the methods whose sums over ranks are shown with fsdp.
+TWINS = ("ipo", "simpo", "cpo", "orpo", "rloo")
+WITH_FSDP = ("pretrain", "kto_pair", "reinforce", "process_reward_model")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def is_repeat(method: str, strategy: str) -> bool:
+    return method in TWINS or (strategy == "ddp" and method in WITH_FSDP)
+
+
 @pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in ALGORITHMS],
+    ("method", "strategy"),
+    [
+        pytest.param(
+            method, strategy, marks=pytest.mark.slow if is_repeat(method, strategy) else ()
+        )
+        for method in ALGORITHMS
+        for strategy in ("ddp", "fsdp")
+    ],
 )
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
