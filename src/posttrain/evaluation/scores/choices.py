@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from posttrain.data.rows import Row
 from posttrain.evaluation.statistics import Figures, share_with_interval
+
+if TYPE_CHECKING:
+    from posttrain.data.rows import Row
 
 Records = list[dict[str, Any]]
 

@@ -97,6 +97,8 @@ def agrees(policy: LanguageModel, generate: Any) -> bool:
     params = SamplingParams(max_new_tokens=PROBED, temperature=0.0, stop_token_ids=())
     try:
         rollouts = generate(prompts, params)
+    except torch.OutOfMemoryError:  # says nothing about the architecture
+        raise
     except (AttributeError, TypeError, RuntimeError, ValueError, KeyError):
         return False  # it reads something of a cache that ours does not have
     texts = [torch.tensor(p + r.response_ids) for p, r in zip(prompts, rollouts)]
