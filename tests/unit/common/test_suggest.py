@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from posttrain.algorithms import ALGORITHMS
@@ -29,6 +31,12 @@ from posttrain.rewards import REWARDS
 )
 def test_the_nearest_name(typed: object, known: dict[str, str], expected: str | None) -> None:
     assert nearest(typed, known) == expected
+
+
+@pytest.mark.parametrize("known", list(itertools.permutations(["epsilon", "epsilon_high", "eps_"])))
+def test_the_order_of_the_names_does_not_matter(known: tuple[str, ...]) -> None:
+    """The known keys of a section come as a set, whose order differs from run to run."""
+    assert nearest("epsilo", known) == "epsilon"
 
 
 def test_a_name_that_is_near_to_none_gets_all() -> None:
