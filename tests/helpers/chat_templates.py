@@ -1,5 +1,6 @@
 """Chat templates in the style of model families, written for the tests, and their tokenizers."""
 
+import json
 from functools import cache
 from typing import Any
 
@@ -91,7 +92,20 @@ TEMPLATES = {
     "parts": PARTS,
     "either": EITHER,
 }
-EOS = {"closed": "</s>", "channels": "<|return|>", "opens": "</s>", "inst": "</s>"}
+# the generation prompt ends with an empty block that answers are written without
+BLOCK = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+# an answer is closed before its turn is
+TWICE = CHATML.replace("<|im_end|>\n{% endfor %}", "<|im_end|></s>\n{% endfor %}")
+OTHERS = {"block": BLOCK, "twice": TWICE, "spaces": CLOSED}
+"""Families with another tokenizer ("spaces" begins every text with one) or generation prompt."""
+EOS = {
+    "twice": "</s>",
+    "spaces": "</s>",
+    "closed": "</s>",
+    "channels": "<|return|>",
+    "opens": "</s>",
+    "inst": "</s>",
+}
 
 
 @cache
@@ -103,13 +117,39 @@ def _bpe() -> str:
     return str(bpe.to_str())
 
 
-def tokenizer_with(template: Any, eos: str = "<|im_end|>") -> Any:
+@cache
+def _metaspace() -> str:
+    """A tokenizer of SentencePiece's kind, with bytes for what it does not know."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    bpe.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    marks = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=marks, show_progress=False)
+    bpe.train_from_iterator(TEXTS, trainer)
+    spec = json.loads(bpe.to_str())
+    spec["added_tokens"] = spec["added_tokens"][: 1 + len(SPECIAL)]  # the bytes are no marks
+    return json.dumps(spec)
+
+
+def tokenizer_with(template: Any, eos: str = "<|im_end|>", metaspace: bool = False) -> Any:
     """Return a tokenizer with a chat template."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_bpe()), bos_token="<s>", eos_token=eos, pad_token=eos
+        tokenizer_object=Tokenizer.from_str(_metaspace() if metaspace else _bpe()),
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token=eos,
     )
     tokenizer.chat_template = template
     return tokenizer
@@ -118,4 +158,5 @@ def tokenizer_with(template: Any, eos: str = "<|im_end|>") -> Any:
 @cache
 def family(name: str) -> Any:
     """Return the tokenizer of a family."""
-    return tokenizer_with(TEMPLATES[name], EOS.get(name, "<|im_end|>"))
+    template = (TEMPLATES | OTHERS)[name]
+    return tokenizer_with(template, EOS.get(name, "<|im_end|>"), name == "spaces")

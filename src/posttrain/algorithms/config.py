@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
-from posttrain.config.paths import LocalPath
+from posttrain.config.paths import LocalPath, RunName
 from posttrain.model.config import HeadKind
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cuda": 8192, "cpu": 768}
@@ -39,7 +39,7 @@ class TrainerConfig(StrictConfig):
     """The method."""
     output_dir: Annotated[LocalPath, Free(), AlsoCalled("logging_dir")] = "results"
     """The folder in which the run directory is created."""
-    run_name: Annotated[str | None, Free()] = None
+    run_name: Annotated[RunName | None, Free()] = None
     """What the name of the run directory begins with; by default the method's name."""
     num_epochs: Annotated[float | None, AlsoCalled("num_train_epochs")] = Field(None, gt=0)
     """Passes over the data. Give this or max_steps."""
@@ -90,7 +90,7 @@ class TrainerConfig(StrictConfig):
     """Added to the square root of AdamW's second moment."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Maximum norm of the gradient: a larger one is scaled down to it; null never scales."""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     """Seeds the order of rows, the initial weights, dropout and the noise of sampling."""
     logging_steps: Annotated[int, Free()] = Field(10, ge=1)
     """Steps between two lines on the console; metrics.jsonl has every step."""

@@ -11,8 +11,12 @@ import typer
 
 from posttrain import __version__
 from posttrain.cli import data, models, runs, weights
+from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+"""What torch says of memory, of a GPU or of the machine, that is used up."""
 
 app = typer.Typer(
     help="Post-training of language models: train, evaluate, sample.\n\n"
@@ -68,10 +72,25 @@ def main() -> None:
     except Exception as error:
         usage: Any = getattr(error, "format_message", None)
         if usage is None:
-            raise
+            if os.environ.get("POSTTRAIN_TRACEBACK") or not (words := of_the_machine(error)):
+                raise
+            fail(words)
         if not usage():  # a bare `posttrain`, which has printed its help
             sys.exit(2)
         fail(usage() + without_dashes(usage()))
+
+
+def of_the_machine(error: Exception) -> str:
+    """Return what a machine lacks that made a library fail; empty for any other error."""
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+ (?:\w?i?B|bytes))", said)
+        more = f" when {asked[1]} more were asked for" if asked else ""
+        return (
+            f"out of memory{more}: lower trainer.micro_batch_tokens (or --max-num-seqs), or use "
+            "model.gradient_checkpointing or model.use_lora; --dry-run estimates what a run needs"
+        )
+    return f"the disk is full ({said.splitlines()[0]})" if is_full(error) else ""
 
 
 def as_option(error: Exception) -> Exception:

@@ -16,6 +16,19 @@ from typing import Any
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 """A variable of the environment in a path: $NAME or ${NAME}."""
 
+FOREIGN = re.compile(
+    r"(?P<braces>\$\{)|(?P<url>^(?!file:)\w[\w+.-]*://)|(?P<file>^file://)"
+    r"|(?P<drive>^[A-Za-z]:[\\/])|(?P<tilde>/~(?=/|$))"
+)
+REASONS = {
+    "braces": "only ${NAME} is replaced, by the environment variable of that name",
+    "url": "an address, not a path: name a file or folder of this machine",
+    "file": "write the path without file://",
+    "drive": "a path of Windows: name a file or folder of this machine",
+    "tilde": "~ is a home folder only at the beginning of a path",
+}
+"""What is wrong with a path that FOREIGN finds."""
+
 
 def refuse_pointer(file: Path, start: bytes) -> None:
     """Raise ValueError if a file is a Git LFS pointer, of which `start` are the first bytes."""
@@ -26,10 +39,17 @@ def refuse_pointer(file: Path, start: bytes) -> None:
 
 
 def expanded(path: str) -> str:
-    """Return a path with ~ and ${VAR} replaced; raise ValueError if one of them has no value."""
-    unset = [a or b for a, b in VARIABLE.findall(path) if (a or b) not in os.environ]
-    if unset:
-        raise ValueError(f"{path}: the environment variable {unset[0]} is not set")
+    """Return a path with ~ and ${VAR} replaced.
+
+    Raises ValueError if one of them has no value, and for what is no path of this machine: nothing
+    creates a folder named ~, ${...} or s3:.
+    """
+    for name in (a or b for a, b in VARIABLE.findall(path)):
+        if not os.environ.get(name):
+            state = "empty" if name in os.environ else "not set"
+            raise ValueError(f"{path}: the environment variable {name} is {state}")
+    if foreign := FOREIGN.search(VARIABLE.sub("", path)):
+        raise ValueError(f"{path}: {REASONS[foreign.lastgroup or '']}")
     path = VARIABLE.sub(lambda name: os.environ[name[1] or name[2]], path)
     if not path.startswith("~"):
         return path

@@ -28,7 +28,7 @@ Marker = TypeVar("Marker")
 class StrictConfig(BaseModel):
     """A section that rejects unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

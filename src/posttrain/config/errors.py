@@ -102,6 +102,8 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
         return message
     if kind == "path":
         return f"{where}: {message}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"{where}: expected a section with keys (got {error['input']!r})"
     # YAML reads yes, no, on and off as booleans
     quotes = kind == "string_type" and not isinstance(error["input"], (dict, list))
     fix = ": put it in quotes" if quotes and error["input"] is not None else ""

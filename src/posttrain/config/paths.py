@@ -1,4 +1,4 @@
-"""The type of a key that names a file or folder."""
+"""The types of keys that name a file or folder."""
 
 from __future__ import annotations
 
@@ -20,3 +20,25 @@ def expanded_or_error(path: str) -> str:
 
 LocalPath = Annotated[str, AfterValidator(expanded_or_error)]
 """A file or folder, in which ~ and ${VAR} are replaced."""
+
+LONGEST_NAME = 200  # bytes; file systems take 255, of which a date and more are added
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a run; raise an error of pydantic for one that is a path."""
+    problem = ""
+    if "/" in name or name.strip(". ") != name or name.startswith("~"):
+        problem = "is a name, not a path: the folder is trainer.output_dir"
+    elif not name.isprintable():
+        problem = "must be on one line, without control characters"
+    elif len(name.encode()) > LONGEST_NAME:
+        problem = f"has more than {LONGEST_NAME} bytes"
+    elif "$" in name:
+        problem = "is taken as it is, and no variable is replaced: write it without $"
+    if problem:
+        raise PydanticCustomError("path", "{problem}", {"problem": f"{problem} (got {name!r})"})
+    return name
+
+
+RunName = Annotated[str, AfterValidator(plain_name)]
+"""What the name of a new folder begins with."""

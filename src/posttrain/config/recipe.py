@@ -26,14 +26,34 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        sign = isinstance(error, yaml.composer.ComposerError | yaml.scanner.ScannerError)
-        hint = "; put a value that begins with a sign or holds a colon in quotes" if sign else ""
-        raise ValueError(
-            f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}"
-        ) from None
+        raise ValueError(f"{path}{not_yaml(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections (model, data, trainer, ...)")
     return tree
+
+
+HINTS = {
+    "\\t": "indent with spaces, not tabs",
+    "expected a single document": "one file is one run: remove the line --- and what follows",
+    "could not find expected ':'": "a key needs a colon and a space before its value",
+    "mapping values": "a colon is missing in the line before, or a value with a colon needs quotes",
+    "block end": "the keys of a section must be indented alike",
+    "constructor for the tag": "tags are not read: write the value itself, in quotes",
+    "flow": "a bracket is not closed, or a value that holds one needs quotes",
+}
+"""What to do, by a part of what the YAML library says."""
+SIGN = "put a value that begins with a sign or holds a colon in quotes"
+
+
+def not_yaml(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a file that is not YAML, and in which line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = "" if mark is None else f", line {mark.line + 1}"
+    parts = [getattr(error, name, None) or "" for name in ("context", "problem")]
+    said = ", ".join(part for part in parts if part) or str(error).splitlines()[0]
+    sign = isinstance(error, yaml.composer.ComposerError | yaml.scanner.ScannerError)
+    hint = next((hint for part, hint in HINTS.items() if part in said), SIGN if sign else "")
+    return f"{place}: not valid YAML: {said}" + (f"; {hint}" if hint else "")
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

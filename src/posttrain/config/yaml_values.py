@@ -118,15 +118,35 @@ def as_text(value: Any) -> Any:
 
 
 def as_written(tree: Any, annotations: dict[str, Any]) -> Any:
-    """Return a section with the text of each number, such as 007, at a key that is a text."""
+    """Return a section with the text of each number, such as 007, at a key that is a text.
+
+    So is true at a key that is a number, which is not 1.
+    """
     texts = {name for name, annotation in annotations.items() if _is_text(annotation)}
-    if not (isinstance(tree, dict) and texts & tree.keys()):
+    if not isinstance(tree, dict):
         return tree
-    return {key: as_text(value) if key in texts else value for key, value in tree.items()}
+    return {
+        key: as_text(value)
+        if key in texts
+        else str(value).lower()
+        if isinstance(value, bool) and _is_number(annotations.get(key))
+        else value
+        for key, value in tree.items()
+    }
 
 
 def _is_text(annotation: Any) -> bool:
     """Whether a key's type is str or str | None, with or without markers."""
-    choices = get_args(annotation) or (annotation,)
-    plain = {getattr(choice, "__origin__", choice) for choice in choices}
+    plain = _plain(annotation)
     return str in plain and plain <= {str, type(None)}
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a key's type is a number or None."""
+    plain = _plain(annotation)
+    return bool(plain & {int, float}) and plain <= {int, float, type(None)}
+
+
+def _plain(annotation: Any) -> set[Any]:
+    choices = get_args(annotation) or (annotation,)
+    return {getattr(choice, "__origin__", choice) for choice in choices}

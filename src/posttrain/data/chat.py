@@ -58,6 +58,13 @@ def chat_of(row: Row, system_prompt: str | None = None, asked: bool = False) -> 
     elif column == "prompt":
         context = len(messages)
         messages = messages + messages_of(row, "completion", role="assistant", notes=notes)
+    if any(m["role"] == "user" and not text_of(m).strip() for m in messages):
+        notes["messages of the user have no text"] = ""
+    own = [text_of(m) for m in messages[:1] if m["role"] in ("system", "developer")]
+    if row.get("system") and own and own[0] != row["system"]:
+        notes["the column system is left out: the chat begins with a system message"] = repr(
+            str(row["system"])[:40]
+        )
     system = row.get("system") or system_prompt
     if system is not None and not (messages and messages[0]["role"] in ("system", "developer")):
         if not isinstance(system, str):

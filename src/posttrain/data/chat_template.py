@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jinja2
 
+from posttrain.data.encoding import encoded_after
 from posttrain.data.entries import Message, Notes, text_of
 
 PROBE = "\N{BLACK SPADE SUIT}probe\N{BLACK SPADE SUIT}"
@@ -61,10 +63,10 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of a piece of the chat's text."""
+    def ids(self, text: str, before: Sequence[int] = ()) -> list[int]:
+        """Return the ids of a piece of the chat's text, after the ids of what precedes it."""
         # the template has written the special tokens already: never add them a second time
-        return encoded(self.tokenizer, text, add_special_tokens=False) if text else []
+        return encoded_after(self.tokenizer, text, before)
 
     def _shaped(self, message: Message) -> Message:
         """Return the message with its content as the template takes it."""
@@ -80,18 +82,6 @@ class ChatTemplate:
         if self.date is None or "strftime_now" in template or "date_string" not in template:
             return {}
         return {"date_string": self.date.strftime("%d %b %Y")}
-
-
-def encoded(tokenizer: Any, text: str, **options: bool) -> list[int]:
-    """Return the ids of a text; raise ValueError if it cannot be encoded."""
-    try:
-        ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
-    except TypeError:  # raised by tokenizers for a text that cannot be encoded
-        surrogates = [c for c in text if "\ud800" <= c <= "\udfff"]
-        if not surrogates:
-            raise
-        raise ValueError(f"a text contains {surrogates[0]!r}, half of a character") from None
-    return ids
 
 
 def is_dated(tokenizer: Any) -> bool:
@@ -170,6 +160,40 @@ def after_answer(template: ChatTemplate) -> str:
             raise ValueError("the chat template does not write the answer of a chat")
         return text[place + len(PROBE) :]
     raise ValueError(f"{refusal} (a question with its answer)")
+
+
+def before_next_question(template: ChatTemplate) -> str:
+    """Return what the template writes between an answer and the next question, if it takes both."""
+    for probe in probes():
+        question = {"role": "user", "content": PROBE}
+        try:
+            text = template.text([*probe, question], {}, generation=True)
+        except ValueError:
+            continue
+        _, answer, rest = text.lower().partition(PROBE)
+        between, next_question, _ = rest.partition(PROBE)
+        if answer and next_question:
+            return text[len(text) - len(rest) :][: len(between)]
+    return ""
+
+
+def closing_token(template: ChatTemplate, stops: set[int]) -> int:
+    """Return the token with which the chat template closes an assistant turn.
+
+    It is the first of the known `stops` in what closes any turn, the last one or not (Command A
+    closes the response first, then the turn), else the first special token after the last one.
+    """
+    tokenizer = template.tokenizer
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    last = template.ids(after_answer(template))
+    pairs = zip(last, template.ids(before_next_question(template)))
+    every = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    for token in [*filter(stops.__contains__, every), *filter(special.__contains__, last)]:
+        return int(token)
+    raise ValueError(
+        "the chat template closes an assistant turn without a stop token: the model would never "
+        "learn to stop; use data.template: plain or a tokenizer with another template"
+    )
 
 
 def fitted(

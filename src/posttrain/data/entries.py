@@ -46,23 +46,6 @@ def read_messages(value: Any, name: str, notes: Notes | None = None) -> list[Mes
     return [_message(entry, number, name, notes) for number, entry in enumerate(entries, 1)]
 
 
-def with_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of ShareGPT's form, or with JSON text in `messages`, with a list of messages.
-
-    Any other row, also a pair, is returned unchanged.
-    """
-    messages = row.get("messages")
-    if isinstance(messages, str) and messages.lstrip().startswith("["):
-        try:
-            return row | {"messages": json.loads(messages)}
-        except json.JSONDecodeError:
-            return row
-    others = {"messages", "prompt", "chosen", "rejected", "text"}
-    if not isinstance(row.get("conversations"), list) or others & row.keys():
-        return row
-    return {"messages" if k == "conversations" else k: value for k, value in row.items()}
-
-
 def text_of(message: Message) -> str:
     """Return the text of a message's content, its parts joined; empty if it has none."""
     content = message.get("content", "")
@@ -100,6 +83,9 @@ def _message(entry: dict[str, Any], number: int, name: str, notes: Notes) -> Mes
     if known != role:
         notes[f"the role {role!r} is read as {known!r}"] = ""
         message["role"] = known
+    if "function_call" in message and "tool_calls" not in message:
+        message["tool_calls"] = [{"type": "function", "function": message.pop("function_call")}]
+        notes["function_call is read as tool_calls"] = ""
     if "tool_calls" in message:
         message["tool_calls"] = _calls(message["tool_calls"], where, notes)
         if not message["tool_calls"]:

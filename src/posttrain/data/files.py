@@ -9,6 +9,7 @@ from pathlib import Path
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import expanded
+from posttrain.data.contents import ALSO_NAMED, PACKED, read_text, suffix_of
 from posttrain.data.folders import SUFFIXES, files_of_split, in_order, refuse_lost_parts
 from posttrain.data.formats import (
     read_arrow,
@@ -16,21 +17,37 @@ from posttrain.data.formats import (
     read_json,
     read_json_lines,
     read_parquet,
-    read_text,
-    suffix_of,
 )
 from posttrain.data.rows import Row, numbered
 
 STREAMED = (".jsonl", ".parquet")
 """Files that are read row by row; the others are read into memory whole."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-FILE_SUFFIXES = (*SUFFIXES, ".gz", ".zip", ".tar", ".zst", ".xz", ".bz2", ".xlsx", ".pkl", ".py")
+OTHERS = {
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".7z": "unpack it",
+    ".xlsx": "save its sheet as .csv",
+    ".xls": "save its sheet as .csv",
+    ".ods": "save its sheet as .csv",
+    ".yaml": "convert it to .json",
+    ".yml": "convert it to .json",
+    ".pkl": "a pickle can run code and is never loaded; save its rows as .jsonl",
+    ".pickle": "a pickle can run code and is never loaded; save its rows as .jsonl",
+    ".npy": "save its rows as .jsonl",
+    ".npz": "save its rows as .jsonl",
+    ".md": "name it .txt if it is one text",
+}
+"""Suffixes of files that are not read, and what to do with such a file."""
+FILE_SUFFIXES = (*SUFFIXES, *ALSO_NAMED, *PACKED, *OTHERS, ".py")
 """Suffixes of which a name is that of a file, never of a hub data set such as owner/set-v2.5."""
 
 
 def read_path(path: str | Sequence[str], split: str) -> list[Row]:
     """Return the rows of a file, a folder's split, a hub data set, a glob, or a list of these."""
     if not isinstance(path, str):
+        refuse_repeated(path)
         return [row for part in path for row in read_path(part, split)]
     path = expanded(path)
     location = Path(path)
@@ -50,6 +67,21 @@ def read_path(path: str | Sequence[str], split: str) -> list[Row]:
         at = "" if location.is_absolute() else f" (in {Path.cwd()})"
         raise ValueError(f"no such file or folder: {path}{at}")
     return read_hub(path, split)
+
+
+def refuse_repeated(paths: Sequence[str]) -> None:
+    """Raise ValueError if a list names a file twice, itself or by a glob."""
+    seen: dict[Path, str] = {}
+    for path in paths:
+        name = expanded(path)
+        files = glob.glob(name, recursive=True) if not Path(name).exists() else [name]
+        for file in {Path(file).resolve() for file in files}:
+            if file in seen:
+                raise ValueError(
+                    f"data.path: {seen[file]} and {path} are both {file}: name it once (to weigh "
+                    "it, make data a list of sections with a weight)"
+                )
+            seen[file] = path
 
 
 def find_file(path: str, names: Sequence[str]) -> Path:
@@ -91,7 +123,8 @@ def read_file(path: Path, split: str | None = None) -> Iterator[Row]:
     elif suffix == ".txt":
         yield {"text": read_text(path)}
     else:
-        raise ValueError(f"{path}: unknown file type; expected one of {', '.join(SUFFIXES)}")
+        fix = f": {OTHERS[suffix]}" if suffix in OTHERS else ""
+        raise ValueError(f"{path}: unknown file type; expected one of {', '.join(SUFFIXES)}{fix}")
 
 
 def placed_rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -3,90 +3,33 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from posttrain.common.files import refuse_pointer
+from posttrain.data.contents import (
+    marked_encoding,
+    not_utf8,
+    null_byte,
+    packed,
+    read_bytes,
+    read_lines_of,
+    read_text,
+    refuse_foreign,
+    suffix_of,
+)
 from posttrain.data.rows import Row
 from posttrain.data.splits import split_named
-
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
-"""The two marks at the start of UTF-16 text."""
-
-
-def suffix_of(path: Path) -> str:
-    """Return a file's suffix, without that of gzip."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return a file's contents, unpacked if it is a gzip file."""
-    raw = path.read_bytes()
-    if path.suffix != ".gz":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from None
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with its mark.
-
-    Raises ValueError with the line and, if it can be told, the encoding of any other text."""
-    raw = read_bytes(path)
-    refuse_pointer(path, raw[:64])
-    if raw.startswith(UTF16):
-        try:
-            return raw.decode("utf-16")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: UTF-16 text that is damaged: save it as UTF-8") from None
-    try:
-        text = raw.decode("utf-8-sig")  # drops the byte-order mark that spreadsheets write
-        null = text.find("\0")  # from UTF-16 without a mark, or a truncated file that was padded
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: {_not_utf8(raw)}") from None
-    if null >= 0:
-        line = text.count("\n", 0, null) + 1
-        raise ValueError(f"{path}, line {line}: a null byte, not text: save it as UTF-8")
-    return text
-
-
-def _not_utf8(raw: bytes) -> str:
-    """Return what is wrong with a text that is not UTF-8, with its likely encoding."""
-    try:
-        text = raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return "not UTF-8 text: save it as UTF-8"
-    foreign = [letter for letter in text if ord(letter) > 127]
-    chinese = sum(
-        "\u4e00" <= letter <= "\u9fff" or "\u3000" <= letter <= "\u303f" for letter in foreign
-    )
-    if chinese < 0.6 * len(foreign):
-        return "not UTF-8 text: save it as UTF-8"
-    return "not UTF-8 text but, it seems, GBK: convert it with iconv -f GBK -t UTF-8"
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            yield from file
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: not a complete gzip file ({error})") from None
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield each row with the number of its line."""
-    lines = _lines(path)
+    lines = read_lines_of(path)
     first = next(lines, b"")
-    refuse_pointer(path, first)
-    if first.startswith(UTF16):
+    refuse_foreign(path, first)
+    if marked_encoding(first) is not None:
         lines = iter(read_text(path).encode().splitlines(keepends=True))
         first = next(lines, b"")
     number, raw = 1, first
@@ -95,7 +38,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"{where}: {_not_utf8(raw)}") from None
+            raise ValueError(f"{where}: {not_utf8(raw)}") from None
         if line.strip():
             yield number, _row_of_line(line, where, number)
         number, raw = number + 1, next(lines, b"")
@@ -103,8 +46,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _row_of_line(line: str, where: str, number: int) -> Row:
     try:
-        row = json.loads(line.rstrip())  # stripped: an error at the end is in this line
+        # stripped: an error at the end is in this line
+        row = json.loads(line.rstrip(), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
+        if "\0" in line:
+            raise ValueError(f"{where}: {null_byte(line.encode())}") from None
         # a file of one JSON value over many lines
         whole = "; if the file is one JSON value, name it .json" if line.strip() in "[{" else ""
         raise ValueError(
@@ -119,14 +65,26 @@ def _row_of_line(line: str, where: str, number: int) -> Row:
     return row
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise ValueError for a key that occurs twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object: remove one of them")
+    return row
+
+
 def read_json(path: Path, split: str | None = None) -> Iterator[Row]:
     """Yield the rows of a JSON file: a list of rows, an object of splits or of columns, or lines.
 
     Raises ValueError for an object of splits without `split`, naming those that it has.
     """
     text = read_text(path)
+    if not text.strip():
+        raise ValueError(f"{path} is empty")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         if _is_object(text.lstrip().partition("\n")[0]):
             yield from (row for _, row in read_json_lines(path))
@@ -260,8 +218,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     with path.open("rb") as start:
-        refuse_pointer(path, start.read(64))
-    file = pyarrow.BufferReader(read_bytes(path)) if path.suffix == ".gz" else path
+        refuse_foreign(path, start.read(64), path.suffix.lower() if packed(path) else ".parquet")
+    file = pyarrow.BufferReader(read_bytes(path)) if packed(path) else path
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=1024):
@@ -275,9 +233,10 @@ def read_arrow(path: Path) -> Iterator[Row]:
     import pyarrow
 
     with path.open("rb") as start:
-        refuse_pointer(path, start.read(64))
+        refuse_foreign(path, start.read(64), path.suffix.lower() if packed(path) else ".arrow")
     try:
-        with pyarrow.memory_map(str(path)) as file:
+        whole = pyarrow.BufferReader(read_bytes(path)) if packed(path) else None
+        with whole or pyarrow.memory_map(str(path)) as file:
             if file.read(6) == b"ARROW1":  # the form with an index at its end
                 table = pyarrow.ipc.open_file(file)
                 batches = (table.get_batch(i) for i in range(table.num_record_batches))

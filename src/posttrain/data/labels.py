@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from posttrain.data.chat import read_by_template
+from posttrain.data.encoding import encoded_after
 from posttrain.data.rows import Row
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def label_tokens(labels: LabelSet, renderer: Renderer) -> tuple[list[int], list[
     the others are scored. Raise ValueError if two labels do not differ in them.
     """
     words = [labels.words.get(label, label) for label in labels.names]
-    ids = [renderer.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    before = _before_answers(renderer)
+    ids = [encoded_after(renderer.tokenizer, word, before) for word in words]
     shared = 0
     while all(len(word) > shared + 1 for word in ids) and len({word[shared] for word in ids}) == 1:
         shared += 1
@@ -115,3 +117,13 @@ def label_tokens(labels: LabelSet, renderer: Renderer) -> tuple[list[int], list[
             )
         tokens[word_ids[shared]] = label
     return ids[0][:shared], list(tokens)
+
+
+def _before_answers(renderer: Renderer) -> list[int]:
+    """Return the ids before an answer in a chat; none in plain text, where words follow spaces."""
+    if not renderer.chat:
+        return []
+    try:
+        return renderer.prompt_ids({"prompt": "x"})
+    except ValueError:  # the template asks for more than a question; rows will give it
+        return []

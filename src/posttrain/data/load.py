@@ -11,8 +11,8 @@ from posttrain.common.errors import SettingError
 from posttrain.common.registry import load as load_entry
 from posttrain.common.suggest import did_you_mean
 from posttrain.data.config import DataConfig
-from posttrain.data.entries import with_messages
 from posttrain.data.files import read_path
+from posttrain.data.forms import standard_forms
 from posttrain.data.origin import downloaded
 from posttrain.data.rows import Row, numbered, rename_columns
 from posttrain.data.sets import DATASETS
@@ -32,7 +32,7 @@ def load_rows(config: DataConfig) -> list[Row]:
         raise ValueError(f"{source}: no rows in the split {config.split}{of_path}")
     if config.columns:
         rows = [rename_columns(row, config.columns, str(source)) for row in rows]
-    rows = [with_messages(row) for row in rows[: config.max_samples]]
+    rows = standard_forms(rows[: config.max_samples], str(source))
     if config.prompt_template is None:
         return rows
     return [fill(config.prompt_template, row, where) for where, row in numbered(rows, source)]

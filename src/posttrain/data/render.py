@@ -17,23 +17,14 @@ import torch
 
 from posttrain.common.batch import Sequence
 from posttrain.data.chat import Chat, chat_of, unread
-from posttrain.data.chat_template import (
-    ChatTemplate,
-    after_answer,
-    content_form,
-    encoded,
-    fitted,
-)
+from posttrain.data.chat_template import ChatTemplate, closing_token, content_form, fitted
+from posttrain.data.encoding import decoded_after, encoded, encoded_after
 from posttrain.data.entries import Notes
 from posttrain.data.left_out import left_out
 from posttrain.data.rows import Row
 from posttrain.data.turns import Cut, Cutter, Rewritten, Segment, trained_turns
 
 Turns = Literal["all", "last", "split"]
-SPLIT = (
-    "the chat template renders earlier turns differently once later ones follow: one row for each "
-    "assistant turn (data.turns: split)"
-)
 
 
 @dataclass
@@ -91,7 +82,7 @@ class Renderer:
         """
         if not self.chat:
             prompt, text = self._plain_prompt(row), _text(row, "completion")
-            completion = encoded(self.tokenizer, text, add_special_tokens=False) if text else []
+            completion = encoded_after(self.tokenizer, text, prompt)
             trained = bool(text) or self.train_empty
             segments = [(prompt, False), ([*completion, self.turn_end], trained)]
             return Rendered([_sequence(segments)], unread(row))
@@ -119,17 +110,21 @@ class Renderer:
             turns = turns[-1:]
         if len(turns) > 1 and mode != "split":
             try:
-                return [self._cutter.whole(chat)], notes
+                return [self._cutter.whole(chat, exact=not one)], notes
             except Rewritten as reason:
                 if mode is not None:
                     remedy = "keep one assistant turn in each completion"
                     if not one:
                         remedy = "set data.turns: split or last"
                     raise ValueError(f"{reason}, so it is not one sequence; {remedy}") from None
-                notes[SPLIT] = reason.example
+                notes[reason.note] = reason.example
         return [self._cutter.one(chat, i) for i in turns], notes
 
     def step_sequence(self, row: Row, separator: str) -> Sequence:
+        """Return the sequence of steps()."""
+        return self.steps(row, separator).sequences[0]
+
+    def steps(self, row: Row, separator: str) -> Rendered:
         """Return the ids of a `prompt` and its steps (`completions`), joined by `separator`.
 
         Each step is tokenised together with what closes it: the separator or, after the last, the
@@ -140,11 +135,18 @@ class Renderer:
         if self.chat:
             others = {k: v for k, v in row.items() if k != "messages"}
             chat = self._chat_of(others | {"completion": "".join(steps)})
-            segments = self._cutter.one(chat, len(chat.messages) - 1, steps).segments
+            cut = self._cutter.one(chat, len(chat.messages) - 1, steps)
+            whole = self._template.text(chat.messages, chat.options)
+            segments, notes = (
+                cut.segments,
+                chat.notes | cut.notes | left_out(chat, cut.texts, whole),
+            )
         else:
-            pieces = [encoded(self.tokenizer, step, add_special_tokens=False) for step in steps]
-            pieces[-1] = [*pieces[-1], self.turn_end]
-            segments = [(self._plain_prompt(row), False), *((piece, True) for piece in pieces)]
+            notes = unread(row)
+            segments = [(self._plain_prompt(row), False)]
+            for step in steps:
+                segments.append((encoded_after(self.tokenizer, step, segments[-1][0]), True))
+            segments.append(([*segments.pop()[0], self.turn_end], True))
         if not all(ids for ids, is_step in segments if is_step):
             raise ValueError("the tokenizer makes no token of one of the steps")
         lengths = itertools.accumulate(len(ids) for ids, _ in segments)
@@ -152,7 +154,7 @@ class Renderer:
         sequence = _sequence(segments)
         mask = torch.zeros_like(sequence.loss_mask)
         mask[ends] = True
-        return Sequence(sequence.input_ids, mask)
+        return Rendered([Sequence(sequence.input_ids, mask)], notes)
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a whole text for language modelling, closed by the stop token."""
@@ -163,7 +165,7 @@ class Renderer:
         """Return the text of a completion, without its stop token."""
         if ids and ids[-1] in self.stop_token_ids:
             ids = ids[:-1]
-        return str(self.tokenizer.decode(ids))
+        return str(self.tokenizer.decode(ids)) if self.chat else decoded_after(self.tokenizer, ids)
 
     @property
     def _template(self) -> ChatTemplate:
@@ -216,7 +218,7 @@ def make_renderer(
     chat_template = None
     if chat:
         chat_template = ChatTemplate(tokenizer, content_form(tokenizer), date)
-        turn_end = _turn_end(chat_template)
+        turn_end = closing_token(chat_template, stops)
         stops.add(turn_end)
     if turn_end is None:
         raise ValueError("the tokenizer has no EOS token: the model would never learn to stop")
@@ -229,19 +231,6 @@ def make_renderer(
         turns,
         train_empty,
         chat_template,
-    )
-
-
-def _turn_end(template: ChatTemplate) -> int:
-    """Return the special token with which the chat template closes an assistant turn."""
-    tokenizer = template.tokenizer
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    for token in template.ids(after_answer(template)):
-        if token in special:
-            return int(token)
-    raise ValueError(
-        "the chat template closes an assistant turn without a stop token: the model would never "
-        "learn to stop; use data.template: plain or a tokenizer with another template"
     )
 
 

@@ -65,7 +65,9 @@ def fill(name: str, row: Row, where: str) -> Row:
                 f"{where}: the prompt template {name!r} needs the column {field}; the row has "
                 f"{', '.join(row)} (map it with data.columns)"
             )
-        if not isinstance(value, (str, int, float)):
+        if value is None and len(fields(text)) > 1:
+            row = {**row, field: ""}  # in Parquet an empty input is often null
+        elif not isinstance(value, (str, int, float)) or value != value:
             raise ValueError(
                 f"{where}: the prompt template {name!r} needs a string in {field}; got "
                 f"{str(value)[:60]!r}"

@@ -8,6 +8,7 @@ each turn is rendered as it was at its time, by itself.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -25,17 +26,27 @@ OTHER_PROMPT = (
     "the template renders the prompt differently once the answer follows: it is rendered as the "
     "sampler gets it"
 )
+AFTER_BLOCK = (
+    "the generation prompt ends with a block that the template does not write before answers: the "
+    "answer follows the prompt as the sampler gets it"
+)
+REWRITTEN = "the chat template renders earlier turns differently once later ones follow"
+JOINED = "the tokenizer joins the end of a turn's prompt with the beginning of the turn"
+CLOSED_BLOCK = re.compile(r"(?:</[\w|]+>|<\w+\|>|\[/\w+\])\s*$")
+"""The end of a block such as <think></think> or <|channel>thought<channel|>."""
 MIN_SHARED = 4
 """Characters before a turn that its two renderings must share, if there is no generation prompt."""
 EMPTY_TURN = "assistant turns without text are context (data.train_empty_turns trains on them)"
+UNWRITTEN_TURN = "assistant turns of which the template writes nothing are context"
 
 
 class Rewritten(ValueError):
-    """A chat whose template renders an earlier turn differently once a later one follows."""
+    """A chat that is no single sequence in which each turn follows what the sampler gets."""
 
-    def __init__(self, message: str, example: str) -> None:
+    def __init__(self, message: str, example: str, note: str = REWRITTEN) -> None:
         super().__init__(message)
         self.example = example
+        self.note = f"{note}: one row for each assistant turn (data.turns: split)"
 
 
 @dataclass
@@ -47,6 +58,11 @@ class Cut:
     """The text of each trained turn by its index."""
     notes: Notes = field(default_factory=dict)
 
+    @property
+    def last(self) -> list[int]:
+        """The ids of the last segment that has any."""
+        return next((ids for ids, _ in reversed(self.segments) if ids), [])
+
 
 @dataclass(frozen=True)
 class Cutter:
@@ -56,10 +72,11 @@ class Cutter:
     stops: tuple[int, ...]
     train_empty: bool = False
 
-    def whole(self, chat: Chat, generation: bool = False) -> Cut:
+    def whole(self, chat: Chat, generation: bool = False, exact: bool = True) -> Cut:
         """Return one sequence of the chat, cut at all assistant turns.
 
-        Raise Rewritten if a turn's prompt or the turn itself is not a part of the whole text.
+        Raise Rewritten if a turn's prompt or the turn itself is not a part of the whole text, or if
+        the ids are not those of the whole text; unless it must be `exact`, a note says the latter.
         """
         messages = chat.messages
         full = self.template.text(messages, chat.options, generation)
@@ -68,24 +85,37 @@ class Cutter:
         for i in _assistants(messages):
             start = self._prompt_end(full, chat, i)
             end = self._turn_end(full, chat, i, start)
-            cut.segments.append((self.template.ids(full[done:start]), False))
+            cut.segments.append((self.template.ids(full[done:start], cut.last), False))
             self._add_turn(cut, full[start:end], chat, i)
             done = end
         if generation:
-            cut.segments.append((self.template.ids(full[done:]), False))
+            cut.segments.append((self.template.ids(full[done:], cut.last), False))
+        joined, direct = [x for ids, _ in cut.segments for x in ids], self.template.ids(full[:done])
+        if joined != (self.template.ids(full) if generation else direct):
+            at = next((k for k, (a, b) in enumerate(zip(joined, direct)) if a != b), len(direct))
+            example = f"{self.template.tokenizer.decode(direct[at : at + 1])!r} is one token"
+            if exact:
+                raise Rewritten(f"{JOINED} ({example})", example, JOINED)
+            cut.notes[f"{JOINED}, which are tokenised apart"] = example
         return cut
 
     def one(self, chat: Chat, i: int, steps: SequenceOf[str] = ()) -> Cut:
         """Return the sequence of turn `i` after its prompt, rendered as at its time."""
         messages, options = chat.messages, chat.options
         prompt = self.template.text(messages[:i], options, generation=True)
-        full = self.template.text(messages[: i + 1], options)
         cut = Cut([(self.prompt_ids(messages[:i], chat), False)])
+        full = self.template.text(messages[: i + 1], options)
         if full.startswith(prompt):
             turn = full[len(prompt) :]
         elif (start := self._own_start(prompt, full, chat, i)) is not None:
             turn = full[start:]
             cut.notes[OTHER_PROMPT] = self._rewritten(full, prompt, chat, i).example
+        elif header := self._before_block(prompt, full, chat, i):
+            turn = full[len(header) :]
+            cut.notes[AFTER_BLOCK] = repr(prompt[len(header) :][-40:])
+        elif is_silent(messages[i]) and not self.train_empty:
+            cut.notes[EMPTY_TURN] = f"turn {i + 1}"
+            return cut
         else:
             turn = self._continued(prompt, full, chat, i)
             cut.notes[CUT_REASONING] = f"the generation prompt ends with {prompt[-12:]!r}"
@@ -110,7 +140,11 @@ class Cutter:
         self, cut: Cut, text: str, chat: Chat, i: int, steps: SequenceOf[str] = ()
     ) -> None:
         """Add the segments of a turn's text: its steps, and what follows its stop token."""
-        *closed, turn = [self.template.ids(piece) for piece in _pieces(text, steps)]
+        last, pieces = cut.last, []
+        for piece in _pieces(text, steps):
+            pieces.append(self.template.ids(piece, last))
+            last = pieces[-1] or last
+        *closed, turn = pieces
         stop = self._stop(turn)
         if stop is None:
             tokens = self.template.tokenizer.convert_ids_to_tokens(list(self.stops))
@@ -122,7 +156,8 @@ class Cutter:
         silent = not closed and (is_silent(chat.messages[i]) or set(turn[:stop]) <= {*self.stops})
         if trained and silent and not self.train_empty:
             trained = False
-            cut.notes[EMPTY_TURN] = f"turn {i + 1}"
+            empty = EMPTY_TURN if is_silent(chat.messages[i]) else UNWRITTEN_TURN
+            cut.notes[empty] = f"turn {i + 1}"
         if trained:
             cut.texts[i] = text
         # what the template writes after the stop token is not sampled
@@ -159,7 +194,7 @@ class Cutter:
         for closing in self._closings():
             shorter = alone.rstrip().removesuffix(closing)
             if shorter != alone.rstrip() and full.startswith(shorter):
-                turn = self.template.ids(full[start : len(shorter)])
+                turn = self.template.ids(full[start : len(shorter)])  # its stop token alone counts
                 if self._stop(turn) is not None:
                     return len(shorter)
         raise self._rewritten(full, alone, chat, i)
@@ -174,16 +209,33 @@ class Cutter:
         what precedes the turn does not end with the generation prompt.
         """
         messages, options = chat.messages[:i], chat.options
-        probe = [*messages, {"role": "assistant", "content": PROBE}]
-        before = self.template.text(probe, options).partition(PROBE)[0]
+        before = self._before_answer(chat, i)
         if not full.startswith(before):
             return None
         header = prompt.removeprefix(self.template.text(messages, options))
+        if header.strip() and header != prompt and header in before:
+            return before.rindex(header) + len(header)
         for end in (len(before), len(before.rstrip())):
             shared = _common(before[:end][::-1], prompt[::-1])
             if shared >= max(MIN_SHARED, len(header) if header != prompt else 0):
                 return end
         return None
+
+    def _before_block(self, prompt: str, full: str, chat: Chat, i: int) -> str:
+        """Return what `full` has before turn `i`, if the prompt is that and a closed block.
+
+        Gemma 4's prompt ends with an empty thought, which its template does not write elsewhere.
+        Return an empty text otherwise.
+        """
+        before = self._before_answer(chat, i)
+        if not (full.startswith(before) and prompt.startswith(before)):
+            return ""
+        return before if CLOSED_BLOCK.search(prompt[len(before) :]) else ""
+
+    def _before_answer(self, chat: Chat, i: int) -> str:
+        """Return what the template writes before the answer of turn `i`."""
+        probe = [*chat.messages[:i], {"role": "assistant", "content": PROBE}]
+        return self.template.text(probe, chat.options).partition(PROBE)[0]
 
     def _continued(self, prompt: str, full: str, chat: Chat, i: int) -> str:
         """Return a turn that continues a generation prompt which its own rendering lacks.
@@ -199,11 +251,13 @@ class Cutter:
             0,
         )
         if not overlap or len(begun) - overlap > shared or "tool_calls" in message:
-            tail = prompt[_tag_start(prompt, shared) :]
+            at = prompt.rfind("<", 0, shared) if prompt[:shared].endswith(">") else shared
+            at = _tag_start(prompt, max(at, shared - 20))
             raise ValueError(
                 f"turn {i + 1} (assistant): the chat template's generation prompt ends with "
-                f"{tail[-40:]!r}, which it does not write before this answer: begin the answer "
-                "with it, or use a template that keeps it"
+                f"{prompt[at:][-40:]!r}, but this answer is written as {full[at : at + 40]!r}: "
+                "begin the answer with it, give chat_template_kwargs with which both agree (such "
+                "as enable_thinking), or use a template that keeps it"
             )
         rest = content[overlap:]
         if len(begun) < len(prompt):

@@ -90,9 +90,9 @@ def continuation(renderer: Renderer, prompt: str, text: str) -> Sequence:
     """Return prompt and text as in training, without the stop token that training adds.
 
     The score is how likely the text is, not how likely it is to end there. Without a chat template
-    a space is put between the two, unless the tokenizer begins every text with one.
+    a space is put between the two.
     """
-    joint = "" if renderer.chat or _begins_with_space(renderer) else " "
+    joint = "" if renderer.chat else " "
     row = {"prompt": prompt, "completion": joint + text}
     sequence = renderer.training_sequence(row)
     stop = int(sequence.loss_mask.nonzero()[-1])
@@ -112,15 +112,6 @@ def whole_text(renderer: Renderer, text: str) -> Sequence:
     if not ids or ids[0] != start:
         ids = [start, *ids]
     return Sequence(torch.tensor(ids), torch.arange(len(ids)) > 0)
-
-
-def _begins_with_space(renderer: Renderer) -> bool:
-    """Whether the tokenizer encodes a text's first "x" as it does an "x" after a space."""
-    tokenizer = renderer.tokenizer
-    first = tokenizer("x", add_special_tokens=False)["input_ids"][0]
-    return str(tokenizer.convert_ids_to_tokens(first)).startswith(
-        ("\N{LOWER ONE EIGHTH BLOCK}", "Ġ")
-    )
 
 
 def _sequences(renderer: Renderer, row: Row, number: int) -> list[Sequence]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import datetime
+import logging
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from posttrain.common.errors import SettingError
 from posttrain.config.errors import explain
+from posttrain.data.chat_template import is_dated
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.model.config import ModelConfig
 from posttrain.model.device import choose_device
 from posttrain.model.folder import (
     generation_stops,
     holds_classifier,
-    max_positions,
     resolve_model_path,
     saved_labels,
     trained_date,
     trained_with,
 )
 from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.model.suited import max_positions
 from posttrain.rollout.native.sampler import NativeSampler
+
+log = logging.getLogger(__name__)
 
 
 def load_for_sampling(
@@ -42,7 +47,11 @@ def load_for_sampling(
     if template not in ("auto", "chat", "plain"):
         raise SettingError("template", f"expected auto, chat or plain, got {template!r}")
     stops, date = generation_stops(name), trained_date(name)
-    renderer = make_renderer(load_tokenizer(name), template, system_prompt, stops, date)
+    tokenizer = load_tokenizer(name)
+    renderer = make_renderer(tokenizer, template, system_prompt, stops, date)
+    if template != "plain" and is_dated(tokenizer):
+        day = f"{date}, as in the model's training" if date else f"{datetime.date.today()}, today"
+        log.warning("the chat template writes a date: %s", day)
     policy = load_policy(config, name, choose_device(device), seed=0)
     return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.common.files import sha256
 from posttrain.model.config import LoraConfig, ModelConfig
 from posttrain.model.folder import (
     ADAPTER_PREFIX,
@@ -23,9 +25,11 @@ from posttrain.model.folder import (
 )
 from posttrain.model.integrity import check_tensors, in_one_line
 from posttrain.model.kernels.linear import Linear
-from posttrain.model.loaded import refuse_random
-from posttrain.model.quirks import routers
+from posttrain.model.loaded import note_start, refuse_random
+from posttrain.model.quirks import not_adapted
 from posttrain.model.vocabulary import are_tied, resize_for
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "adapter_model.safetensors"
 KINDS = ("LORA", "IA3")
@@ -39,6 +43,8 @@ NOT_READ = {
     "arrow_config": "a router over several adapters",
 }
 """Keys of a LoRA's adapter_config.json that are refused, and what they make."""
+RANDOM_START = "pissa_niter"
+"""The PEFT start of a LoRA that takes a random part out of the base's weights at every loading."""
 OURS = {
     "r": "r",
     "alpha": "lora_alpha",
@@ -60,6 +66,12 @@ def check_kind(name: str) -> None:
             f"{' and '.join(KINDS)} are"
         )
     known = {field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)])}
+    if str(config.get("init_lora_weights")).startswith(RANDOM_START):
+        raise ValueError(
+            f"model.name: {name} has init_lora_weights: {config['init_lora_weights']}, which "
+            "changes the base at random at every loading: save it in PEFT with "
+            "path_initial_model_for_weight_conversion, as a plain LoRA"
+        )
     for key, value in config.items():
         if key in NOT_READ and value:
             raise ValueError(f"model.name: {name} is {NOT_READ[key]} ({key}), which is not read")
@@ -135,6 +147,7 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
     `lenient`, tensors that the file lacks are left in `lacking`.
     """
     from peft import PeftModel
+    from peft.utils.error import NoMatchingPeftModuleError
 
     folder = Path(name)
     check_adapter_file(folder)
@@ -147,16 +160,72 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
                 model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
         except RuntimeError as error:
             raise ValueError(_misfit(name, str(error))) from error
-        except ValueError as error:
+        except NoMatchingPeftModuleError as error:
             raise ValueError(
                 f"model.name: {name} is not an adapter of {base_model(name)}: the base has not the "
                 f"layers that it adapts ({_targets(name)})"
             ) from error
+        except (ValueError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"model.name: {name}: PEFT cannot build what adapter_config.json says: {reason}"
+            ) from error
     model.lacking = adapter_lacks(model, folder)
     if not lenient:
+        refuse_other_names(model, shapes, name)
         refuse_random(name, model.lacking)
+    refuse_not_finite(name)
     model.brought = brought_weights(model, name)
+    check_read(model, name)
+    note_start(model.get_base_model(), sha256(folder / ADAPTER))
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        base = base_model(name)
+        log.warning("%s: read as an adapter of %s, not the weights beside it", name, base)
     return model
+
+
+def refuse_other_names(model: Any, shapes: dict[str, list[int]], name: str) -> None:
+    """Raise ValueError if the file holds the tensors that the adapter lacks under other names."""
+    others = sorted(set(shapes) - set(saved_names(model)))
+    if model.lacking and len(others) >= len(model.lacking):
+        raise ValueError(
+            f"model.name: {name} names its weights otherwise than PEFT does for this base: "
+            f"expected {model.lacking[0]}, got {others[0]}; save it again with PEFT"
+        )
+
+
+def refuse_not_finite(name: str) -> None:
+    """Raise ValueError if a tensor of an adapter's file holds NaN or an infinite number."""
+    from safetensors import safe_open
+
+    with safe_open(Path(name) / ADAPTER, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if not file.get_tensor(key).isfinite().all():
+                raise ValueError(
+                    f"model.name: {name} holds numbers that are not finite, in "
+                    f"{key.removeprefix(ADAPTER_PREFIX)}: the run that saved it had diverged"
+                )
+
+
+def check_read(model: Any, name: str) -> None:
+    """Raise ValueError for a tensor of an adapter's file that PEFT does not read into the model.
+
+    It renames tensors as transformers renames the weights of old checkpoints, and leaves out what
+    it then has no place for."""
+    import peft
+    from safetensors.torch import load_file
+
+    names = saved_names(model)
+    tensors = {key: x for key, x in load_file(Path(name) / ADAPTER).items() if key in names}
+    with without_deprecations():
+        missing = set(peft.set_peft_model_state_dict(model, tensors).missing_keys)
+    if lost := [key for key in tensors if names[key] in missing]:
+        tensor = lost[0].removeprefix(ADAPTER_PREFIX)
+        raise ValueError(
+            f"model.lora: PEFT {peft.__version__} does not read {tensor} of an adapter of "
+            f"{type(model.get_base_model()).__name__}: leave this layer out of "
+            "model.lora.target_modules"
+        )
 
 
 def _targets(name: str) -> str:
@@ -233,7 +302,7 @@ def add_lora(model: Any, config: ModelConfig, seed: int, whole: list[str] | None
         lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         lora_dropout=config.lora.dropout,
         target_modules=config.lora.target_modules,
-        exclude_modules=routers(model) if config.lora.target_modules == "all-linear" else None,
+        exclude_modules=not_adapted(model) if config.lora.target_modules == "all-linear" else None,
         modules_to_save=whole or None,
         ensure_weight_tying=bool(whole) and are_tied(model),
         task_type="CAUSAL_LM",
@@ -254,6 +323,10 @@ def head_weight(head: Any) -> tuple[Tensor, Tensor | None]:
 
     Raises ValueError for a change that is not one of the weight.
     """
+    if hasattr(head, "token_adapter"):  # rows of single tokens, in a head that is the embedding
+        tokens = head.token_adapter
+        weight = tokens.get_merged_weights(tokens.active_adapters)
+        return weight, getattr(tokens.get_base_layer(), "bias", None)
     if hasattr(head, "modules_to_save"):
         return head_weight(head.modules_to_save[head.active_adapters[0]])
     if type(head) in (nn.Linear, Linear):

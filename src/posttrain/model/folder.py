@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from posttrain.common.files import expanded
-from posttrain.model.integrity import check_folder, check_tensors, in_one_line, read_json
+from posttrain.model.integrity import check_tensors, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,18 @@ def is_adapter(name: str | Path) -> bool:
 def adapter_config(name: str | Path) -> dict[str, Any]:
     """Return an adapter's settings; raise ValueError if it does not name its base model."""
     config = read_json(Path(name) / "adapter_config.json")
-    if config.get("base_model_name_or_path") is None:
+    if not config.get("base_model_name_or_path"):
         raise ValueError(f"{name}/adapter_config.json does not name its base model")
+    revision = config.get("revision") or "main"
     if is_adapter(base := str(config["base_model_name_or_path"])):
         raise ValueError(
             f"model.name: {name} is an adapter of {base}, which is itself an adapter: merge that "
             "one into its base, and save the model under this name"
+        )
+    if revision != "main" and not Path(base).is_dir():
+        raise ValueError(
+            f"model.name: {name} is an adapter of {base} at the revision {revision}: download that "
+            f"one, and name its folder as base_model_name_or_path in {name}/adapter_config.json"
         )
     return config
 
@@ -107,20 +113,6 @@ def saved_labels(folder: Path) -> dict[str, Any] | None:
         return None
     multi = config.get("problem_type") == "multi_label_classification"
     return {"labels": [names[k] for k in sorted(names, key=int)], "multi_label": multi}
-
-
-def max_positions(name: str) -> int:
-    """Return the maximum sequence length of a model in tokens."""
-    from transformers import AutoConfig
-
-    base = base_model(name)
-    check_folder(base)
-    with in_one_line(base, "config.json describes no model that transformers can build"):
-        try:
-            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        except OSError as error:
-            raise ValueError(not_found(base, name)) from error
-        return int(getattr(config, "max_position_embeddings", 2**31))
 
 
 def generation_stops(name: str | None) -> list[int]:
@@ -238,10 +230,13 @@ def not_found(name: str, adapter: str | None = None) -> str:
         )
     if path.is_dir():
         content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        configs = [*path.glob("*/adapter_config.json"), *path.glob("*/config.json")]
+        configs += path.glob("snapshots/*/config.json")
+        hint = f"; did you mean {configs[0].parent}?" if configs else ""
         return (
             f"model.name: {name} is not a model folder (config.json + safetensors); "
-            f"it holds {content}"
+            f"it holds {content}{hint}"
         )
-    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         return f"model.name: the folder {name} does not exist"
     return f"model.name: no folder {name}, and the model hub has no such model or cannot be reached"

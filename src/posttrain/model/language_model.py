@@ -21,7 +21,7 @@ from posttrain.model.backbone import backbone_of, last_hidden, one_by_one, run_r
 from posttrain.model.config import HeadKind
 from posttrain.model.kernels.linear import reusable
 from posttrain.model.output_head import HeadLogprobs, cap
-from posttrain.model.quirks import logit_scale, silence
+from posttrain.model.quirks import logit_cap, logit_scale, silence
 from posttrain.model.shared_prompts import Rows, padding_rows, share_prompts
 
 
@@ -144,5 +144,4 @@ class LanguageModel(nn.Module):
         """Return weight [vocab, width], bias, soft cap and scale of the output head."""
         causal_lm = self.causal_lm()
         weight, bias = head_weight(causal_lm.get_output_embeddings())
-        softcap = getattr(causal_lm.config, "final_logit_softcapping", None)
-        return weight, bias, softcap, logit_scale(causal_lm.config)
+        return weight, bias, logit_cap(causal_lm.config), logit_scale(causal_lm.config)

@@ -17,7 +17,8 @@ from posttrain.model.kernels.fused import use_fused
 from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.loaded import check_loaded
-from posttrain.model.probe import choose_packing, expected
+from posttrain.model.probe import choose_packing, expected, rounding
+from posttrain.model.suited import build_config, read_config, refuse_classifier
 from posttrain.model.vocabulary import check_rows_of_adapter, resize, vocabulary_names
 
 
@@ -34,6 +35,8 @@ def load_policy(
     Trainable tensors are fp32; frozen ones have the compute dtype. With `scores`, for a reward
     model, the output head may be missing. The `tokenizer` is read with model.resize_embeddings."""
     config = with_adapter(config, name)
+    if not scores:
+        refuse_classifier(name)
     compute = choose_dtype(config.dtype, device)
     frozen_base = is_adapter(name) or config.use_lora
     model = load_causal_lm(name, compute if frozen_base else torch.float32, scores)
@@ -76,6 +79,7 @@ def prepare_policy(
     policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
     probe = expected(policy.causal_lm(), policy)
     use_onednn(model)
+    probe.noise = max(probe.noise, rounding(policy, probe))
     use_fused(model)
     choose_packing(policy, probe)
     if not any(p.requires_grad for p in policy.parameters()):
@@ -92,9 +96,9 @@ def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
 
     transformers.logging.disable_progress_bar()
     base = base_model(name)
-    check_folder(base)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     options |= {"ignore_mismatched_sizes": True, "trust_remote_code": False}
+    options["config"] = read_config(name)
     auto: Any = transformers.AutoModelForCausalLM
     with in_one_line(base, "config.json describes no model that transformers can build"):
         try:
@@ -126,6 +130,8 @@ def load_tokenizer(name: str, adapter: str | None = None) -> Any:
             f"model.name: {name} has no tokenizer (tokenizer.json or tokenizer.model): copy the "
             "tokenizer's files from the model that it comes from"
         )
+    if (folder / "config.json").is_file():  # else its faults would be taken for the tokenizer's
+        build_config(name)
     problem = "its tokenizer's files are damaged, or newer than this version of transformers"
     with in_one_line(name, problem, quote=False):
         try:
@@ -148,12 +154,11 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     auto: Any = transformers.AutoModelForSequenceClassification
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options |= {"local_files_only": True, "output_loading_info": True}
-    base = base_model(folder)
-    check_folder(base)
+    base, options["config"] = base_model(folder), build_config(folder)
     if is_adapter(folder):
-        options["num_labels"] = 1
+        options["config"].num_labels = 1
     with in_one_line(base, "config.json describes no classifier that transformers can build"):
-        classifier_class(transformers.AutoConfig.from_pretrained(base))
+        classifier_class(options["config"])
         model, info = auto.from_pretrained(base, **options)
     if not is_adapter(folder):
         return model, sorted(info["missing_keys"])

@@ -1,11 +1,15 @@
-"""What a library left out of a model that it loaded: named, never made up."""
+"""What a library left out of a model that it loaded, never made up, and which weights it read."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from typing import Any
 
+import torch
+
+from posttrain.common.files import short_hash
 from posttrain.model.folder import SAVED_HEAD
 
 log = logging.getLogger(__name__)
@@ -21,7 +25,10 @@ def refuse_random(name: str, missing: list[str]) -> None:
 
 
 def check_loaded(base: str, model: Any, info: dict[str, Any], unread: set[str]) -> None:
-    """Raise ValueError if the weights do not fit config.json; warn of weights that are not read."""
+    """Raise ValueError if the weights do not fit config.json; warn of weights that are not read.
+
+    Which weights they are is noted, so that a resumed run starts from the same ones.
+    """
     for tensor, saved, built in sorted(info["mismatched_keys"]):
         if tensor not in unread:
             raise ValueError(
@@ -29,6 +36,7 @@ def check_loaded(base: str, model: Any, info: dict[str, Any], unread: set[str]) 
                 "by config.json: the two files are not of one model"
             )
     refuse_random(base, sorted(set(info["missing_keys"]) - unread))
+    note_start(model, weights_hash(model))
     left = sorted(name for name in info["unexpected_keys"] if name != SAVED_HEAD)
     if (name := of_no_layer(model, left)) is not None:
         raise ValueError(
@@ -54,3 +62,37 @@ def of_no_layer(model: Any, left: list[str]) -> str | None:
         if not known and re.sub(r"\d+", "N", name) in alike:
             return name
     return None
+
+
+SAMPLED = 64
+"""Numbers of each tensor that `weights_hash` reads."""
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Return a hash of a loaded model's weights, from numbers spread over every tensor.
+
+    They are taken in bfloat16, so that the dtype in which a model is loaded does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        flat = tensor.detach().reshape(-1)
+        chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+        digest.update(name.encode())
+        digest.update(chosen.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def note_start(model: Any, part: str) -> None:
+    """Note which weights a transformers model was given, in addition to those noted before."""
+    model.start_hash = short_hash(start_hash(model) + part)
+
+
+def start_hash(model: Any) -> str:
+    """Return what `note_start` noted of a transformers model; empty for random weights."""
+    return str(getattr(model, "start_hash", ""))
+
+
+def starts(models: Any) -> list[str]:
+    """Return hashes of the weights that a run's policy and reference were loaded with."""
+    others = [] if models.other is None else [models.other]
+    return [start_hash(model.causal_lm()) for model in (models.policy, *others)]

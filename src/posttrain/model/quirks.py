@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from posttrain.model.kernels.linear import Linear
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
-"""Kinds of rotary embedding whose frequencies depend on the length of the sequence."""
+"""Kinds of rotary embedding whose frequencies depend on the length of the sequence: dynamic ones
+change with every length beyond a limit, longrope once."""
+
+
+def changes_with_every_length(config: Any) -> bool:
+    """Whether the rotation changes with every length beyond `rope_limit`, and not only once."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    sets = [parameters, *(p for p in parameters.values() if isinstance(p, dict))]
+    return any("dynamic" in str(options.get("rope_type")) for options in sets)
 
 
 def rope_limit(config: Any) -> int | None:
@@ -36,24 +44,48 @@ def rope_limit(config: Any) -> int | None:
 @torch.no_grad()
 def forget_lengths(backbone: nn.Module, ids: Tensor) -> None:
     """Undo what rotations remember of longer sequences (transformers' dynamic ones do)."""
+    empty, first = torch.zeros(1, device=ids.device), torch.zeros_like(ids[:1][None])
     for module in backbone.modules():
-        if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "inv_freq"):
-            first = torch.zeros(1, 1, dtype=torch.int64, device=ids.device)
-            module(torch.zeros(1, device=ids.device), first)
+        kind: Any = getattr(module, "rope_type", "")
+        if isinstance(kind, dict):  # a rotation for each kind of layer
+            for layer, name in kind.items():
+                if "dynamic" in str(name):
+                    module(empty, first, layer)
+        elif "dynamic" in str(kind) and hasattr(module, "inv_freq"):
+            module(empty, first)
+
+
+def logit_cap(config: Any) -> float | None:
+    """Return the soft cap of the logits (Gemma, RecurrentGemma, xLSTM); the probe checks it."""
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    caps = [getattr(config, name, None) for name in names]
+    return next((float(cap) for cap in caps if cap is not None), None)
 
 
 def logit_scale(config: Any) -> float:
-    """Return the factor of the logits (Granite, Cohere, Falcon-H1); the probe checks it."""
+    """Return the factor of the logits (Granite, Cohere, Inkling, ...); the probe checks it."""
     scale = 1.0 / getattr(config, "logits_scaling", 1.0)
+    scale /= getattr(config, "logits_mup_width_multiplier", None) or 1.0
     for name in ("logit_scale", "lm_head_multiplier"):
         scale *= getattr(config, name, None) or 1.0
     return scale
 
 
-def routers(model: nn.Module) -> list[str] | None:
-    """Return the names of layers that only look linear: routers, whose outputs are choices."""
+def not_adapted(model: nn.Module) -> list[str] | None:
+    """Return the names of linear layers that `all-linear` leaves out; None if there are none.
+
+    Routers only look linear: their outputs are choices. State-space layers hand the weights of
+    some projections to a kernel, past the adapter."""
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    return [name for name, m in linear if not _is_linear(m)] or None
+    return [n for n, m in linear if not _is_linear(m)] + handed_on(model) or None
+
+
+def handed_on(model: nn.Module) -> list[str]:
+    """Return the names of the projections of state-space layers (Mamba) that kernels read."""
+    mixers = [name for name, m in model.named_modules() if hasattr(m, "ssm_state_size")]
+    known = dict(model.named_modules())
+    names = [f"{mixer}.{end}" for mixer in mixers for end in ("out_proj", "dt_proj")]
+    return [name for name in names if isinstance(known.get(name), nn.Linear)]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ from posttrain.model.folder import (
 from posttrain.model.load import load_causal_lm
 from posttrain.model.models import Models
 
+log = logging.getLogger(__name__)
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SAMPLING += ("top_h", "penalty_alpha")
+"""Settings of a generation config that act only if it samples."""
 VALUE_FILE = "value_model.safetensors"
 """Value head and value network of `ppo`, by parameter name."""
 
@@ -36,7 +42,7 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     transformers.logging.disable_progress_bar()  # it would have a single step
     model: Any = models.policy.model
     causal_lm = models.policy.causal_lm()
-    generation, config = causal_lm.generation_config, causal_lm.config
+    generation, config = without_idle_flags(causal_lm.generation_config), causal_lm.config
     stops = models.stop_token_ids
     pad = models.tokenizer.pad_token_id
     config.eos_token_id = generation.eos_token_id = stops[0] if len(stops) == 1 else stops
@@ -64,6 +70,21 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
         # one file of any size, so that manifest and resume need to know only one name
         model.save_pretrained(folder, state_dict=inner, max_shard_size="10000GB")
     models.tokenizer.save_pretrained(folder)
+
+
+def without_idle_flags(generation: Any) -> Any:
+    """Return a generation config without settings of sampling that do_sample: false makes idle.
+
+    Old models have them (Llama 2's temperature), and transformers refuses to save them."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        plain = type(generation)()
+        for name in SAMPLING if not generation.do_sample else ():
+            if getattr(generation, name, None) != getattr(plain, name, None):
+                log.warning("generation_config.json: %s is idle (do_sample is false)", name)
+                setattr(generation, name, getattr(plain, name, None))
+    return generation
 
 
 def save_adapter(
@@ -157,8 +178,17 @@ def _ends(config: Any) -> list[int]:
 
 
 def gather_weights(models: Models) -> dict[str, Tensor]:
-    """Return trainable tensors on the CPU by parameter name. A collective if sharded."""
-    return {name: distributed.full(p.detach()).cpu() for name, p in models.trainable().items()}
+    """Return what a checkpoint saves on the CPU by parameter name. A collective if sharded.
+
+    The trainable tensors and, of a model without an adapter, what its architecture never trains."""
+    tensors = models.trainable()
+    if not hasattr(models.policy.model, "peft_config"):
+        causal_lm = models.policy.causal_lm()
+        head = causal_lm.get_output_embeddings().weight  # not trained if there is another head
+        named = causal_lm.named_parameters()
+        frozen = {name: p for name, p in named if not p.requires_grad and p is not head}
+        tensors |= {f"model.{name}": p for name, p in frozen.items()}
+    return {name: distributed.full(p.detach()).cpu() for name, p in tensors.items()}
 
 
 def restore_weights(models: Models, path: Path) -> None:

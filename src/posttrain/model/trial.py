@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from posttrain.common import distributed
 from posttrain.common.batch import Sequence, pack
+from posttrain.common.disk import temporary_is_full
+from posttrain.model.adapters import check_read
 from posttrain.model.forward import forward
 from posttrain.model.load import load_causal_lm, load_classifier
 from posttrain.model.models import Models
-from posttrain.model.probe import expected
-from posttrain.model.save import gather_weights, save_model, saved_weights
+from posttrain.model.probe import CODE_FAILS, expected, first_line
+from posttrain.model.save import buffers, gather_weights, load_named, save_model, saved_weights
+from posttrain.model.suited import read_config
 
 WHOLE = 2**31
-"""Bytes of trained weights up to which they are written; of a larger model, only the tokenizer."""
+"""Bytes of trained weights up to which all are written."""
+SMALL = 2**16
+"""Number of elements up to which a tensor of a larger model is written."""
 
 
 def check_saving(models: Models) -> None:
@@ -34,16 +40,22 @@ def check_saving(models: Models) -> None:
         with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
             try:
                 _try(models, Path(folder))
-            except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-                problem = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+            except Exception as error:
+                full = temporary_is_full(error)
+                if not (full or isinstance(error, (OSError, *CODE_FAILS))):
+                    raise
+                problem = (
+                    full
+                    or f"a checkpoint of this model could not be read back: {first_line(error)}"
+                )
     if (problem := distributed.from_rank_0(problem)) != "":
-        raise ValueError(f"a checkpoint of this model could not be read back: {problem}")
+        raise ValueError(problem)
 
 
 def _try(models: Models, folder: Path) -> None:
     policy, weights = models.policy, gather_weights(models)
     if sum(x.numel() * x.element_size() for x in weights.values()) > WHOLE:
-        models.tokenizer.save_pretrained(folder)
+        _try_large(models, folder, weights)
         return
     save_model(folder, models, weights)
     saved = saved_weights(models, folder)
@@ -51,11 +63,12 @@ def _try(models: Models, folder: Path) -> None:
         if name not in saved or not torch.equal(saved[name], tensor):
             raise ValueError(f"{name} is not what was saved")
     if hasattr(policy.model, "peft_config"):
+        check_read(policy.model, str(folder))
         return
     if policy.head_kind in ("score", "labels"):
         model, missing = load_classifier(str(folder), torch.float32)
         if missing:
-            raise ValueError(f"transformers does not find {missing[0]} in it")
+            raise ValueError(f"{type(model).__name__} has weights that it lacks: {missing[0]}")
         _check_buffers(models, model)
         _check_scores(models, model)
         return
@@ -68,6 +81,26 @@ def _try(models: Models, folder: Path) -> None:
         exact = next(policy.parameters()).device.type == "cpu"
         if (before - after).abs().max() > (0 if exact else policy.tolerance):
             raise ValueError("its log-probs are not those of the start model")
+
+
+def _try_large(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write everything but the largest tensors, which would take minutes, and compare the names.
+
+    Raises ValueError if a tensor of the architecture is not among what a checkpoint saves."""
+    causal_lm: Any = models.policy.causal_lm()
+    saved = {name.removeprefix("model.") for name in weights} | buffers(causal_lm).keys()
+    tied = {id(p) for name, p in causal_lm.named_parameters() if name in saved}
+    scores = models.policy.head_kind in ("score", "labels")  # such a checkpoint has no output head
+    tied |= {id(causal_lm.get_output_embeddings().weight)} if scores else set()
+    for name, p in causal_lm.named_parameters(remove_duplicate=False):
+        if name not in saved and id(p) not in tied:
+            raise ValueError(f"a checkpoint would lack {name}")
+    small = {name: x for name, x in weights.items() if x.numel() <= SMALL}
+    save_model(folder, models, small)
+    for name, tensor in load_named(folder).items():
+        if name in small and not torch.equal(small[name], tensor):
+            raise ValueError(f"{name} is not what was saved")
+    read_config(str(folder))
 
 
 @torch.no_grad()
@@ -83,8 +116,11 @@ def _check_scores(models: Models, model: Any) -> None:
     out = forward(policy.eval(), batch, head=True)
     policy.train(was_training)
     ours = out.logits if out.scores is None else out.scores[-1:, None]
-    with policy.precision():
-        theirs = model.to(device).eval()(input_ids=batch.input_ids[None]).logits
+    try:
+        with policy.precision():
+            theirs = model.to(device).eval()(input_ids=batch.input_ids[None]).logits
+    except AttributeError as error:
+        raise ValueError(f"transformers cannot run {type(model).__name__}") from error
     assert ours is not None
     if not (ours.float() - theirs.float()).abs().max() <= policy.tolerance:
         raise ValueError("transformers gives it other scores")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,9 @@ class Custom(RewardConfig):
 
 
 def build(config: Custom) -> Callable[..., Any]:
-    """Return `config.function` of the file; raise ValueError if there is no such function."""
+    """Return `config.function` of the file.
+
+    Raises ValueError if the file cannot be run, with the line in it, or has no such function."""
     path = Path(config.path)
     if not path.is_file():
         raise ValueError(f"reward.path: no Python file {config.path}")
@@ -32,7 +35,14 @@ def build(config: Custom) -> Callable[..., Any]:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     # run, not imported: an import would leave a __pycache__ that may become older than the file
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except Exception as error:
+        own = [x for x in traceback.extract_tb(error.__traceback__) if x.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else None
+        what = error.msg if isinstance(error, SyntaxError) else error
+        where = "" if line is None else f", line {line}"
+        raise ValueError(f"reward.path: {path}{where}: {type(error).__name__}: {what}") from error
     function: Any = vars(module).get(config.function)
     if not callable(function):
         names = ", ".join(n for n, v in vars(module).items() if callable(v) and n[0] != "_")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import sysconfig
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.rewards.base import (
@@ -24,6 +27,9 @@ from posttrain.rewards.base import (
 
 Result = TypeVar("Result")
 
+PACKAGE = str(Path(__file__).parents[1])
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+"""Folders of code that is not a user's."""
 THIS = "the reward"
 Call = tuple[Sequence[Any], Sequence[str], Sequence[list[int]], Sequence[dict[str, Any]]]
 """Prompts, completions, completion ids and rows: sequences of equal length."""
@@ -86,7 +92,7 @@ def _validated(reward: RewardFn, call: Call, result: Any) -> Scores:
     return validate({THIS: result}, call[1])[THIS]
 
 
-def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> RuntimeError:
+def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> RewardFailure:
     """Return an error that names the first row on which the reward fails by itself."""
     _, completions, _, rows = call
     for i in range(len(rows)):
@@ -98,11 +104,21 @@ def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> Runtime
             validate({THIS: result}, completions[part])
         except Exception as cause:
             notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
-            return RuntimeError(
-                f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}); "
-                f"completion {completions[i][:200]!r}, columns {rows[i]!r}"
+            return RewardFailure(
+                f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}"
+                f"{_line_of(cause)}); completion {completions[i][:200]!r}, columns {rows[i]!r}"
             )
-    return RuntimeError(f"the reward failed, but not on any single row: {error}")
+    return RewardFailure(
+        f"the reward failed, but not on any single row: {type(error).__name__}: {error}"
+        f"{_line_of(error)}"
+    )
+
+
+def _line_of(error: BaseException) -> str:
+    """Return the last line of the user's own code that an error came through, in words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [x for x in frames if not x.filename.startswith((PACKAGE, *LIBRARIES, "<"))]
+    return f"; {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def start_all(

@@ -21,7 +21,6 @@ from posttrain.model.config import ModelConfig
 from posttrain.model.device import choose_device
 from posttrain.model.folder import (
     generation_stops,
-    max_positions,
     resolve_model_path,
     saved_labels,
     trained_date,
@@ -30,6 +29,7 @@ from posttrain.model.folder import (
 from posttrain.model.forward import forward
 from posttrain.model.heads import add_scoring_head, score_label_tokens
 from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.model.suited import max_positions
 
 MICRO_BATCH_TOKENS = 4096
 SCORES = ("accuracy", "f1_macro", "f1_micro")

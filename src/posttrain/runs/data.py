@@ -25,14 +25,10 @@ from posttrain.data.noted import lines as note_lines
 from posttrain.data.render import Renderer, make_renderer
 from posttrain.data.rows import Row, draw, mix, numbered
 from posttrain.data.texts import texts_of
-from posttrain.model.folder import (
-    generation_stops,
-    max_positions,
-    resolve_model_path,
-    saved_labels,
-)
+from posttrain.model.folder import generation_stops, resolve_model_path, saved_labels
 from posttrain.model.load import load_tokenizer
 from posttrain.model.scratch import train_tokenizer
+from posttrain.model.suited import max_positions
 from posttrain.runs.config import Config
 
 Parts = list[tuple[DataConfig, list[Row]]]
@@ -285,5 +281,5 @@ def table_lines(tables: list[LengthTable]) -> list[str]:
         if t.reasons:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in t.reasons.items())
             lines.append(f"  dropped of {t.name[-31:]}: {reasons}")
-        lines += note_lines(t.name[-31:], t.read, t.notes)
+        lines += note_lines(t.name[-31:], t.read, t.notes, t.rows)
     return lines

@@ -12,14 +12,27 @@ from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.runs.plan import Plan
 from posttrain.tracking.tracker import Tracker
 
+OF_COMPLETIONS = {
+    "eval_accuracy": "accuracy",
+    "eval_reward": "mean_score",
+    "eval_frac_reward_none": "unscored",
+    "eval_completions/mean_length": "mean_length",
+    "eval_completions/clipped_ratio": "truncated",
+}
+"""Metrics of completions, and the figures of an evaluation that they are."""
+
 
 def build_evaluation(
     plan: Plan, sampler: Sampler | None, source: Source, tracker: Tracker
 ) -> Callable[[int], dict[str, float]] | None:
-    """Return a collective function from step to metrics; None if there is no eval section."""
+    """Return a collective function from step to metrics; None if there is no eval section.
+
+    Raises ValueError if none of these is early_stopping.metric.
+    """
     settings = plan.config.eval
     if settings is None:
         return None
+    check_early_stopping(plan)
 
     told: list[str] = []
 
@@ -43,11 +56,7 @@ def build_evaluation(
             if (note := partial_credit(records)) and not told:
                 tracker.say(note)
                 told.append(note)
-            metrics["eval_accuracy"] = result["accuracy"]
-            metrics["eval_reward"] = result["mean_score"]
-            metrics["eval_frac_reward_none"] = result["unscored"]
-            metrics["eval_completions/mean_length"] = result["mean_length"]
-            metrics["eval_completions/clipped_ratio"] = result["truncated"]
+            metrics |= {name: result[figure] for name, figure in OF_COMPLETIONS.items()}
         for name, task in plan.tasks.items():
             assert sampler is not None
             result, records = task.run(sampler, None)
@@ -57,6 +66,28 @@ def build_evaluation(
         return metrics
 
     return evaluate
+
+
+def check_early_stopping(plan: Plan) -> None:
+    """Raise ValueError if early_stopping.metric is no metric of the run's evaluation.
+
+    Which metrics a method has is seen from one example per rank or, in case they need more, from
+    all of them. Call it when the reference is ready. A collective.
+    """
+    early, examples = plan.config.trainer.early_stopping, plan.data.eval_examples
+    if early is None or early.metric.startswith(tuple(f"eval_{name}/" for name in plan.tasks)):
+        return
+    known = list(OF_COMPLETIONS) if plan.data.eval_prompts else []
+    for rows in (examples[: distributed.num_ranks()], examples) if examples else ():
+        if early.metric in known:
+            return
+        metrics = evaluate_loss(plan.models, plan.config.algorithm, plan.config.trainer, rows)
+        known += [name for name in metrics if name not in known]
+    if early.metric not in known:
+        known += [f"eval_{name}/..." for name in plan.tasks]
+        raise ValueError(
+            f"trainer.early_stopping.metric: no metric {early.metric}; there are {', '.join(known)}"
+        )
 
 
 def partial_credit(records: list[Record]) -> str:

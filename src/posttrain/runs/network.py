@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.classifiers import has_own_classifier
 from posttrain.model.dropout import noises, turn_off
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.quirks import changes_with_every_length, handed_on
 from posttrain.runs.config import Config
 
 
@@ -24,8 +26,28 @@ def settle_dropout(policy: LanguageModel, config: Config) -> None:
         turn_off(policy)
 
 
+def check_rotation(policy: LanguageModel, config: Config, prompts: list[Prompt]) -> None:
+    """Raise ValueError if completions of RL could cross a length at which the rotation changes.
+
+    Their tokens would be sampled under one rotation and trained under another."""
+    limit = policy.rope_limit
+    if limit is None or config.rollout is None or not config.algorithm.online:
+        return
+    model: Any = policy.causal_lm()
+    new, once = config.rollout.max_new_tokens, not changes_with_every_length(model.config)
+    lengths = [len(prompt.input_ids) for prompt in prompts]
+    crossing = sum(n + new > limit and not (once and n > limit) for n in lengths)
+    if crossing:
+        raise ValueError(
+            f"{type(model).__name__} rotates sequences of more than {limit:,} tokens in another "
+            f"way, and {crossing:,} of {len(lengths):,} prompts have completions that could cross "
+            "this length while they are sampled: set length.max_length (of prompts) and "
+            f"rollout.max_new_tokens to at most {limit:,} tokens together"
+        )
+
+
 def network_notes(policy: LanguageModel, config: Config) -> list[str]:
-    """Return notes on dropout, on sequences that are not packed, and on experts without LoRA."""
+    """Return notes on dropout, packing, losses of routers, and layers without LoRA."""
     model: Any = policy.causal_lm()
     name, lines = type(model).__name__, []
     if rates := ", ".join(noises(policy)):
@@ -47,6 +69,22 @@ def network_notes(policy: LanguageModel, config: Config) -> list[str]:
         lines.append(
             f"note: transformers has no sequence classifier for {name}: only posttrain will load "
             "this one"
+        )
+    coefficient = getattr(model.config, "router_aux_loss_coef", None)
+    if getattr(model.config, "output_router_logits", False) and coefficient:
+        lines.append(
+            f"note: config.json asks for a loss that balances the experts (router_aux_loss_coef "
+            f"{coefficient:g}), which is not added here"
+        )
+    if (
+        config.model.use_lora
+        and config.model.lora.target_modules == "all-linear"
+        and (left_out := handed_on(model))
+    ):
+        ends = " and ".join(sorted({name.rpartition(".")[2] for name in left_out}))
+        lines.append(
+            f"note: the adapter leaves out {ends} of the state-space layers of {name}, whose "
+            "kernels would not apply it"
         )
     if config.model.use_lora and (experts := expert_parameters(policy)):
         lines.append(

@@ -21,6 +21,7 @@ from posttrain.model.device import choose_device, choose_dtype, use_deterministi
 from posttrain.model.folder import resolve_model_path
 from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
 from posttrain.model.load import load_policy, load_reference, prepare_policy
+from posttrain.model.loaded import starts
 from posttrain.model.models import Models
 from posttrain.model.scratch import create_from_scratch
 from posttrain.model.trial import check_saving
@@ -41,7 +42,7 @@ from posttrain.runs.data import (
 from posttrain.runs.dates import with_date
 from posttrain.runs.engine import check_engine
 from posttrain.runs.fit import check_rows
-from posttrain.runs.network import settle_dropout
+from posttrain.runs.network import check_rotation, settle_dropout
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
 
@@ -98,6 +99,7 @@ def plan(config: Config) -> Plan:
     check_engine(config, name, data.prompts + data.eval_prompts, renderer.stop_token_ids)
     models = build_models(config, name, tokenizer, renderer, device)
     check_rows(models, data)
+    check_rotation(models.policy, config, data.prompts)
     items = data.prompts if config.algorithm.online else data.examples
     steps_per_epoch = -(-len(items) // config.trainer.examples_per_step)
     trainer = config.trainer
@@ -108,7 +110,7 @@ def plan(config: Config) -> Plan:
     )
     check_ranks(result)
     if resume is not None:
-        check_resume(resume, config, data.hash())
+        check_resume(resume, config, data.hash(), starts(models))
     else:
         check_saving(models)
     return result

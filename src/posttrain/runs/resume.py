@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from posttrain.algorithms.config import TrainerConfig
+from posttrain.common import distributed
+from posttrain.common.disk import check_writable
 from posttrain.common.files import sha256
 from posttrain.config.base import Free, keys, marked
 from posttrain.model.folder import CHECKPOINT_INFO, checkpoints_in, read_info
@@ -43,6 +47,24 @@ def create_run_dir(config: TrainerConfig) -> Path:
             if not run_dir.is_dir():
                 raise
             number += 1
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"trainer.output_dir: {run_dir} cannot be made: {reason}") from None
+
+
+@contextmanager
+def guarding(run_dir: Path) -> Iterator[None]:
+    """Remove a run directory that an error leaves empty, and name one that is no longer there."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and not run_dir.is_dir():
+            raise ValueError(
+                f"{run_dir} was moved or deleted while the run was writing to it"
+            ) from error
+        if distributed.rank() == 0 and run_dir.is_dir() and not any(run_dir.iterdir()):
+            run_dir.rmdir()
+        raise
 
 
 def runs_named(name: str, output_dir: Path) -> list[Path]:
@@ -70,6 +92,7 @@ def find_resume(config: TrainerConfig) -> Path | None:
     """
     name = run_name(config)
     request, output_dir = config.resume_from_checkpoint, Path(config.output_dir)
+    check_writable(output_dir, "trainer.output_dir")
     if request is None:
         return None
     if request == "latest":
@@ -87,13 +110,16 @@ def find_resume(config: TrainerConfig) -> Path | None:
     if path.is_dir() and checkpoints_in(path):
         return checkpoints_in(path)[-1]
     raise ValueError(
-        f"trainer.resume_from_checkpoint: {request} is not a checkpoint, nor a run that has one"
+        f"trainer.resume_from_checkpoint: {request} is not a checkpoint, nor a run that has one; "
+        "latest is the newest run"
     )
 
 
-def check_resume(path: Path, config: Config, data_hash: str) -> None:
-    """Raise ValueError if the files, the config or the data are not those of the checkpoint."""
+def check_resume(path: Path, config: Config, data_hash: str, start: list[str]) -> None:
+    """Raise ValueError if the files, config, data or start weights are not the checkpoint's."""
     info = read_info(path)
+    if lost := [key for key in ("files", "config", "versions", "data_hash") if key not in info]:
+        raise ValueError(f"{path / CHECKPOINT_INFO} is damaged: it has no {lost[0]}")
     for name, expected in info["files"].items():
         file = path / name
         if not file.is_file() or sha256(file) != expected:
@@ -108,6 +134,13 @@ def check_resume(path: Path, config: Config, data_hash: str) -> None:
         raise ValueError(f"cannot resume from {path}: the config changed: {'; '.join(changed)}")
     if info["data_hash"] != data_hash:
         raise ValueError(f"cannot resume from {path}: the data changed since it was saved")
+    before = info.get("start", start)  # older versions did not save it
+    changed = [key for key, old, new in zip(("model", "reference"), before, start) if old != new]
+    if changed:
+        raise ValueError(
+            f"cannot resume from {path}: the weights of {changed[0]}.name changed since the run "
+            "began: put the old ones back"
+        )
 
 
 def with_new_keys(

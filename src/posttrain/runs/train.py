@@ -14,6 +14,7 @@ import torch
 
 from posttrain.common import distributed
 from posttrain.common.batch import pack, sequences_of
+from posttrain.common.disk import check_space
 from posttrain.common.environment import versions
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
@@ -29,10 +30,10 @@ from posttrain.runs.describe import describe
 from posttrain.runs.engine import build_engine, close_engine, native_sampler
 from posttrain.runs.evaluation import build_evaluation
 from posttrain.runs.plan import Plan, plan
-from posttrain.runs.resume import create_run_dir
+from posttrain.runs.resume import create_run_dir, guarding
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
-from posttrain.training.checkpoint import Checkpoints, check_space
+from posttrain.training.checkpoint import Checkpoints
 from posttrain.training.sharding import shard
 from posttrain.training.trainer import Trainer
 
@@ -48,16 +49,17 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     distributed.start(config.model.device)
     planned = plan(config)
     run_dir = choose_run_dir(planned, run_dir)
-    sampler = prepare_models(planned, run_dir)
-    tracker = open_run(planned, run_dir)
-    started = time.time()
-    try:
-        execute(planned, assemble(planned, sampler, tracker))
-    finally:
-        close_engine(sampler)
-        tracker.close()
-        if distributed.rank() == 0:
-            write_run_info(planned, run_dir, started)
+    with guarding(run_dir):
+        sampler = prepare_models(planned, run_dir)
+        tracker = open_run(planned, run_dir)
+        started = time.time()
+        try:
+            execute(planned, assemble(planned, sampler, tracker))
+        finally:
+            close_engine(sampler)
+            tracker.close()
+            if distributed.rank() == 0:
+                write_run_info(planned, run_dir, started)
     if distributed.rank() == 0:
         write_report([run_dir])
     return run_dir

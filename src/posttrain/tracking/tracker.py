@@ -149,8 +149,17 @@ def _reopen(path: Path, last_step: int) -> TextIO:
     if path.exists():
         # a last line without a newline is incomplete: the run was killed while writing it
         lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+        kept = [line for i, line in enumerate(lines, 1) if _step(path, i, line) <= last_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         temporary.replace(path)
     return path.open("a")
+
+
+def _step(path: Path, number: int, line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path}, line {number}: not a line of a run ({line.strip()[:40]}): remove it"
+        ) from None

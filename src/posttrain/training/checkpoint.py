@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from posttrain.common import distributed
+from posttrain.common.disk import check_space, write_failure
 from posttrain.common.environment import versions
 from posttrain.common.files import replacing_folder, sha256
 from posttrain.model.folder import CHECKPOINT_INFO, checkpoints_in, read_info, step_of
+from posttrain.model.loaded import starts
 from posttrain.model.models import Models
 from posttrain.model.save import gather_weights, restore_weights, save_model
 from posttrain.training.optim import gather_state, restore_state
@@ -81,10 +83,12 @@ class Checkpoints:
             try:
                 with replacing_folder(final) as temporary:
                     self._write(temporary, trainer, weights, tensors, state)
-            except OSError as error:
+            except Exception as error:
+                if (reason := write_failure(error)) is None:
+                    raise
                 raise ValueError(
-                    f"checkpoint {final.name} could not be written ({error.strerror or error}); "
-                    f"the newest one is {self.newest() or 'none'}"
+                    f"checkpoint {final.name} could not be written ({reason}); the newest one is "
+                    f"{self.newest() or 'none'}"
                 ) from error
             self._prune(trainer.best_step)
         distributed.barrier()
@@ -135,6 +139,7 @@ class Checkpoints:
             "num_ranks": distributed.num_ranks(),
             "config": self.config,
             "data_hash": self.data_hash,
+            "start": starts(trainer.models),
             "trained_tensors": {name: list(p.shape) for name, p in weights.items()},
             "versions": versions(),
             "files": manifest(folder),
@@ -171,13 +176,3 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 def estimate_bytes(trainer: Resumable) -> int:
     """Return the size of one checkpoint: weights and AdamW's two moments in fp32, and 8 MiB."""
     return 3 * 4 * sum(p.numel() for p in trainer.models.trainable().values()) + 2**23
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise ValueError if a folder's disk has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ValueError(
-            f"{folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} GB: "
-            "free some space or choose another trainer.output_dir"
-        )

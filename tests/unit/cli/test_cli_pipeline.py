@@ -8,6 +8,8 @@ import pytest
 import yaml
 from command import Capture, command, complaint, output_of, recipe, state
 
+from posttrain.rewards.base import RewardFailure
+
 REWARD = """
 def reward(prompts, completions, completion_ids, answer, **columns):
     if "boom" in completions:
@@ -122,7 +124,7 @@ def test_score_with_a_custom_reward(tmp_path: Path, capsys: Capture) -> None:
 def test_a_reward_that_raises_names_the_row(tmp_path: Path) -> None:
     rows = [*ANSWERS, {"completion": "boom", "answer": "77"}]
     file, reward = jsonl(tmp_path, rows), reward_file(tmp_path)
-    with pytest.raises(RuntimeError, match="the reward failed on row") as caught:
+    with pytest.raises(RewardFailure, match="the reward failed on row") as caught:
         command("score", "custom", file, f"path={reward}")
     text = str(caught.value)
     assert "KeyError: 'no such thing'" in text
@@ -133,7 +135,7 @@ def test_a_reward_that_raises_names_the_row(tmp_path: Path) -> None:
 
 def test_a_reward_that_raises_counts_rows_as_score_prints_them(tmp_path: Path) -> None:
     rows = [*ANSWERS, {"completion": "boom", "answer": "77"}]
-    with pytest.raises(RuntimeError, match="failed on row 4 "):
+    with pytest.raises(RewardFailure, match="failed on row 4 "):
         command("score", "custom", jsonl(tmp_path, rows), f"path={reward_file(tmp_path)}")
 
 

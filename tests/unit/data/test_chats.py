@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from posttrain.common.batch import Sequence
 from posttrain.data.config import DataConfig
-from posttrain.data.entries import read_messages, with_messages, without_nulls
+from posttrain.data.entries import read_messages, without_nulls
+from posttrain.data.forms import standard_form
 from posttrain.data.holdout import question_of
 from posttrain.data.kinds.completion import to_examples
 from posttrain.data.kinds.pair import to_examples as to_pairs
@@ -124,7 +125,7 @@ def test_sharegpt_conversations(tmp_path: Path) -> None:
     prompts, _ = to_prompts(read, it, "set", 999, "error")
     assert "<|im_start|>tool\nno<|im_end|>" in it.tokenizer.decode(prompts[0].input_ids)
     pair = {"conversations": [], "chosen": {}, "rejected": {}}
-    assert with_messages(pair) == pair
+    assert standard_form(pair) == pair
     with pytest.raises(ValueError, match="unknown speaker 'narrator' in from; known: human"):
         sft([{"messages": [{"from": "narrator", "value": "x"}]}], it)
 

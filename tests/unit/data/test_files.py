@@ -90,7 +90,7 @@ def test_the_splits_of_one_json_file(tmp_path: Path) -> None:
         ("a.csv", "prompt;completion\na;b\n", "the only column is 'prompt;completion'"),
         ("a.csv", "prompt,completion\n你好世界,好的\n".encode("gbk"), "it seems, GBK: convert it"),
         ("a.jsonl", '{"prompt": "你好世界"}\n'.encode("gbk"), "line 1: not UTF-8 text but, it"),
-        ("a.txt", "naïve café".encode("latin-1"), "line 1: not UTF-8 text: save it as UTF-8"),
+        ("a.txt", "naïve café".encode("latin-1"), "line 1: not UTF-8 text but, it seems, WINDOWS-"),
         ("a.json", "version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
         ("a.parquet", "version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),

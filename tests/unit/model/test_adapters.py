@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.adapters import check_plain, with_adapter
 from posttrain.model.config import ModelConfig
-from posttrain.model.folder import max_positions
 from posttrain.model.forward import forward
 from posttrain.model.load import load_policy, load_tokenizer
 from posttrain.model.models import Models
 from posttrain.model.save import gather_weights, restore_weights, save_model
+from posttrain.model.suited import max_positions
 from posttrain.model.vocabulary import check_ids, num_rows, size_notes
 
 IDS = torch.arange(24) * 11 % 250

@@ -21,9 +21,10 @@ from damage import (
 from posttrain.common.batch import Sequence, pack
 from posttrain.data.render import make_renderer
 from posttrain.model.config import ModelConfig
-from posttrain.model.folder import generation_stops, max_positions, resolve_model_path
+from posttrain.model.folder import generation_stops, resolve_model_path
 from posttrain.model.forward import forward
 from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.model.suited import max_positions
 
 TEXT = "What is 12 plus 5?"
 IDS = torch.arange(20) * 7 % 250

@@ -35,9 +35,18 @@ def render_row(
         expected = " or ".join("+".join(form) for form in forms)
         raise ValueError(
             f"{name}, row {number}: expected the columns {expected}; got {', '.join(row)} "
-            "(map them with data.columns)"
+            f"({_remedy(row)})"
         )
     return named(name, number, make, row)
+
+
+def _remedy(row: Row) -> str:
+    """Return how to read a row of another form; Alpaca's needs a template for its two columns."""
+    if "instruction" in row and "output" in row:
+        return (
+            "Alpaca: set data.prompt_template: instruction and data.columns: {completion: output}"
+        )
+    return "map them with data.columns"
 
 
 def named(name: str, number: int, make: Callable[..., Any], *args: Any) -> Any:

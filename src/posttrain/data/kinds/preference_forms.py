@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from posttrain.data.entries import Message, Notes, read_messages
+from posttrain.data.entries import Message, Notes, read_messages, text_of
 from posttrain.data.rows import Row
 
 PAIR_COLUMNS = (
@@ -31,6 +31,11 @@ PAIR_COLUMNS = (
     "history",
 )
 DIALOGUE = re.compile(r"\n\n(Human|Assistant):")
+QUESTIONS = ("question", "query", "problem", "instruction", "input", "context", "post")
+"""Columns in which data sets keep the prompt."""
+
+
+PROMPT_UNUSED = "the column prompt is left out: chosen and rejected are whole conversations"
 
 
 def as_pairs(row: Row) -> list[Row]:
@@ -50,11 +55,11 @@ def as_pair(row: Row) -> Row:
     The messages of the completions begin where those of the prompt end. Raise ValueError if the row
     is not a pair.
     """
-    row = _without_nulls(row)
+    row, nulls = _without_nulls(row), [name for name, value in row.items() if value is None]
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError(
             "expected the columns prompt+chosen+rejected, chosen+rejected, or "
-            f"conversations+chosen+rejected; got {', '.join(row)} (map them with data.columns)"
+            f"conversations+chosen+rejected; got {_got(row, nulls)}"
         )
     pair = _pair_of(row)
     if row.get("system"):
@@ -70,7 +75,13 @@ def _pair_of(row: Row) -> Row:
     if isinstance(chosen, str):
         if prompt is not None:
             return rest | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        if not (chosen.startswith("\n\nHuman:") and rejected.startswith("\n\nHuman:")):
+        if not (_is_dialogue(chosen) and _is_dialogue(rejected)):
+            questions = [name for name in QUESTIONS if isinstance(row.get(name), str)]
+            if questions:
+                raise ValueError(
+                    f"no column prompt, but {questions[0]}: if it is the prompt, set data.columns: "
+                    f"{{prompt: {questions[0]}}}, else remove it"
+                )
             return rest | _split_texts(chosen, rejected)
         chosen, rejected = dialogue(chosen), dialogue(rejected)
     chosen, rejected = messages_from(chosen, "chosen"), messages_from(rejected, "rejected")
@@ -84,7 +95,7 @@ def _pair_of(row: Row) -> Row:
 
 def as_judged(row: Row) -> list[Row]:
     """Return rows with prompt, completion and label (True: a good one); one per side of a pair."""
-    row = _without_nulls(row)
+    row, nulls = _without_nulls(row), [name for name, value in row.items() if value is None]
     if {"chosen", "rejected"} <= row.keys():
         pairs = as_pairs(row)
         sides = [(pairs[0], "chosen"), *((pair, "rejected") for pair in pairs)]
@@ -96,7 +107,7 @@ def as_judged(row: Row) -> list[Row]:
     if "label" not in row or not ("messages" in row or {"prompt", "completion"} <= row.keys()):
         raise ValueError(
             "expected the columns prompt+completion+label, messages+label, or a pair; "
-            f"got {', '.join(row)} (map them with data.columns)"
+            f"got {_got(row, nulls)}"
         )
     label = row["label"]
     if label not in (True, False):
@@ -127,18 +138,33 @@ def notes_of(row: Row) -> Notes:
     for column in columns:
         value = row.get(column)
         if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-            read_messages(value, column, notes)
+            read = read_messages(value, column, notes)
+            asked = [text_of(m).strip() for m in read if m["role"] != "assistant"]
+            prompt = row.get("prompt")
+            given = prompt.strip() if isinstance(prompt, str) else ""
+            if column == "chosen" and asked and given and given not in asked:
+                notes[PROMPT_UNUSED] = repr(given[:40])
     return notes
 
 
 def dialogue(text: str) -> list[Message]:
     r"""Return the messages of a dialogue "\n\nHuman: ...\n\nAssistant: ..." (hh-rlhf)."""
-    parts = DIALOGUE.split(text)[1:]
+    parts = DIALOGUE.split("\n\n" + text.lstrip())[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
         {"role": roles[speaker], "content": content.strip()}
         for speaker, content in zip(parts[0::2], parts[1::2])
     ]
+
+
+def _got(row: Row, nulls: list[str]) -> str:
+    """Return a row's columns in words for an error, with those that are null."""
+    missing = f"; null: {', '.join(nulls)}" if nulls else ""
+    return f"{', '.join(row) or 'none'} (map them with data.columns){missing}"
+
+
+def _is_dialogue(text: str) -> bool:
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
 def _without_nulls(row: Row) -> Row:
@@ -196,9 +222,10 @@ def _split_messages(chosen: list[Message], rejected: list[Message]) -> Row:
 
 
 def _comparable(messages: list[Message]) -> list[Message]:
-    """Return the messages without the ids and dates that make equal ones differ."""
+    """Return the messages without what makes equal ones differ: ids, dates, content in parts."""
     return [
-        {k: v for k, v in m.items() if k in ("role", "content", "tool_calls")} for m in messages
+        {"role": m["role"], "content": text_of(m), "tool_calls": m.get("tool_calls")}
+        for m in messages
     ]
 
 

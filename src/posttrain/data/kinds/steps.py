@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from posttrain.common.batch import Example, Sequence
+from posttrain.data.entries import Notes
 from posttrain.data.kinds.kind import Kind
 from posttrain.data.lengths import LengthTable, OnOverlong, overlong
 from posttrain.data.render import Renderer
@@ -36,9 +37,10 @@ def to_examples(
     kept: list[Example] = []
     for number, row in enumerate(rows, 1):
         try:
-            sequence = step_sequence(row, renderer, separator)
+            sequence, notes = step_sequence(row, renderer, separator)
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from None
+        table.note(number, notes)
         table.lengths.append(len(sequence))
         if len(sequence) > max_length:
             if on_overlong == "error":
@@ -54,14 +56,15 @@ def to_examples(
     return kept, table.finish()
 
 
-def step_sequence(row: Row, renderer: Renderer, separator: str) -> Sequence:
-    """Return the sequence of one row; raise ValueError if it is malformed."""
+def step_sequence(row: Row, renderer: Renderer, separator: str) -> tuple[Sequence, Notes]:
+    """Return the sequence of one row, and its notes; raise ValueError if it is malformed."""
     check(row, separator)
-    sequence = renderer.step_sequence(row, separator)
+    rendered = renderer.steps(row, separator)
+    (sequence,) = rendered.sequences
     label = torch.zeros(len(sequence))
     label[sequence.loss_mask] = torch.tensor(row["labels"], dtype=label.dtype)
     sequence.per_token = {"label": label}
-    return sequence
+    return sequence, rendered.notes
 
 
 def check(row: Row, separator: str) -> None:

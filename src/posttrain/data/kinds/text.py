@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from posttrain.common.batch import Example, Sequence
+from posttrain.data.chat import refuse_media
 from posttrain.data.kinds.kind import Kind
 from posttrain.data.kinds.language_modeling import Form, check_columns, to_sequences
 from posttrain.data.lengths import LengthTable, OnOverlong
@@ -30,6 +31,7 @@ def to_examples(
 
     def make(row: Row) -> Rendered:
         check_text(row)
+        refuse_media(row)
         ids = torch.tensor(renderer.text_ids(row["text"]))
         return Rendered([Sequence(ids, torch.arange(len(ids)) > 0)])
 

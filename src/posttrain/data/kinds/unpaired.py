@@ -55,10 +55,11 @@ def to_examples(
     table.finish()
     if not with_unrelated:
         return [(sequence,) for _, sequence in kept], table
+    prompts = [_prompt_of(sequence) for _, sequence in kept]
     groups: list[Example] = []
     for i, (judged, sequence) in enumerate(kept):
-        earlier = (kept[(i - k) % len(kept)][0] for k in range(1, len(kept)))
-        donor = next((row for row in earlier if row["prompt"] != judged["prompt"]), None)
+        earlier = ((i - k) % len(kept) for k in range(1, len(kept)))
+        donor = next((kept[j][0] for j in earlier if prompts[j] != prompts[i]), None)
         if donor is None:
             raise ValueError(f"{name}: kto's KL term needs rows with more than one prompt")
         mismatched = judged | {"completion": donor["completion"]}
@@ -71,6 +72,12 @@ def to_examples(
         unrelated.per_seq = dict(sequence.per_seq)
         groups.append((sequence, unrelated))
     return groups, table
+
+
+def _prompt_of(sequence: Sequence) -> list[int]:
+    """Return the ids before the completion; rows may write one prompt in several ways."""
+    ids: list[int] = sequence.input_ids[: int(sequence.loss_mask.nonzero()[0])].tolist()
+    return ids
 
 
 KIND = Kind("a completion and whether it is a good one", to_examples, lambda row: as_judged(row)[0])

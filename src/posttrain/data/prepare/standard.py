@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.common.errors import SettingError
 from posttrain.data.files import placed_rows
+from posttrain.data.forms import standard_form
 from posttrain.data.holdout import group_text, is_held_out, question_of
 from posttrain.data.messages import messages_of
 from posttrain.data.prepare.digests import TRAIN, VALIDATION
@@ -91,6 +92,7 @@ def standard(raw: Row, config: Preparation) -> Row:
             )
     if renamed:
         row = rename_columns(row, renamed, "")
+    row = standard_form(row)
     if "prompt" in renamed or "completion" in renamed:
         row.pop("messages", None)
     if "messages" not in row and "prompt" not in row:

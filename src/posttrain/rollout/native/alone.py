@@ -15,10 +15,12 @@ from torch import Tensor
 
 from posttrain.common.batch import Sequence as TokenSequence
 from posttrain.common.batch import pack
+from posttrain.model import windows
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
-from posttrain.model.probe import gap, probe_rows
+from posttrain.model.probe import CODE_FAILS, gap, probe_rows
 from posttrain.model.quirks import forget_lengths
+from posttrain.model.suited import positions
 from posttrain.rollout.native.choose import noise_of, sample
 from posttrain.rollout.sampler import Rollout, SamplingParams
 
@@ -83,27 +85,48 @@ def _as_loaded(policy: LanguageModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
 
 
+def caches_alone(policy: LanguageModel) -> bool:
+    """Return whether the model's own cache gives the log-probs of a forward pass.
+
+    Raises ValueError if sampling does not give them without a cache either."""
+    for cached in (True, False):
+
+        def generate(
+            prompts: list[list[int]], params: SamplingParams, cached: bool = cached
+        ) -> list[Rollout]:
+            return [generate_alone(policy, prompt, params, 0, cached) for prompt in prompts]
+
+        if agrees(policy, generate):
+            return cached
+    raise ValueError(
+        f"{type(policy.causal_lm()).__name__} cannot be sampled: transformers' generate gives other "
+        "log-probs than a forward pass, with its cache and without it"
+    )
+
+
 def agrees(policy: LanguageModel, generate: Any) -> bool:
     """Return whether `generate`, a way to sample, has the log-probs of a forward pass.
 
     Greedy completions of the probe's rows, two of which are equal, so that some are copied and
     some cross a short window."""
     config = policy.causal_lm().config
-    room = int(getattr(config, "max_position_embeddings", None) or 1024) - PROBED - 1
+    room = positions(config) - PROBED - 1
     rows = [row.input_ids[: max(1, room)].tolist() for row in probe_rows(config)]
     prompts = [*rows[:2], rows[1], rows[-1]]
     if policy.rope_limit is not None:
         prompts = [row for row in prompts if len(row) + PROBED <= policy.rope_limit]
     params = SamplingParams(max_new_tokens=PROBED, temperature=0.0, stop_token_ids=())
     try:
-        rollouts = generate(prompts, params)
+        with windows.short(policy):
+            rollouts = generate(prompts, params)
     except torch.OutOfMemoryError:  # says nothing about the architecture
         raise
-    except (AttributeError, TypeError, RuntimeError, ValueError, KeyError):
+    except CODE_FAILS:
         return False  # it reads something of a cache that ours does not have
     texts = [torch.tensor(p + r.response_ids) for p, r in zip(prompts, rollouts)]
     batch = pack([TokenSequence(t, torch.arange(len(t)) >= len(t) - PROBED) for t in texts])
-    wanted = forward(policy, batch.to(next(policy.parameters()).device)).logprobs.cpu()
+    with windows.short(policy):
+        wanted = forward(policy, batch.to(next(policy.parameters()).device)).logprobs.cpu()
     values = [value for rollout in rollouts for value in rollout.logprobs]
     sampled = torch.tensor(values, dtype=torch.float32)  # the default may differ meanwhile
     lengths = [PROBED] * len(texts)

@@ -18,7 +18,7 @@ from posttrain.common.batch import pack
 from posttrain.model.attention import Packed
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.vocabulary import check_ids
-from posttrain.rollout.native.alone import agrees, generate_alone
+from posttrain.rollout.native.alone import agrees, caches_alone, generate_alone
 from posttrain.rollout.native.cache import KVCache, Prefill
 from posttrain.rollout.native.choose import noise_of, sample
 from posttrain.rollout.native.decode import decode_step
@@ -76,12 +76,9 @@ class NativeSampler:
         if self.batched is None:
             self.batched = policy.unpacked is None and agrees(policy, self._greedy)
             if not self.batched:
-                self.cached = agrees(
-                    policy, lambda *asked: [self._alone(p, asked[1]) for p in asked[0]]
-                )
-                log.warning(
-                    "%s samples one completion at a time: slowly", type(policy.causal_lm()).__name__
-                )
+                self.cached = caches_alone(policy)
+                name = type(policy.causal_lm()).__name__
+                log.warning("%s samples one completion at a time: slowly", name)
         rollouts: dict[int, Rollout] = {}
         for i, prompt in enumerate(prompts):
             if not (self.batched and policy.packs([len(prompt) + limit])):
