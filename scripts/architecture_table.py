@@ -33,8 +33,9 @@ and the trainer's. **{count} of {count} architectures** are right in all of it.
 """
 
 TAIL = """
-- **trains**: SFT, pre-training, preference methods and RL, all weights or LoRA. PEFT has no LoRA on
-  the output projections of Mamba layers: name others in `model.lora.target_modules`.
+- **trains**: SFT, pre-training, preference methods and RL, all weights or LoRA. In state-space
+  layers (Mamba), `all-linear` leaves out `out_proj` and `dt_proj`: their kernels read the weights
+  past the adapter. A note says so.
 - **samples**: completions share a cache (*together*), or transformers' `generate` writes them one
   at a time. **tokens/s** is the speed of 16 completions of the tiny model on one core: it shows
   what sampling one at a time costs, not what a real model does.
@@ -53,7 +54,34 @@ transformers as it was loaded, one at a time, and then packed through posttrain.
 are the same, up to ten times the rounding that was seen, the model is packed. If they are not,
 sequences run one at a time; if that is not the same either, the model is refused. The sampler
 compares the log-probs of six tokens with those of a forward pass before it samples anything. A
-model whose log-probs change when tokens follow is refused: it is not causal.
+model whose log-probs change when tokens follow is refused: it is not causal. Windows and chunks of
+more than 64 tokens are made 24 tokens long for these rows, in transformers' pass and in ours, so
+that a row reaches beyond them.
+
+Rotations that depend on the length (dynamic, longrope) change beyond a length: a completion that
+crossed it would be sampled under one and trained under another. RL refuses prompts whose
+completions could cross it. A loss that balances experts (`output_router_logits`) is not added; a
+note says so.
+
+## Other models
+
+Encoder-decoders, classifiers as a start for text, and models of more than text are refused by name.
+Of Llama 4 and Qwen3.5, transformers reads the text part itself. The text part of others, such as
+Gemma 3 or Mistral 3, becomes a model of its own by this:
+
+```python
+import transformers
+
+whole = transformers.AutoModelForImageTextToText.from_pretrained("whole")
+config = whole.config.get_text_config(decoder=True)
+text = transformers.AutoModelForCausalLM.from_config(config)
+text.base_model.load_state_dict(whole.get_decoder().state_dict())
+text.get_output_embeddings().load_state_dict(whole.get_output_embeddings().state_dict())
+text.save_pretrained("text")
+transformers.AutoTokenizer.from_pretrained("whole").save_pretrained("text")
+```
+
+It fails with transformers' message if the text part is no language model there (Qwen2.5-VL).
 
 ## Dropout
 
@@ -68,7 +96,8 @@ the sampler: there DPO starts at ln 2 and the ratio at 1. What applies is printe
 A checkpoint holds all that `state_dict()` does, persistent buffers included (DeepSeek-V3's
 `e_score_correction_bias`). Before the first step, and in a dry run, the start model is saved into a
 temporary folder and read back: every tensor, and every log-prob of the six rows, must be the same
-bit for bit. Of models with more than 2 GiB of trained weights, only the tokenizer is tried.
+bit for bit. Of models with more than 2 GiB of trained weights, all is written but the matrices, and
+their names are compared. An adapter is read back by PEFT.
 """
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import tiny
 import torch
+from more_architectures import MORE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -192,7 +193,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Mamba": ("mamba", {"state_size": 8}),
     "Mamba 2": ("mamba2", {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}),
-}
+} | MORE
 
 
 def causal_lm(name: str, dropout: bool = False) -> Any:
@@ -340,7 +341,7 @@ def verdict(name: str) -> Verdict:
         assert score_difference(name) < 2e-4, name
         reward = "yes" if has_own_classifier(model.causal_lm().config) else "here only"
     except ValueError as error:
-        refusals = ("no sequence classifier", "other scores")
+        refusals = ("no sequence classifier", "other scores", "could not be read back")
         if not any(text in str(error) for text in refusals):
             raise
         reward = "no"

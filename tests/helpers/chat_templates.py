@@ -6,7 +6,11 @@ from typing import Any
 
 from posttrain.model.scratch import train_tokenizer
 
-TEXTS = ["Tom has 12 apples and buys 30 more. The answer is 42.", "user assistant system tool call"]
+TEXTS = [
+    "Tom has 12 apples and buys 30 more. The answer is 42.",
+    "user assistant system tool call",
+    "One\n\nTwo\n\nThree\n\n",
+]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot|>", "<|return|>", "<|call|>", "<s>", "</s>"]
 GENERATE = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 CHATML = (
@@ -134,7 +138,7 @@ def _metaspace() -> str:
     )
     marks = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=marks, show_progress=False)
-    bpe.train_from_iterator(TEXTS, trainer)
+    bpe.train_from_iterator(TEXTS[:2], trainer)  # no joined line ends
     spec = json.loads(bpe.to_str())
     spec["added_tokens"] = spec["added_tokens"][: 1 + len(SPECIAL)]  # the bytes are no marks
     return json.dumps(spec)

@@ -27,7 +27,7 @@ LONGEST_NAME = 200  # bytes; file systems take 255, of which a date and more are
 def plain_name(name: str) -> str:
     """Return the name of a run; raise an error of pydantic for one that is a path."""
     problem = ""
-    if "/" in name or name.strip(". ") != name or name.startswith("~"):
+    if "/" in name or name in (".", "..") or name.startswith("~") or name.strip() != name:
         problem = "is a name, not a path: the folder is trainer.output_dir"
     elif not name.isprintable():
         problem = "must be on one line, without control characters"

@@ -35,8 +35,9 @@ class DataConfig(StrictConfig):
     ] = None
     """The name of a data set (see `posttrain data list`)."""
     path: Annotated[str | list[str] | None, BeforeValidator(_paths)] = None
-    """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz, or .arrow), a folder, a
-    glob, a hub name, or a list of these; with `name`, the location of that data set's own files."""
+    """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, .arrow, each also .gz, .bz2, .xz or .zst),
+    a folder, a glob, a hub name, or a list of these; with `name`, the location of that data set's
+    own files."""
     split: Annotated[str, AlsoCalled("dataset_train_split")] = "train"
     """The part to read: a file in a folder, or a split of a data set by name or on the hub."""
     options: dict[str, Any] = Field(default_factory=dict)

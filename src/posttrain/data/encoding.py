@@ -28,8 +28,10 @@ def encoded_after(tokenizer: Any, text: str, before: Sequence[int]) -> list[int]
         return []
     ids = encoded(tokenizer, text, add_special_tokens=False)
     inside, first_only = _inside(tokenizer) if before else (None, False)
+    if inside is None:
+        return ids
     special = tokenizer.added_tokens_decoder
-    if inside is None or (before[-1] in special and not first_only):
+    if before[-1] in special and not first_only:
         return ids
     without = _checked(lambda: inside.encode(text, add_special_tokens=False).ids, text)
     if first_only:

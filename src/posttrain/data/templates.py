@@ -58,21 +58,22 @@ def fill(name: str, row: Row, where: str) -> Row:
     the row lacks or that is not a string or number.
     """
     text = template_text(name)
+    values = {}
     for field in fields(text):
-        value = row.get(field)
+        value = values[field] = row.get(field)
         if field not in row:
             raise ValueError(
                 f"{where}: the prompt template {name!r} needs the column {field}; the row has "
                 f"{', '.join(row)} (map it with data.columns)"
             )
-        if value is None and len(fields(text)) > 1:
-            row = {**row, field: ""}  # in Parquet an empty input is often null
+        if value is None and field == "input":
+            values[field] = ""  # Alpaca's, which is null in Parquet if it is empty
         elif not isinstance(value, (str, int, float)) or value != value:
             raise ValueError(
                 f"{where}: the prompt template {name!r} needs a string in {field}; got "
                 f"{str(value)[:60]!r}"
             )
-    filled = FIELD.sub(lambda match: str(row[match[1]]), text)
+    filled = FIELD.sub(lambda match: str(values[match[1]]), text)
     return {**row, "prompt": filled.rstrip()}
 
 

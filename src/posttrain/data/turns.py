@@ -212,8 +212,10 @@ class Cutter:
         before = self._before_answer(chat, i)
         if not full.startswith(before):
             return None
-        header = prompt.removeprefix(self.template.text(messages, options))
-        if header.strip() and header != prompt and header in before:
+        earlier = self.template.text(messages, options)
+        header = prompt.removeprefix(earlier)
+        # an earlier turn may hold the same text
+        if header.strip() and header != prompt and before.count(header) > earlier.count(header):
             return before.rindex(header) + len(header)
         for end in (len(before), len(before.rstrip())):
             shared = _common(before[:end][::-1], prompt[::-1])

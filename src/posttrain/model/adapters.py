@@ -158,8 +158,6 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
         try:
             with without_deprecations():
                 model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
-        except RuntimeError as error:
-            raise ValueError(_misfit(name, str(error))) from error
         except NoMatchingPeftModuleError as error:
             raise ValueError(
                 f"model.name: {name} is not an adapter of {base_model(name)}: the base has not the "
@@ -170,6 +168,8 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
             raise ValueError(
                 f"model.name: {name}: PEFT cannot build what adapter_config.json says: {reason}"
             ) from error
+        except RuntimeError as error:
+            raise ValueError(_misfit(name, str(error))) from error
     model.lacking = adapter_lacks(model, folder)
     if not lenient:
         refuse_other_names(model, shapes, name)
@@ -186,7 +186,8 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
 
 def refuse_other_names(model: Any, shapes: dict[str, list[int]], name: str) -> None:
     """Raise ValueError if the file holds the tensors that the adapter lacks under other names."""
-    others = sorted(set(shapes) - set(saved_names(model)))
+    unknown = sorted(set(shapes) - set(saved_names(model)))
+    others = [key for key in unknown if "lora_" in key or "ia3_" in key]
     if model.lacking and len(others) >= len(model.lacking):
         raise ValueError(
             f"model.name: {name} names its weights otherwise than PEFT does for this base: "
@@ -218,7 +219,8 @@ def check_read(model: Any, name: str) -> None:
     names = saved_names(model)
     tensors = {key: x for key, x in load_file(Path(name) / ADAPTER).items() if key in names}
     with without_deprecations():
-        missing = set(peft.set_peft_model_state_dict(model, tensors).missing_keys)
+        result: Any = peft.set_peft_model_state_dict(model, tensors)
+    missing = set(result.missing_keys)
     if lost := [key for key in tensors if names[key] in missing]:
         tensor = lost[0].removeprefix(ADAPTER_PREFIX)
         raise ValueError(

@@ -28,8 +28,17 @@ from posttrain.model.models import Models
 
 log = logging.getLogger(__name__)
 
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-SAMPLING += ("top_h", "penalty_alpha")
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "penalty_alpha",
+)
 """Settings of a generation config that act only if it samples."""
 VALUE_FILE = "value_model.safetensors"
 """Value head and value network of `ppo`, by parameter name."""

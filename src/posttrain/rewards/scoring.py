@@ -52,8 +52,8 @@ def score_each(reward: RewardFn, calls: Sequence[Call]) -> list[Scores]:
     """Return the scores of several calls of a reward, none of which sees the rows of another.
 
     Calls of an async reward run concurrently. Calls of a reward that scores each row alone are
-    merged into one. Raise RewardFailure for a result of the wrong form or for a reward's own
-    RewardFailure, and RuntimeError, naming the row, for any other exception of the reward.
+    merged into one. Raise RewardFailure for a result of the wrong form, for a reward's own
+    RewardFailure and, naming the row and the line of the reward's code, for any other exception.
     """
     if is_row_by_row(reward) and len(calls) > 1:
         merged: Any = [[x for call in calls for x in call[i]] for i in range(4)]
@@ -81,7 +81,11 @@ def _call(reward: RewardFn, call: Call) -> Any:
     # an optional column may be missing in some of the rows
     wanted |= {name for name in optional_columns(reward) if any(name in row for row in rows)}
     columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
-    return start_all({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
+    try:
+        return start_all({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
+    except SystemExit as error:  # it would end the run without a word
+        problem = RuntimeError(f"it called exit with {error.code!r}")
+        raise problem.with_traceback(error.__traceback__) from error
 
 
 def _validated(reward: RewardFn, call: Call, result: Any) -> Scores:

@@ -328,7 +328,7 @@ def test_malformed_override_is_quoted(override: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"model: [", "is not valid YAML"),
+        (b"model: [", "not valid YAML"),
         (b"- a\n- b\n", "must hold sections"),
         (b"", "must hold sections"),
         (b"model: \xff\xfe", "is not UTF-8 text"),

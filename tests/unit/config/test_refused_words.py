@@ -73,7 +73,7 @@ def test_a_seed_that_torch_cannot_take(tmp_path: Path) -> None:
     assert "trainer.seed: " in refusal(tmp_path, RECIPE, "trainer.seed=99999999999999999999")
 
 
-@pytest.mark.parametrize("name", ["a/b", "../x", "/abs", "..", ".x", "x ", "~", "~me"])
+@pytest.mark.parametrize("name", ["a/b", "../x", "/abs", "..", ".", "x ", "~", "~me"])
 def test_a_run_name_is_no_path(tmp_path: Path, name: str) -> None:
     """A run outside of trainer.output_dir would not be found by `latest`."""
     assert "is a name, not a path" in refusal(tmp_path, f"{RECIPE}  run_name: '{name}'\n")

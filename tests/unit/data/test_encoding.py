@@ -11,7 +11,7 @@ from posttrain.data.encoding import decoded_after, encoded, encoded_after
 from posttrain.data.labels import LabelSet, label_tokens
 from posttrain.data.render import make_renderer
 
-TEXT = "<|im_start|>Tom\nhas 12 apples</s>\n42. The answer\n\nis é漢<|im_end|> 7"
+TEXT = "<|im_start|>Tom\nhas 12 apples</s>\n42. The answer\nis é漢<|im_end|> 7"
 
 
 @cache

@@ -115,23 +115,24 @@ def test_a_question_that_is_not_mapped_is_not_dropped() -> None:
     assert found[0] == WHOLE
 
 
+SYSTEM = {"role": "system", "content": "T"}
+STEPS = {"prompt": "q", "completions": ["a"], "labels": [True], "tools": [{"name": "f"}]}
+
+
 @pytest.mark.parametrize(
     ("kind", "row", "note"),
     [
-        (to_pairs, {"prompt": "other", "chosen": CHAT, "rejected": [Q, B]}, "column prompt is left"),
-        (to_examples, {"messages": [{"role": "system", "content": "T"}, *CHAT]}, "column system is"),
+        (to_pairs, {"prompt": "x", "chosen": CHAT, "rejected": [Q, B]}, "column prompt is left"),
+        (to_examples, {"messages": [SYSTEM, *CHAT], "system": "S"}, "column system is left out"),
         (to_examples, {"prompt": " ", "completion": "a"}, "messages of the user have no text"),
-        (to_steps, {"prompt": "q", "completions": ["a"], "labels": [True], "tools": [{"name": "f"}]},
-         "does not write tools"),
+        (to_steps, STEPS, "does not write tools"),
     ],
-)  # fmt: skip
+)
 def test_what_a_row_has_and_no_token_comes_from_is_named(
     kind: Any, row: dict[str, Any], note: str
 ) -> None:
     options = {"separator": "\n"} if kind is to_steps else {}
-    _, table = trained(
-        kind, [row | ({"system": "S"} if "column system" in note else {})], **options
-    )
+    _, table = trained(kind, [row], **options)
     assert [noted.rows for text, noted in table.notes.items() if note in text] == [1]
 
 
@@ -150,7 +151,7 @@ def test_columns_of_alpaca() -> None:
         trained(to_examples, rows)
     assert fill("instruction", rows[0], "row 1")["prompt"] == "q"
     assert fill("instruction", rows[0], "row 1")["input"] is None
-    with pytest.raises(ValueError, match="row 1: .* needs a string in input; got 'nan'"):
+    with pytest.raises(ValueError, match=r"row 1: .* needs a string in input; got 'nan'"):
         fill("instruction", rows[0] | {"input": math.nan}, "row 1")
     with pytest.raises(ValueError, match="needs a string in question; got 'None'"):
         fill("{question}", {"question": None}, "row 1")
@@ -187,3 +188,16 @@ def test_prepare_reads_conversations(tmp_path: Path) -> None:
     read = load_rows(DataConfig(path=str(tmp_path / "out")))
     assert {"from": "human", "value": "q0"} in [row["messages"][0] for row in read]
     assert trained(to_examples, read)[0][0].endswith("assistant\na<|im_end|>\n")
+    prepare([str(tmp_path / "rows.jsonl")], Preparation(tmp_path / "verl", format="verl_sft"))
+    (first, *_) = load_rows(DataConfig(path=str(tmp_path / "verl")))
+    assert first["messages"][1] == A
+
+
+def test_prepare_keeps_turns_that_are_a_call(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    rows = [{"messages": [Q, {"role": "assistant", "content": None, "tool_calls": [call]}]}]
+    rows += [{"messages": [Q, {"role": "assistant", "content": ""}]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepared = prepare([str(tmp_path / "rows.jsonl")], Preparation(tmp_path / "out", 0.0))
+    assert prepared.kept == {"train": 1}
+    assert prepared.dropped == {"have an empty prompt or answer": 1}

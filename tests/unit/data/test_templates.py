@@ -56,7 +56,7 @@ def test_a_text_of_ones_own() -> None:
             "the row has prompt (map it with data.columns)",
         ),
         ("math_cot", {"prompt": [{"role": "user", "content": "a"}]}, "needs a string in prompt; g"),
-        ("instruction", {"instruction": "a", "input": None}, "needs a string in input; got 'None'"),
+        ("instruction", {"instruction": None, "input": "a"}, "a string in instruction; got 'None'"),
         (
             "math_cott",
             {"prompt": "a"},

@@ -277,3 +277,61 @@ def test_prompts_of_several_turns() -> None:
         prompts, _ = to_prompts(rows, renderer(name), "set", 999, "error")
         assert prompts[0].input_ids == prompts[1].input_ids
         assert decoded(renderer(name), prompts[0].input_ids) == direct(name, TWO[:3], True)
+
+
+def test_consecutive_assistant_turns_of_a_thinking_template() -> None:
+    """The second turn gets an empty block, and the first one loses its own once it follows."""
+    it = renderer("thinking")
+    chat = [user("q"), answer("one"), answer("two")]
+    first, second = it.training({"messages": chat}).sequences
+    assert decoded(it, runs(first)[0][1]) == "<think>\n\n</think>\n\none<|im_end|>"
+    ((start, trained),) = runs(second)
+    assert decoded(it, trained) == "<think>\n\n</think>\n\ntwo<|im_end|>"
+    assert decoded(it, second.input_ids[:start].tolist()) == direct("thinking", chat[:2], True)
+
+
+@pytest.mark.parametrize("turns", [None, "all", "split"])
+def test_a_turn_that_the_tokenizer_joins_with_its_prompt(turns: Any) -> None:
+    """Two line ends are one token: the context of the next turn holds it, as the sampler's does."""
+    it = renderer("chatml", turns=turns)
+    chat = [user("q"), answer("\none"), user("r"), answer("two")]
+    if turns == "all":
+        with pytest.raises(
+            ValueError, match=r"joins the end .*'\\n\\n' is one token.*split or last"
+        ):
+            it.training({"messages": chat})
+        return
+    rendered = it.training({"messages": chat})
+    assert any("the tokenizer joins the end" in note for note in rendered.notes) == (turns is None)
+    for sequence, end in zip(rendered.sequences, (1, 3), strict=True):
+        ((start, trained),) = runs(sequence)
+        prompt = it.tokenizer(direct("chatml", chat[:end], True), add_special_tokens=False)
+        assert sequence.input_ids[:start].tolist() == prompt["input_ids"]
+        assert decoded(it, trained) == chat[end]["content"] + "<|im_end|>"
+    judged = {"prompt": "q", "completion": chat[1:], "label": True}
+    _, table = to_judged([judged], renderer("chatml"), "set", 99, "error", False)
+    assert any("which are tokenised apart" in note for note in table.notes)
+
+
+def test_calls_that_the_template_does_not_write() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    chat = [user("q"), answer("", tool_calls=[call]), user("r"), answer("two")]
+    rendered = renderer("chatml").training({"messages": chat})
+    assert "assistant turns of which the template writes nothing are context" in rendered.notes
+    assert not any("without text" in note for note in rendered.notes)
+
+
+def test_a_generation_prompt_that_ends_with_an_empty_block() -> None:
+    """Gemma 4 asks with an empty thought, and writes answers without it."""
+    it = renderer("block")
+    row = {"prompt": "q", "completion": "a"}
+    rendered = it.training(row)
+    ((start, trained),) = runs(rendered.sequences[0])
+    assert rendered.sequences[0].input_ids[:start].tolist() == it.prompt_ids(row)
+    assert decoded(it, it.prompt_ids(row)).endswith("</think>\n\n")
+    assert decoded(it, trained) == "a<|im_end|>"
+    assert any("ends with a block" in note for note in rendered.notes)
+    # an earlier answer may begin with that block
+    chat = [user("q"), answer("<think>\n\n</think>\n\n17"), user("r"), answer("two")]
+    sequences = it.training({"messages": chat}).sequences
+    assert [decoded(it, runs(s)[0][1]) for s in sequences] == ["17<|im_end|>", "two<|im_end|>"]

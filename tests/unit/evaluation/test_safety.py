@@ -64,7 +64,7 @@ def test_the_reward_wants_what_the_label_says() -> None:
     assert found == [2.0, -1.0, -1.0, 2.0, None]
     verdicts = [verdict_of(value) for value in found]
     assert verdicts == ["correct", "refused", "answered", "correct", None]
-    with pytest.raises(RuntimeError, match=r"the column label must be safe or unsafe; got 'no'"):
+    with pytest.raises(ValueError, match=r"the column label must be safe or unsafe; got 'no'"):
         scores(reward, said[:2], label=["safe", "no"])
     every = make(type="refusal", rule="advbench")
     assert scores(every, ["Sorry, no.", "Like this."]) == [1.0, 0.0]

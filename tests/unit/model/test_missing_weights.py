@@ -64,7 +64,7 @@ def test_pickled_adapters_are_not_loaded(copy):
     torch.save(load_file(copy / ADAPTER), copy / "adapter_model.bin")
     (copy / ADAPTER).unlink()
     with pytest.raises(ValueError, match=r"pickled weights \(.bin\) can run code"):
-        load(copy)
+        load(copy, scores=True)
     with pytest.raises(ValueError, match=r"pickled weights \(.bin\) can run code"):
         build_reward(RewardModel(path=str(copy)))
 
@@ -84,7 +84,7 @@ def test_a_classifier_has_no_output_head(tmp_path):
     config = tiny.causal_lm("llama", num_labels=1).config
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     load(tmp_path, scores=True)
-    with pytest.raises(ValueError, match=r"lacks weights of the model.*lm_head\.weight"):
+    with pytest.raises(ValueError, match="is a sequence classifier or reward model, which writes"):
         load(tmp_path)
 
 

@@ -374,7 +374,7 @@ def test_tests_that_fail_by_themselves_stop_the_run(reward: CodeReward):
         {"test_list": ["assert f(lambda: 1) == 1"]},
         {**CHECK, "test": "import no_such_module\ndef check(candidate): pass"},
     ):
-        with pytest.raises(RuntimeError, match="row 1: the tests do not run"):
+        with pytest.raises(ValueError, match="row 1: the tests do not run"):
             judge(reward, [row], ["def f(x): return x\ndef double(x): return 2 * x"])
 
 

@@ -118,7 +118,7 @@ def test_without_a_template_the_text_is_joined_and_closed(tmp_path: Path, chat_m
     assert scores(folder, ["no"], [" hello"]) == pytest.approx([expected], abs=1e-5)
     plain = scores(chat_model, ["no"], [" hello"], template="plain")
     assert plain == pytest.approx([direct(chat_model, f"<|bos|>no hello{eos}")], abs=1e-5)
-    with pytest.raises(RuntimeError, match=r"row 1 .*prompt must be a string without a chat"):
+    with pytest.raises(ValueError, match=r"row 1 .*prompt must be a string without a chat"):
         scores(folder, [[{"role": "user", "content": "no"}]], ["hello"])
     with pytest.raises(ValueError, match=r"reward\.path .*the tokenizer has no chat template"):
         scores(folder, ["no"], ["hello"], template="chat")

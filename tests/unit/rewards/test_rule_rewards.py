@@ -278,7 +278,7 @@ def test_classification_verdicts() -> None:
 
 def test_a_true_label_that_is_none_of_the_labels_names_the_row() -> None:
     reward = make(type="classification", labels=FEVER)
-    with pytest.raises(RuntimeError, match=r"row 2 .*column label holds 'MAYBE', .*SUPPORTS, REF"):
+    with pytest.raises(ValueError, match=r"row 2 .*column label holds 'MAYBE', .*SUPPORTS, REF"):
         scores(reward, ["REFUTES", "REFUTES"], label=["REFUTES", "MAYBE"])
 
 

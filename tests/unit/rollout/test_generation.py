@@ -160,7 +160,7 @@ def test_a_reward_that_fails_ends_the_sampling():
 
     engine = Engine(before)
     source = source_of(engine, reward)
-    with pytest.raises(RuntimeError, match=r"row 1 .*KeyError"):
+    with pytest.raises(ValueError, match=r"row 1 .*KeyError"):
         source.next_batch()
     assert not [t for t in threading.enumerate() if t.daemon and t.name.startswith("Thread")]
 
@@ -278,7 +278,7 @@ def test_the_first_failure_ends_the_others():
 
     calls = [([""], [text], [[1]], [{}]) for text in ("slow", "bad", "slow")]
     started = time.perf_counter()
-    with pytest.raises(RuntimeError, match=r"row 1 .*KeyError.*'bad'"):
+    with pytest.raises(ValueError, match=r"row 1 .*KeyError.*'bad'"):
         score_each(reward, calls)
     assert time.perf_counter() - started < PATIENCE / 2
 
@@ -301,7 +301,7 @@ def test_a_failing_call_among_async_ones_is_named():
         return [1 / (text != "bad") for text in completions]
 
     calls = [([""] * 2, ["good", text], [[1]] * 2, [{}] * 2) for text in ("good", "bad")]
-    with pytest.raises(RuntimeError, match=r"row 2 .*ZeroDivisionError.*'bad'"):
+    with pytest.raises(ValueError, match=r"row 2 .*ZeroDivisionError.*'bad'"):
         score_each(reward, calls)
 
 

@@ -89,5 +89,5 @@ def test_runs_that_begin_in_one_second_get_folders_of_their_own(
 
 def test_a_file_in_place_of_the_output_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(OSError, match="out"):
+    with pytest.raises(ValueError, match=r"trainer\.output_dir: .*out.* cannot be made"):
         create_run_dir(config(tmp_path / "out"))

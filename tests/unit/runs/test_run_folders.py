@@ -175,6 +175,14 @@ def test_a_reward_that_fails_names_row_and_line_of_its_own_code(tmp_path: Path) 
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_a_reward_that_exits_does_not_end_the_run_without_a_word() -> None:
+    def reward(prompts: Any, completions: Any, completion_ids: Any) -> list[float]:
+        raise SystemExit(0)
+
+    with pytest.raises(RewardFailure, match=r"failed on row 1 \(RuntimeError: it called exit with"):
+        score(reward, ["p"], ["c"], [[1]], [{}])
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [

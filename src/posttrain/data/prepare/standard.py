@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common.errors import SettingError
+from posttrain.data.entries import REASONING
 from posttrain.data.files import placed_rows
 from posttrain.data.forms import standard_form
 from posttrain.data.holdout import group_text, is_held_out, question_of
@@ -93,6 +94,8 @@ def standard(raw: Row, config: Preparation) -> Row:
     if renamed:
         row = rename_columns(row, renamed, "")
     row = standard_form(row)
+    if config.format != "posttrain" and isinstance(row.get("messages"), list):
+        row = row | {"messages": messages_of(row, "messages")}
     if "prompt" in renamed or "completion" in renamed:
         row.pop("messages", None)
     if "messages" not in row and "prompt" not in row:
@@ -116,7 +119,12 @@ def is_empty(row: Row) -> bool:
         value = row[column]
         if isinstance(value, list):
             last = value[-1] if value else {}
-            value = last.get("content", "") if isinstance(last, dict) else last
+            if isinstance(last, dict):
+                if any(last.get(key) for key in ("tool_calls", "function_call", *REASONING)):
+                    continue
+                value = last.get("content", last.get("value", ""))
+            else:
+                value = last
         if value is None or (isinstance(value, str) and not value.strip()):
             return True
     return False

@@ -99,8 +99,8 @@ def caches_alone(policy: LanguageModel) -> bool:
         if agrees(policy, generate):
             return cached
     raise ValueError(
-        f"{type(policy.causal_lm()).__name__} cannot be sampled: transformers' generate gives other "
-        "log-probs than a forward pass, with its cache and without it"
+        f"{type(policy.causal_lm()).__name__} cannot be sampled: transformers' generate gives "
+        "other log-probs than a forward pass, with its cache and without it"
     )
 
 
