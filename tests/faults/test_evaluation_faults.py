@@ -355,9 +355,10 @@ def the_first_box_is_the_answer(patch):
 
 @caught_by(test_templates.test_braces_in_a_row_are_text)
 def fields_are_filled_one_after_the_other(patch):
-    old = "FIELD.sub(lambda match: str(row[match[1]]), text)"
+    old = "FIELD.sub(lambda match: str(values[match[1]]), text)"
     new = (
-        "text\n    for x in fields(text):\n        filled = filled.replace('{%s}' % x, str(row[x]))"
+        "text\n    for x, value in values.items():\n"
+        "        filled = filled.replace('{%s}' % x, str(value))"
     )
     edit(patch, templates.fill, old, new)
 

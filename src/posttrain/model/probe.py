@@ -147,25 +147,24 @@ def choose_packing(policy: LanguageModel, probe: Expected) -> None:
         raise
     except CODE_FAILS as error:  # of an architecture that expects masks or a past of its own
         packed, reason = float("inf"), "its layers do not take packed rows"
-        if isinstance(error, ValueError):
+        if isinstance(error, (ValueError, RuntimeError)):  # the others' words say less
             reason = first_line(error)
     if packed <= policy.tolerance and causal_lm.config._attn_implementation == NAME:
         return
     if causal_lm.config._attn_implementation != own:
         causal_lm.set_attn_implementation(own)
     policy.unpacked = reason
-    cause: Exception | None = None
     try:
         alone = difference(policy, probe)
+        reason = f"log-probs differ by {alone:.2g} from the model's own"
     except (torch.OutOfMemoryError, ValueError):
         raise
     except CODE_FAILS as error:  # of a head that takes other states than the last ones
-        alone, cause = float("inf"), error
+        alone, reason = float("inf"), first_line(error)
     if not alone <= policy.tolerance:
         raise ValueError(
-            f"{type(causal_lm).__name__} has an output head that is not supported (log-probs "
-            f"differ by {alone:.2g} from the model's own)"
-        ) from cause
+            f"{type(causal_lm).__name__} has an output head that is not supported ({reason})"
+        )
 
 
 def first_line(error: Exception) -> str:

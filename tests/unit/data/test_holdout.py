@@ -209,6 +209,8 @@ def test_a_share_of_rows_whose_columns_are_not_mapped(method: str, tmp_path: Pat
     row = {"instruction": "1 + 1?", "output": "2"}
     file.write_text("".join(f"{json.dumps(row)}\n" for _ in range(20)))
     tree |= {"data": {"path": str(file)}, "eval": {"split": 0.3}}
-    pattern = r"rows.jsonl.*, row 1: .*expected .*; got instruction, output \(map them with data"
+    pattern = (
+        r"rows.jsonl.*, row 1: .*expected .*; got instruction, output \((map them|Alpaca: set) "
+    )
     with pytest.raises(ValueError, match=pattern):
         plan(parse_config(tree, "test"))
