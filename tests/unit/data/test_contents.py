@@ -101,7 +101,11 @@ def test_feather_is_arrow_and_pq_is_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.jsonl", gzip.compress(TEXT.encode()), "is a gzip file, not .jsonl: name it a.jsonl.gz"),
+        (
+            "a.jsonl",
+            gzip.compress(TEXT.encode(), mtime=0),
+            "is a gzip file, not .jsonl: name it a.jsonl.gz",
+        ),
         ("a.json", zstandard(TEXT.encode()), "is a Zstandard file, not .json: name it a.json.zst"),
         ("a.jsonl", b"PAR1" + bytes(20), "is a Parquet file, not .jsonl: name it a.parquet"),
         ("a.csv", b"PK\x03\x04" + bytes(20), "is a zip archive or a spreadsheet, not .csv"),
