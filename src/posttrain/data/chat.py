@@ -12,7 +12,7 @@ from posttrain.data.rows import Row
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns that a text model cannot read."""
-TEMPLATE_COLUMNS = ("system", "tools", "chat_template_kwargs", *MEDIA)
+TEMPLATE_COLUMNS = ("system", "tools", "functions", "chat_template_kwargs", *MEDIA)
 """Columns beside the messages that decide how a row is rendered, or that it is refused."""
 WEIGHTS = ("weight", "train", "training")
 """Keys of a message that say whether it is trained on."""
@@ -101,6 +101,7 @@ def unread(row: Row) -> Notes:
     """Return what a row has that only a chat template reads; raise ValueError for images."""
     refuse_media(row)
     columns = [name for name in ("tools", "chat_template_kwargs") if row.get(name)]
+    columns += ["functions"] if _functions(row) else []
     return {f"{name} is not read without a chat template": "" for name in columns}
 
 
@@ -126,9 +127,18 @@ def _is_trained(message: Message, notes: Notes) -> bool:
 def template_options(row: Row, notes: Notes) -> dict[str, Any]:
     """Return what the chat template reads beside the messages: `tools`, `chat_template_kwargs`.
 
-    Both may be JSON text. Raise ValueError if they are anything else.
+    Both may be JSON text. Raise ValueError if they are anything else. `functions`, as tools were
+    written before there were others, are read as tools.
     """
     options: dict[str, Any] = {}
+    if functions := _functions(row):
+        if row.get("tools"):
+            notes["the column functions is left out: the row has tools"] = ""
+        else:
+            tools: Any = [{"type": "function", "function": f} for f in functions]
+            # JSON text means its nulls, Parquet does not
+            row = row | {"tools": json.dumps(tools) if type(row["functions"]) is str else tools}
+            notes["functions are read as tools"] = ""
     kwargs = _from_json(row, "chat_template_kwargs")
     if kwargs:
         if not isinstance(kwargs, dict):
@@ -146,6 +156,18 @@ def template_options(row: Row, notes: Notes) -> dict[str, Any]:
             tools = without_nulls(tools)
         options["tools"] = tools
     return options
+
+
+def _functions(row: Row) -> list[dict[str, Any]]:
+    """Return the functions that a row offers; none if its `functions` are something else."""
+    value = row.get("functions")
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return []
+    functions = _as_list(value)
+    described = all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions)
+    return functions if described else []
 
 
 def _as_list(value: Any) -> list[Any]:

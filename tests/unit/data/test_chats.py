@@ -157,6 +157,24 @@ def test_tools_reach_the_template(tools: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("written", [list, json.dumps])
+def test_functions_are_read_as_tools(written: Any) -> None:
+    """The form of tools before there were others; a column of that name may also be metadata."""
+    it, named = renderer(TOOLS), [TOOL["function"]]
+
+    def rendered(**columns: Any) -> tuple[list[int], list[str]]:
+        row = {"prompt": "q", "completion": "a"} | columns
+        ((sequence,),), table = to_examples([row], it, "set", 9999, "error")
+        return sequence.input_ids.tolist(), list(table.notes)
+
+    with_tools, plain = rendered(tools=[TOOL])[0], rendered()
+    assert rendered(functions=written(named)) == (with_tools, ["functions are read as tools"])
+    assert rendered(functions=written(["main", "helper"])) == plain
+    both = rendered(tools=[TOOL], functions=written(named))
+    assert both == (with_tools, ["the column functions is left out: the row has tools"])
+    assert with_tools != plain[0]
+
+
 @pytest.mark.parametrize("tools", ["no json", "3", [3], 7])
 def test_tools_that_are_none(tools: Any) -> None:
     with pytest.raises(ValueError, match="row 1: tools must be a list"):
