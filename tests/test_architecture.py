@@ -49,6 +49,7 @@ LAZY = {
     "posttrain.cli.data": "the same",
     "posttrain.cli.weights": "the same",
     "posttrain.rewards.reward_model": "its settings are read without torch",
+    "posttrain.rewards.refusal_judge": "the same",
     "posttrain.runs.run": "a run's metrics are read without torch",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
@@ -61,6 +62,8 @@ HEAVY = {
     "safetensors",
     "vllm",
     "math_verify",
+    "latex2sympy2_extended",
+    "latex2sympy2_extended.latex2sympy2",
     "sympy",
     "torch",
     "importlib",

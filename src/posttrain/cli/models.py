@@ -97,6 +97,13 @@ ToxicWords = Annotated[
         help="A file of words or phrases, one per line, to look for in completions.",
     ),
 ]
+Refusal = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="A key of the refusal reward, for xstest and advbench: rule=judge, url=..., model=...",
+    ),
+]
 PromptTemplate = Annotated[
     str | None,
     typer.Option(
@@ -130,6 +137,7 @@ def evaluate(
     shots: Shots = 0,
     best_of: BestOf = None,
     toxic_words: ToxicWords = None,
+    refusal: Refusal = None,
     prompt_template: PromptTemplate = None,
     template: Template = "auto",
     system_prompt: SystemPrompt = None,
@@ -145,6 +153,7 @@ def evaluate(
     from posttrain.evaluation.console import show
     from posttrain.evaluation.evaluate import evaluate_tasks
     from posttrain.evaluation.tasks import Settings
+    from posttrain.runs.score import settings_of
 
     settings = Settings(
         max_new_tokens=max_new_tokens,
@@ -155,6 +164,7 @@ def evaluate(
         shots=shots,
         best_of=best_of,
         toxic_words=toxic_words,
+        refusal=settings_of(refusal) if refusal else None,
         split=split,
         max_samples=max_samples,
         prompt_template=prompt_template,

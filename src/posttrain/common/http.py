@@ -73,6 +73,10 @@ class HttpError(Exception):
         self.cause = cause
 
 
+class TooLong(Exception):
+    """A reply of more than LONGEST_REPLY bytes; it would be as long at the next try."""
+
+
 @dataclass(repr=False)
 class Endpoint:
     """A server and how to reach it. Thread-safe. Its repr shows no fields: one is the key."""
@@ -93,8 +97,12 @@ class Endpoint:
         return f"{self.url.scheme}://{self.url.netloc}{self.url.path}"
 
     def redacted(self, text: str, part: slice = slice(LONGEST_MESSAGE)) -> str:
-        """Return `part` of the text on one line without the key, which a server may repeat."""
-        return " ".join(self.without_key(text).split())[part]
+        """Return `part` of the text on one line without the key, which a server may repeat.
+
+        Control characters, which could rewrite a terminal, are replaced.
+        """
+        shown = " ".join(self.without_key(text).split())[part]
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
     def without_key(self, text: str) -> str:
         """Return `text` without the key, neither as it is nor as JSON writes it."""
@@ -143,6 +151,8 @@ def request(
         wait = min(patience.backoff * 2**attempt, patience.max_wait)
         try:
             reply = _exchange(server, method, path, body)
+        except TooLong as cause:
+            raise HttpError("refused", str(cause), attempt + 1) from None
         except (OSError, http.client.HTTPException) as cause:
             server.close()  # a server that was restarted has dropped the idle connections too
             error = _unusable(server, cause, attempt + 1)
@@ -193,7 +203,7 @@ def seconds_of(retry_after: str | None) -> float:
     """Return the seconds from now of a Retry-After, a number or a date; 0 if there is none."""
     if retry_after is None:
         return 0.0
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):  # isdigit() is true of superscripts too
         return float(retry_after)
     try:
         then = email.utils.parsedate_to_datetime(retry_after).timestamp()
@@ -263,9 +273,14 @@ def _ask(
         response = connection.getresponse()
         data = response.read(LONGEST_REPLY)
         if response.length or response.read(1):  # too few bytes, or too many
+            if len(data) == LONGEST_REPLY:
+                raise TooLong(f"the reply is longer than {LONGEST_REPLY >> 20} MiB")
             raise http.client.IncompleteRead(data, response.length)
         if expired.is_set():  # expire() ended the stream, not the server
             raise TimeoutError
+    except ValueError as error:  # of http.client, for a chunk of negative size
+        connection.close()
+        raise http.client.HTTPException(f"the reply is not HTTP: {error}") from None
     except BaseException as error:
         connection.close()
         timed_out = expired.is_set() or isinstance(error, TimeoutError)

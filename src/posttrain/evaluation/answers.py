@@ -46,15 +46,13 @@ def math_answer(completion: str) -> str | None:
     1/2 and 0.5 are the same answer. Formulas are the same only if they are written alike, except
     for spaces: x+1 and 1+x are two answers. None for a completion without an answer.
     """
-    answer, marked = math.final_answer(completion)
-    number = math.plain_number(answer)
-    if number is None and not marked:
-        number = math.last_number(answer)
-        if number is None:
-            return None
+    found = math.stated_answer(completion)
+    number = math.stated_number(found)
+    if number is None and not found.marked:
+        return None
     if number is not None:
         return f"{number.value}{'%' if number.percent else ''}"
-    return re.sub(r"\s+", "", answer).strip("$") or None
+    return re.sub(r"\s+", "", found.text).strip("$") or None
 
 
 def bare(text: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, StrictConfig
 from posttrain.data.config import Mixture
+from posttrain.rewards.refusal import Refusal
 
 
 class GateConfig(StrictConfig):
@@ -51,6 +52,8 @@ class EvalConfig(StrictConfig):
     tasks: Annotated[list[str], AlsoCalled("eval_tasks")] = Field(default_factory=list)
     """Tasks of `posttrain eval` to run as well, logged as eval_TASK/FIGURE. TASK, or TASK=PATH to
     read its files from PATH."""
+    refusal: Refusal | None = None
+    """Keys of the refusal reward for the tasks xstest and advbench, such as `rule: judge`."""
     gate: list[GateConfig] = Field(default_factory=list)
     """Fail the run at its end if a metric has got worse by more than these bounds."""
 

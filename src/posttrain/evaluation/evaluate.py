@@ -47,7 +47,7 @@ def evaluate_tasks(
         output, samples, CONSOLE.quiet = None, None, True
     check_settings(settings)
     check_writes(model)
-    chosen = find_tasks(tasks)
+    chosen = find_tasks(tasks, settings.refusal)
     rows = {name: rows_of(name, task, settings) for name, task in chosen.items()}
     loaded, sampler = load(model, settings)
     ready = {

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from posttrain.common.batch import Sequence
 from posttrain.common.errors import SettingError
 from posttrain.common.files import short_hash
+from posttrain.config.base import Free, marks
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row, numbered
 from posttrain.data.templates import fill
@@ -27,15 +28,19 @@ from posttrain.evaluation.likelihood import (
     to_sequences,
 )
 from posttrain.evaluation.problems import NEXT_QUESTION, Problem, problem_ids, to_problems
+from posttrain.evaluation.scores.safety import advbench_by_class, xstest_by_class
 from posttrain.evaluation.scores.text import METRICS, Metric, measured
 from posttrain.evaluation.store import contents_hash
 from posttrain.evaluation.store import settings_hash as hash_of
 from posttrain.evaluation.tasks import Settings
 from posttrain.model.language_model import LanguageModel
 from posttrain.rewards.build import build_reward, check_columns, config_of
+from posttrain.rewards.refusal import Refusal, class_of
+from posttrain.rewards.refusal_judge import PROMPT_VERSION
 from posttrain.rewards.reward_model import RewardModel
 from posttrain.rollout.sampler import Sampler, SamplingParams
 
+BY_CLASS: dict[str, Metric] = {"xstest": xstest_by_class, "advbench": advbench_by_class}
 MICRO_BATCH_TOKENS = 8192  # tokens in one forward pass of a likelihood task
 # settings of which Loaded.facts has the resolved values
 RESOLVED_IN_FACTS = ("template", "system_prompt", "device", "dtype")
@@ -133,6 +138,8 @@ class ReadyGeneration:
     metrics: list[Metric]
     references: list[str]
     """What metrics compare completions with: one text per problem, or none at all."""
+    by_class: list[Metric]
+    """Metrics of the classes that a judge of refusals named, of which "" is none."""
 
     def run(self, sampler: Sampler, file: Path | None) -> tuple[dict[str, Any], list[Record]]:
         """Return the result and the records of the completions; an incomplete `file` is resumed."""
@@ -142,6 +149,9 @@ class ReadyGeneration:
         references = [text for text in self.references for _ in range(n)]
         for metric in self.metrics:
             result |= measured(metric, texts, references, n)
+        for metric in self.by_class:
+            classes = [class_of(record["rewards"]) or "" for record in records]
+            result |= measured(metric, classes, references, n)
         return result, records
 
 
@@ -170,7 +180,13 @@ def _ready_generation(
     if task.metrics and 0 < len(column) < len(problems):
         lacking = len(problems) - len(column)
         raise ValueError(f"{name}: {lacking} of {len(problems)} rows have no {task.reference}")
+    judge = judge_in(task)
+    by_class: list[Metric] = []
     metrics = [METRICS[metric] for metric in task.metrics]
+    if judge is not None:
+        judged = [metric for metric in task.metrics if metric in BY_CLASS]
+        by_class = [partial(BY_CLASS[metric], partial=judge.partial) for metric in judged]
+        metrics = [METRICS[metric] for metric in task.metrics if metric not in judged]
     if settings.toxic_words is not None:
         metrics.append(partial(METRICS["toxicity"], words=settings.toxic_words))
     for metric in metrics:  # fails now if its library is not installed
@@ -195,7 +211,9 @@ def _ready_generation(
         None if best_of is None else build_reward(RewardModel(path=best_of)),
     )
     unresolved = {
-        k: v for k, v in asdict(settings).items() if k not in (*RESOLVED_IN_FACTS, "max_num_seqs")
+        k: v
+        for k, v in asdict(settings).items()
+        if k not in (*RESOLVED_IN_FACTS, "max_num_seqs", "refusal")
     }
     decides = {
         "task": name,
@@ -204,11 +222,32 @@ def _ready_generation(
         "split": settings.split or task.data["split"],
         "stop_texts": [NEXT_QUESTION] if stops_at_question else [],
         "shots_split": task.shots if shots else None,
-        "reward": task.reward,
+        **reward_facts(task, judge),
         "problems_hash": hash_of({"ids": [problem.id for problem in problems]}),
         "prompt_hash": short_hash([problem.input_ids for problem in problems]),
         "dropped_prompts": dropped,
         "best_of_hash": contents_hash(settings.best_of),
         "toxic_words_hash": contents_hash(settings.toxic_words),
     }
-    return ReadyGeneration(decides, problems, asking, metrics, column)
+    return ReadyGeneration(decides, problems, asking, metrics, column, by_class)
+
+
+def judge_in(task: Task) -> Refusal | None:
+    """Return the settings of the task's reward if it is a judge of refusals."""
+    if task.reward is None or task.reward["type"] != "refusal":
+        return None
+    config = Refusal.model_validate(task.reward)
+    return config if config.rule == "judge" else None
+
+
+def reward_facts(task: Task, judge: Refusal | None) -> dict[str, Any]:
+    """Return what the reward decides of a result; of a judge, not where and how it is reached."""
+    if judge is None:
+        return {"reward": task.reward}
+    free = {key for key, info in Refusal.model_fields.items() if marks(info, Free)}
+    keys = judge.model_dump(exclude_defaults=True, exclude=free | {"path"})
+    return {
+        "reward": {"type": judge.type, **keys},
+        "judge_prompt": PROMPT_VERSION,
+        "judge_hash": contents_hash(judge.path),
+    }

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import expanded
 from posttrain.common.registry import look_up
+from posttrain.config.errors import explain
 from posttrain.data.config import DataConfig
 from posttrain.data.load import load_rows
 from posttrain.data.rows import Row, draw, numbered
 from posttrain.evaluation import TASKS, Task
 from posttrain.evaluation.likelihood import LIKELIHOOD_TASKS, LikelihoodTask
 from posttrain.evaluation.problems import check_shots, with_reply
+from posttrain.rewards.refusal import Refusal
 from posttrain.rollout.check import check_at_least, check_sampling
 
 
@@ -36,6 +42,9 @@ class Settings:
     """Folder of a reward model that chooses the best of a problem's completions."""
     toxic_words: str | None = None
     """File with one word or phrase per line to look for in completions."""
+    refusal: Mapping[str, Any] | None = None
+    """Keys of the refusal reward for tasks of refusals (xstest, advbench): `rule: judge` with url
+    and model, or path."""
     split: str | None = None
     """Split to evaluate; None is each task's own."""
     max_samples: int | None = None
@@ -84,8 +93,13 @@ def find_task(name: str) -> Task | LikelihoodTask:
     return replace(entry, data=entry.data | {"path": expanded(path)}) if path else entry
 
 
-def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
-    """Return the tasks by name; raise ValueError for one that is given twice."""
+def find_tasks(
+    names: list[str], refusal: Mapping[str, Any] | None = None
+) -> dict[str, Task | LikelihoodTask]:
+    """Return the tasks by name, those of refusals with the keys of `refusal`.
+
+    Raise ValueError for a task that is given twice, and for keys that no task reads.
+    """
     chosen: dict[str, Task | LikelihoodTask] = {}
     for name in names:
         task = name.partition("=")[0]
@@ -95,7 +109,28 @@ def find_tasks(names: list[str]) -> dict[str, Task | LikelihoodTask]:
                 "the two separately"
             )
         chosen[task] = find_task(name)
-    return chosen
+    if not refusal:
+        return chosen
+    for key in ("type", "column"):
+        if key in refusal:
+            raise SettingError("refusal", f"{key} is the task's own: leave it out")
+    changed = {
+        name: _with_refusal(task, refusal)
+        for name, task in chosen.items()
+        if isinstance(task, Task) and (task.reward or {}).get("type") == "refusal"
+    }
+    if not changed:
+        raise SettingError("refusal", "no task of refusals is evaluated, such as xstest")
+    return chosen | changed
+
+
+def _with_refusal(task: Task, keys: Mapping[str, Any]) -> Task:
+    section = {**(task.reward or {}), **keys}
+    try:
+        Refusal.model_validate(section)
+    except ValidationError as error:
+        raise SettingError("refusal", explain(error, Refusal)) from None
+    return replace(task, reward=section)
 
 
 def rows_of(

@@ -7,7 +7,7 @@ REWARDS: dict[str, object] = {
     "classification": "posttrain.rewards.rules.classification:REWARD",
     "format": "posttrain.rewards.rules.format:REWARD",
     "length": "posttrain.rewards.rules.length:REWARD",
-    "refusal": "posttrain.rewards.rules.refusal:REWARD",
+    "refusal": "posttrain.rewards.refusal:REWARD",
     "repetition": "posttrain.rewards.rules.repetition:REWARD",
     "reward_model": "posttrain.rewards.reward_model:REWARD",
     "http": "posttrain.rewards.remote.http:REWARD",

@@ -10,7 +10,7 @@ from pydantic import SerializeAsAny
 from posttrain.common.registry import look_up
 from posttrain.config.base import ByType
 from posttrain.rewards import REWARDS
-from posttrain.rewards.base import Checked, Reward, RewardConfig, RewardFn, columns_of
+from posttrain.rewards.base import Checked, Reward, RewardConfig, RewardFn, RowFault, columns_of
 
 
 def reward_named(name: str) -> Reward:
@@ -51,8 +51,8 @@ def check_columns(
                     f"{source}, row {number}: the reward needs the column {column}; "
                     f"found {', '.join(row)} ({fix})"
                 )
-        if isinstance(reward, Checked):
-            try:
-                reward.check_row(row)
-            except ValueError as error:
-                raise ValueError(f"{source}, row {number}: {error}") from None
+    if isinstance(reward, Checked):
+        try:
+            reward.check_rows(rows)
+        except RowFault as fault:
+            raise ValueError(f"{source}, row {fault.index + 1}: {fault}") from None

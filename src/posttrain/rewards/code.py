@@ -10,16 +10,18 @@ The tests and all expected values stay in trusted processes; the candidate sees 
 """
 
 import ast
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.rewards.base import Reward, RewardConfig
+from posttrain.rewards.base import Reward, RewardConfig, RowFault, check_each
 from posttrain.rewards.score import Score
 from posttrain.sandbox.pool import Pool, judge, open_pool
+from posttrain.sandbox.stdin_programs import free_outputs
 from posttrain.sandbox.tester import Verdict
 
 VERDICTS = (
@@ -44,7 +46,10 @@ class CodeExecution(RewardConfig):
     negative: float = 0.0
     """Score of any other completion."""
     partial_credit: bool = False
-    """Scale the score from `negative` to `positive` by the share of tests passed."""
+    """Scale the score from `negative` to `positive` by the share of tests passed. A test is an item
+    of test_list, a statement of check, or an input. Tests that a stub passes (one that returns
+    None, [], 0, "", True or its argument) do not count; nor do inputs with such an output, or with
+    an output that another input has too."""
     isolation: Literal["bubblewrap", "namespace", "process"] | None = None
     """Isolation level. null takes bubblewrap, else namespace, and is an error if neither works."""
     workers: int | None = Field(None, ge=1)
@@ -60,8 +65,8 @@ class CodeExecution(RewardConfig):
     """Threads of a candidate; new processes are always refused."""
     file_mib: int = Field(1, ge=0)
     """Largest file, in MiB, if the isolation level leaves any file writable."""
-    output_bytes: int = Field(4 << 20, ge=1024)
-    """Bytes of standard output, or of one returned value."""
+    output_bytes: int = Field(32 << 20, ge=1024)
+    """Bytes of standard output, or of one returned value with the arguments that it changed."""
 
 
 @dataclass
@@ -70,6 +75,10 @@ class CodeReward:
 
     config: CodeExecution
     pool: Pool
+    free: dict[str, list[int]] = field(default_factory=dict)
+    """Numbers of the tests that a stub passes, by the tests as JSON."""
+    weak: int = 0
+    """Number of rows of whose tests a stub passes all."""
     row_by_row: ClassVar[bool] = True  # rows of several groups in one call keep all lanes busy
 
     def __call__(
@@ -108,6 +117,16 @@ class CodeReward:
             except ValueError as error:
                 raise ValueError(f"row {i + 1}: {error}") from None
             jobs.append({**tests, "completion": completion, "partial": self.config.partial_credit})
+        if self.config.partial_credit:
+            try:
+                self._measure(jobs)
+            except RowFault as fault:
+                raise ValueError(f"row {fault.index + 1}: {fault}") from None
+            for job in jobs:
+                if job["form"] == "program":
+                    job["free"] = free_outputs(job["inputs"], job["outputs"])
+                else:
+                    job["free"] = self.free.get(_key(job), [])
         verdicts = judge(self.pool, jobs)
         for i, verdict in enumerate(verdicts, 1):
             if verdict.verdict == "bad_test":
@@ -117,18 +136,35 @@ class CodeReward:
     def score(self, verdict: Verdict) -> Score:
         """Return the score of a verdict, by the settings."""
         share = float(verdict.verdict == "correct")
-        if self.config.partial_credit and verdict.total:
+        if self.config.partial_credit and verdict.total and share == 0:
             share = verdict.passed / verdict.total
         low, high = self.config.negative, self.config.positive
         return Score(high if share == 1 else low + (high - low) * share, verdict.verdict)
 
-    def check_row(self, row: dict[str, Any]) -> None:
-        """Raise ValueError if a row has no tests or malformed ones."""
-        job_of(row)
+    def check_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Raise RowFault for the first row without tests, or with tests that cannot run."""
+        jobs: list[dict[str, Any]] = []
+        check_each(lambda row: jobs.append(job_of(row)), rows)
+        self._measure(jobs)
+
+    def _measure(self, jobs: Sequence[dict[str, Any]]) -> None:
+        """Run the tests of `jobs` against stubs, once for each row; note which ones those pass."""
+        first: dict[str, int] = {}
+        for index, job in enumerate(jobs):
+            if job["form"] != "program" and _key(job) not in self.free:
+                first.setdefault(_key(job), index)
+        stubs = [{**jobs[i], "completion": None, "partial": True} for i in first.values()]
+        for (key, index), verdict in zip(first.items(), judge(self.pool, stubs)):
+            if verdict.verdict == "bad_test":
+                raise RowFault(index, f"the tests do not run: {verdict.detail}")
+            self.free[key] = verdict.free
+            self.weak += 0 < verdict.total == verdict.passed
 
     def about(self) -> dict[str, Any]:
-        """Return the isolation level and the number of workers, for the run's record."""
+        """Return the isolation level and the number of workers and of weak rows, for the record."""
         about = {"isolation": self.pool.level, "workers": self.pool.workers}
+        if self.weak:
+            about["rows_whose_tests_a_stub_passes"] = self.weak
         return about | ({"not_isolated": self.pool.open} if self.pool.open else {})
 
 
@@ -146,6 +182,12 @@ def build(config: CodeExecution) -> CodeReward:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) // ranks)
     return CodeReward(config, open_pool(config.isolation, limits, workers))
+
+
+def _key(job: dict[str, Any]) -> str:
+    """Return what tells the tests of one job from those of another."""
+    names = ("form", "prompt", "entry_point", "test", "tests", "setup")
+    return json.dumps([job.get(name) for name in names])
 
 
 def job_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ class Score(float):
     """A float with a `verdict` and the `parts` of a weighted sum.
 
     The verdict lets a wrong answer and a timeout be counted separately, the parts let each reward
-    of the sum be logged separately. It is a plain float otherwise: `Score(1.0, "correct") == 1.0`.
+    of the sum be logged separately, or each class that a judge of refusals may name (0 or 1). It is
+    a plain float otherwise: `Score(1.0, "correct") == 1.0`.
     """
 
     verdict: str | None

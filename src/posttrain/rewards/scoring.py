@@ -7,8 +7,9 @@ import inspect
 import math
 import sysconfig
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set, Sized
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ PACKAGE = str(Path(__file__).parents[1])
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 """Folders of code that is not a user's."""
 THIS = "the reward"
+LONGEST_SHOWN = 500  # characters of a value or of an exception's words in a message
 Call = tuple[Sequence[Any], Sequence[str], Sequence[list[int]], Sequence[dict[str, Any]]]
 """Prompts, completions, completion ids and rows: sequences of equal length."""
 
@@ -83,9 +85,13 @@ def _call(reward: RewardFn, call: Call) -> Any:
     columns = {name: [row.get(name) for row in rows] for name in wanted if name not in RESERVED}
     try:
         return start_all({THIS: reward}, prompts, completions, completion_ids, columns)[THIS]
-    except SystemExit as error:  # it would end the run without a word
-        problem = RuntimeError(f"it called exit with {error.code!r}")
-        raise problem.with_traceback(error.__traceback__) from error
+    except SystemExit as error:
+        raise _exited(error) from error
+
+
+def _exited(error: SystemExit) -> RuntimeError:
+    """Return what is raised in place of SystemExit, which would end the run without a word."""
+    return RuntimeError(f"it called exit with {error.code!r}").with_traceback(error.__traceback__)
 
 
 def _validated(reward: RewardFn, call: Call, result: Any) -> Scores:
@@ -109,13 +115,27 @@ def _name_the_row(reward: RewardFn, call: Call, error: BaseException) -> RewardF
         except Exception as cause:
             notes = "".join(f", {note}" for note in getattr(cause, "__notes__", []))
             return RewardFailure(
-                f"the reward failed on row {i + 1} ({type(cause).__name__}: {cause}{notes}"
-                f"{_line_of(cause)}); completion {completions[i][:200]!r}, columns {rows[i]!r}"
+                f"the reward failed on row {i + 1} ({_words(cause)}{notes}{_line_of(cause)}); "
+                f"completion {completions[i][:200]!r}, columns {_shown(rows[i])}"
             )
     return RewardFailure(
-        f"the reward failed, but not on any single row: {type(error).__name__}: {error}"
-        f"{_line_of(error)}"
+        f"the reward failed, but not on any single row: {_words(error)}{_line_of(error)}"
     )
+
+
+def _words(error: BaseException) -> str:
+    """Return an exception's type and words on one line."""
+    return f"{type(error).__name__}: {_shown(error)}"
+
+
+def _shown(value: Any, most: int = LONGEST_SHOWN) -> str:
+    """Return at most `most` characters of a value, on one line and without control characters."""
+    try:
+        text = str(value)
+    except Exception:  # a value's own code, or an integer of too many digits
+        return f"a value of type {type(value).__name__}"
+    start = " ".join(text[: 2 * most].split())[:most]
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in start)
 
 
 def _line_of(error: BaseException) -> str:
@@ -161,7 +181,7 @@ async def await_all(results: Mapping[str, Any]) -> dict[str, Any]:
 
     async def awaited(name: str) -> Any:
         try:
-            return await results[name]
+            return await _guarded(results[name])
         except Exception as error:
             if len(results) > 1:
                 error.add_note(f"raised by {name}")
@@ -197,11 +217,24 @@ def combine_scores(
 
 async def settle(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
     """Return the result or the exception of each; the first exception cancels the others."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in waiting]
+    tasks = [asyncio.ensure_future(_guarded(awaitable)) for awaitable in waiting]
     _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     for task in pending:
         task.cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _guarded(awaitable: Awaitable[Any]) -> Any:
+    """Return the result; raise RuntimeError if an async reward exits or cancels itself."""
+    try:
+        return await awaitable
+    except SystemExit as error:
+        raise _exited(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # by `settle`, after another's failure
+            raise
+        raise RuntimeError("it was cancelled") from error
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -215,25 +248,41 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _validate_one(scores: Any, completions: Sequence[str], name: str) -> Scores:
-    if isinstance(scores, (str, bytes, Mapping)) or not isinstance(scores, Iterable):
+    # a set has no order, and the items of bytes are numbers
+    no_list = isinstance(scores, (str, bytes, bytearray, memoryview, Mapping, Set))
+    if no_list or not isinstance(scores, Iterable):
         raise RewardFailure(
             f"{name} returned {type(scores).__name__}: it must return a list with one float or "
             "None for each completion"
         )
-    scores = list(scores)
+    try:  # an iterator runs code of the reward, and may have no end
+        scores = list(scores if isinstance(scores, Sized) else islice(scores, len(completions) + 1))
+    except Exception as error:
+        raise RewardFailure(
+            f"{name} returned {type(scores).__name__}, which cannot be read as a list "
+            f"({_words(error)}{_line_of(error)})"
+        ) from error
     if len(scores) != len(completions):
         raise RewardFailure(
             f"{name} returned {len(scores)} scores for {len(completions)} rows: it must return one "
             "float or None for each completion, in order"
         )
     for i, value in enumerate(scores):
-        if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+        if value is not None and not _is_finite(value):
             raise RewardFailure(
-                f"{name} returned {str(value)[:80]} ({type(value).__name__}) for row {i + 1}: a "
+                f"{name} returned {_shown(value, 80)} ({type(value).__name__}) for row {i + 1}: a "
                 "score is a finite number, or None if it does not apply; "
                 f"completion {completions[i][:200]!r}"
             )
     return [v if v is None or isinstance(v, float) else float(v) for v in scores]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer or fraction beyond all floats
+        return False
 
 
 def delegate(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
@@ -243,12 +292,12 @@ def delegate(reward: RewardFn, parts: Iterable[RewardFn]) -> RewardFn:
     whole: Any = reward
     whole.row_by_row = all(map(is_row_by_row, parts))
 
-    def check_row(row: dict[str, Any]) -> None:
+    def check_rows(rows: Sequence[dict[str, Any]]) -> None:
         for part in checked:
-            part.check_row(row)
+            part.check_rows(rows)
 
     if checked:
-        whole.check_row = check_row
+        whole.check_rows = check_rows
         whole.about = lambda: {k: v for part in checked for k, v in part.about().items()}
     return needs_columns(
         reward,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,12 +22,7 @@ from posttrain.rewards.scoring import score
 
 def score_file(reward: str, file: Path, options: list[str], output: Path | None) -> Iterator[str]:
     """Yield lines to print: the score and verdict of every row, then the mean and the counts."""
-    settings = {}
-    for option in options:
-        key, equals, setting = option.partition("=")
-        if not equals:
-            raise ValueError(f"option {option!r} is not of the form key=value")
-        settings[key] = parse_value(option, setting)
+    settings = settings_of(options)
     if reward.endswith(".py"):
         raise ValueError(f"no reward {reward!r}: write custom, and path={reward} after the rows")
     model = config_of(reward)
@@ -62,6 +58,17 @@ def score_file(reward: str, file: Path, options: list[str], output: Path | None)
         yield f"{name}: rows {len(values)}  mean {sum(values) / max(len(values), 1):.4f}"
     if output is not None:
         write_json_lines(output, map(scored, rows, scores))
+
+
+def settings_of(options: list[str]) -> dict[str, Any]:
+    """Return the keys of a reward that are written as `key=value`."""
+    settings = {}
+    for option in options:
+        key, equals, setting = option.partition("=")
+        if not equals:
+            raise ValueError(f"option {option!r} is not of the form key=value")
+        settings[key] = parse_value(option, setting)
+    return settings
 
 
 def scored(row: Row, value: float | None) -> Row:

@@ -23,7 +23,13 @@ def load_tasks(config: Config) -> Tasks:
         raise ValueError(f"eval.tasks: {config.trainer.type} trains no model that generates text")
     settings = Settings(max_samples=config.eval.max_samples)
     tasks: Tasks = {}
-    for name, task in find_tasks(config.eval.tasks).items():
+    refusal = config.eval.refusal
+    keys = None if refusal is None else refusal.model_dump(exclude_defaults=True)
+    try:
+        chosen = find_tasks(config.eval.tasks, keys)
+    except SettingError as error:
+        raise error.renamed(f"eval.{error.field}") from None
+    for name, task in chosen.items():
         tasks[name] = task, rows_of(name, task, settings)[0]
     return tasks
 

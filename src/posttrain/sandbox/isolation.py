@@ -21,12 +21,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-from posttrain.sandbox import confine
-from posttrain.sandbox.view import NOBODY, Unavailable, View, make_place
+from posttrain.sandbox import calls, confine
+from posttrain.sandbox.view import (
+    EMPTY,
+    NOBODY,
+    Unavailable,
+    View,
+    build_root,
+    drop_root,
+    enter_namespaces,
+)
 
 LEVELS = ("bubblewrap", "namespace", "process")
-EMPTY = "/home"  # an empty folder in the sandbox
-ENVIRONMENT = {"HOME": EMPTY, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+# How many processes of the sandbox's user there are in addition to the program's threads.
+OTHER_PROCESSES = {"bubblewrap": 1, "namespace": 2, "process": 0}
+ENVIRONMENT = {
+    "HOME": EMPTY,
+    "PWD": EMPTY,  # as bwrap sets it
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "MALLOC_ARENA_MAX": "1",
+}
 STDIN, STDOUT, NULL, CHANNEL, INFO, SECCOMP = range(6)
 
 # Runs the two files that arrive over the channel; child.py continues from there.
@@ -73,13 +88,15 @@ class Ending:
 def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
     """Start a process at `level`; `error` is a file descriptor for what goes wrong in the start."""
     channel, their_channel = _socket_pair()
-    their_stdin, stdin = os.pipe()
+    # a file, as in a contest: programs ask for its size, or map it
+    stdin = os.memfd_create("stdin")
+    their_stdin = os.open(f"/proc/self/fd/{stdin}", os.O_RDONLY)
     stdout, their_stdout = os.pipe()
     info, their_info = os.pipe()
     null = os.open(os.devnull, os.O_RDWR)
     filter_, filter_in = os.pipe()
     if level == "bubblewrap":
-        os.write(filter_in, confine.seccomp_program())
+        os.write(filter_in, calls.filter_program())
     os.close(filter_in)
     stderr = null if error is None else error
     pid = os.fork()
@@ -89,10 +106,7 @@ def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
             _place((their_stdin, their_stdout, stderr, their_channel, their_info, filter_))
             os.setsid()
             if view.nobody:
-                os.setgroups([])
-                os.setresgid(NOBODY, NOBODY, NOBODY)
-                os.setresuid(NOBODY, NOBODY, NOBODY)
-                confine.stay_dumpable()
+                drop_root()
             # bwrap does so itself, once its child cannot outlive it
             if level != "bubblewrap":
                 confine.die_with_parent()
@@ -104,7 +118,6 @@ def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
     for fd in (their_stdin, their_stdout, their_channel, their_info, null, filter_):
         os.close(fd)
     sandbox = Sandbox(pid, level == "process", channel, stdin, stdout, info, os.pidfd_open(pid))
-    os.set_blocking(stdin, False)
     os.set_blocking(stdout, False)
     os.write(channel, _program())
     return sandbox
@@ -134,7 +147,7 @@ def _program() -> bytes:
     import marshal
 
     codes = []
-    for name in ("wire", "child"):
+    for name in ("values", "containers", "wire", "operations", "script", "child"):
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
         with open(path) as file:
             codes.append((f"posttrain.sandbox.{name}", compile(file.read(), name, "exec")))
@@ -172,64 +185,44 @@ def _start_bubblewrap(view: View) -> None:
 
 
 def _start_namespace(view: View) -> None:
-    uid, gid = os.geteuid(), os.getegid()
-    confine.unshare(confine.NEW_NAMESPACES)
-    for file, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{NOBODY} {uid} 1"),
-        ("gid_map", f"{NOBODY} {gid} 1"),
-    ):
-        with open(f"/proc/self/{file}", "w") as out:
-            out.write(text)
-    _build_root(view)
-    pid = os.fork()
-    if pid:
-        os.write(INFO, json.dumps({"child-pid": pid}).encode())
-        os.closerange(0, 64)
-        _, status = os.waitpid(pid, 0)
-        os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+    enter_namespaces(confine.NEW_NAMESPACES)
+    build_root(view)
+    confine.no_new_privileges()
+    _end_with(INFO)  # only processes started from now on are in the namespace of processes
     confine.die_with_parent()
     os.setsid()
+    confine.drop_capabilities()
+    confine.apply_landlock(confine.landlock_rules([path for _, path in view.binds], ["/"]))
+    # The first process of a namespace gets no signal from inside that it does not handle. So it
+    # only waits, as bwrap's does, and the program runs in the second, where signals work as usual.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler
+    _end_with()
     os.closerange(INFO, 64)
-    confine.no_new_privileges()
-    confine.apply_landlock([path for _, path in view.binds] + ["/dev/null"])
-    confine.apply_seccomp()
+    confine.apply_seccomp(calls.filter_program())
     os.execve(view.python, _command(view), ENVIRONMENT)
 
 
-def _build_root(view: View) -> None:
-    """Make a read-only file system with the view's files the only one that this process sees."""
-    root = "/tmp"
-    shown = [*view.binds, ("/dev/null", "/dev/null")]
-    handles = [os.open(source, os.O_PATH) for source, _ in shown]
-    confine.private_mounts()
-    confine.mount("tmpfs", root, "tmpfs", 0, "size=64k,mode=755")
-    os.makedirs(root + EMPTY)
-    os.makedirs(root + "/tmp")
-    for handle, (_, path) in zip(handles, shown):
-        source = f"/proc/self/fd/{handle}"
-        make_place(source, root + path)
-        confine.bind(source, root + path)
-        confine.read_only(root + path, devices=path == "/dev/null")
-        os.close(handle)
-    for path in view.hidden:
-        confine.bind(root + EMPTY, root + path)
-    for target, path in view.links:
-        os.makedirs(os.path.dirname(root + path), exist_ok=True)
-        os.symlink(target, root + path)
-    confine.change_root(root)
-    confine.read_only("/", devices=True)
-    os.chdir(EMPTY)
+def _end_with(info: int | None = None) -> None:
+    """Continue in a new process; the calling one waits for its end, and ends with its status."""
+    pid = os.fork()
+    if not pid:
+        return
+    if info is not None:
+        os.write(info, json.dumps({"child-pid": pid}).encode())
+    os.closerange(0, 64)  # so that the lane sees when the program closes its own
+    _, status = os.waitpid(pid, 0)
+    os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
 
 
 def _start_process(view: View) -> None:
     os.chdir("/")
     os.closerange(INFO, 64)
     confine.no_new_privileges()
+    confine.drop_capabilities()
     if confine.landlock_version():
-        confine.apply_landlock([path for _, path in view.binds])
+        confine.apply_landlock(confine.landlock_rules([path for _, path in view.binds]))
     if confine.has_seccomp():
-        confine.apply_seccomp()
+        confine.apply_seccomp(calls.filter_program(signals_to=os.getpid()))
     os.execve(view.python, _command(view), ENVIRONMENT)
 
 

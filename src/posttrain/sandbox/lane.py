@@ -9,24 +9,27 @@ It does not run a test itself: each row's tests get a process of their own, fork
 
 import json
 import os
-import resource
 import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from posttrain.sandbox import confine, isolation
-from posttrain.sandbox.extract import code_of
+from posttrain.sandbox import confine, isolation, room
+from posttrain.sandbox.guard import guard
 from posttrain.sandbox.isolation import Ending, Sandbox
-from posttrain.sandbox.remote import Session
-from posttrain.sandbox.tester import Verdict, run_tests
+from posttrain.sandbox.remote import Session, over_channel
+from posttrain.sandbox.room import Room
+from posttrain.sandbox.stdin_programs import exchange, judge_program
+from posttrain.sandbox.stubs import measure
+from posttrain.sandbox.tester import Report, Verdict, run_tests
 from posttrain.sandbox.view import Unavailable, View, system_view
-from posttrain.sandbox.wire import encode, write_frame
+from posttrain.sandbox.wire import Common, encode, write_frame
 
 GRACE = 2.0  # seconds for tests to end after their candidate was stopped, or for it to end itself
-TESTER_MEMORY = 2 << 30  # bytes
 MEMORY_STATUS = 99  # see child.py
 
 # Returns what it can do and no candidate may do; run as a candidate before the first job.
@@ -69,6 +72,8 @@ class Lane:
     level: str
     limits: dict[str, Any]
     view: View
+    room: Room
+    """Where the tests run."""
     ready: Sandbox | None = None
     """The sandbox of the next program, started ahead of time."""
     current: Sandbox | None = None
@@ -123,7 +128,9 @@ class Lane:
         # Linux counts them per user namespace since 5.14; before, together with the user's others.
         release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
         if self.level != "process" and release >= (5, 14):
-            limits["RLIMIT_NPROC"] = self.limits["processes"] + 1  # the namespace's first process
+            limits["RLIMIT_NPROC"] = (
+                self.limits["processes"] + isolation.OTHER_PROCESSES[self.level]
+            )
         return limits
 
 
@@ -142,7 +149,7 @@ def check_level(lane: Lane) -> str:
     sandbox = isolation.start(lane.level, lane.view, error=write_end)
     os.close(write_end)
     # A level that does not work ends at once; if one hangs, the trainer's side kills the lane.
-    session = Session(sandbox.channel, 1 << 20)
+    session = Session(over_channel(sandbox.channel, 1 << 20))
     try:
         breaches = session.load(_PROBE, ["probe"], lane.kernel_limits)["probe"]()
     except Exception as error:
@@ -152,16 +159,20 @@ def check_level(lane: Lane) -> str:
     finally:
         os.close(errors)
     isolation.finish(sandbox)
-    if breaches and lane.level != "process":
-        raise Unavailable("the candidate " + ", ".join(breaches))
-    return ", ".join(breaches)
+    of_tests = room.check(lane.room)
+    if (breaches or of_tests) and lane.level != "process":
+        who = "the candidate " if breaches else "a test "
+        raise Unavailable(who + ", ".join(breaches or of_tests))
+    return ", ".join([*breaches, *(f"a test {breach}" for breach in of_tests)])
 
 
 def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     """Return the verdict on one job, as a dict."""
     if job["form"] == "program":
-        return asdict(_judge_program(lane, job))
-    sandbox = lane.take()
+        run = partial(_run_program, lane)
+        return asdict(judge_program(job, lane.limits, lane.room, run))
+    measures = job["completion"] is None
+    sandbox = None if measures else lane.take()
     report, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -176,15 +187,17 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     lane.prepare()
     deadline = time.monotonic() + lane.limits["wall_seconds"]
     late = not _wait(report, deadline)
-    if late:
+    if late and sandbox is not None:
         ending = lane.end()
         _wait(report, time.monotonic() + GRACE)
     text = _drain(report)
     lane.end_tester()
     os.close(report)
-    verdict = Verdict("timeout" if late else "memory", detail="the tests did not end")
-    if text.endswith(b"\n"):
-        verdict = Verdict(**json.loads(text))
+    verdict = _verdict(text, job) or Verdict(
+        "timeout" if late else "memory", detail="the tests did not end"
+    )
+    if sandbox is None:
+        return asdict(verdict)
     if not late:
         ending = lane.end(GRACE if verdict.verdict == "died" else 0.0)
     if late and verdict.verdict == "correct":  # it was ready at the last moment
@@ -194,28 +207,37 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     return asdict(verdict)
 
 
-def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox, report: int) -> None:
-    """Run the tests, in the forked process, confined as far as the kernel allows."""
-    confine.die_with_parent()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    cpu = lane.limits["cpu_seconds"] + 5
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-    resource.setrlimit(resource.RLIMIT_AS, (TESTER_MEMORY, TESTER_MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    confine.no_new_privileges()
-    if confine.landlock_version():
-        confine.apply_landlock(["/"])
-    if confine.has_seccomp():
-        confine.apply_seccomp()
-    session = Session(sandbox.channel, lane.limits["output_bytes"])
+def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox | None, report: int) -> None:
+    """Run the tests, in the forked process, in a sandbox of their own."""
+    keep = (report,) if sandbox is None else (report, sandbox.channel)
+    room.enter(lane.room, keep, lane.limits["cpu_seconds"] + 5)
+    guard()
     try:
-        verdict = run_tests(job, session, lane.kernel_limits)
-    except Exception as error:  # a strange value that breaks something here gains nothing
+        if sandbox is None:
+            answer = asdict(measure(job))
+        else:
+            session = Session(over_channel(sandbox.channel, lane.limits["output_bytes"]))
+            answer = asdict(run_tests(job, session, lane.kernel_limits))
+    except BaseException as error:  # a strange value that breaks something here gains nothing
         kind = "memory" if isinstance(error, MemoryError) else "error"
-        verdict = asdict(Verdict(kind, detail=type(error).__name__))
-    os.write(report, json.dumps(verdict).encode() + b"\n")
+        answer = asdict(Report(kind, detail=type(error).__name__))
+    os.write(report, json.dumps(answer).encode() + b"\n")
+
+
+def _verdict(text: bytes, job: dict[str, Any]) -> Verdict | None:
+    """Return the verdict that the tests' report amounts to; None if it is not whole."""
+    if not text.endswith(b"\n"):
+        return None
+    report = json.loads(text)
+    if "fault" in report:
+        kind = "bad_test" if report["fault"] else "correct"
+        return Verdict(kind, report["most"], report["total"], report["fault"], report["free"])
+    passed = [p for i, p in enumerate(report["passed"]) if i not in job.get("free", ())]
+    kind = report["verdict"]
+    if kind == "correct":
+        return Verdict(kind, len(passed), len(passed))
+    most = max(len(passed) - 1, 0)
+    return Verdict(kind, min(sum(passed), most), len(passed), report["detail"])
 
 
 def _wait(report: int, deadline: float) -> bool:
@@ -232,10 +254,11 @@ def _wait(report: int, deadline: float) -> bool:
 def _drain(report: int) -> bytes:
     """Return what is in the pipe, without waiting."""
     os.set_blocking(report, False)
-    try:
-        return os.read(report, 1 << 16)
-    except BlockingIOError:
-        return b""
+    text = b""
+    with suppress(BlockingIOError):
+        while part := os.read(report, 1 << 16):
+            text += part
+    return text
 
 
 def _cause(lane: Lane, ending: Ending, late: bool) -> str:
@@ -250,44 +273,21 @@ def _cause(lane: Lane, ending: Ending, late: bool) -> str:
 # --- programs that read stdin and write stdout ----------------------------------------------------
 
 
-def _judge_program(lane: Lane, job: dict[str, Any]) -> Verdict:
-    program = code_of(job["completion"])
-    cases = list(zip(job["inputs"], job["outputs"]))
-    if not program.strip():
-        return Verdict("no_code", 0, len(cases), "an empty program")
-    problem: Verdict | None = None
-    passed = 0
-    for number, (stdin, expected) in enumerate(cases, 1):
-        verdict, stdout = _run_program(lane, program, stdin)
-        if verdict == "correct" and normalised(stdout) != normalised(expected):
-            verdict = "wrong"
-        passed += verdict == "correct"
-        if verdict != "correct":
-            problem = problem or Verdict(verdict, detail=f"input {number}")
-            if not job["partial"]:
-                break
-    if problem is None:
-        return Verdict("correct", len(cases), len(cases))
-    return Verdict(problem.verdict, passed, len(cases), problem.detail)
-
-
-def normalised(text: str) -> list[str]:
-    """Return the lines without white space at their ends, and without empty lines at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
-
-
-def _run_program(lane: Lane, program: str, stdin: str) -> tuple[str, str]:
+def _run_program(lane: Lane, program: str, stdin: bytes) -> tuple[str, str]:
     """Run a program in a fresh sandbox; return its verdict ("correct" for status 0) and stdout."""
     sandbox = lane.take()
+    unsent = memoryview(stdin)
+    while unsent:
+        unsent = unsent[os.write(sandbox.stdin, unsent) :]
     job = {"mode": "program", "program": program, "limits": lane.kernel_limits}
     try:
-        write_frame(sandbox.channel, encode(job, lambda _: 0))
+        write_frame(sandbox.channel, encode(Common(), job)[0])
     except OSError:
         lane.end()
         return "died", ""
     lane.prepare()
     limit = lane.limits["output_bytes"]
-    stdout, ended = _exchange(sandbox, stdin.encode(), limit, lane.limits["wall_seconds"])
+    stdout, ended = exchange(sandbox, limit, lane.limits["wall_seconds"])
     ending = lane.end()
     if len(stdout) > limit:
         return "output", ""
@@ -298,40 +298,6 @@ def _run_program(lane: Lane, program: str, stdin: str) -> tuple[str, str]:
     return "correct", stdout.decode(errors="replace")
 
 
-def _exchange(sandbox: Sandbox, stdin: bytes, limit: int, seconds: float) -> tuple[bytes, bool]:
-    """Return what a program writes to stdout, given `stdin`, and whether it ended in time.
-
-    More than `limit` bytes of output end the exchange early, as not in time.
-    """
-    deadline = time.monotonic() + seconds
-    stdout = bytearray()
-    unsent = memoryview(stdin)
-    while (left := deadline - time.monotonic()) > 0:
-        if not unsent and sandbox.stdin >= 0:
-            os.close(sandbox.stdin)
-            sandbox.stdin = -1
-        feeding = [sandbox.stdin] if sandbox.stdin >= 0 else []
-        readable, writable, _ = select.select([sandbox.stdout, sandbox.pidfd, 0], feeding, [], left)
-        if 0 in readable:
-            sys.exit()
-        if writable:
-            try:
-                unsent = unsent[os.write(sandbox.stdin, unsent[:65536]) :]
-            except BrokenPipeError:
-                unsent = unsent[:0]
-        if sandbox.stdout in readable:
-            part = os.read(sandbox.stdout, 65536)
-            stdout += part
-            if len(stdout) > limit:
-                return bytes(stdout), False
-            if not part:  # stdout is closed, but the process may continue
-                left = max(0.0, deadline - time.monotonic())
-                return bytes(stdout), bool(select.select([sandbox.pidfd], [], [], left)[0])
-        elif sandbox.pidfd in readable:
-            return bytes(stdout), True
-    return bytes(stdout), False
-
-
 def main() -> None:
     """Check the level, announce the result, and judge jobs until stdin is closed."""
     settings = json.loads(sys.argv[1])
@@ -339,7 +305,8 @@ def main() -> None:
     lane: Lane | None = None
     try:
         level = settings["level"]
-        lane = Lane(level, settings["limits"], system_view(level))
+        the_room = room.open_room(level)
+        lane = Lane(level, settings["limits"], system_view(level), the_room)
         open_ = check_level(lane)
         lane.prepare()
         print(json.dumps({"ready": True, "open": open_}), flush=True)

@@ -6,20 +6,19 @@ do not define stand for the candidate's functions (`remote.Remote`).
 
 import ast
 import builtins
-import importlib
 import random
-import symtable
-import sys
-from dataclasses import asdict, dataclass
-from types import CodeType
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.sandbox.extract import program_of, prompt_code, python_of
-from posttrain.sandbox.remote import CandidateGone, NotPlain, Session, Unsendable
+from posttrain.sandbox.instrument import helpers, instrument, record_tests
+from posttrain.sandbox.lending import Unsendable
+from posttrain.sandbox.names import names_of, shared_definitions
+from posttrain.sandbox.operations import plain_base
+from posttrain.sandbox.remote import CandidateGone, NotPlain, Session
 
 DETAIL = 300  # characters
-_WELL_KNOWN = ("math", "collections", "itertools", "functools", "statistics", "copy", "operator")
-_ALIASES = {"np": "numpy"}
 
 
 @dataclass
@@ -30,230 +29,222 @@ class Verdict:
     """correct, wrong, error, timeout, memory, output, died, protocol, no_code; or bad_test."""
     passed: int = 0
     total: int = 0
-    """Number of tests: those in the row, or those that were run if they are more (in a loop)."""
+    """Number of tests that count: not those that a stub passes."""
+    detail: str = ""
+    free: list[int] = field(default_factory=list)
+    """Numbers of the tests that a stub passes, if that was the question."""
+
+
+@dataclass
+class Report:
+    """What the tests of one row came to, in plain values; `lane.py` makes the verdict of it."""
+
+    verdict: str = "correct"
+    passed: list[bool] = field(default_factory=list)
     detail: str = ""
 
 
 @dataclass
 class Tally:
-    """The number of tests run and passed so far, and the first problem."""
+    """The tests passed so far, and the first problem."""
 
     session: Session
-    passed: int = 0
-    total: int = 0
-    problem: Verdict | None = None
+    report: Report
+    problems: list[BaseException] = field(default_factory=list)
+    """All problems, in order."""
 
-    def run(self, test: CodeType, space: dict[str, Any]) -> bool:
-        """Run one test, and return whether it passed."""
-        try:
-            exec(test, space)
-        except Exception as error:
-            return self.record(error)
-        return self.record(None)
-
-    def record(self, error: Exception | None) -> bool:
-        """Count one test, and return whether it passed."""
-        self.total += 1
+    def record(self, number: int, error: BaseException | None) -> bool:
+        """Note how a test ended, and return whether it passed."""
+        error = self.settle(error)
         if error is not None:
             self.fail(error)
         passed = error is None and self.session.gone is None
-        self.passed += passed
+        self.report.passed[number] = passed
         return passed
 
-    def fail(self, error: Exception) -> None:
+    def settle(self, error: BaseException | None) -> BaseException | None:
+        """Return the problem of what has just run: what it raised, or what it passed over."""
+        left = [*self.session.failures, *self.session.pending]
+        self.session.failures, self.session.pending = [], []
+        return error if error is not None else next(iter(left), None)
+
+    def fail(self, error: BaseException) -> None:
         """Note an exception as the problem, unless there is one already."""
-        # Before the first call, these two errors cannot be the candidate's doing.
-        is_own = isinstance(error, (Unsendable, ImportError)) and self.session.num_asked < 2
-        self.problem = self.problem or (bad_test(error) if is_own else explain(error))
+        self.problems.append(error)
+        if self.report.verdict == "correct":
+            self.report.verdict, self.report.detail = explain(error)
 
-    def verdict(self, num_tests: int) -> Verdict:
-        """Return the verdict on a completion whose row has `num_tests` tests."""
-        problem = self.problem
-        if problem is not None and problem.verdict == "bad_test":
-            return problem
+    def run(self, action: Callable[[], Any]) -> BaseException | None:
+        """Run a part of the tests, and return its problem."""
+        try:
+            action()
+        except BaseException as error:
+            return self.settle(error)
+        return self.settle(None)
+
+    def result(self) -> Report:
+        """Return the report, once the tests have run."""
         if self.session.gone is not None:  # even if the test caught the exception
-            problem = Verdict(self.session.gone, detail=problem.detail if problem else "")
-        total = max(self.total, num_tests)
-        if problem is None:
-            return Verdict("correct", total, total)
-        return Verdict(problem.verdict, min(self.passed, total - 1), total, problem.detail)
+            self.report.verdict = self.session.gone
+        return self.report
 
 
-def explain(error: BaseException) -> Verdict:
-    """Return the verdict for an exception that ended a test."""
+def explain(error: BaseException) -> tuple[str, str]:
+    """Return the verdict and the detail for an exception that ended a test."""
     kind = "error"
     if isinstance(error, (AssertionError, CandidateGone, NotPlain)):
         kind = "wrong"
     elif isinstance(error, MemoryError):
         kind = "memory"
-    return Verdict(kind, detail=f"{type(error).__name__}: {error}"[:DETAIL])
+    try:
+        return kind, f"{type(error).__name__}: {error}"[:DETAIL]
+    except Exception:  # the text of a candidate's exception
+        return kind, type(error).__name__
 
 
-def bad_test(error: Exception) -> Verdict:
-    """Return the verdict for tests that fail by themselves, whatever the candidate does."""
-    return Verdict("bad_test", detail=f"{type(error).__name__}: {error}"[:DETAIL])
+def bad_test(error: BaseException) -> Report:
+    """Return the report of tests that fail by themselves, whatever the candidate does."""
+    return Report("bad_test", [], explain(error)[1])
 
 
-def run_tests(job: dict[str, Any], session: Session, limits: dict[str, int]) -> dict[str, Any]:
-    """Return the verdict on a job of form "check" (HumanEval) or "asserts" (MBPP), as a dict."""
+def run_tests(
+    job: dict[str, Any],
+    session: Session,
+    limits: dict[str, int],
+    problems: list[BaseException] | None = None,
+) -> Report:
+    """Return the report on a job of form "check" (HumanEval) or "asserts" (MBPP).
+
+    Args:
+        job: The tests and the completion.
+        session: The candidate, which has loaded nothing yet.
+        limits: Limits that its process sets on itself.
+        problems: Where to note all that the tests raise.
+    """
     random.seed(0)  # some tests draw their inputs at random
     run = run_check if job["form"] == "check" else run_asserts
-    return asdict(run(job, session, limits))
+    tally = Tally(session, Report(), [] if problems is None else problems)
+    return run(job, tally, limits)
 
 
-def run_check(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
-    """Return the verdict on a HumanEval job, whose `test` defines check(candidate)."""
+def run_check(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Report:
+    """Return the report on a HumanEval job, whose `test` defines check(candidate)."""
+    session, report = tally.session, tally.report
     name = job["entry_point"]
     before = prompt_code(job["prompt"], name)
     tree = ast.parse(job["test"])
-    num_tests = sum(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    check = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check")
+    parameters = {a.arg for a in [*check.args.posonlyargs, *check.args.args]}
+    instrument(tree, parameters | {name})
+    recorded, num_tests = record_tests(check.body)
+    report.passed = [False] * max(num_tests, 1)
     program = program_of(job["completion"], job["prompt"], name)
     if program is None:
-        return Verdict("no_code", 0, num_tests, f"no program that defines {name}")
-    tally = Tally(session)
-    space: dict[str, Any] = {"__name__": "test", "__tally__": tally}
+        return Report("no_code", report.passed, f"no program that defines {name}")
+    if job["partial"] and num_tests:
+        check.body = recorded
+        ast.fix_missing_locations(tree)
+    space = namespace(session, "test") | {"__tally__": tally}
     try:
-        exec(compile(without(before, name), "prompt", "exec"), space)
-        if job["partial"]:
-            tree.body = record_asserts(tree.body)
-            ast.fix_missing_locations(tree)
+        prompt = without(before, name)
+        exec(compile(instrument(prompt, {name}), "prompt", "exec"), space)
         exec(compile(tree, "test", "exec"), space)
-        names = {name, *free_names(job["test"])} - space.keys()
-        space |= trusted_names(job["test"], names - {name})
-        check = space["check"]
-    except Exception as error:
+        free = names_of(job["test"], name, before)
+        space |= {n: v for n, v in free.trusted.items() if n not in space}
+    except BaseException as error:
         return bad_test(error)
-    loaded = _load(tally, session, program, sorted(names - space.keys()), limits)
-    space |= loaded
-    if tally.problem is None and session.gone is None and name not in loaded:
-        tally.fail(NameError(f"the program does not define {name}"))
-    if tally.problem is None and session.gone is None:
-        try:
-            check(loaded[name])
-        except Exception as error:
-            tally.fail(error)
-    return tally.verdict(num_tests)
+    classes = share(session, space, tuple(c.name for c in prompt.body if type(c) is ast.ClassDef))
+    loaded: dict[str, Any] = {}
+    error_ = tally.run(lambda: loaded.update(session.load(program, [name], limits, "", classes)))
+    if error_ is None and name not in loaded:
+        error_ = NameError(f"the program does not define {name}")
+    if error_ is None:
+        space |= loaded
+        error_ = tally.run(lambda: space["check"](loaded[name]))
+    if error_ is not None:
+        tally.fail(error_)
+    if report.verdict == "correct":
+        report.passed = [True] * len(report.passed)
+    return tally.result()
 
 
-def run_asserts(job: dict[str, Any], session: Session, limits: dict[str, int]) -> Verdict:
-    """Return the verdict on an MBPP job, whose tests call functions of the program by name."""
+def run_asserts(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Report:
+    """Return the report on an MBPP job, whose tests call functions of the program by name."""
+    session, report = tally.session, tally.report
     tests: list[str] = job["tests"]
-    text = "\n".join([job["setup"], *tests])
-    names = free_names(text) or called_builtins(text)
-    program = python_of(job["completion"])
-    if not program.strip():
-        return Verdict("no_code", 0, len(tests), "no Python in the completion")
-    tally = Tally(session)
+    report.passed = [False] * len(tests)
     try:
-        space = {"__name__": "test", **trusted_names(text, names)}
-    except ImportError as error:
+        free = names_of("\n".join([job["setup"], *tests]), None)
+        setup = ast.parse(job["setup"])
+        definitions, shared = shared_definitions(setup)
+        codes = [compile_test(text, free.candidate) for text in tests]
+        setup_code = compile(instrument(setup, free.candidate), "setup", "exec")
+    except BaseException as error:
         return bad_test(error)
-    space |= _load(tally, session, program, sorted(names - space.keys()), limits)
-    if tally.problem is not None or session.gone is not None:
-        return tally.verdict(len(tests))
-    try:
-        exec(compile(job["setup"], "setup", "exec"), space)
-    except Exception as error:  # the setup may use the candidate's classes
-        tally.fail(error)
-        return tally.verdict(len(tests))
-    for test in tests:
-        if not tally.run(compile(test, "test", "exec"), space) and not job["partial"]:
+    program = python_of(job["completion"], free.candidate)
+    if not program.strip():
+        return Report("no_code", report.passed, "no Python in the completion")
+    space = namespace(session, "test") | free.trusted
+    names = sorted(free.candidate)
+    problem = tally.run(
+        lambda: space.update(session.load(program, names, limits, definitions, shared))
+    )
+    if problem is None:
+        problem = tally.run(lambda: exec(setup_code, space))  # it may use the candidate's classes
+    if problem is not None or session.gone is not None:
+        if problem is not None:
+            tally.fail(problem)
+        return tally.result()
+    share(session, space, shared)
+    for number, code in enumerate(codes):
+        error_ = tally.run(lambda: exec(code, space))  # noqa: B023
+        if not tally.record(number, error_) and not job["partial"]:
             break
-    return tally.verdict(len(tests))
+    return tally.result()
 
 
-def _load(
-    tally: Tally, session: Session, program: str, names: list[str], limits: dict[str, int]
-) -> dict[str, Any]:
-    """Return what the program defines of `names`; if it fails, nothing, and note the problem."""
-    try:
-        return session.load(program, names, limits)
-    except Exception as error:
-        tally.fail(error)
-        return {}
+def compile_test(text: str, candidates: set[str]) -> Any:
+    """Return the code of one test."""
+    return compile(instrument(ast.parse(text), candidates), "test", "exec")
+
+
+def namespace(session: Session, name: str) -> dict[str, Any]:
+    """Return the global names with which a test's code runs.
+
+    A text that a test evaluates may be the candidate's, so it is evaluated in the candidate's
+    process.
+    """
+    kept = vars(builtins) | {
+        function: remote_evaluation(session, function) for function in ("eval", "exec", "compile")
+    }
+    return {"__name__": name, "__builtins__": kept, **helpers(session)}
+
+
+def remote_evaluation(session: Session, function: str) -> Callable[..., Any]:
+    """Return an `eval`, `exec` or `compile` that works in the candidate's process."""
+
+    def evaluate(text: Any, *rest: Any) -> Any:
+        if function == "exec" and not rest:
+            rest = ({},)
+        return session.ask("eval", function, text, *rest)
+
+    return evaluate
+
+
+def share(session: Session, space: dict[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Have instances of these classes pass by their attributes; return the names of those."""
+    kinds = {n: space[n] for n in names if isinstance(space.get(n), type)}
+    for name, kind in kinds.items():
+        if kind.__base__ is tuple:
+            session.named_tuples[name, getattr(kind, "_fields", ())] = kind
+        if plain_base(kind) is None or hasattr(kind, "_member_map_"):
+            session.common.classes[name] = kind
+    return names
 
 
 def without(prompt: str, name: str) -> ast.Module:
     """Return the prompt's code without the function `name`, which the candidate has to write."""
     tree = ast.parse(prompt)
-    kept = [n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == name)]
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    kept = [n for n in tree.body if not (isinstance(n, functions) and n.name == name)]
     return ast.Module(kept, [])
-
-
-def free_names(text: str) -> set[str]:
-    """Return the global names that `text` reads and that neither it nor Python defines."""
-    top = symtable.symtable(text, "test", "exec")
-    defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-    read: set[str] = set()
-    tables = [top]
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if symbol.is_referenced() and (table is top or symbol.is_global()):
-                read.add(symbol.get_name())
-    return read - defined - vars(builtins).keys()
-
-
-def called_builtins(text: str) -> set[str]:
-    """Return the builtin that each assert calls first, for tests that use no other name.
-
-    A task may ask for a function named `sum`.
-    """
-    names = set()
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assert):
-            call = node.test.left if isinstance(node.test, ast.Compare) else node.test
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
-                names.add(call.func.id)
-    return names
-
-
-def trusted_names(text: str, names: set[str]) -> dict[str, Any]:
-    """Return what the tests use of libraries without importing it, among their free `names`.
-
-    It must come from here: the candidate's `isclose` or `sys` would answer as the candidate likes.
-    A name whose attributes the tests read (`sys.x`) is a module. A function of a well-known module
-    is trusted if some other name is left for the candidate to define.
-
-    Raises:
-        ImportError: The library is not installed.
-    """
-    bases = {
-        node.value.id
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    space: dict[str, Any] = {}
-    for name in names & bases:
-        if name in sys.stdlib_module_names or name in _ALIASES:
-            space[name] = importlib.import_module(_ALIASES.get(name, name))
-    known: dict[str, Any] = {}
-    for module in map(importlib.import_module, _WELL_KNOWN):
-        known |= {name: vars(module)[name] for name in names & vars(module).keys()}
-    return space | (known if names - space.keys() - known.keys() else {})
-
-
-def record_asserts(block: list[ast.stmt]) -> list[ast.stmt]:
-    """Return statements that record each assert in `__tally__`, and continue after a failed one."""
-    recorded: list[ast.stmt] = []
-    for statement in block:
-        if isinstance(statement, ast.Assert):
-            (wrapper,) = ast.parse(_RECORDED).body
-            assert isinstance(wrapper, ast.Try)
-            wrapper.body = [statement]
-            recorded.append(wrapper)
-            continue
-        if not isinstance(statement, ast.Try):  # an assert in a try may be meant to fail
-            parts = vars(statement)
-            for name in {"body", "orelse"} & parts.keys():
-                parts[name] = record_asserts(parts[name])
-        recorded.append(statement)
-    return recorded
-
-
-_RECORDED = """
-try: pass
-except Exception as __error__: __tally__.record(__error__)
-else: __tally__.record(None)
-"""

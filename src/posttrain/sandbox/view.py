@@ -1,4 +1,7 @@
-"""What a sandbox shows of the file system: the interpreter, its library, the system's libraries."""
+"""What a sandbox shows of the file system: the interpreter, its library, the system's libraries.
+
+The sandbox of the tests shows third-party packages too.
+"""
 
 import os
 import sys
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 from posttrain.sandbox import confine
 
 NOBODY = 65534
+EMPTY = "/home"  # an empty folder in a sandbox
 
 
 class Unavailable(Exception):
@@ -35,13 +39,7 @@ def system_view(level: str) -> View:
     Raises:
         Unavailable: Only root can read the interpreter, and it cannot be shown to user 65534.
     """
-    python, prefix = os.path.realpath(sys.executable), os.path.realpath(sys.base_prefix)
-    system = prefix in ("/usr", "/usr/local")
-    wanted = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
-    wanted += [python, f"{prefix}/lib"] if system else [prefix]
-    paths = [path for path in wanted if os.path.exists(path)]
-    links = tuple((os.readlink(path), path) for path in paths if os.path.islink(path))
-    shown = [path for path in paths if not os.path.islink(path)]
+    prefix = os.path.realpath(sys.base_prefix)
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = {
         sysconfig.get_path("purelib", vars={"base": prefix, "platbase": prefix}),
@@ -49,18 +47,56 @@ def system_view(level: str) -> View:
         f"{prefix}/lib/{version}/dist-packages",
         "/usr/lib/python3/dist-packages",
     }
-    hidden = [
-        p for p in sorted(packages) if os.path.isdir(p) and any(p.startswith(s) for s in shown)
-    ]
+    paths = _system_paths()
+    hidden = [p for p in sorted(packages) if os.path.isdir(p) and _is_below(p, paths)]
+    return _view_of(paths, tuple(hidden), may_mount=level != "process")
+
+
+def tester_view(may_mount: bool) -> View:
+    """Return the view with, in addition, the third-party packages that this process can import.
+
+    Raises:
+        Unavailable: Only root can read the interpreter, and it cannot be shown to user 65534.
+    """
+    paths = _system_paths()
+    for path in ("/usr/local/lib", *package_folders()):
+        if os.path.isdir(path) and not _is_below(path, paths):
+            paths.append(path)
+    return _view_of(paths, (), may_mount)
+
+
+def package_folders() -> list[str]:
+    """Return the folders of third-party packages on this process's path."""
+    names = ("site-packages", "dist-packages")
+    return [p for p in sys.path if os.path.basename(p) in names and os.path.isdir(p)]
+
+
+def _is_below(path: str, folders: list[str]) -> bool:
+    return any(path == folder or path.startswith(folder + "/") for folder in folders)
+
+
+def _system_paths() -> list[str]:
+    """Return the paths of the interpreter, its library and the system's libraries."""
+    python, prefix = os.path.realpath(sys.executable), os.path.realpath(sys.base_prefix)
+    system = prefix in ("/usr", "/usr/local")
+    paths = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
+    paths += [python, f"{prefix}/lib"] if system else [prefix]
+    return [path for path in paths if os.path.exists(path)]
+
+
+def _view_of(paths: list[str], hidden: tuple[str, ...], may_mount: bool) -> View:
+    """Return the view of `paths`; for root, of those that user 65534 can read if there are any."""
+    links = tuple((os.readlink(path), path) for path in paths if os.path.islink(path))
+    shown = [path for path in paths if not os.path.islink(path)]
     nobody = os.geteuid() == 0 and _nobody_exists()
     sources = dict(zip(shown, shown))
     if nobody and not all(map(_open_to_all, shown)):
-        if level == "process":  # it has no mounts of its own, so it cannot show them elsewhere
-            nobody = False
-        else:
+        if may_mount:
             sources = _show_to_nobody(shown)
+        else:
+            nobody = False
     binds = tuple((sources[path], path) for path in shown)
-    return View(python, binds, links, tuple(hidden), nobody)
+    return View(os.path.realpath(sys.executable), binds, links, hidden, nobody)
 
 
 def _nobody_exists() -> bool:
@@ -110,3 +146,52 @@ def make_place(like: str, path: str) -> None:
     if not os.path.isdir(like):
         with open(path, "a"):
             pass
+
+
+# --- from inside ----------------------------------------------------------------------------------
+
+
+def drop_root() -> None:
+    """Take the user id 65534 for good."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    confine.stay_dumpable()
+
+
+def enter_namespaces(kinds: int) -> None:
+    """Move this process to new namespaces, in which its user is 65534 and has every capability."""
+    uid, gid = os.geteuid(), os.getegid()
+    confine.unshare(kinds)
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{NOBODY} {uid} 1"),
+        ("gid_map", f"{NOBODY} {gid} 1"),
+    ):
+        with open(f"/proc/self/{file}", "w") as out:
+            out.write(text)
+
+
+def build_root(view: View) -> None:
+    """Make a read-only file system with the view's files the only one that this process sees."""
+    root = "/tmp"
+    shown = [*view.binds, ("/dev/null", "/dev/null")]
+    handles = [os.open(source, os.O_PATH) for source, _ in shown]
+    confine.private_mounts()
+    confine.mount("tmpfs", root, "tmpfs", 0, "size=64k,mode=755")
+    os.makedirs(root + EMPTY)
+    os.makedirs(root + "/tmp")
+    for handle, (_, path) in zip(handles, shown):
+        source = f"/proc/self/fd/{handle}"
+        make_place(source, root + path)
+        confine.bind(source, root + path)
+        confine.read_only(root + path, devices=path == "/dev/null")
+        os.close(handle)
+    for path in view.hidden:
+        confine.mount("tmpfs", root + path, "tmpfs", 0, "size=4k,mode=755")
+    for target, path in view.links:
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        os.symlink(target, root + path)
+    confine.change_root(root)
+    confine.read_only("/", devices=True)
+    os.chdir(EMPTY)

@@ -4,57 +4,25 @@ One binary form serves both directions. `decode` builds plain values only, whate
 no pickle, no class of the sender, no unbounded depth. Both sides run this file; it reaches the
 sandbox over the channel, so it imports nothing beyond the standard library.
 
-An object that is not plain (an instance of the candidate's own class, a function, a generator)
-stays where it is; a number that the sender gave it is sent in its place.
+Mutable values (lists, dicts, ...) are shared: both sides hold one object each under one number, and
+each message carries the content of those that changed since the last one. So an argument that a
+function changes is changed in the test too, with all its aliases, and a result that is part of an
+argument is that very object. An object that is not plain (an instance of the candidate's own class,
+a function, a generator) stays where it is; what `Common.refer` says of it is sent in its place.
 """
 
 import os
 import struct
 import sys
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-DEEPEST = 100
+from posttrain.sandbox.containers import CONTAINERS, container_of
+from posttrain.sandbox.values import STANDARD, build, standard_name, type_name, type_named
 
-# Types of the standard library that are rebuilt from plain arguments: name -> (module, attributes
-# that the sender reads, in the order of the constructor's arguments).
-REBUILT: dict[str, tuple[str, Callable[[Any], tuple[Any, ...]]]] = {
-    "range": ("builtins", lambda x: (x.start, x.stop, x.step)),
-    "bytearray": ("builtins", lambda x: (bytes(x),)),
-    "Counter": ("collections", lambda x: (dict(x),)),
-    "OrderedDict": ("collections", lambda x: (list(x.items()),)),
-    "deque": ("collections", lambda x: (list(x), x.maxlen)),
-    "array": ("array", lambda x: (x.typecode, x.tolist())),
-    "Fraction": ("fractions", lambda x: (x.numerator, x.denominator)),
-    "Decimal": ("decimal", lambda x: (str(x),)),
-    "date": ("datetime", lambda x: (x.year, x.month, x.day)),
-    "time": ("datetime", lambda x: (x.hour, x.minute, x.second, x.microsecond)),
-    "datetime": (
-        "datetime",
-        lambda x: (x.year, x.month, x.day, x.hour, x.minute, x.second, x.microsecond),
-    ),
-    "timedelta": ("datetime", lambda x: (x.days, x.seconds, x.microseconds)),
-}
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "range": (int, int, int),
-    "bytearray": (bytes,),
-    "Counter": (dict,),
-    "OrderedDict": (list,),
-    "deque": (list, (int, type(None))),
-    "array": (str, list),
-    "Fraction": (int, int),
-    "Decimal": (str,),
-    "date": (int,) * 3,
-    "time": (int,) * 4,
-    "datetime": (int,) * 7,
-    "timedelta": (int,) * 3,
-}
-_CONTAINERS: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
-_BUILT: dict[bytes, type] = {tag: kind for kind, tag in _CONTAINERS.items()}
-# Types themselves may be passed, as in convert(x, str).
-_PASSABLE = (bool, int, float, complex, str, bytes, list, tuple, set, dict)
-_TYPES: dict[str, type] = {kind.__name__: kind for kind in _PASSABLE}
-_BASES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
+DEEPEST = 200  # of tuples in tuples; lists and dicts may be nested without limit
 
 
 class WireError(ValueError):
@@ -65,154 +33,366 @@ class TooLarge(ValueError):
     """A message above the limit."""
 
 
-def encode(value: Any, refer: Callable[[Any], int]) -> bytes:
-    """Return the bytes of a value.
+@dataclass
+class Common:
+    """One side's record of what both sides hold."""
 
-    Args:
-        value: A plain value; an instance of a subclass of a plain type is sent as that plain type.
-        refer: Returns the number of any other object, or raises.
+    refer: Callable[[Any], tuple[str, Any]] = lambda thing: _nothing(thing)
+    """Return (kind, description) of an object that is not plain, or raise."""
+    resolve: Callable[[str, Any], Any] = lambda kind, value: _nothing(value)
+    """Return what stands for such an object, given its kind and description."""
+    classes: dict[str, type] = field(default_factory=dict)
+    """Classes that both sides define, by name; their instances pass by their attributes."""
+    refused: tuple[str, ...] = ()
+    """Names of containers that the other side does not have."""
+    forgets: bool = False
+    """Whether this side decides when an object is no longer shared."""
+    objects: dict[int, Any] = field(default_factory=dict)
+    """The shared objects by number."""
+    numbers: dict[int, int] = field(default_factory=dict)
+    """Their numbers by id."""
+    contents: dict[int, bytes] = field(default_factory=dict)
+    """Their contents as last exchanged, in the form of this file."""
+    parts: dict[int, list[int]] = field(default_factory=dict)
+    """Numbers of the shared objects directly in each of them."""
+    dropped: list[int] = field(default_factory=list)
+    """Numbers given up since the last message, of which the other side does not know."""
+    next: int = 0
+    """The number of the next object to be shared."""
+
+    def reachable(self, numbers: Sequence[int]) -> set[int]:
+        """Return the numbers of the objects in these objects, at any depth, and their own."""
+        found: set[int] = set()
+        waiting = list(numbers)
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                waiting += self.parts.get(number, [])
+        return found
+
+
+def _nothing(value: Any) -> Any:
+    raise WireError(f"not a plain value: {type(value).__name__}")
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Outgoing:
+    """A message being written."""
+
+    common: Common
+    new: list[tuple[str, Any]] = field(default_factory=list)
+    """(name of the container, object) of objects to be shared from now on."""
+    new_numbers: dict[int, int] = field(default_factory=dict)
+    met: list[int] = field(default_factory=list)
+    """Numbers of shared objects in what is being written."""
+
+    def number_of(self, name: str, thing: Any) -> int:
+        number = self.common.numbers.get(id(thing))
+        if number is None:
+            number = self.new_numbers.get(id(thing))
+        if number is None:
+            number = self.common.next + len(self.new)
+            self.new.append((name, thing))
+            self.new_numbers[id(thing)] = number
+        self.met.append(number)
+        return number
+
+    def content(self, name: str, thing: Any) -> tuple[bytes, list[int]]:
+        """Return the content of a shared object, and the numbers of the objects in it."""
+        self.met = []
+        parts: list[bytes] = []
+        _put(CONTAINERS[name].read(thing), parts, self, 0)
+        return b"".join(parts), self.met
+
+
+def encode(common: Common, value: Any) -> tuple[bytes, list[int]]:
+    """Return a message, and the numbers of the shared objects that its value holds directly.
 
     Raises:
-        WireError: The value is nested more than `DEEPEST` deep (or contains itself).
+        WireError: The value has tuples nested more than `DEEPEST` deep, or in a circle.
     """
-    parts: list[bytes] = []
-    _encode(value, refer, parts, 0)
-    return b"".join(parts)
+    out = _Outgoing(common)
+    if common.forgets:
+        _forget(common)
+    body: list[bytes] = []
+    _put(value, body, out, 0)
+    direct = out.met
+    records: dict[int, tuple[bytes, list[int]]] = {}
+    for number, thing in common.objects.items():
+        name = container_of(thing, common.classes)
+        assert name is not None
+        content = out.content(name, thing)
+        if content[0] != common.contents[number]:
+            records[number] = content
+    done = 0
+    while done < len(out.new):
+        records[common.next + done] = out.content(*out.new[done])
+        done += 1
+    head: list[bytes] = []
+    kinds = tuple((name, *CONTAINERS[name].settings(thing)) for name, thing in out.new)
+    _put((tuple(common.dropped), kinds), head, out, 0)
+    common.dropped.clear()
+    parts = [struct.pack(">I", len(records))]
+    for number, (content_, met) in records.items():
+        parts += [struct.pack(">II", number, len(content_)), content_]
+        common.contents[number], common.parts[number] = content_, met
+    for i, (_, thing) in enumerate(out.new):
+        common.objects[common.next + i] = thing
+        common.numbers[id(thing)] = common.next + i
+    common.next += len(out.new)
+    return b"".join([*head, *parts, *body]), direct
 
 
-def _encode(value: Any, refer: Callable[[Any], int], parts: list[bytes], depth: int) -> None:
+def _forget(common: Common) -> None:
+    """Give up the shared objects that nothing else on this side refers to."""
+    for number in list(common.objects):
+        thing = common.objects[number]
+        # the dict, the local name and the argument
+        if sys.getrefcount(thing) <= 3:
+            common.dropped.append(number)
+            drop(common, number)
+
+
+def drop(common: Common, number: int) -> None:
+    """Stop sharing an object."""
+    thing = common.objects.pop(number)
+    del common.numbers[id(thing)], common.contents[number], common.parts[number]
+
+
+def _put_int(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    return b"i" + struct.pack(">I", size) + value.to_bytes(size, "big", signed=True)
+
+
+def _put_str(value: str) -> bytes:
+    text = value.encode("utf-8", "surrogatepass")
+    return b"s" + struct.pack(">I", len(text)) + text
+
+
+_SIMPLE: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda x: b"N",
+    bool: lambda x: b"T" if x else b"F",
+    type(...): lambda x: b"E",
+    int: _put_int,
+    str: _put_str,
+    float: lambda x: b"f" + struct.pack(">d", x),
+    complex: lambda x: b"c" + struct.pack(">dd", x.real, x.imag),
+    bytes: lambda x: b"b" + struct.pack(">I", len(x)) + x,
+}
+
+
+def _put(value: Any, parts: list[bytes], out: _Outgoing, depth: int) -> None:
     if depth > DEEPEST:
         raise WireError(f"a value nested more than {DEEPEST} deep, or one that contains itself")
     kind: type = type(value)
-    if value is None or kind is bool:
-        parts.append({None: b"N", True: b"T", False: b"F"}[value])
-    elif kind is int:
-        size = value.bit_length() // 8 + 1
-        parts.append(b"i" + struct.pack(">I", size) + value.to_bytes(size, "big", signed=True))
-    elif kind is float:
-        parts.append(b"f" + struct.pack(">d", value))
-    elif kind is complex:
-        parts.append(b"c" + struct.pack(">dd", value.real, value.imag))
-    elif kind is str:
-        text = value.encode("utf-8", "surrogatepass")
-        parts.append(b"s" + struct.pack(">I", len(text)) + text)
-    elif kind is bytes:
-        parts.append(b"b" + struct.pack(">I", len(value)) + value)
-    elif kind in _CONTAINERS:
-        parts.append(_CONTAINERS[kind] + struct.pack(">I", len(value)))
+    if (simple := _SIMPLE.get(kind)) is not None:
+        parts.append(simple(value))
+    elif kind is tuple:
+        parts.append(b"t")
+        _put_items(value, parts, out, depth)
+    elif kind is frozenset:
+        items = []
         for item in value:
-            _encode(item, refer, parts, depth + 1)
-    elif kind is dict:
-        parts.append(b"d" + struct.pack(">I", len(value)))
-        for pair in value.items():
-            _encode(pair[0], refer, parts, depth + 1)
-            _encode(pair[1], refer, parts, depth + 1)
-    elif kind is type and value in _PASSABLE:
-        name = value.__name__.encode()
-        parts.append(b"k" + struct.pack(">I", len(name)) + name)
-    elif kind.__name__ in REBUILT and _is_standard(kind):
-        name = kind.__name__.encode()
-        parts.append(b"x" + struct.pack(">I", len(name)) + name)
-        _encode(REBUILT[kind.__name__][1](value), refer, parts, depth + 1)
+            own: list[bytes] = []
+            _put(item, own, out, depth + 1)
+            items.append(b"".join(own))
+        # in an order that does not depend on the process
+        parts.append(b"z" + struct.pack(">I", len(items)) + b"".join(sorted(items)))
+    elif (name := container_of(value, out.common.classes)) is not None:
+        if name in out.common.refused:
+            raise WireError(f"{kind.__name__} is not in the sandbox")
+        parts.append(b"=" + struct.pack(">I", out.number_of(name, value)))
+    elif (name := standard_name(kind)) is not None and (
+        (found := STANDARD[name].read(value)) is not None
+    ):
+        parts.append(b"x" + _put_str(name))
+        _put(found, parts, out, depth + 1)
+    elif kind is type and (name := type_name(value)) is not None:
+        parts.append(b"k" + _put_str(name))
     else:
-        for base in _BASES:
-            if isinstance(value, base):  # a named tuple, an IntEnum, a defaultdict
-                _encode(_as_base(base, value), refer, parts, depth)
-                return
-        parts.append(b"r" + struct.pack(">I", refer(value)))
+        reference, description = out.common.refer(value)
+        parts.append(b"o" + _put_str(reference))
+        _put(description, parts, out, depth + 1)
 
 
-def _as_base(base: type, value: Any) -> Any:
-    """Return `value` as its plain base type, by that type's own methods."""
-    if base is int:
-        return int.__index__(value)
-    if base is float:
-        return float.__float__(value)
-    if base is complex:
-        return complex(value.real, value.imag)
-    if base is str:
-        return str.__str__(value)
-    if base is dict:
-        return dict(dict.items(value))
-    return base(list(base.__iter__(value)))  # type: ignore[attr-defined]
+def _put_items(items: Sequence[Any], parts: list[bytes], out: _Outgoing, depth: int) -> None:
+    """Write a sequence; numbers, truth values and texts alone go in one piece."""
+    kinds = set(map(type, items)) if len(items) > 4 else ()
+    packed = _PACKED.get(next(iter(kinds))) if len(kinds) == 1 else None
+    if packed is not None:
+        try:
+            parts.append(packed(items))
+            return
+        except OverflowError:  # an int of more than 8 bytes
+            pass
+    parts.append(b"*" + struct.pack(">I", len(items)))
+    for item in items:
+        _put(item, parts, out, depth + 1)
 
 
-def _is_standard(kind: type) -> bool:
-    """Whether a class is the one of the standard library, not another one of that name."""
-    module = sys.modules.get(REBUILT[kind.__name__][0])
-    return module is not None and vars(module).get(kind.__name__) is kind
+def _pack_numbers(tag: bytes, code: str) -> Callable[[Sequence[Any]], bytes]:
+    return lambda x: tag + struct.pack(">I", len(x)) + array(code, x).tobytes()
 
 
-def decode(data: bytes, resolve: Callable[[int], Any]) -> Any:
-    """Return the value that `data` encodes; `resolve` returns what stands for an object's number.
+def _pack_texts(texts: Sequence[str]) -> bytes:
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    sizes = array("Q", map(len, encoded))
+    return b"S" + struct.pack(">I", len(encoded)) + sizes.tobytes() + b"".join(encoded)
+
+
+_PACKED: dict[type, Callable[[Sequence[Any]], bytes]] = {
+    int: _pack_numbers(b"I", "q"),
+    float: _pack_numbers(b"D", "d"),
+    bool: lambda x: b"B" + struct.pack(">I", len(x)) + bytes(x),
+    str: _pack_texts,
+}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Incoming:
+    """A message being read."""
+
+    common: Common
+    data: bytes
+    at: int = 0
+    met: list[int] = field(default_factory=list)
+
+    def take(self, size: int) -> bytes:
+        raw = self.data[self.at : self.at + size]
+        if len(raw) != size:
+            raise WireError("truncated")
+        self.at += size
+        return raw
+
+    def count(self) -> int:
+        number: int = struct.unpack(">I", self.take(4))[0]
+        return number
+
+
+def decode(common: Common, data: bytes) -> Any:
+    """Return the value of a message, after bringing the shared objects up to date.
 
     Raises:
-        WireError: The bytes are not exactly one value in this form.
+        WireError: The bytes are not exactly one message in this form.
     """
     try:
-        value, end = _decode(data, 0, resolve, 0)
+        return _decode(common, data)
     except WireError:
         raise
     except Exception as error:  # truncated bytes, an unhashable key, a date that does not exist
         raise WireError(f"not a value: {type(error).__name__}") from None
-    if end != len(data):
+
+
+def _decode(common: Common, data: bytes) -> Any:
+    message = _Incoming(common, data)
+    forgotten, kinds = _get(message, 0)
+    for name, *settings in kinds:
+        thing = CONTAINERS[name].create(common.classes, *settings)
+        common.objects[common.next] = thing
+        common.numbers[id(thing)] = common.next
+        common.contents[common.next] = b""
+        common.parts[common.next] = []
+        common.next += 1
+    refills = []
+    for _ in range(message.count()):
+        number, size = message.count(), message.count()
+        content = message.take(size)
+        inner = _Incoming(common, content)
+        thing = common.objects[number]
+        name_ = container_of(thing, common.classes)
+        assert name_ is not None
+        refills.append((CONTAINERS[name_], thing, _get(inner, 0)))
+        common.contents[number], common.parts[number] = content, inner.met
+    value = _get(message, 0)
+    if message.at != len(data):
         raise WireError("bytes after the value")
+    # the hash of an instance may need its attributes
+    for container, thing, content_ in sorted(refills, key=lambda refill: refill[0].hashes):
+        container.fill(thing, *content_)
+    for number in forgotten:
+        drop(common, number)
     return value
 
 
-def _decode(data: bytes, at: int, resolve: Callable[[int], Any], depth: int) -> tuple[Any, int]:
-    if depth > DEEPEST + 1:
+def content_of(common: Common, number: int) -> bytes | None:
+    """Return the present content of a shared object; None if it is no longer shared."""
+    thing = common.objects.get(number)
+    if number not in common.objects:
+        return None
+    name = container_of(thing, common.classes)
+    assert name is not None
+    return _Outgoing(common).content(name, thing)[0]
+
+
+def refill(common: Common, number: int, content: bytes) -> None:
+    """Give a shared object a content that was exchanged before."""
+    thing = common.objects[number]
+    name = container_of(thing, common.classes)
+    assert name is not None
+    CONTAINERS[name].fill(thing, *_get(_Incoming(common, content), 0))
+
+
+def _get(message: _Incoming, depth: int) -> Any:
+    if depth > DEEPEST + 2:
         raise WireError("nested too deep")
-    tag = data[at : at + 1]
-    at += 1
-    if tag in (b"N", b"T", b"F"):
-        return {b"N": None, b"T": True, b"F": False}[tag], at
-    if tag == b"f":
-        return struct.unpack_from(">d", data, at)[0], at + 8
-    if tag == b"c":
-        return complex(*struct.unpack_from(">dd", data, at)), at + 16
-    (size,) = struct.unpack_from(">I", data, at)
-    at += 4
-    if tag == b"r":
-        return resolve(size), at
-    if tag in (b"i", b"s", b"b", b"k", b"x"):
-        raw = data[at : at + size]
-        if len(raw) != size:
-            raise WireError("truncated")
-        at += size
-        if tag == b"i":
-            return int.from_bytes(raw, "big", signed=True), at
-        if tag == b"s":
-            return raw.decode("utf-8", "surrogatepass"), at
-        if tag == b"b":
-            return raw, at
-        if tag == b"k":
-            return _TYPES[raw.decode()], at
-        arguments, at = _decode(data, at, resolve, depth + 1)
-        return _rebuild(raw.decode(), arguments), at
-    if tag == b"d":
-        pairs = {}
-        for _ in range(size):
-            key, at = _decode(data, at, resolve, depth + 1)
-            pairs[key], at = _decode(data, at, resolve, depth + 1)
-        return pairs, at
-    items = []
-    kind = _BUILT[tag]
-    for _ in range(size):
-        item, at = _decode(data, at, resolve, depth + 1)
-        items.append(item)
-    return (items if kind is list else kind(items)), at
+    tag = message.take(1)
+    match tag:
+        case b"N" | b"T" | b"F" | b"E":
+            return {b"N": None, b"T": True, b"F": False, b"E": ...}[tag]
+        case b"i":
+            return int.from_bytes(message.take(message.count()), "big", signed=True)
+        case b"s":
+            return message.take(message.count()).decode("utf-8", "surrogatepass")
+        case b"f":
+            return struct.unpack(">d", message.take(8))[0]
+        case b"c":
+            return complex(*struct.unpack(">dd", message.take(16)))
+        case b"b":
+            return message.take(message.count())
+        case b"t":
+            return _get_items(message, depth)
+        case b"z":
+            return frozenset([_get(message, depth + 1) for _ in range(message.count())])
+        case b"=":
+            number = message.count()
+            message.met.append(number)
+            return message.common.objects[number]
+        case b"k":
+            return type_named(_get(message, depth + 1))
+        case b"x":
+            name = _get(message, depth + 1)
+            return build(name, _get(message, depth + 1))
+        case b"o":
+            reference = _get(message, depth + 1)
+            return message.common.resolve(reference, _get(message, depth + 1))
+    raise WireError("an unknown tag")
 
 
-def _rebuild(name: str, arguments: Any) -> Any:
-    module = __import__(REBUILT[name][0])
-    kinds = _ARGUMENTS[name]
-    if type(arguments) is not tuple or len(arguments) != len(kinds):
-        raise WireError(f"wrong arguments of {name}")
-    for argument, kind in zip(arguments, kinds):
-        if not isinstance(argument, kind):
-            raise WireError(f"wrong arguments of {name}")
-    return vars(module)[name](*arguments)
+def _get_items(message: _Incoming, depth: int) -> tuple[Any, ...]:
+    tag, count = message.take(1), message.count()
+    if tag == b"*":
+        return tuple([_get(message, depth + 1) for _ in range(count)])
+    if tag in (b"I", b"D"):
+        numbers = array("q" if tag == b"I" else "d")
+        numbers.frombytes(message.take(8 * count))
+        return tuple(numbers)
+    if tag == b"B":
+        return tuple(map(bool, message.take(count)))
+    if tag == b"S":
+        sizes = array("Q")
+        sizes.frombytes(message.take(8 * count))
+        return tuple([message.take(size).decode("utf-8", "surrogatepass") for size in sizes])
+    raise WireError("an unknown tag")
+
+
+# --- frames ---------------------------------------------------------------------------------------
 
 
 def write_frame(fd: int, data: bytes) -> None:

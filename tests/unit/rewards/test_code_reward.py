@@ -183,9 +183,9 @@ def test_verdicts_of_asserts(reward: CodeReward, completion: str, verdict: str):
         ("import sys\nprint(2 * int(input()))\nsys.exit()", "correct"),
         ("print(2 * int(input()))\nsys.exit()", "error"),
         ("print(3 * int(input()))", "wrong"),
-        ("print(", "error"),
+        ("print(", "no_code"),
         ("", "no_code"),
-        ("print('x' * 10**7)", "output"),
+        ("print('x' * 10**8)", "output"),
         ("import os\nos.kill(os.getpid(), 11)", "died"),
         ("x = bytearray(10**10)", "memory"),
     ],
@@ -202,25 +202,63 @@ def test_time_of_the_processor_and_of_the_clock_are_both_limited():
     pool.close(quick.pool)
 
 
-def test_partial_credit_is_the_share_of_tests_passed():
-    partial = build(CodeExecution(partial_credit=True, negative=-1.0, positive=1.0, **QUICK))
-    rows = [
-        CHECK,
-        CHECK,
-        ASSERTS,
-        PROGRAM,
-        {"test_list": ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"]},
-        {"test_list": ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"]},
-    ]
-    answers = [
-        *("    return 2 * x", "    return 0", "double = lambda x: 0", "print(0)"),
-        "import os\nf = lambda x: x if x < 3 else os._exit(0)",
-        "def f(x):\n    while x == 2: pass\n    return x",
-    ]
-    scores = judge(partial, rows, answers)
-    assert [float(s) for s in scores] == pytest.approx([1, 0, 0, 0, 1 / 3, -1 / 3])
-    assert [s.verdict for s in scores] == ["correct", *["wrong"] * 3, "died", "timeout"]
-    pool.close(partial.pool)
+@pytest.fixture(scope="module")
+def partial() -> Any:
+    built = build(CodeExecution(partial_credit=True, negative=-1.0, positive=1.0, **QUICK))
+    yield built
+    pool.close(built.pool)
+
+
+THIRDS = {"test_list": ["assert f(1) == 5", "assert f(2) == 6", "assert f(3) == 7"]}
+LOOPED = {
+    "entry_point": "primes",
+    "test": "def check(candidate):\n"
+    "    for p in candidate(30):\n        assert isinstance(p, int) and p > 1\n"
+    "    assert candidate(30) == [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]\n"
+    "    assert candidate(4) == [2, 3]\n    assert candidate(0) == []\n",
+}
+INPUTS = {"inputs": ["2", "0", "3", "4", "5"], "outputs": ["4", "0", "9", "YES", "YES"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "score", "verdict"),
+    [
+        (CHECK, "    return 2 * x", 1, "correct"),
+        (CHECK, "    return 0", -1, "wrong"),
+        (ASSERTS, "double = lambda x: 0", -1, "wrong"),
+        (THIRDS, "import os\nf = lambda x: x + 4 if x < 3 else os._exit(0)", 1 / 3, "died"),
+        (THIRDS, "def f(x):\n    while x == 2: pass\n    return x + 4", -1 / 3, "timeout"),
+        (THIRDS, "def f(x): return x + 4 if x != 2 else 0", 1 / 3, "wrong"),
+        # a loop is one test, whatever the candidate makes it turn over
+        (LOOPED, "def primes(n): return [2] * 100000", -1, "wrong"),
+        (LOOPED, "def primes(n): return [2, 3]", 0, "wrong"),
+        (LOOPED, "def primes(n): return None", -1, "error"),
+        (LOOPED, "def primes(n): return []", -1, "wrong"),
+        (INPUTS, "print(0)", -1, "wrong"),
+        (INPUTS, "print(4)", 0, "wrong"),
+        (INPUTS, "print(9)", 0, "wrong"),
+        (INPUTS, "print('YES')", -1, "wrong"),
+        (
+            INPUTS,
+            "n = int(input())\nprint(n * n if n < 4 else 'YES')",
+            1,
+            "correct",
+        ),
+    ],
+)
+def test_partial_credit_is_the_share_of_the_tests_that_no_stub_passes(
+    partial: CodeReward, row: Any, answer: str, score: float, verdict: str
+):
+    (found,) = judge(partial, [row], [answer])
+    assert found.verdict == verdict
+    assert float(found) == pytest.approx(score)
+
+
+def test_no_stub_earns_anything_on_human_eval(partial: CodeReward):
+    rows = human_eval()
+    for value in ("None", "[]", "0", "''", "True", "x[0] if x else 0"):
+        stubs = [f"def {row['entry_point']}(*x, **y): return {value}" for row in rows[::3]]
+        assert {float(s or 0) for s in judge(partial, rows[::3], stubs)} == {-1.0}
 
 
 def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
@@ -368,14 +406,45 @@ def test_a_row_that_can_not_be_judged_is_named(reward: CodeReward, row: Any, exp
     assert expected in str(caught.value)
 
 
-def test_tests_that_fail_by_themselves_stop_the_run(reward: CodeReward):
-    for row in (
-        {"test_list": ["import no_such_module\nassert f(1) == 1"]},
-        {"test_list": ["assert f(lambda: 1) == 1"]},
-        {**CHECK, "test": "import no_such_module\ndef check(candidate): pass"},
-    ):
-        with pytest.raises(ValueError, match="row 1: the tests do not run"):
-            judge(reward, [row], ["def f(x): return x\ndef double(x): return 2 * x"])
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"test_list": ["import no_such_module\nassert f(1) == 1"]}, "no_such_module"),
+        ({"test_list": ["import sys\nassert f(sys) == 1"]}, "passes a module"),
+        ({"test_list": ["assert f(1) == 2, '\\ud800'", "assert_equals(f(1), 2)"]}, "assert_equals"),
+        ({"test_list": ["assert f(1) == later"], "test_setup_code": "del later"}, "later"),
+        ({**CHECK, "test": "import no_such_module\ndef check(candidate): pass"}, "no_such_module"),
+        ({**CHECK, "test": "def check(candidate): assert helper(candidate(1))"}, "helper"),
+        ({**CHECK, "test": "1 / 0\ndef check(candidate): pass"}, "ZeroDivisionError"),
+    ],
+)
+def test_tests_that_fail_by_themselves_are_found_before_training(
+    reward: CodeReward, row: Any, fault: str
+):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, row 2: the tests do not run") as caught:
+        check_columns(reward, [CHECK, row], "rows.jsonl")
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [{"test_list": ["assert f(1) == 2"]}, CHECK])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import numpy as np\n{}",
+        "from nowhere import x\n{}",
+        "raise ImportError('no')\n{}",
+        "raise ModuleNotFoundError(name='numpy')\n{}",
+        "{}\nraise SyntaxError('test')",
+        "class Unsendable(Exception): pass\n{}\nraise Unsendable",
+        "def f(x): raise ImportError\ndouble = f",
+        "def f(x): import numpy\ndouble = f",
+    ],
+)
+def test_no_program_passes_its_own_faults_for_those_of_the_tests(
+    reward: CodeReward, program: str, row: Any
+):
+    text = program.format("def f(x): return x\ndef double(x): return x")
+    assert one(reward, text, **row) == "error"
 
 
 def test_a_machine_that_can_not_isolate_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch):

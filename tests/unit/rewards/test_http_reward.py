@@ -200,13 +200,68 @@ def test_a_redirect_is_not_followed(server: FakeServer, status: int, monkeypatch
         ('{"score": [1, 2, 3]}', "the reply is not"),
         ("[1, 2, 3]", "the reply is not"),
         ("<html>hello</html>", "the reply is not"),
-        ("", "the reply is not"),
+        ("", 'the reply is not {"scores": [...]}: it is empty'),
+        ("[" * 100_000, "the reply is not"),
+        ('{"scores": [' + "[" * 100_000, "the reply is not"),
+        ('{"scores": [' + "9" * 5000 + ", 1, 2]}", "the reply is not"),
+        ('{"scores": [' + "9" * 400 + ", 1, 2]}", "row 1: the score 999"),
+        ("a\n\x1b[31m\x00\x08b\u202e", 'the reply is not {"scores": [...]}: a \ufffd[31m\ufffd'),
     ],
 )
 def test_a_reply_of_the_wrong_form(server: FakeServer, text: str, expected: str) -> None:
     server.reply = lambda body, n: (200, {}, text)
-    assert expected in failure(server)
+    message = failure(server)
+    assert expected in message
+    assert message.isprintable()
+    assert len(message) < 500
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"hello\r\n\r\n", "BadStatusLine: hello"),
+        (b"HTTP/1.1 abc\r\n\r\n", "BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{}", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nab\r\n", "is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 99_999 + b"\r\n\r\n{}", "LineTooLong"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500 + b"\r\n{}", "more than 100 headers"),
+        (b"HTTP/1.1 503 X\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n", "status 503"),
+        (b"HTTP/1.1 503 X\r\nRetry-After: soon\r\nContent-Length: 0\r\n\r\n", "status 503"),
+        (
+            b"HTTP/1.1 302 X\r\nLocation: /\x1b[1m\r\nContent-Length: 0\r\n\r\n",
+            "redirect to /\ufffd[",
+        ),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + b" " * 99, "longer than 0 MiB"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 99, "longer than 0 MiB"),
+    ],
+)
+def test_what_is_hardly_http_ends_in_one_line(
+    raw: bytes, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("posttrain.common.http.LONGEST_REPLY", 64)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(raw)
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        with pytest.raises(RewardFailure) as caught:
+            scores(make(type="http", url=url, retries=0, backoff=0.01), ["a"])
+    message = str(caught.value)
+    assert expected in message
+    assert "rows 1 to 1: " in message
+    assert "the reward failed" not in message
+    assert message.isprintable()
 
 
 def test_a_row_of_a_later_batch_has_its_own_number(server: FakeServer) -> None:
@@ -351,6 +406,8 @@ def test_a_key_that_can_not_be_sent(
         ({"url": "http://"}, "url must be of the form"),
         ({"url": "http://x:99999/"}, "url must be of the form"),
         ({"url": "http://x/a b"}, "url must be of the form"),
+        ({"url": "http://a..b/"}, "url must be of the form"),
+        ({"url": "http://" + "a" * 64}, "url must be of the form"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], expected: str) -> None:

@@ -67,7 +67,7 @@ ROWS = [
     ("A: The ball costs 5 cents.", "5", YES),
     ("So she has 16 - 3 = 13", "13", YES),
     ("So 16-3=13", "-3", NO),
-    ("It costs $5 or maybe $6", "6", YES),
+    ("It costs $5 or maybe $6", "6", NO_PREDICTION),
     ("the probability is \\frac{2}{3}", "3", NO),
     # plain numbers, exactly
     ("A: 2.0", "2", YES),
@@ -146,7 +146,7 @@ ROWS = [
     ("\\boxed{1 + \\frac{1}{\\mathrm{e}}}", "1 - \\frac{1}{\\mathrm{e}}", NO),
     ("\\boxed{a+c+b}", "a + b + c", YES),
     ("\\boxed{3}", "3 t", NO),
-    ("\\boxed{1 + \\frac{}{x}}", "1", NO_PREDICTION),
+    ("\\boxed{1 + \\frac{}{x}}", "x", NO_PREDICTION),
     ("\\boxed{\\sqrt{1{,}000}}", "\\sqrt{1,\\!000}", YES),
     ("\\boxed{2^10}", "1024", YES),
     ("\\boxed{101_3}", "101_2", NO),

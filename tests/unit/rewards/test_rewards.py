@@ -111,6 +111,16 @@ def test_every_reward_prefers_the_right_answer(name: str, tmp_path: Path) -> Non
         ("return 1.0", "returned float: it must return a list"),
         ("return 'abc'", "returned str: it must return a list"),
         ("return {1: 1, 2: 2, 3: 3}", "returned dict: it must return a list"),
+        ("return {1.0, 2.0, 3.0}", "returned set: it must return a list"),  # it has no order
+        ("return bytearray(b'abc')", "returned bytearray: it must return a list"),
+        ("return [0, 10**400, 0]", r"\(int\) for row 2: a score is a finite number"),
+        ("return [10**5000, 0, 0]", r"a value of type int \(int\) for row 1: a score is a fin"),
+        ("return ['a\\n\\x1b[1mb', 0, 0]", r"returned a .\[1mb \(str\) for row 1"),
+        ("return (1 / n for n in (1, 0, 2))", "generator, which cannot be read as a list .Zero"),
+        ("return iter(lambda: 1.0, 2.0)", "returned 4 scores for 3 rows"),  # without an end
+        ("import numpy; return numpy.array(1.0)", "ndarray, which cannot be read as a list"),
+        ("raise SystemExit(3)", "the reward failed on row 1 .RuntimeError: it called exit with 3"),
+        ("raise ValueError('a\\nb' + 'c' * 9999)", "the reward failed on row 1 .ValueError: a bc"),
     ],
 )
 @pytest.mark.parametrize("is_async", [False, True])
@@ -118,9 +128,20 @@ def test_a_result_of_the_wrong_form(
     body: str, expected: str, is_async: bool, tmp_path: Path
 ) -> None:
     reward = make(**custom(tmp_path, body, is_async=is_async))
-    with pytest.raises(RewardFailure, match=expected):
+    with pytest.raises(RewardFailure, match=expected) as caught:
         scores(reward, ["a", "b", "c"])
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
     assert issubclass(RewardFailure, ValueError), "the command line shows these in one line"
+
+
+def test_an_async_reward_that_cancels_itself(tmp_path: Path) -> None:
+    reward = make(**custom(tmp_path, "raise asyncio.CancelledError", is_async=True))
+    with pytest.raises(RewardFailure, match=r"failed on row 1 \(RuntimeError: it was cancelled"):
+        scores(reward, ["a"])
+    parts = [MATH, custom(tmp_path, "raise SystemExit(3)", is_async=True)]
+    with pytest.raises(RewardFailure, match="it called exit with 3, raised by custom"):
+        scores(make(type="weighted", rewards=parts), ["A: 7"], answer=["7"])
 
 
 def test_numbers_of_other_libraries_are_numbers_and_tensors_are_not() -> None:

@@ -35,7 +35,7 @@ def _plain_url(url: str) -> str:
             "name of that variable in api_key_env"
         )
     well_formed = re.fullmatch(r"https?://[!-~]+", url) and parts.hostname
-    if not well_formed or _bad_port(parts):
+    if not well_formed or _bad_port(parts) or _bad_host(parts):
         raise ValueError("url must be of the form http://host:port/path or https://...")
     return url
 
@@ -45,6 +45,14 @@ def _bad_port(parts: SplitResult) -> bool:
         return parts.port == 0
     except ValueError:
         return True
+
+
+def _bad_host(parts: SplitResult) -> bool:
+    try:
+        (parts.hostname or "").encode("idna")
+    except UnicodeError:  # a label that is empty, or longer than 63 characters
+        return True
+    return False
 
 
 def _name_not_key(name: str | None) -> str | None:
@@ -166,13 +174,13 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
     rows = f"rows {start + 1} to {start + count}"
     reply = post(server, body, rows)
     try:
-        scores = json.loads(reply.text)["scores"]
+        scores = json_in(reply.text)["scores"]
         if not isinstance(scores, list):
             raise TypeError
     except (ValueError, TypeError, KeyError):
         raise RewardFailure(
             f'{name_of(server)}, {rows}: the reply is not {{"scores": [...]}}: '
-            f"{server.redacted(reply.text)}"
+            f"{server.redacted(reply.text) or 'it is empty'}"
         ) from None
     if len(scores) != count:
         raise RewardFailure(
@@ -187,6 +195,14 @@ def _score(server: Endpoint, body: bytes, start: int, count: int) -> list[float 
                 f"{server.redacted(json.dumps(score))} is neither a finite number nor null"
             )
     return scores
+
+
+def json_in(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError if it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def post(server: Endpoint, body: bytes, rows: str) -> Reply:

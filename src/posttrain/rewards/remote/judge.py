@@ -1,11 +1,8 @@
 """Grades from a language model behind an OpenAI-compatible chat server (vLLM, SGLang, others).
 
-    POST {url}/v1/chat/completions    model, one user message, max_tokens, temperature
-    200  choices[0].message.content   the reply, in which `pattern` finds the score
-
-Each completion is one request; retries and failures are as in http.py. This is the single-answer
-grading of Zheng et al. 2023 (arXiv 2306.05685, sec. 3.1). A judge is not a verifier: a completion
-can address the judge that reads it.
+Each completion is one request (chat.py), and `pattern` finds the score in the reply; retries and
+failures are as in http.py. This is the single-answer grading of Zheng et al. 2023 (arXiv
+2306.05685, sec. 3.1). A judge is not a verifier: a completion can address the judge that reads it.
 """
 
 import json
@@ -16,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from posttrain.common.http import Endpoint, bearer_key
+from posttrain.common.http import bearer_key
 from posttrain.config.base import Free
 from posttrain.rewards.base import (
     GIVEN,
@@ -31,7 +27,8 @@ from posttrain.rewards.base import (
     each_row_alone,
     needs_columns,
 )
-from posttrain.rewards.remote.http import KeyName, Url, answered, endpoint_of, name_of, post
+from posttrain.rewards.remote.chat import chat_body, chat_reply, chat_url
+from posttrain.rewards.remote.http import KeyName, Url, answered, endpoint_of, name_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +54,18 @@ SCALE = (1.0, 10.0)
 
 # {name} is filled in, {{name}} becomes {name}, and every other brace stays
 NAME = re.compile(r"\{\{(\w+)\}\}|\{([^\W\d]\w*)\}")
+
+
+# where a token of a chat template begins: <|im_end|>, <start_of_turn>, </s>, [INST], <<SYS>>, ...
+CONTROL = re.compile(
+    r"<(?=\||\uff5c|/?s>|</?SYS>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk|sep|cls)>)"
+    r"|\[(?=/?[A-Z]+(?:_[A-Z]+)*\])"
+)
+# what a number may go on with, which a pattern that ends with it has not read
+GOES_ON = re.compile(
+    r"[eE][+-]?\d|[.,]?\d|[\u00b2\u00b3\u00b9%]|[ \t]*(?:[-\u2013~]|or|to)[ \t]*\d"
+)
+SHARE = re.compile(r"[ \t]*/[ \t]*(\d+(?:\.\d+)?)")
 
 
 class Judge(RewardConfig):
@@ -146,6 +155,14 @@ def filled(template: str, texts: Mapping[str, str]) -> str:
     return NAME.sub(lambda match: texts[match[2]] if match[2] else f"{{{match[1]}}}", template)
 
 
+def without_control(text: str) -> str:
+    """Return the text with another first character in each token of a chat template.
+
+    With such a token a completion could end the judge's turn and write the judge's reply.
+    """
+    return CONTROL.sub(lambda match: {"<": "\u2039", "[": "\uff3b"}[match[0]], text)
+
+
 def is_chat(value: Any) -> bool:
     """Whether a value is a list of messages."""
     return isinstance(value, list) and all(
@@ -170,13 +187,21 @@ def asked(prompt: Any) -> Any:
 
 
 def score_in(reply: str, pattern: re.Pattern[str], scale: tuple[float, float]) -> float | None:
-    """Return the last score in the reply, mapped to [0, 1]; None if none lies on the scale."""
-    matches = list(pattern.finditer(reply))
+    """Return the last score in the reply, mapped to [0, 1]; None if none lies on the scale.
+
+    None also if the pattern ends with a number that goes on: a range (7-8), 1e5, 1,000, a per cent,
+    or a share of something other than the best score (4/5 on a scale to 10).
+    """
+    low, high = scale
     try:
-        number = float(matches[-1][1])
+        match = list(pattern.finditer(reply))[-1]
+        number = float(match[1])
     except (IndexError, TypeError, ValueError):
         return None
-    low, high = scale
+    if match.end() == match.end(1):
+        share = SHARE.match(reply, match.end())
+        if GOES_ON.match(reply, match.end()) or (share and float(share[1]) != high):
+            return None
     return (number - low) / (high - low) if low <= number <= high else None
 
 
@@ -187,9 +212,7 @@ def build(config: Judge) -> Callable[..., Any]:
     None; no request is sent for the latter.
     """
     key = bearer_key("reward.api_key_env", config.api_key_env)
-    base = urlsplit(config.url)
-    path = base.path.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
-    url = base._replace(path=path)
+    url = chat_url(config.url)
     pattern = re.compile(config.pattern)
     needed = columns_in(config.prompt)
     pool = ThreadPoolExecutor(config.max_concurrency)  # shared by all concurrent calls
@@ -206,9 +229,10 @@ def build(config: Judge) -> Callable[..., Any]:
                 continue
             if prompt is None and "prompt" in names_in(config.prompt):
                 raise RewardFailure(f"row {i + 1} has no prompt, but the judge's prompt names it")
-            texts = row | {"prompt": asked(prompt), "completion": completion}
+            texts = row | {"prompt": asked(prompt), "completion": without_control(completion)}
             content = filled(config.prompt, {name: as_text(x) for name, x in texts.items()})
-            requests[i] = partial(_reply, server, _body(config, content), f"row {i + 1}")
+            body = chat_body(config.model, content, config.max_tokens, config.temperature)
+            requests[i] = partial(chat_reply, server, body, f"row {i + 1}")
         replies = dict(zip(requests, await answered(server, pool, [*requests.values()])))
         scores: list[float | None] = [None] * len(completions)
         for i, (text, complete) in replies.items():
@@ -226,32 +250,6 @@ def build(config: Judge) -> Callable[..., Any]:
         return scores
 
     return needs_columns(reward, needed)
-
-
-def _body(config: Judge, content: str) -> bytes:
-    request = {
-        "model": config.model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": config.max_tokens,
-        "temperature": config.temperature,
-    }
-    return json.dumps(request).encode()
-
-
-def _reply(server: Endpoint, body: bytes, row: str) -> tuple[str, bool]:
-    """Return the text of the judge's reply, and whether it is complete."""
-    reply = post(server, body, row)
-    try:
-        choice = json.loads(reply.text)["choices"][0]
-        text = choice["message"]["content"] or ""  # null if the reply is reasoning only
-        if not isinstance(text, str):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, IndexError):
-        raise RewardFailure(
-            f"{name_of(server)}, {row}: the reply is not a chat completion: "
-            f"{server.redacted(reply.text)}"
-        ) from None
-    return text, choice.get("finish_reason") != "length"
 
 
 REWARD = Reward(Judge, build)

@@ -46,9 +46,25 @@ class ExactMatch(RewardConfig):
 
 def normalised(text: str, ignore_case: bool = True) -> str:
     """Normalise a text for comparison; keep its quotes and punctuation if it has nothing else."""
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = " ".join(_normal_form(text).split())
     bare = text.rstrip(" .,;:!?\"'`*").lstrip(" \"'`*") or text
     return bare.casefold() if ignore_case else bare
+
+
+MOST_MARKS = 30  # in a row, as in the stream-safe format of Unicode's annex 15
+
+
+def _normal_form(text: str) -> str:
+    """Return the text in NFKC, or as it is if it has longer runs of combining marks than any word.
+
+    Sorting the marks of one letter takes time quadratic in their number.
+    """
+    marks = 0
+    for character in "" if text.isascii() else text:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > MOST_MARKS:
+            return text
+    return unicodedata.normalize("NFKC", text)
 
 
 def answer_of(completion: str, extract: re.Pattern[str] | None) -> str:

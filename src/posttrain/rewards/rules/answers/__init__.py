@@ -1,0 +1,1 @@
+"""How the answers of the math reward are found, read and compared."""

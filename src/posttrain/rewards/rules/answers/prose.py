@@ -1,0 +1,173 @@
+"""Numbers in prose: the last one of a text, or the one that a line begins with.
+
+Such a number is an answer only if it stands alone, and if the words around it leave it as it is.
+"""
+
+import re
+
+from posttrain.rewards.rules.answers.characters import plain_characters
+from posttrain.rewards.rules.answers.numbers import DECIMAL, Number, plain_number
+from posttrain.rewards.rules.answers.units import (
+    MULTIPLIERS,
+    VALUE_WORDS,
+    is_unit_word,
+    words_of,
+)
+
+# --- the last number of a text --------------------------------------------------------------------
+
+_LAST_NUMBER = re.compile(rf"[$€£¥₹]?(?:\d+,\d{{1,2}}(?![\d,])|{DECIMAL})")
+_EMPHASIS = re.compile(r"\*\*|__|`")
+_TAG = re.compile(r"</?[A-Za-z_][\w-]{0,30}>|<\|\w{1,30}\|>")
+_ALONE_BEFORE = re.compile(r"(?:^|[^\w.,:/^%!)}\]-])[-+]?[$€£¥₹]?$")
+_JOINING = (
+    r"(?:or|and|to|through|till|until|versus|vs|either|maybe|perhaps|possibly|then|out of"
+    r"|times|plus|minus|over|mod|choose|divided by|multiplied by)"
+)
+# What stands between two numbers that are one range, list, choice, share or calculation.
+_JOINED = re.compile(
+    rf"[%°]?[^\W\d_]*\s*(?:[^\W\d_]+\s+){{0,3}}?"
+    rf"(?:(?:[,;]\s*)?(?:{_JOINING}\b[\s,]*)+|[,;]\s*|[-+*/x×÷·^:–]\s*)(?:an?\s+|the\s+)?[$€£¥₹]?-?"
+    r"|%? of (?:the )?| in ",
+    re.IGNORECASE,
+)
+_ALTERED = re.compile(
+    r"(?:(?:\b(?:not|never)|n't|n’t)(?:\s+[^\W\d_]+){0,2}"
+    r"|\b(?:neither|nor|negative|minus|(?:less|more|greater|fewer|larger|smaller) than"
+    r"|at least|at most|up to|under|below|above|exceeds?|half|half of"
+    r"|twice|double|triple|root|root of|base|mod|modulo|log|sqrt|or|than|without|except"
+    r"|factorial of|square of|cube of|reciprocal of|inverse of|opposite of|to the power(?: of)?)"
+    r"|\b(?:step|question|problem|part|case|example|option|line|page|chapter|section|figure|table"
+    r"|equation|number|no\.|theorem|exercise|grade)|\#"
+    r"|(?:\b[b-z]|\)) ?[-+*/×÷^] ?|[<>≤≥≠±~√])\s*[$€£¥₹]?$",
+    re.IGNORECASE,
+)
+# Before a number that is an answer itself, so that "= 6" after it is false: "So 5 = 6".
+_STATED = re.compile(
+    r"(?:^|[.,:;=]|\b(?:so|is|that|thus|therefore|hence|then|get|have))\s*$", re.IGNORECASE
+)
+_SPACED_MINUS = re.compile(r"(?:=|\b(?:is|equals|was|be|gives?|get))\s*-\s+[$€£¥₹]?$")
+
+
+def last_number(text: str) -> Number | None:
+    """Return the last number in a text, or None if that number does not stand alone.
+
+    It does not if it is part of a word (H2O), a time, a date, a range, a list, a choice ("5 or 6")
+    or a calculation, or if the words around it change its value ("not 5", "5 squared").
+    """
+    text = _TAG.sub(" ", _EMPHASIS.sub("", plain_characters(text[-2000:])))
+    text = re.sub(r"(?<!\S)\$(?!\S)", " ", text)
+    matches = [m for m in _LAST_NUMBER.finditer(text) if not _is_unit_power(text[: m.start()])]
+    if not matches:
+        return None
+    match = matches[-1]
+    start = match.start()
+    fraction = len(matches) > 1 and text[matches[-2].end() : start] == "/"
+    if fraction:
+        start = matches[-2].start()
+    before = text[max(0, start - 60) : start]
+    previous = matches[-3 if fraction else -2 :][:1] if len(matches) > 1 + fraction else []
+    between = text[previous[0].end() : start] if previous else "\n"
+    if between.strip(" $") == "=" and _STATED.search(text[: previous[0].start()]):
+        return None
+    if _JOINED.fullmatch(between[:80]) or not between.strip(" "):
+        return None
+    if not _ALONE_BEFORE.search(before[-4:]) or is_altered(before):
+        return None
+    end = match.end() - (match[0][-1] == ".")
+    after = _what_follows(text[end:])
+    if after is None:
+        return None
+    sign = "-" if before.rstrip("$€£¥₹").endswith("-") or _SPACED_MINUS.search(before) else ""
+    currency = re.search(r"[$€£¥₹]$", before)
+    return plain_number(
+        f"{sign}{currency[0] if currency else ''}{text[start:end]}{after}",
+        letters=True,
+        comma=True,
+    )
+
+
+def is_altered(before: str) -> bool:
+    """Whether the words before a number or formula change it or say that it is not the answer."""
+    return _ALTERED.search(before[-60:]) is not None
+
+
+_AT_START = re.compile(rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d.,/]))?)")
+_GOES_ON = re.compile(
+    r"\s*(?:[-–+*/=^:\\{_\d]|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3}))",
+    re.IGNORECASE,
+)
+
+
+def number_at_start(line: str) -> tuple[Number, int] | None:
+    """Return the number that a line begins with, and where it ends.
+
+    None if there is none, or if what follows it changes it or goes on with it.
+    """
+    text = _EMPHASIS.sub("", plain_characters(line)).lstrip()
+    match = _AT_START.match(text)
+    if match is None:
+        return None
+    end = match.end() - (match[0][-1] == ".")
+    after = _what_follows(text[end:])
+    rest = end + len(after or "")
+    joined = _JOINED.match(text, rest)
+    if (
+        after is None
+        or _GOES_ON.match(text, rest)
+        or (joined and text[joined.end() :][:1].isdigit())
+    ):
+        return None
+    number = plain_number(text[:end] + after, letters=True, comma=True)
+    return None if number is None else (number, rest)
+
+
+def _is_unit_power(before: str) -> bool:
+    """Whether what follows a text is the power of a unit: 5 m^2."""
+    match = re.search(r"\d ?([^\W\d_]+)\^\{?$", before[-20:])
+    return match is not None and is_unit_word(match[1])
+
+
+_FOLLOWING = re.compile(
+    r"(?P<attached>(?: ?%)?(?:[^\W\d_]+(?:\^\{?[23]\}?)?)?)"
+    r"(?P<words>(?:[ -][^\W\d_]+(?:\^\{?[23]\}?)?){0,4})"
+)
+# After a number in prose these begin something else: 5 more than, 5 of them, 5 because.
+_PROSE = words_of(
+    """
+    more less fewer times to of on in at by and but as so because if when for from with over than or
+    is are was were
+    """
+)
+_CHANGES = re.compile(
+    r"[!^_*/\\√×÷<>±]|-(?=[\d(\\])|\((?=[a-z\d])"
+    r"| (?:is|was|are|were)(?: not\b|n't| wrong| false| incorrect| too)"
+    r"| (?:[*/×÷^+√±\\]|(?:and|or) (?:more|less|so|{numerals})\b|in (?:base|binary|octal|hex)"
+    r"|times (?:[b-z]\b|{numerals}\b)|to the )".replace(
+        "{numerals}", "(?:" + "|".join(VALUE_WORDS) + ")"
+    ),
+    re.IGNORECASE,
+)
+# What may come directly after a number and its unit.
+_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"'’”|$€£¥₹%=–—-]")
+
+
+def _what_follows(text: str) -> str | None:
+    """Return the multiplier and unit at the start of a text; None if it changes the number."""
+    if tail := re.match(r" and (?:a|one|two|three) \w+| and \d+/\d+", text):
+        return tail[0]
+    match = _FOLLOWING.match(text)
+    assert match is not None
+    if _CHANGES.match(text, match.end("attached")) or not _ENDS.match(text, match.end("attached")):
+        return None
+    kept: list[str] = []
+    for word in match["words"].replace("-", " ").split():
+        lower = word.casefold()
+        changes = lower in MULTIPLIERS or (lower in VALUE_WORDS and kept[-1:] in (["per"], []))
+        if lower in _PROSE or (kept and not changes and not is_unit_word(word)):
+            break
+        kept.append(word)
+    attached = match["attached"]
+    if attached in ("st", "nd", "rd", "th"):
+        return ""
+    return " ".join([attached, *kept])

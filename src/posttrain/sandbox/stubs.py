@@ -1,0 +1,122 @@
+"""Runs the tests of a row against stubs, before any completion is judged.
+
+A stub returns None, [], 0, "", True or its argument. What it passes says nothing about a program, so it
+earns no partial credit; and tests that cannot run by themselves are found here, not by a program.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.sandbox.child import Served, answer, perform
+from posttrain.sandbox.extract import prompt_code
+from posttrain.sandbox.lending import Unsendable
+from posttrain.sandbox.names import names_of
+from posttrain.sandbox.remote import Session
+from posttrain.sandbox.tester import Report, explain, run_tests
+from posttrain.sandbox.wire import Common, decode
+
+SECONDS = 1.0  # of processor time, for each stub
+_RETURNS = ("None", "[]", "0", "''", "True", "next(iter((*arguments, *named.values())), None)")
+# What tests raise by themselves, whatever the results of the functions they call.
+_OWN_FAULTS = (ImportError, NameError, SyntaxError, Unsendable)
+
+
+class _OutOfTime(BaseException):
+    pass
+
+
+@dataclass
+class Measure:
+    """What stubs show of the tests of a row."""
+
+    fault: str = ""
+    """Why they do not run, whatever the candidate does."""
+    total: int = 0
+    """Number of tests."""
+    free: list[int] = field(default_factory=list)
+    """Numbers of the tests that a stub passes."""
+    most: int = 0
+    """Number of tests that one stub passes."""
+
+
+def measure(job: dict[str, Any]) -> Measure:
+    """Run the tests of a job against each stub.
+
+    Args:
+        job: A job of form "check" or "asserts", as for `run_tests`.
+    """
+    try:
+        if job["form"] == "check":
+            entry_point = job["entry_point"]
+            code = prompt_code(job["prompt"], entry_point)
+            names = names_of(job["test"], entry_point, code)
+        else:
+            names = names_of("\n".join([job["setup"], *job["tests"]]), None)
+    except Exception as error:
+        return Measure(explain(error)[1])
+    if names.unknown:
+        listed = ", ".join(sorted(names.unknown))
+        return Measure(f"they use {listed} and nothing defines it: import or define it in them")
+    free: set[int] = set()
+    total, most = 1, 0
+    for value in _RETURNS:
+        functions = [f"def {n}(*arguments, **named): return {value}" for n in names.candidate]
+        session = _served_here()
+        stub = job | {"completion": "\n".join(functions), "partial": True}
+        report, error = _run(stub, session)
+        if report.verdict == "bad_test":
+            return Measure(report.detail)
+        if isinstance(error, _OWN_FAULTS):
+            return Measure(explain(error)[1])
+        total = max(total, len(report.passed))
+        most = max(most, sum(report.passed))
+        free |= {i for i, passed in enumerate(report.passed) if passed}
+    return Measure("", total, sorted(free), most)
+
+
+def _run(job: dict[str, Any], session: Session) -> tuple[Report, BaseException | None]:
+    problems: list[BaseException] = []
+    try:
+        with _limited(SECONDS):
+            report = run_tests(job, session, {}, problems)
+    except _OutOfTime:
+        return Report("timeout"), None
+    own = [problem for problem in problems if isinstance(problem, _OWN_FAULTS)]
+    return report, next(iter(own), None)
+
+
+def _served_here() -> Session:
+    """Return a session whose candidate runs in this process."""
+    served: list[Served] = []
+
+    def exchange(message: bytes) -> bytes:
+        if not served:
+            served.append(Served(decode(Common(), message), _no_exchange))
+            served[0].namespace = {"__name__": "candidate"}
+            return perform(served[0], "load")
+        return answer(served[0], message)
+
+    return Session(exchange)
+
+
+def _no_exchange(message: bytes) -> bytes:
+    raise EOFError
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise _OutOfTime in this block after so many seconds of processor time."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise _OutOfTime
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
