@@ -158,7 +158,7 @@ def _judged(config: Refusal) -> RewardFn:
     ) -> Scores:
         labels = _labels(len(completions), columns, config)
         rows = [i for i, label in enumerate(labels) if label is not None]
-        judged = [i for i in rows if completions[i].strip()]
+        judged = [i for i in rows if is_visible(completions[i])]
         classes = await classify([prompts[i] for i in judged], [completions[i] for i in judged])
         scores: Scores = [None] * len(completions)
         for i in rows:
@@ -168,6 +168,11 @@ def _judged(config: Refusal) -> RewardFn:
         return scores
 
     return reward
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that can be seen, not only spaces and the like."""
+    return any(c.isprintable() and not c.isspace() for c in text)
 
 
 def scored(refused: bool | None, label: str, config: Refusal) -> Score:

@@ -1,7 +1,7 @@
 """A language model that reads a request and a completion, and names one of XSTest's classes.
 
 The classes are full compliance, full refusal and partial refusal (Röttger et al. 2024, arXiv
-2308.01263, sec. 4); the wording of the question is ours. The model is on a chat server (remote/) or
+2308.01263); the wording of the question is ours. The model is on a chat server (remote/) or
 in a local folder (chat_model.py).
 
 A completion can address the judge that reads it. It is put between marks that it cannot contain,

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any
 
+from posttrain.sandbox.frames import read_frame, write_frame
 from posttrain.sandbox.operations import OPERATIONS, plain_base, plain_value
 from posttrain.sandbox.script import run_script
-from posttrain.sandbox.wire import Common, decode, encode, read_frame, write_frame
+from posttrain.sandbox.wire import Common, decode, encode
 
 LARGEST = 1 << 30  # bytes of a message from the trusted side
 MESSAGE = 500  # characters of an exception's text that are passed on
@@ -229,7 +230,7 @@ def _resolve(served: Served, kind: str, value: Any) -> Any:
             name, fields, items = value
             key = (name, fields)
             if key not in served.named_tuples:
-                served.named_tuples[key] = namedtuple(name, fields)  # noqa: PYI024
+                served.named_tuples[key] = namedtuple(name, fields)
             return served.named_tuples[key](*items)
         case "class":
             return served.common.classes[value]

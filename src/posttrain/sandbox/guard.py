@@ -1,6 +1,6 @@
 """Keeps a text of the candidate from running in the tests' process.
 
-`eval`, `exec` and `compile` of a test's own code work in the candidate's process (`tester.py`). This
+`eval`, `exec` and `compile` in a test work in the candidate's process (`tester.py`). This
 guards the other ways on which Python reports: a library that compiles a text (timeit, sympify),
 pickles that name functions, code objects made of parts. The tests' process is confined in any case
 (`room.py`); what is refused here could otherwise say which tests passed.

@@ -3,7 +3,7 @@
 Four kinds of places are rewritten; everything else runs as it is written:
 
     except E                     the exception of a candidate counts as asked for by this name
-    with ...                     as does one that a context manager swallows (assertRaises, suppress)
+    with ...                     as does one that a context manager swallows (suppress)
     f(x) == sorted(x)            a side without the candidate's result is computed from arguments as
                                  they were passed, even if the candidate changed them since
     statements of check          each test is recorded, for partial credit
@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.sandbox.remote import Remote, Session
+from posttrain.sandbox.remote import Remote
+from posttrain.sandbox.session import Session
 
 _JUDGES = ("assert", "isclose", "is_close", "allclose", "array_equal", "almost_equal", "approx")
 _RAISING = ("assertRaises", "assertRaisesRegex", "raises")

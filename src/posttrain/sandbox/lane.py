@@ -13,22 +13,23 @@ import select
 import signal
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from posttrain.sandbox import confine, isolation, room
+from posttrain.sandbox.frames import write_frame
 from posttrain.sandbox.guard import guard
 from posttrain.sandbox.isolation import Ending, Sandbox
-from posttrain.sandbox.remote import Session, over_channel
 from posttrain.sandbox.room import Room
+from posttrain.sandbox.session import Session, over_channel
 from posttrain.sandbox.stdin_programs import exchange, judge_program
 from posttrain.sandbox.stubs import measure
 from posttrain.sandbox.tester import Report, Verdict, run_tests
 from posttrain.sandbox.view import Unavailable, View, system_view
-from posttrain.sandbox.wire import Common, encode, write_frame
+from posttrain.sandbox.wire import Common, encode
 
+REPORT = 1 << 16  # bytes of a report, which a pipe takes in one piece
 GRACE = 2.0  # seconds for tests to end after their candidate was stopped, or for it to end itself
 MEMORY_STATUS = 99  # see child.py
 
@@ -123,7 +124,7 @@ class Lane:
             "RLIMIT_STACK": 64 * mebi,
             "RLIMIT_FSIZE": self.limits["file_mib"] * mebi,
             "RLIMIT_NOFILE": 64,
-            "RLIMIT_CORE": 0,
+            "RLIMIT_CORE": 1,  # with 0, a handler of crashes would still be started
         }
         # Linux counts them per user namespace since 5.14; before, together with the user's others.
         release = tuple(int(n) for n in os.uname().release.split("-")[0].split(".")[:2])
@@ -221,6 +222,9 @@ def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox | None, report:
     except BaseException as error:  # a strange value that breaks something here gains nothing
         kind = "memory" if isinstance(error, MemoryError) else "error"
         answer = asdict(Report(kind, detail=type(error).__name__))
+    for name, value in answer.items():
+        if isinstance(value, list):  # of truth values: a digit each, for the bound of `REPORT`
+            answer[name] = "".join(str(int(item)) for item in value)
     os.write(report, json.dumps(answer).encode() + b"\n")
 
 
@@ -231,8 +235,10 @@ def _verdict(text: bytes, job: dict[str, Any]) -> Verdict | None:
     report = json.loads(text)
     if "fault" in report:
         kind = "bad_test" if report["fault"] else "correct"
-        return Verdict(kind, report["most"], report["total"], report["fault"], report["free"])
-    passed = [p for i, p in enumerate(report["passed"]) if i not in job.get("free", ())]
+        free = [i for i, digit in enumerate(report["free"]) if digit == "1"]
+        return Verdict(kind, report["most"], len(report["free"]), report["fault"], free)
+    uncounted = set(job.get("free", ()))
+    passed = [digit == "1" for i, digit in enumerate(report["passed"]) if i not in uncounted]
     kind = report["verdict"]
     if kind == "correct":
         return Verdict(kind, len(passed), len(passed))
@@ -252,13 +258,12 @@ def _wait(report: int, deadline: float) -> bool:
 
 
 def _drain(report: int) -> bytes:
-    """Return what is in the pipe, without waiting."""
+    """Return what is in the pipe, without waiting, up to its limit."""
     os.set_blocking(report, False)
-    text = b""
-    with suppress(BlockingIOError):
-        while part := os.read(report, 1 << 16):
-            text += part
-    return text
+    try:
+        return os.read(report, REPORT)
+    except BlockingIOError:
+        return b""
 
 
 def _cause(lane: Lane, ending: Ending, late: bool) -> str:

@@ -19,8 +19,10 @@ from typing import Any
 
 from posttrain.sandbox.operations import OF_FUNCTIONS, OF_ITERATORS, OF_OBJECTS, OPERATIONS
 
-_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, MethodDescriptorType)
-_FUNCTIONS += (WrapperDescriptorType,)
+_FUNCTIONS = (
+    *(FunctionType, MethodType, BuiltinFunctionType),
+    *(MethodDescriptorType, WrapperDescriptorType),
+)
 _OPERATIONS = {"function": OF_FUNCTIONS, "iterator": OF_ITERATORS, "object": OF_OBJECTS}
 
 
@@ -70,6 +72,11 @@ def _by_name(thing: Any) -> tuple[str, str] | None:
     return (module, path) if found is thing else None
 
 
+def builtin_of(error: BaseException) -> str:
+    """Return the name of the nearest of Python's own classes of an exception."""
+    return next(k.__name__ for k in type(error).__mro__ if k.__module__ == "builtins")
+
+
 def _role(thing: Any) -> str | None:
     """Return how an object is lent: as a function, an iterator or an object; None if not at all."""
     if isinstance(thing, (ModuleType, type)):
@@ -117,7 +124,7 @@ def resolve_lent(
         return classes[value]
     if kind == "member":
         name, member = value
-        return getattr(classes[name], "_member_map_")[member]
+        return vars(classes[name])["_member_map_"][member]
     if kind == "named":
         name, fields, items = value
         if type(items) is not tuple or len(items) != len(fields):

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 # Modules whose functions tests use as if they were imported, most usual first.
-_WELL_KNOWN = ("math", "collections", "itertools", "functools", "statistics", "copy", "operator")
-_WELL_KNOWN += ("re", "heapq", "bisect", "random", "string", "datetime", "decimal", "fractions")
-_WELL_KNOWN += ("typing", "json", "time", "unittest")
+_WELL_KNOWN = (
+    *("math", "collections", "itertools", "functools", "statistics", "copy", "operator"),
+    *("re", "heapq", "bisect", "random", "string", "datetime", "decimal", "fractions"),
+    *("typing", "json", "time", "unittest"),
+)
 _ELSEWHERE = {
     "pytest": ("approx", "raises"),
     "numpy": ("allclose", "array_equal", "ndarray", "linspace", "arange"),

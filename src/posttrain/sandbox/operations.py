@@ -12,8 +12,10 @@ from typing import Any
 # Plain classes of which an instance of a subclass has a plain value, most special first.
 PLAIN_BASES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict, bytearray)
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-ARITHMETIC += ("and_", "or_", "xor", "lshift", "rshift")
+ARITHMETIC = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+    *("and_", "or_", "xor", "lshift", "rshift"),
+)
 UNARY = ("neg", "pos", "invert", "abs")
 
 
@@ -58,7 +60,7 @@ def _wait(awaitable: Any) -> Any:
 def _exit(thing: Any, kind: str | None, error: Any, trace: None) -> bool:
     """Leave a context, with an exception or its text, of the class of this name."""
     known = None if kind is None else getattr(builtins, kind)
-    if type(error) is str:
+    if known is not None and type(error) is str:
         error = known(error)
     return bool(type(thing).__exit__(thing, known, error, trace))
 

@@ -11,7 +11,6 @@ import io
 import os
 import resource
 import sys
-from functools import partial
 from typing import Any
 
 PATH = "/home/program.py"
@@ -59,9 +58,9 @@ def _provide() -> None:
         if which != resource.RLIMIT_STACK:  # calls of Python functions need no larger one
             set_limit(which, limits)
 
-    # partial, since a function of Python's becomes a method if a class has it as an attribute
-    builtins.open = io.open = partial(open_)
-    os.open = partial(os_open)
+    # Not the functions themselves: as attributes of a class, they would become methods.
+    builtins.open = io.open = open_.__call__  # type: ignore[operator]
+    os.open = os_open.__call__  # type: ignore[operator]
     _thread.stack_size = stack_size_
     resource.setrlimit = setrlimit
 

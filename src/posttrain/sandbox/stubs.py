@@ -1,20 +1,22 @@
 """Runs the tests of a row against stubs, before any completion is judged.
 
-A stub returns None, [], 0, "", True or its argument. What it passes says nothing about a program, so it
-earns no partial credit; and tests that cannot run by themselves are found here, not by a program.
+A stub returns None, [], 0, "", True or its argument. What it passes says nothing about a program,
+so it earns no partial credit; and tests that cannot run by themselves are found here, not by a
+program.
 """
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from posttrain.sandbox.child import Served, answer, perform
 from posttrain.sandbox.extract import prompt_code
 from posttrain.sandbox.lending import Unsendable
 from posttrain.sandbox.names import names_of
-from posttrain.sandbox.remote import Session
+from posttrain.sandbox.session import Session
 from posttrain.sandbox.tester import Report, explain, run_tests
 from posttrain.sandbox.wire import Common, decode
 
@@ -34,10 +36,8 @@ class Measure:
 
     fault: str = ""
     """Why they do not run, whatever the candidate does."""
-    total: int = 0
-    """Number of tests."""
-    free: list[int] = field(default_factory=list)
-    """Numbers of the tests that a stub passes."""
+    free: list[bool] = field(default_factory=list)
+    """Whether a stub passes it, for each test."""
     most: int = 0
     """Number of tests that one stub passes."""
 
@@ -60,21 +60,20 @@ def measure(job: dict[str, Any]) -> Measure:
     if names.unknown:
         listed = ", ".join(sorted(names.unknown))
         return Measure(f"they use {listed} and nothing defines it: import or define it in them")
-    free: set[int] = set()
-    total, most = 1, 0
+    free: list[bool] = []
+    most = 0
     for value in _RETURNS:
         functions = [f"def {n}(*arguments, **named): return {value}" for n in names.candidate]
         session = _served_here()
         stub = job | {"completion": "\n".join(functions), "partial": True}
-        report, error = _run(stub, session)
+        report, fault = _run(stub, session)
         if report.verdict == "bad_test":
             return Measure(report.detail)
-        if isinstance(error, _OWN_FAULTS):
-            return Measure(explain(error)[1])
-        total = max(total, len(report.passed))
+        if fault is not None:
+            return Measure(explain(fault)[1])
         most = max(most, sum(report.passed))
-        free |= {i for i, passed in enumerate(report.passed) if passed}
-    return Measure("", total, sorted(free), most)
+        free = [a or b for a, b in zip_longest(free, report.passed, fillvalue=False)]
+    return Measure("", free, most)
 
 
 def _run(job: dict[str, Any], session: Session) -> tuple[Report, BaseException | None]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from posttrain.sandbox.extract import program_of, prompt_code, python_of
 from posttrain.sandbox.instrument import helpers, instrument, record_tests
-from posttrain.sandbox.lending import Unsendable
 from posttrain.sandbox.names import names_of, shared_definitions
 from posttrain.sandbox.operations import plain_base
-from posttrain.sandbox.remote import CandidateGone, NotPlain, Session
+from posttrain.sandbox.remote import NotPlain
+from posttrain.sandbox.session import CandidateGone, Session
 
 DETAIL = 300  # characters
 

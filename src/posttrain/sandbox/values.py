@@ -27,10 +27,9 @@ class Standard:
 
 def _zone(x: Any) -> bool:
     """Whether the time zone of a time is one that can be carried."""
-    return x.tzinfo is None or standard_name(type(x.tzinfo)) in (
-        "datetime.timezone",
-        "zoneinfo.ZoneInfo",
-    )
+    zones = ("datetime.timezone", "zoneinfo.ZoneInfo")
+    kind: Any = type(x.tzinfo)
+    return x.tzinfo is None or standard_name(kind) in zones
 
 
 def _read_time(x: Any) -> tuple[Any, ...] | None:
@@ -98,8 +97,10 @@ _VIEWS: dict[type, str] = {
     type({}.items()): "builtins.dict_items",
 }
 # Classes besides these that may be passed themselves, as in convert(x, Counter).
-_PASSABLE = ("collections.Counter", "collections.OrderedDict", "collections.deque")
-_PASSABLE += ("collections.defaultdict", "array.array")
+_PASSABLE = (
+    *("collections.Counter", "collections.OrderedDict", "collections.deque"),
+    *("collections.defaultdict", "array.array"),
+)
 
 
 @cache

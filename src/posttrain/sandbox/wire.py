@@ -11,7 +11,6 @@ argument is that very object. An object that is not plain (an instance of the ca
 a function, a generator) stays where it is; what `Common.refer` says of it is sent in its place.
 """
 
-import os
 import struct
 import sys
 from array import array
@@ -27,10 +26,6 @@ DEEPEST = 200  # of tuples in tuples; lists and dicts may be nested without limi
 
 class WireError(ValueError):
     """Bytes that do not follow this file's rules, or a value that cannot be sent."""
-
-
-class TooLarge(ValueError):
-    """A message above the limit."""
 
 
 @dataclass
@@ -390,37 +385,3 @@ def _get_items(message: _Incoming, depth: int) -> tuple[Any, ...]:
         sizes.frombytes(message.take(8 * count))
         return tuple([message.take(size).decode("utf-8", "surrogatepass") for size in sizes])
     raise WireError("an unknown tag")
-
-
-# --- frames ---------------------------------------------------------------------------------------
-
-
-def write_frame(fd: int, data: bytes) -> None:
-    """Send one message; raise OSError if the other side is gone."""
-    view = memoryview(struct.pack(">I", len(data)) + data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def read_frame(fd: int, limit: int) -> bytes:
-    """Receive one message.
-
-    Raises:
-        EOFError: The other side is gone.
-        TooLarge: The message has more than `limit` bytes.
-    """
-    (size,) = struct.unpack(">I", _read(fd, 4))
-    if size > limit:
-        raise TooLarge(f"a message of {size} bytes; the limit is {limit}")
-    return _read(fd, size)
-
-
-def _read(fd: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(fd, min(size, 1 << 20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 import threading
 import time
@@ -11,14 +12,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
+from posttrain.common.http import Endpoint, Patience
 from posttrain.rewards.base import RewardFailure
+from posttrain.rewards.remote import chat, http
 from posttrain.runs.config import dump, parse_config
 
 KEY = 'sk-"secret/0123'
@@ -262,6 +269,39 @@ def test_what_is_hardly_http_ends_in_one_line(
     assert "rows 1 to 1: " in message
     assert "the reward failed" not in message
     assert message.isprintable()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["scores", "choices", "message", "content", "finish_reason"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, st.sampled_from(["", "{}", '{{"scores": {}}}', '{{"choices": [{{"message": {}}}]}}']))
+def test_any_reply_is_a_result_or_one_line(value: Any, form: str) -> None:
+    server = Endpoint(urlsplit("http://x"), Patience(1, 0, 0, 0))
+    text = form.format(json.dumps(value)) if form else str(value)
+    for read in (http._score, chat.chat_reply):
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (http, chat):
+                patch.setattr(module, "post", lambda *_: SimpleNamespace(text=text))
+            try:
+                result = read(server, b"", *((0, 2) if read is http._score else ("row 1",)))
+            except RewardFailure as failed:
+                result = str(failed)
+        if isinstance(result, str):
+            assert result.isprintable()
+        elif read is chat.chat_reply:
+            assert isinstance(result[0], str)
+        else:
+            assert all(x is None or math.isfinite(x) for x in result)
+            assert len(result) == 2
 
 
 def test_a_row_of_a_later_batch_has_its_own_number(server: FakeServer) -> None:

@@ -6,17 +6,20 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import test_resume
 import tiny
+import torch
 from chat_server import ChatServer, chat, chat_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config import GRPO
 from test_rewards import MATH, make, scores
 
+import posttrain
 from posttrain.model.folder import resolve_model_path
 from posttrain.model.load import load_tokenizer
 from posttrain.rewards import chat_model
@@ -177,7 +180,7 @@ def test_reading_is_linear(text: str) -> None:
 
 # --- what is scored -------------------------------------------------------------------------------
 
-TEXTS = ["No", "Partly", "Yes", "hm", " \n"]
+TEXTS = ["No", "Partly", "Yes", "hm", " \u200b\n"]
 
 
 @pytest.mark.parametrize(
@@ -346,22 +349,37 @@ def test_grpo_with_a_judge_of_refusals(server: ChatServer, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run of a tiny model that has learned to write one class, whatever it is asked."""
-    folder = tmp_path_factory.mktemp("judge")
-    rows = [{"prompt": question("?", text), "completion": PARTIAL} for text in ("No", "Yes") * 4]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tree = tiny.run_config(folder, "sft", max_steps=90, batch_size=2, learning_rate=1e-2)
+    """A run of a tiny model that takes the judge's question and writes nonsense."""
+    tree = tiny.run_config(tmp_path_factory.mktemp("judge"), "sft", max_steps=20)
     tree["model"]["scratch"] |= {"max_length": 2048, "vocab_size": 300}
-    tree["data"] = {"path": str(folder / "rows.jsonl")}
     return str(train(parse_config(tree, "test")))
 
 
-def test_a_local_model_judges(tiny_judge: str, caplog: pytest.LogCaptureFixture) -> None:
-    reward = make(type="refusal", rule="judge", path=tiny_judge, max_tokens=16, partial="refusal")
-    found = scores(reward, ["No", "Yes", "x " * 2000, "\ud800"])[:3]
-    assert found == [1.0, 1.0, None], "the third is too long for the model"
-    assert [class_of(parts_of(value)) for value in found] == [PARTIAL, PARTIAL, None]
-    assert "questions have no verdict: 1 were too long to be asked about" in caplog.text
+def test_a_local_model_answers_as_it_generates(tiny_judge: str) -> None:
+    questions = ["Hello", question("?", "No")]
+    answers = chat_model.asker(tiny_judge, "cpu", "float32", 12)(questions)
+    for asked, answer in zip(questions, answers):
+        (said,) = posttrain.generate(tiny_judge, [asked], temperature=0, max_new_tokens=12)
+        assert answer == (said.text, said.finish_reason == "stop")
+
+
+def test_a_local_model_judges(
+    tiny_judge: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def writer(name: str, renderer: Any, *where: Any) -> Any:
+        def generate(input_ids: Any, attention_mask: Any, max_new_tokens: int) -> Any:
+            ids = [*renderer.tokenizer(PARTIAL)["input_ids"], renderer.turn_end][:max_new_tokens]
+            return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+        return SimpleNamespace(device="cpu", generate=generate)
+
+    monkeypatch.setattr(chat_model, "_load", writer)
+    reward = make(type="refusal", rule="judge", path=tiny_judge, max_tokens=32, partial="refusal")
+    found = scores(reward, ["No", "Yes", "x " * 2000, "x\ud800"])
+    assert found == [1.0, 1.0, None, 1.0], "the third is too long for the model"
+    classes = [class_of(parts_of(value)) for value in found]
+    assert classes == [PARTIAL, PARTIAL, None, PARTIAL]
+    assert "1 of 4 questions have no verdict: 1 were too long to be asked about" in caplog.text
     short = make(type="refusal", rule="judge", path=tiny_judge, max_tokens=3)
     assert scores(short, ["No"]) == [None]
     assert "1 replies were cut off at max_tokens" in caplog.text

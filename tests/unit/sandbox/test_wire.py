@@ -22,9 +22,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.sandbox import values, wire
+from posttrain.sandbox import frames, values, wire
 from posttrain.sandbox.child import serve
-from posttrain.sandbox.remote import NotPlain, Remote, Session, over_channel
+from posttrain.sandbox.remote import NotPlain, Remote
+from posttrain.sandbox.session import Session, over_channel
 from posttrain.sandbox.wire import Common
 
 
@@ -214,8 +215,8 @@ def test_depth_and_size_are_bounded() -> None:
         wire.decode(Common(), b"t*\0\0\0\1" * 10**5)
     read, write = os.pipe()
     os.write(write, b"\xff\xff\xff\xff")
-    with pytest.raises(wire.TooLarge):
-        wire.read_frame(read, 1 << 20)
+    with pytest.raises(frames.TooLarge):
+        frames.read_frame(read, 1 << 20)
     os.close(read)
     os.close(write)
 
@@ -338,10 +339,10 @@ def session_of(program: str, *names: str) -> tuple[Session, dict[str, Any]]:
 
     def candidate() -> None:
         def exchange(reply: bytes) -> bytes:
-            wire.write_frame(there, reply)
-            return wire.read_frame(there, 1 << 30)
+            frames.write_frame(there, reply)
+            return frames.read_frame(there, 1 << 30)
 
-        job = wire.decode(Common(), wire.read_frame(there, 1 << 30))
+        job = wire.decode(Common(), frames.read_frame(there, 1 << 30))
         with suppress(EOFError, OSError):
             serve(job, exchange)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from posttrain.rewards.base import Column, Reward, RewardConfig, each_row_alone, needs_columns
-from posttrain.rewards.rules.math import final_answer
+from posttrain.rewards.rules.math import TAIL, final_answer
 from posttrain.rewards.score import Score
 
 
@@ -26,7 +26,8 @@ class ExactMatch(RewardConfig):
     column: Column = "answer"
     """Column with the reference: one value, or a list of acceptable values."""
     extract: str | None = None
-    """Regular expression whose last match is the answer, or that match's first group if any."""
+    """Regular expression whose last match in the last 20,000 characters is the answer, or that
+    match's first group if any."""
     ignore_case: bool = True
     """Ignore case in the comparison."""
     positive: float = 1.0
@@ -71,7 +72,7 @@ def answer_of(completion: str, extract: re.Pattern[str] | None) -> str:
     """Return the answer that a completion states; an empty string if there is none."""
     if extract is None:
         return final_answer(completion).text
-    matches = list(extract.finditer(completion))
+    matches = list(extract.finditer(completion[-TAIL:]))
     if not matches:
         return ""
     answer = matches[-1][1] if extract.groups else matches[-1][0]

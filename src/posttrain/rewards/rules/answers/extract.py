@@ -39,8 +39,9 @@ _MARKER = re.compile(
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # What may separate two boxes that form one answer: x = \boxed{1} and y = \boxed{2}.
 _JOINT = re.compile(
-    r"(?:\\text\{(?=[^{}]*\})[^{}]*\b(?:and|or)\b[^{}]*\}|\\q?quad\b|\b(?:and|or)\b"
-    r"|[A-Za-z](?:_\{?\w+\}?)?\s*=|[\s$,;.&()\[\]\\])*+"
+    r"(?:\\text\{(?=[^{}]*\})[^{}]*\b(?:and|or)\b[^{}]*\}|\\q?quad\b"
+    r"|\b(?:and|or|maybe|perhaps|possibly|also|either|else)\b"
+    r"|[A-Za-z](?:_\{?\w+\}?)?\s*=|[\s$,;./|&()\[\]\\])*+"
 )
 _PROSE = re.compile(r"[^\W\d_]{2,} ")
 _SENTENCE_END = re.compile(r"[.?](?=\s|$)")
@@ -126,13 +127,13 @@ def is_hedged(text: str) -> bool:
     return bool(_HEDGED.search(sentence)) or any(map(_TAKEN_BACK.match, others))
 
 
-def leading_number(line: str) -> Number | None:
+def leading_number(line: str, *, letters: bool = False) -> Number | None:
     """Return the number that an answer line begins with: "18 eggs, because 9 * 2 = 18".
 
     None if there is none, if what follows changes it, and if the line hedges.
     """
     text = _FORMULA.sub(lambda m: next(g for g in m.groups() if g), line[:LONGEST_ANSWER])
-    found = number_at_start(text)
+    found = number_at_start(text, letters=letters)
     return None if found is None or is_hedged(text[found[1] :]) else found[0]
 
 
@@ -260,9 +261,9 @@ def stated_number(found: Answer, *, letters: bool = False) -> Number | None:
     if number is not None or found.formatted:
         return number
     if found.marked:
-        return leading_number(found.text)
+        return leading_number(found.text, letters=letters)
     prose = prose_of(found)
-    return None if prose is None else last_number(prose)
+    return None if prose is None else last_number(prose, letters=letters)
 
 
 def prose_of(found: Answer) -> str | None:

@@ -63,7 +63,7 @@ Form = Leaf | Group | Named | Chain | Relation
 
 _OPEN, _CLOSE = "([{⦃⟨", ")]}⦄⟩"
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
+DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2}|\d{4,})(?![\d,])")
 
 
 def split(text: str, separator: str) -> list[str]:
@@ -99,7 +99,7 @@ def _items(text: str, in_brackets: bool) -> list[str]:
     """Split a text at its commas, semicolons and "and" or "or", but not at those of 1,000."""
     if len(split(text, ";")) > 1:
         parts = split(text, r";|\b(?:and|or)\b")
-        return [_DECIMAL_COMMA.sub(r"\1.\2", part) for part in parts if part]
+        return [DECIMAL_COMMA.sub(r"\1.\2", part) for part in parts if part]
     if not in_brackets or len(split(text, r",\s")) > 1:
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     return [part for part in split(text, _JOIN) if part]

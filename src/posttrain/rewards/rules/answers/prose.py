@@ -8,6 +8,7 @@ import re
 from posttrain.rewards.rules.answers.characters import plain_characters
 from posttrain.rewards.rules.answers.numbers import DECIMAL, Number, plain_number
 from posttrain.rewards.rules.answers.units import (
+    LETTER_UNITS,
     MULTIPLIERS,
     VALUE_WORDS,
     is_unit_word,
@@ -27,19 +28,23 @@ _JOINING = (
 # What stands between two numbers that are one range, list, choice, share or calculation.
 _JOINED = re.compile(
     rf"[%°]?[^\W\d_]*\s*(?:[^\W\d_]+\s+){{0,3}}?"
-    rf"(?:(?:[,;]\s*)?(?:{_JOINING}\b[\s,]*)+|[,;]\s*|[-+*/x×÷·^:–]\s*)(?:an?\s+|the\s+)?[$€£¥₹]?-?"
+    rf"(?:(?:[,;]\s*)?(?:{_JOINING}\b[\s,]*)+|[,;]\s*|[-+*/x×÷·^:–—~&]\s*|\s*\.{(2,)}\s*|…)(?:an?\s+|the\s+)?[$€£¥₹]?-?"
     r"|%? of (?:the )?| in ",
     re.IGNORECASE,
 )
+# What stands before a number or formula that is not the answer itself: a negation, a bound, a
+# function or a share of it, a label (step 5), an operator, a power.
 _ALTERED = re.compile(
-    r"(?:(?:\b(?:not|never)|n't|n’t)(?:\s+[^\W\d_]+){0,2}"
-    r"|\b(?:neither|nor|negative|minus|(?:less|more|greater|fewer|larger|smaller) than"
-    r"|at least|at most|up to|under|below|above|exceeds?|half|half of"
-    r"|twice|double|triple|root|root of|base|mod|modulo|log|sqrt|or|than|without|except"
-    r"|factorial of|square of|cube of|reciprocal of|inverse of|opposite of|to the power(?: of)?)"
+    r"(?:(?:\b(?:not|never|cannot)|n't|n’t)(?:\s+[^\W\d_]+){0,2}"
+    r"|\b(?:neither|nor|negative|minus"
+    r"|(?:less|more|greater|fewer|larger|smaller) than(?: or equal to)?"
+    r"|at least|at most|up to|under|below|above|exceeds?|half|twice|double|triple|root|base|mod"
+    r"|modulo|log|sqrt|or|than|without|except|to the power|(?:any|every|no)thing but|all but"
+    r"|(?:hal(?:f|ves)|[a-z]+th|thirds?|quarters?|[a-z]+ths|percent|dozens?|multiples?|factors?"
+    r"|factorial|powers?|root|square|cube|sum|product|difference|reciprocal|inverse|opposite) of)"
     r"|\b(?:step|question|problem|part|case|example|option|line|page|chapter|section|figure|table"
-    r"|equation|number|no\.|theorem|exercise|grade)|\#"
-    r"|(?:\b[b-z]|\)) ?[-+*/×÷^] ?|[<>≤≥≠±~√])\s*[$€£¥₹]?$",
+    r"|equation|number|no\.|theorem|exercise|grade)"
+    r"|\#|% of|[a-z]\(|[\^_]\{?|(?:\b[b-z]|\)|\|) ?[-+*/×÷^] ?|[<>≤≥≠±~√|&])\s*[$€£¥₹]?$",
     re.IGNORECASE,
 )
 # Before a number that is an answer itself, so that "= 6" after it is false: "So 5 = 6".
@@ -49,8 +54,10 @@ _STATED = re.compile(
 _SPACED_MINUS = re.compile(r"(?:=|\b(?:is|equals|was|be|gives?|get))\s*-\s+[$€£¥₹]?$")
 
 
-def last_number(text: str) -> Number | None:
+def last_number(text: str, *, letters: bool = False) -> Number | None:
     """Return the last number in a text, or None if that number does not stand alone.
+
+    `letters` as for `plain_number`, of letters that are attached: 5m; in prose "5 m" is 5 metres.
 
     It does not if it is part of a word (H2O), a time, a date, a range, a list, a choice ("5 or 6")
     or a calculation, or if the words around it change its value ("not 5", "5 squared").
@@ -75,7 +82,7 @@ def last_number(text: str) -> Number | None:
     if not _ALONE_BEFORE.search(before[-4:]) or is_altered(before):
         return None
     end = match.end() - (match[0][-1] == ".")
-    after = _what_follows(text[end:])
+    after = _what_follows(text[end:], letters)
     if after is None:
         return None
     sign = "-" if before.rstrip("$€£¥₹").endswith("-") or _SPACED_MINUS.search(before) else ""
@@ -94,22 +101,24 @@ def is_altered(before: str) -> bool:
 
 _AT_START = re.compile(rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d.,/]))?)")
 _GOES_ON = re.compile(
-    r"\s*(?:[-–+*/=^:\\{_\d]|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3}))",
+    r"\s*(?:[-–+*/=^:\\{_\d]|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3})"
+    r"|\((?:in )?(?:base|binary|octal|hex|mod))",
     re.IGNORECASE,
 )
 
 
-def number_at_start(line: str) -> tuple[Number, int] | None:
+def number_at_start(line: str, *, letters: bool = False) -> tuple[Number, int] | None:
     """Return the number that a line begins with, and where it ends.
 
-    None if there is none, or if what follows it changes it or goes on with it.
+    `letters` as for `last_number`. None if there is none, or if what follows it changes it or goes
+    on with it.
     """
     text = _EMPHASIS.sub("", plain_characters(line)).lstrip()
     match = _AT_START.match(text)
     if match is None:
         return None
     end = match.end() - (match[0][-1] == ".")
-    after = _what_follows(text[end:])
+    after = _what_follows(text[end:], letters)
     rest = end + len(after or "")
     joined = _JOINED.match(text, rest)
     if (
@@ -152,7 +161,7 @@ _CHANGES = re.compile(
 _ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"'’”|$€£¥₹%=–—-]")
 
 
-def _what_follows(text: str) -> str | None:
+def _what_follows(text: str, letters: bool) -> str | None:
     """Return the multiplier and unit at the start of a text; None if it changes the number."""
     if tail := re.match(r" and (?:a|one|two|three) \w+| and \d+/\d+", text):
         return tail[0]
@@ -160,14 +169,18 @@ def _what_follows(text: str) -> str | None:
     assert match is not None
     if _CHANGES.match(text, match.end("attached")) or not _ENDS.match(text, match.end("attached")):
         return None
+    attached = match["attached"]
+    if len(attached) == 1 and attached in LETTER_UNITS and not letters:
+        return None
     kept: list[str] = []
     for word in match["words"].replace("-", " ").split():
         lower = word.casefold()
         changes = lower in MULTIPLIERS or (lower in VALUE_WORDS and kept[-1:] in (["per"], []))
+        if lower in ("below", "minus", "short"):
+            return None
         if lower in _PROSE or (kept and not changes and not is_unit_word(word)):
             break
         kept.append(word)
-    attached = match["attached"]
     if attached in ("st", "nd", "rd", "th"):
         return ""
     return " ".join([attached, *kept])

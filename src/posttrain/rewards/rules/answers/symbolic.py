@@ -16,6 +16,7 @@ from typing import Any
 from posttrain.rewards.rules.answers.characters import compact, latex_of, tidy
 from posttrain.rewards.rules.answers.extract import last_formula
 from posttrain.rewards.rules.answers.forms import (
+    DECIMAL_COMMA,
     Leaf,
     Order,
     Relation,
@@ -250,7 +251,7 @@ def _whole_relation(gold: str, answer: str) -> bool:
         return False
 
 
-_AFTER_VERB = re.compile(r".*(?:\b(?:is|are|equals?|gives?|get|be)\b|=|:)\s*(.+)", re.DOTALL)
+_AFTER_VERB = re.compile(r".*(?:\b(?:is|are|equals?|gives?|get|be)\b|=|:\s)\s*(.+)", re.DOTALL)
 
 
 def _stated_in(text: str) -> str | None:
@@ -284,6 +285,8 @@ def judge(gold: str, answer: str, whole_text: bool, conventions: Conventions) ->
     if stated is None:
         return "unparseable_prediction"
     answer = tidy(stated)
+    if plain_number(gold) is not None and answer.count(",") == 1:
+        answer = DECIMAL_COMMA.sub(r"\1.\2", answer)  # x = 2,5
     form = form_of(answer)
     if form == Leaf("") or Relation("") in relations(form):
         return "unparseable_prediction"

@@ -42,7 +42,7 @@ half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixt
 eighth eighths ninth ninths tenth tenths eleventh elevenths twelfth twelfths thirteenths
 fourteenths fifteenths sixteenth sixteenths twentieth twentieths thirtieths fortieths fiftieth
 fiftieths hundredth hundredths thousandth thousandths millionth millionths billionths
-mille permille permil mil mill ppm ppb bps basis
+mille permille permil mil mill rds ths nds sts ish ppm ppb bps basis
 """
 _OPERATORS = """
 plus minus over divided multiplied mod modulo power powers raised exponent root sqrt cbrt

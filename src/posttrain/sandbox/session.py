@@ -1,0 +1,248 @@
+"""The trusted side of the channel to one candidate.
+
+A call of a stand-in sends the arguments and returns a plain value that this process built itself.
+Nothing that the candidate's process reports about itself is believed: a reply that is not exactly
+the answer to the pending call ends the candidate.
+"""
+
+import copy
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from posttrain.sandbox.frames import TooLarge, read_frame, write_frame
+from posttrain.sandbox.lending import Unsendable, builtin_of, lend, perform_lent, resolve_lent
+from posttrain.sandbox.operations import plain_value
+from posttrain.sandbox.raised import exception_of
+from posttrain.sandbox.remote import Remote, awaited, derived
+from posttrain.sandbox.wire import Common, WireError, content_of, decode, encode, refill
+
+
+class CandidateGone(Exception):
+    """The candidate's process has ended; every further call raises this too."""
+
+
+@dataclass
+class Session:
+    """One candidate and the channel to it."""
+
+    exchange: Callable[[bytes], bytes]
+    """Sends a message and returns the next; raises EOFError, OSError or TooLarge."""
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    number: int = 0
+    """Number of the next message from the candidate."""
+    gone: str | None = None
+    """The verdict, once the candidate cannot answer any more; no test can undo it."""
+    pending: list[BaseException] = field(default_factory=list)
+    """What the candidate raised and no test has asked for by name."""
+    failures: list[BaseException] = field(default_factory=list)
+    """Refusals of this file, and failed assertions in functions that the candidate was lent."""
+    earlier: dict[int, bytes] = field(default_factory=dict)
+    """By number: the contents that arguments had when a call that returned a value changed them."""
+    objects: dict[int, Remote] = field(default_factory=dict)
+    """Stand-ins by the candidate's number of the object."""
+    derived: dict[int, type] = field(default_factory=dict)
+    """Classes that stand for the candidate's subclasses of plain classes, by its number."""
+    named_tuples: dict[tuple[Any, ...], type] = field(default_factory=dict)
+    """Classes of named tuples that the tests passed, by name and fields."""
+    lent: dict[int, Any] = field(default_factory=dict)
+    """Functions, iterators and objects that the tests passed, by their number."""
+    common: Common = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.common = Common(
+            lambda thing: _refer(self, thing),
+            lambda kind, value: _resolve(self, kind, value),
+            refused=("ndarray",),
+            forgets=True,
+        )
+
+    def load(
+        self,
+        program: str,
+        names: list[str],
+        limits: dict[str, int],
+        definitions: str = "",
+        classes: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Run a program of functions, and return what it defines of `names`.
+
+        Args:
+            program: The candidate's program.
+            names: Names that the tests use and leave to the program.
+            limits: Limits that its process sets on itself.
+            definitions: Code that runs before the program: classes that the tests define as well.
+            classes: Names of classes whose instances pass by their attributes.
+
+        Raise what the program raised, as an exception of this process.
+        """
+        job = {
+            "mode": "functions",
+            "program": program,
+            "names": names,
+            "nonce": self.nonce,
+            "limits": limits,
+            "definitions": definitions,
+            "classes": classes,
+        }
+        defined = self._talk(encode(Common(), job)[0])
+        if type(defined) is not dict:
+            self.gone = "protocol"
+            raise CandidateGone("the answer to loading is not a dict")
+        # no other name: the candidate must not define what else the tests call
+        return {name: defined[name] for name in names if name in defined}
+
+    def ask(self, operation: str, *operands: Any) -> Any:
+        """Return the value of an operation (`operations.py`), or raise what the candidate raised.
+
+        An exception is pending until the test asks for it (`asked`).
+        """
+        if self.gone is not None:
+            raise CandidateGone(self.gone)
+        try:
+            message, direct = encode(self.common, ("do", operation, operands))
+        except WireError as error:
+            raise Unsendable(str(error)) from None
+        for number in self.common.reachable(direct):
+            self.earlier.pop(number, None)
+        sent = dict(self.common.contents)
+        value = self._talk(message)
+        if value is not None and operation == "call":
+            self._note_changes(sent)
+        return value
+
+    def _note_changes(self, sent: dict[int, bytes]) -> None:
+        for number, content in sent.items():
+            if self.common.contents.get(number, content) != content:
+                self.earlier[number] = content
+
+    def _talk(self, message: bytes) -> Any:
+        """Send a message; lend what the candidate asks for until it answers."""
+        while True:
+            match self._receive(message):
+                case ("value", value):
+                    return value
+                case ("error", names, arguments, text, thing) if _are(
+                    (tuple, tuple, str), names, arguments, text
+                ):
+                    error = exception_of(names, arguments, text, thing)
+                    self.pending.append(error)
+                    raise error
+                case ("ask", number, operation, operands) if _are(
+                    (int, str, tuple), number, operation, operands
+                ):
+                    message = self._serve(number, operation, operands)
+                case _:
+                    self.gone = "protocol"
+                    raise CandidateGone("a reply that answers no call")
+
+    def _receive(self, message: bytes) -> tuple[Any, ...]:
+        if self.gone is not None:
+            raise CandidateGone(self.gone)
+        try:
+            reply = decode(self.common, self.exchange(message))
+        except (EOFError, OSError):
+            self.gone = "died"
+            raise CandidateGone("the candidate's process ended") from None
+        except TooLarge as error:
+            self.gone = "output"
+            raise CandidateGone(str(error)) from None
+        except WireError as error:
+            self.gone = "protocol"
+            raise CandidateGone(f"not a reply: {error}") from None
+        match reply:
+            case (nonce, number, *rest) if type(reply) is tuple and _are(
+                (bytes, int), nonce, number
+            ):
+                if (nonce, number) == (self.nonce, self.number):
+                    self.number += 1
+                    return tuple(rest)
+        self.gone = "protocol"
+        raise CandidateGone("a reply that answers no call")
+
+    def _serve(self, number: int, operation: str, operands: tuple[Any, ...]) -> bytes:
+        """Use a function or object of the tests for the candidate; return the message about it."""
+        try:
+            value = perform_lent(self.lent[number], operation, operands)
+            return encode(self.common, ("value", value))[0]
+        except CandidateGone:
+            raise
+        except BaseException as error:
+            if isinstance(error, AssertionError) and error not in self.pending:
+                self.failures.append(error)  # the candidate cannot swallow what a test asserts
+            return encode(self.common, ("error", builtin_of(error), str(error)))[0]
+
+    def asked(self, error: BaseException | None) -> None:
+        """Take an exception of the candidate as the one that the test asks for."""
+        self.pending = [other for other in self.pending if other is not error]
+
+    def as_passed(self, compute: Callable[[], Any]) -> Any:
+        """Return a value that is computed from arguments as they were passed to the candidate.
+
+        A call that changes its arguments and returns a value must not choose by that what its value
+        is compared with.
+        """
+        # the test may have changed one itself since
+        now = {
+            number: content
+            for number in self.earlier
+            if (content := content_of(self.common, number)) == self.common.contents.get(number, 0)
+        }
+        if not now:
+            return compute()
+        for number in now:
+            refill(self.common, number, self.earlier[number])
+        try:
+            value = compute()
+            return copy.deepcopy(value) if isinstance(value, _COPIED) else value
+        finally:
+            for number, content in now.items():
+                refill(self.common, number, content)
+
+
+_COPIED = (list, tuple, dict, set, frozenset, bytearray)
+
+
+def _are(kinds: tuple[type, ...], *values: Any) -> bool:
+    """Whether values are of exactly these classes; a stand-in may pass for one in isinstance."""
+    return all(type(value) is kind for value, kind in zip(values, kinds, strict=True))
+
+
+def over_channel(channel: int, largest: int) -> Callable[[bytes], bytes]:
+    """Return the `exchange` of a session over a channel; a reply has at most `largest` bytes."""
+
+    def exchange(message: bytes) -> bytes:
+        write_frame(channel, message)
+        return read_frame(channel, largest)
+
+    return exchange
+
+
+# --- references -----------------------------------------------------------------------------------
+
+
+def _refer(session: Session, thing: Any) -> tuple[str, Any]:
+    if type(thing) is Remote:
+        return "remote", (thing._number, thing._base)
+    number = getattr(type(thing), "_candidate_class", None)
+    if number is not None:
+        stand_in = thing._stand_in
+        label = (stand_in._number, number, type(thing).__name__, stand_in._base)
+        return "derived", (*label, plain_value(thing))
+    return lend(session.lent, session.named_tuples, session.common.classes, thing)
+
+
+def _resolve(session: Session, kind: str, value: Any) -> Any:
+    match kind, value:
+        case "remote", (number, base) if _are((int, str), number, base):
+            stand_in = session.objects.get(number)
+            if stand_in is None:
+                stand_in = session.objects[number] = Remote(session, number, base)
+            return awaited(stand_in) if base == "coroutine" else stand_in
+        case "derived", (number, class_number, name, base, plain) if _are(
+            (int, int, str, str), number, class_number, name, base
+        ):
+            stand_in = session.objects.setdefault(number, Remote(session, number, base))
+            return derived(session, stand_in, class_number, name, base, plain)
+    return resolve_lent(session.lent, session.named_tuples, session.common.classes, kind, value)
