@@ -10,7 +10,8 @@ from pydantic import SerializeAsAny
 from posttrain.common.registry import look_up
 from posttrain.config.base import ByType
 from posttrain.rewards import REWARDS
-from posttrain.rewards.base import Checked, Reward, RewardConfig, RewardFn, RowFault, columns_of
+from posttrain.rewards.base import Reward, RewardConfig, RewardFn, columns_of
+from posttrain.rewards.checks import Checked, RowFault
 
 
 def reward_named(name: str) -> Reward:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.rewards.base import Reward, RewardConfig, RowFault, check_each
+from posttrain.rewards.base import Reward, RewardConfig
+from posttrain.rewards.checks import RowFault, check_each
 from posttrain.rewards.score import Score
 from posttrain.sandbox.pool import Pool, judge, open_pool
 from posttrain.sandbox.stdin_programs import free_outputs

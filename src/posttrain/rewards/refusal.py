@@ -18,10 +18,10 @@ from posttrain.rewards.base import (
     RewardConfig,
     RewardFn,
     Scores,
-    check_each,
     each_row_alone,
     needs_columns,
 )
+from posttrain.rewards.checks import check_each
 from posttrain.rewards.refusal_judge import PROMPT_VERSION, classifier
 from posttrain.rewards.remote.http import KeyName, Url
 from posttrain.rewards.rules.refusal import CLASSES, LABELS, Partial, is_counted, is_refusal

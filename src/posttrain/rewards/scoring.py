@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from posttrain.rewards.base import (
     RESERVED,
-    Checked,
     RewardFailure,
     RewardFn,
     Scores,
@@ -25,6 +24,7 @@ from posttrain.rewards.base import (
     needs_columns,
     optional_columns,
 )
+from posttrain.rewards.checks import Checked
 
 Result = TypeVar("Result")
 

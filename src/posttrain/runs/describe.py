@@ -9,7 +9,7 @@ from posttrain.common.batch import Example
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
 from posttrain.model.vocabulary import size_notes
-from posttrain.rewards.base import Checked
+from posttrain.rewards.checks import Checked
 from posttrain.runs.config import Config
 from posttrain.runs.data import Data, eval_label, eval_sections, table_lines
 from posttrain.runs.hardware import hardware

@@ -14,8 +14,8 @@ from posttrain.config.errors import explain
 from posttrain.config.yaml_values import parse_value
 from posttrain.data.files import read_path
 from posttrain.data.rows import Row
-from posttrain.rewards.base import Checked
 from posttrain.rewards.build import build_reward, check_columns, config_of
+from posttrain.rewards.checks import Checked
 from posttrain.rewards.score import parts_of, verdict_of
 from posttrain.rewards.scoring import score
 

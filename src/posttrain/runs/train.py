@@ -21,7 +21,7 @@ from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
-from posttrain.rewards.base import Checked
+from posttrain.rewards.checks import Checked
 from posttrain.rollout.sampler import EngineError, Sampler
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import Config, dump, save_config

@@ -210,8 +210,8 @@ def _prompt_code(prompt: str, entry_point: str) -> tuple[str, str]:
     for texts in ([prompt], reversed(fenced(prompt)), (prompt[start:] for start in starts)):
         num_parsed = 0
         for text in texts:
-            num_parsed += len(text)
-            whole = _with_body(text) if num_parsed <= MOST_PARSED else ""
+            num_parsed += len(text) if len(text) <= LONGEST else 0
+            whole = _with_body(text) if num_parsed <= 2 * MOST_PARSED else ""
             tree = parsed(whole)
             if tree is not None and defines(tree, entry_point):
                 return text, whole

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 _PYTHON = re.compile(r"[\s{.]*(i?python[23]?(\.\d+)*|py[23]?|pypy3?)(?![\w+#.-])", re.IGNORECASE)
-_END_OF_THOUGHT = "</think>"
+_THOUGHT, _END_OF_THOUGHT = "<think>", "</think>"
 
 
 @dataclass(slots=True)
@@ -38,9 +38,12 @@ class Block:
 def answer_of(completion: str) -> str:
     """Return a completion without its reasoning (what precedes </think>), with plain line ends.
 
-    Python knows no others than these three. A byte order mark is not part of a program.
+    A reasoning that breaks off leaves no answer. Python knows no line ends other than these three.
+    A byte order mark is not part of a program.
     """
     text = completion.rpartition(_END_OF_THOUGHT)[2]
+    if text.lstrip().startswith(_THOUGHT):
+        return ""
     return text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
 
 

@@ -211,7 +211,11 @@ def test_the_rest_of_a_function(prompt: str) -> None:
     assert result_of(whole) == 4
 
 
-@pytest.mark.parametrize("text", ["", "\n", "It doubles.", "```python\n```", "def g(x):\n"])
+NO_ANSWERS = ["", "\n", "It doubles.", "```python\n```", "def g(x):\n"]
+NO_ANSWERS += [f"<think>\n{fenced(RIGHT)}Or is it", f"{RIGHT}</think>", f"</think><think>{RIGHT}"]
+
+
+@pytest.mark.parametrize("text", NO_ANSWERS)
 def test_what_is_not_the_rest_of_a_function(text: str) -> None:
     assert extract.program_of(text, PROMPTS["docstring"], "f") is None
 

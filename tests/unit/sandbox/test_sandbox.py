@@ -8,20 +8,13 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter, OrderedDict, deque
-from contextlib import suppress
-from datetime import date
-from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from posttrain.sandbox import calls, extract, lane, pool, tester, wire
+from posttrain.sandbox import calls, extract, lane, names, pool
 from posttrain.sandbox.isolation import Ending
 
 LIMITS = {
@@ -108,9 +101,9 @@ def test_a_program_that_python_warns_of_is_one():
 
 
 def test_names_that_tests_leave_to_the_candidate():
-    assert tester.free_names("assert f(1) == len([2])") == {"f"}
-    assert tester.free_names("import math\na = f(math.pi)\nassert [g(x) for x in a]") == {"f", "g"}
-    assert tester.free_names("def check(c):\n    y = h(c)\n    assert y == z") == {"h", "z"}
+    assert names.free_names("assert f(1) == len([2])") == {"f"}
+    assert names.free_names("import math\na = f(math.pi)\nassert [g(x) for x in a]") == {"f", "g"}
+    assert names.free_names("def check(c):\n    y = h(c)\n    assert y == z") == {"h", "z"}
 
 
 def test_a_filter_of_system_calls_is_made_of_whole_steps():
