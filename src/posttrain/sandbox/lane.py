@@ -22,6 +22,7 @@ from posttrain.sandbox.frames import write_frame
 from posttrain.sandbox.guard import guard
 from posttrain.sandbox.isolation import Ending, Sandbox
 from posttrain.sandbox.room import Room
+from posttrain.sandbox.script import MEMORY_STATUS
 from posttrain.sandbox.session import Session, over_channel
 from posttrain.sandbox.stdin_programs import exchange, judge_program
 from posttrain.sandbox.stubs import measure
@@ -31,7 +32,6 @@ from posttrain.sandbox.wire import Common, encode
 
 REPORT = 1 << 16  # bytes of a report, which a pipe takes in one piece
 GRACE = 2.0  # seconds for tests to end after their candidate was stopped, or for it to end itself
-MEMORY_STATUS = 99  # see child.py
 
 # Returns what it can do and no candidate may do; run as a candidate before the first job.
 _PROBE = """

@@ -22,7 +22,7 @@ _EMPHASIS = re.compile(r"\*\*|__|`")
 _TAG = re.compile(r"</?[A-Za-z_][\w-]{0,30}>|<\|\w{1,30}\|>")
 _ALONE_BEFORE = re.compile(r"(?:^|[^\w.,:/^%!)}\]-])[-+]?[$€£¥₹]?$")
 _JOINING = (
-    r"(?:or|and|to|through|till|until|versus|vs|either|maybe|perhaps|possibly|then|out of"
+    r"(?:or|and|to|through|till|until|versus|vs|either|maybe|perhaps|possibly|out of"
     r"|times|plus|minus|over|mod|choose|divided by|multiplied by)"
 )
 # What stands between two numbers that are one range, list, choice, share or calculation.
