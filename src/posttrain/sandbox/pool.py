@@ -71,8 +71,11 @@ def open_pool(isolation: str | None, limits: dict[str, Any], workers: int) -> Po
 def judge(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Verdict]:
     """Return the verdicts of `jobs`, in order.
 
+    A job on which a lane ends twice, while other lanes work, has the verdict "died": no completion
+    ends a run.
+
     Raises:
-        RuntimeError: A lane died twice on the same job.
+        RuntimeError: Lanes end whatever their job is.
     """
     with pool.lock:
         missing = min(pool.workers, len(jobs)) - len(pool.lanes)
@@ -123,11 +126,25 @@ def _work(pool: Pool, number: int, batch: _Batch) -> None:
                 pool.lanes[number] = _ready_lane(pool)
             if batch.stopped or batch.failure is not None:
                 return
-            if not reply:
-                raise RuntimeError("a lane of the sandbox died twice on the same row")
-            batch.verdicts[index] = Verdict(**json.loads(reply))
+            if reply:
+                batch.verdicts[index] = Verdict(**json.loads(reply))
+            else:
+                check_lane(pool.lanes[number], pool)
+                batch.verdicts[index] = Verdict("died", detail="the lane ended twice on this row")
     except Exception as error:
         batch.failure = error
+
+
+def check_lane(lane: Lane, pool: Pool) -> None:
+    """Raise RuntimeError if a lane does not judge a simple program."""
+    job = {"form": "asserts", "tests": ["assert f(1) == 2"], "setup": "", "partial": False}
+    job["completion"] = "def f(x): return x + 1"
+    reply = _ask(lane, json.dumps(job), _patience(pool, job))
+    if not reply or json.loads(reply)["verdict"] != "correct":
+        raise RuntimeError(
+            "a lane of the sandbox ended on two rows in a row, or misjudges a simple program: is "
+            "this machine out of memory or processes?"
+        )
 
 
 def _patience(pool: Pool, job: dict[str, Any]) -> float:

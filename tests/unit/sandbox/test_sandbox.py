@@ -206,6 +206,28 @@ def test_a_lane_that_dies_is_replaced(lanes: pool.Pool):
     timer.join()
 
 
+@pytest.mark.parametrize("poison", ["def poison", "def "])
+def test_a_row_that_ends_its_lanes_has_a_verdict_if_others_do_not(
+    poison: str, monkeypatch: pytest.MonkeyPatch
+):
+    opened = pool.open_pool("process", LIMITS, workers=1)
+    ask = pool._ask
+
+    def deadly(lane: pool.Lane, line: str | None, seconds: float) -> str:
+        if line is not None and poison in line:
+            lane.kill()
+        return ask(lane, line, seconds)
+
+    monkeypatch.setattr(pool, "_ask", deadly)
+    jobs = [job("def poison(): return 1", "assert poison() == 1"), job("f = int", "assert f() == 0")]
+    if poison == "def ":
+        with pytest.raises(RuntimeError, match="out of memory or processes"):
+            pool.judge(opened, jobs)
+    else:
+        assert [v.verdict for v in pool.judge(opened, jobs)] == ["died", "correct"]
+    pool.close(opened)
+
+
 def test_an_unavailable_level_is_never_replaced_by_a_weaker_one(monkeypatch: pytest.MonkeyPatch):
     """Neither where the user names it, nor below the two strong ones."""
     monkeypatch.setattr(pool, "STRONG", ("bubblewrap",))
