@@ -154,7 +154,8 @@ class CodeReward:
         for index, job in enumerate(jobs):
             if job["form"] != "program" and _key(job) not in self.free:
                 first.setdefault(_key(job), index)
-        stubs = [{**jobs[i], "completion": None, "partial": True} for i in first.values()]
+        partial = self.config.partial_credit
+        stubs = [{**jobs[i], "completion": None, "partial": partial} for i in first.values()]
         for (key, index), verdict in zip(first.items(), judge(self.pool, stubs)):
             if verdict.verdict == "bad_test":
                 raise RowFault(index, f"the tests do not run: {verdict.detail}")

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.sandbox.pieces import free_names
+
 # Modules whose functions tests use as if they were imported, most usual first.
 _WELL_KNOWN = (
     *("math", "collections", "itertools", "functools", "statistics", "copy", "operator"),
@@ -70,19 +72,6 @@ def names_of(text: str, entry_point: str | None, prompt: str = "") -> Names:
         candidate = first or candidate
     trusted = {name: value for name, value in trusted.items() if name not in candidate}
     return Names(trusted, candidate, free - trusted.keys() - candidate)
-
-
-def free_names(text: str) -> set[str]:
-    """Return the global names that `text` reads and that neither it nor Python defines."""
-    read: set[str] = set()
-    tables = [top := symtable.symtable(text, "test", "exec")]
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        for symbol in table.get_symbols():
-            if symbol.is_referenced() and (table is top or symbol.is_global()):
-                read.add(symbol.get_name())
-    return read - defined_names(text) - vars(builtins).keys() - {"__name__", "__file__"}
 
 
 def defined_names(text: str) -> set[str]:

@@ -95,7 +95,7 @@ def free_names(text: str) -> set[str]:
         for symbol in table.get_symbols():
             if symbol.is_referenced() and (table is top or symbol.is_global()):
                 read.add(symbol.get_name())
-    return read - defined - vars(builtins).keys()
+    return read - defined - vars(builtins).keys() - {"__name__", "__file__"}
 
 
 def mentioned(program: str) -> Iterator[str]:

@@ -13,15 +13,13 @@ from itertools import zip_longest
 from typing import Any
 
 from posttrain.sandbox.child import Served, answer, perform
-from posttrain.sandbox.extract import prompt_code
 from posttrain.sandbox.lending import Unsendable
-from posttrain.sandbox.names import names_of
 from posttrain.sandbox.session import Session
-from posttrain.sandbox.tester import Report, explain, run_tests
+from posttrain.sandbox.tester import Report, asserts_code, check_code, explain, run_tests
 from posttrain.sandbox.wire import Common, decode
 
 SECONDS = 1.0  # of processor time, for each stub
-_RETURNS = ("None", "[]", "0", "''", "True", "next(iter((*arguments, *named.values())), None)")
+_RETURNS = ("None", "next(iter((*arguments, *named.values())), None)", "[]", "0", "''", "True")
 # What tests raise by themselves, whatever the results of the functions they call.
 _OWN_FAULTS = (ImportError, NameError, SyntaxError, Unsendable)
 
@@ -46,15 +44,14 @@ def measure(job: dict[str, Any]) -> Measure:
     """Run the tests of a job against each stub.
 
     Args:
-        job: A job of form "check" or "asserts", as for `run_tests`.
+        job: A job of form "check" or "asserts", as for `run_tests`. Without `partial`, the first
+            two stubs are enough to see whether the tests run.
     """
     try:
         if job["form"] == "check":
-            entry_point = job["entry_point"]
-            code = prompt_code(job["prompt"], entry_point)
-            names = names_of(job["test"], entry_point, code)
+            names = check_code(job["prompt"], job["entry_point"], job["test"], True).names
         else:
-            names = names_of("\n".join([job["setup"], *job["tests"]]), None)
+            names = asserts_code(job["setup"], tuple(job["tests"])).names
     except Exception as error:
         return Measure(explain(error)[1])
     if names.unknown:
@@ -62,7 +59,7 @@ def measure(job: dict[str, Any]) -> Measure:
         return Measure(f"they use {listed} and nothing defines it: import or define it in them")
     free: list[bool] = []
     most = 0
-    for value in _RETURNS:
+    for value in _RETURNS if job["partial"] else _RETURNS[:2]:
         functions = [f"def {n}(*arguments, **named): return {value}" for n in names.candidate]
         session = _served_here()
         stub = job | {"completion": "\n".join(functions), "partial": True}
@@ -83,7 +80,7 @@ def _run(job: dict[str, Any], session: Session) -> tuple[Report, BaseException |
             report = run_tests(job, session, {}, problems)
     except _OutOfTime:
         return Report("timeout"), None
-    own = [problem for problem in problems if isinstance(problem, _OWN_FAULTS)]
+    own = [p for p in problems if isinstance(p, _OWN_FAULTS) and not hasattr(p, "_stand_in")]
     return report, next(iter(own), None)
 
 

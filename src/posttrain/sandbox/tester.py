@@ -9,11 +9,13 @@ import builtins
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from posttrain.sandbox.extract import program_of, prompt_code, python_of
 from posttrain.sandbox.instrument import helpers, instrument, record_tests
-from posttrain.sandbox.names import names_of, shared_definitions
+from posttrain.sandbox.names import Names, names_of, shared_definitions
 from posttrain.sandbox.operations import plain_base
 from posttrain.sandbox.remote import NotPlain
 from posttrain.sandbox.session import CandidateGone, Session
@@ -131,29 +133,22 @@ def run_check(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Repo
     """Return the report on a HumanEval job, whose `test` defines check(candidate)."""
     session, report = tally.session, tally.report
     name = job["entry_point"]
-    before = prompt_code(job["prompt"], name)
-    tree = ast.parse(job["test"])
-    check = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check")
-    parameters = {a.arg for a in [*check.args.posonlyargs, *check.args.args]}
-    instrument(tree, parameters | {name})
-    recorded, num_tests = record_tests(check.body)
-    report.passed = [False] * max(num_tests, 1)
+    try:
+        check = check_code(job["prompt"], name, job["test"], job["partial"])
+    except Exception as error:
+        return bad_test(error)
+    report.passed = [False] * max(check.num_tests, 1)
     program = program_of(job["completion"], job["prompt"], name)
     if program is None:
         return Report("no_code", report.passed, f"no program that defines {name}")
-    if job["partial"] and num_tests:
-        check.body = recorded
-        ast.fix_missing_locations(tree)
     space = namespace(session, "test") | {"__tally__": tally}
     try:
-        prompt = without(before, name)
-        exec(compile(instrument(prompt, {name}), "prompt", "exec"), space)
-        exec(compile(tree, "test", "exec"), space)
-        free = names_of(job["test"], name, before)
-        space |= {n: v for n, v in free.trusted.items() if n not in space}
+        exec(check.prompt, space)
+        exec(check.test, space)
+        space |= {n: v for n, v in check.names.trusted.items() if n not in space}
     except BaseException as error:
         return bad_test(error)
-    classes = share(session, space, tuple(c.name for c in prompt.body if type(c) is ast.ClassDef))
+    classes = share(session, space, check.classes)
     loaded: dict[str, Any] = {}
     error_ = tally.run(lambda: loaded.update(session.load(program, [name], limits, "", classes)))
     if error_ is None and name not in loaded:
@@ -171,16 +166,12 @@ def run_check(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Repo
 def run_asserts(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Report:
     """Return the report on an MBPP job, whose tests call functions of the program by name."""
     session, report = tally.session, tally.report
-    tests: list[str] = job["tests"]
-    report.passed = [False] * len(tests)
+    report.passed = [False] * len(job["tests"])
     try:
-        free = names_of("\n".join([job["setup"], *tests]), None)
-        setup = ast.parse(job["setup"])
-        definitions, shared = shared_definitions(setup)
-        codes = [compile_test(text, free.candidate) for text in tests]
-        setup_code = compile(instrument(setup, free.candidate), "setup", "exec")
-    except BaseException as error:
+        code = asserts_code(job["setup"], tuple(job["tests"]))
+    except Exception as error:
         return bad_test(error)
+    free, definitions, shared = code.names, code.definitions, code.classes
     program = python_of(job["completion"], free.candidate)
     if not program.strip():
         return Report("no_code", report.passed, "no Python in the completion")
@@ -190,22 +181,75 @@ def run_asserts(job: dict[str, Any], tally: Tally, limits: dict[str, int]) -> Re
         lambda: space.update(session.load(program, names, limits, definitions, shared))
     )
     if problem is None:
-        problem = tally.run(lambda: exec(setup_code, space))  # it may use the candidate's classes
+        problem = tally.run(lambda: exec(code.setup, space))  # it may use the candidate's classes
     if problem is not None or session.gone is not None:
         if problem is not None:
             tally.fail(problem)
         return tally.result()
     share(session, space, shared)
-    for number, code in enumerate(codes):
-        error_ = tally.run(lambda: exec(code, space))  # noqa: B023
+    for number, test in enumerate(code.tests):
+        error_ = tally.run(lambda: exec(test, space))  # noqa: B023
         if not tally.record(number, error_) and not job["partial"]:
             break
     return tally.result()
 
 
-def compile_test(text: str, candidates: set[str]) -> Any:
-    """Return the code of one test."""
-    return compile(instrument(ast.parse(text), candidates), "test", "exec")
+@dataclass(frozen=True)
+class CheckCode:
+    """The code of a HumanEval row."""
+
+    prompt: CodeType
+    """The prompt's, without the function that the candidate has to write."""
+    test: CodeType
+    num_tests: int
+    names: Names
+    classes: tuple[str, ...]
+    """Names of the prompt's classes."""
+
+
+@lru_cache(maxsize=1)  # for the stubs of a row
+def check_code(prompt: str, name: str, test: str, partial: bool) -> CheckCode:
+    """Return the code of a HumanEval row; with `partial`, check records each of its tests."""
+    before = prompt_code(prompt, name)
+    begun = without(before, name)
+    classes = tuple(node.name for node in begun.body if isinstance(node, ast.ClassDef))
+    tree = ast.parse(test)
+    check = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check")
+    parameters = {a.arg for a in [*check.args.posonlyargs, *check.args.args]}
+    instrument(tree, parameters | {name})
+    recorded, num_tests = record_tests(check.body)
+    if partial and num_tests:
+        check.body = recorded
+        ast.fix_missing_locations(tree)
+    prompt_code_ = compile(instrument(begun, {name}), "prompt", "exec")
+    test_code = compile(tree, "test", "exec")
+    return CheckCode(prompt_code_, test_code, num_tests, names_of(test, name, before), classes)
+
+
+@dataclass(frozen=True)
+class AssertsCode:
+    """The code of an MBPP row."""
+
+    setup: CodeType
+    definitions: str
+    """The part of the set-up code that the program needs."""
+    classes: tuple[str, ...]
+    """Names of the classes in it."""
+    tests: tuple[CodeType, ...]
+    names: Names
+
+
+@lru_cache(maxsize=1)
+def asserts_code(setup: str, tests: tuple[str, ...]) -> AssertsCode:
+    """Return the code of an MBPP row."""
+    names = names_of("\n".join([setup, *tests]), None)
+    tree = ast.parse(setup)
+    definitions, classes = shared_definitions(tree)
+    code = compile(instrument(tree, names.candidate), "setup", "exec")
+    codes = [
+        compile(instrument(ast.parse(text), names.candidate), "test", "exec") for text in tests
+    ]
+    return AssertsCode(code, definitions, classes, tuple(codes), names)
 
 
 def namespace(session: Session, name: str) -> dict[str, Any]:

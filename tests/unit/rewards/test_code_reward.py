@@ -426,6 +426,22 @@ def test_tests_that_fail_by_themselves_are_found_before_training(
     assert fault in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert eval(f(12)) == 12",  # of what a stub returns, this is a syntax error
+        "exec(f(1), space := {})\nassert space['x'] == 1",
+        "assert f(1).real == 1",
+        "try:\n    import no_such_module\nexcept ImportError:\n    assert f(1) == 2",
+        "while f(1) is None: pass",
+        "assert f(1)(2) == 3",
+        "for x in f(3): assert x",
+    ],
+)
+def test_tests_are_not_blamed_for_what_stubs_return(reward: CodeReward, test: str):
+    check_columns(reward, [{"test_list": [test, "assert f(0) == 0"]}], "rows.jsonl")
+
+
 @pytest.mark.parametrize("row", [{"test_list": ["assert f(1) == 2"]}, CHECK])
 @pytest.mark.parametrize(
     "program",

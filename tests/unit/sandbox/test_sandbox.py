@@ -219,7 +219,8 @@ def test_a_row_that_ends_its_lanes_has_a_verdict_if_others_do_not(
         return ask(lane, line, seconds)
 
     monkeypatch.setattr(pool, "_ask", deadly)
-    jobs = [job("def poison(): return 1", "assert poison() == 1"), job("f = int", "assert f() == 0")]
+    deadly_job = job("def poison(): return 1", "assert poison() == 1")
+    jobs = [deadly_job, job("f = int", "assert f() == 0")]
     if poison == "def ":
         with pytest.raises(RuntimeError, match="out of memory or processes"):
             pool.judge(opened, jobs)

@@ -19,7 +19,8 @@ from posttrain.rewards.rules.answers.units import (
 
 _LAST_NUMBER = re.compile(rf"[$€£¥₹]?(?:\d+,\d{{1,2}}(?![\d,])|{DECIMAL})")
 _EMPHASIS = re.compile(r"\*\*|__|`")
-_TAG = re.compile(r"</?[A-Za-z_][\w-]{0,30}>|<\|\w{1,30}\|>")
+# Markup tags, special tokens and the calculator's annotations of GSM8K: <<9*2=18>>.
+_TAG = re.compile(r"<<[^<>\n]{0,99}>>|</?[A-Za-z_][\w-]{0,30}>|<\|\w{1,30}\|>")
 _ALONE_BEFORE = re.compile(r"(?:^|[^\w.,:/^%!)}\]-])[-+]?[$€£¥₹]?$")
 _JOINING = (
     r"(?:or|and|to|through|till|until|versus|vs|either|maybe|perhaps|possibly|out of"
@@ -139,7 +140,7 @@ def _is_unit_power(before: str) -> bool:
 
 _FOLLOWING = re.compile(
     r"(?P<attached>(?: ?%)?(?:[^\W\d_]+(?:\^\{?[23]\}?)?)?)"
-    r"(?P<words>(?:[ -][^\W\d_]+(?:\^\{?[23]\}?)?){0,4})"
+    r"(?P<words>(?:[ /-][^\W\d_]+(?:\^\{?[23]\}?)?){0,4})"
 )
 # After a number in prose these begin something else: 5 more than, 5 of them, 5 because.
 _PROSE = words_of(
@@ -149,36 +150,50 @@ _PROSE = words_of(
     """
 )
 _CHANGES = re.compile(
-    r"[!^_*/\\√×÷<>±]|-(?=[\d(\\])|\((?=[a-z\d])"
-    r"| (?:is|was|are|were)(?: not\b|n't| wrong| false| incorrect| too)"
+    r"[!^_*\\√×÷<>±]|/(?![a-z]{2})|-(?=[\d(\\])|\((?=[a-z\d])"
+    r"| (?:is|was|are|were) (?:wrong|false|incorrect|impossible)"
+    r"| (?:is|was|are|were)(?: not|n't) (?:an?|the|it|right|correct|true|possible)\b"
     r"| (?:[*/×÷^+√±\\]|(?:and|or) (?:more|less|so|{numerals})\b|in (?:base|binary|octal|hex)"
     r"|times (?:[b-z]\b|{numerals}\b)|to the )".replace(
         "{numerals}", "(?:" + "|".join(VALUE_WORDS) + ")"
     ),
     re.IGNORECASE,
 )
+_SURE_LETTERS = {"g", "h", "l", "L"}  # in prose; 5m may be millions, and 5s several fives
 # What may come directly after a number and its unit.
-_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"'’”|$€£¥₹%=–—-]")
+_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"'’”|$€£¥₹%/=–—-]")
+
+
+_AND_A_HALF = re.compile(
+    r" and (?:(?:a|one|two|three) (?:half|thirds?|quarters?|fourths?|fifths?|eighths?|tenths?)\b"
+    r"|\d+/\d+)",
+    re.IGNORECASE,
+)
+
+
+def _changes_value(word: str, before: list[str]) -> bool:
+    """Whether a word changes the number before it: dozen, hundred thousand, thirds, per mille."""
+    direct = all(other.casefold() in MULTIPLIERS or other == "per" for other in before)
+    return direct and (word in MULTIPLIERS or word in VALUE_WORDS)
 
 
 def _what_follows(text: str, letters: bool) -> str | None:
     """Return the multiplier and unit at the start of a text; None if it changes the number."""
-    if tail := re.match(r" and (?:a|one|two|three) \w+| and \d+/\d+", text):
+    if tail := _AND_A_HALF.match(text):
         return tail[0]
     match = _FOLLOWING.match(text)
     assert match is not None
     if _CHANGES.match(text, match.end("attached")) or not _ENDS.match(text, match.end("attached")):
         return None
     attached = match["attached"]
-    if len(attached) == 1 and attached in LETTER_UNITS and not letters:
+    if attached in LETTER_UNITS - _SURE_LETTERS and not letters:
         return None
     kept: list[str] = []
-    for word in match["words"].replace("-", " ").split():
+    for word in match["words"].replace("-", " ").replace("/", " per ").split():
         lower = word.casefold()
-        changes = lower in MULTIPLIERS or (lower in VALUE_WORDS and kept[-1:] in (["per"], []))
         if lower in ("below", "minus", "short"):
             return None
-        if lower in _PROSE or (kept and not changes and not is_unit_word(word)):
+        if lower in _PROSE or (kept and not is_unit_word(word) and not _changes_value(lower, kept)):
             break
         kept.append(word)
     if attached in ("st", "nd", "rd", "th"):

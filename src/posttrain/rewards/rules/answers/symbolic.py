@@ -135,7 +135,7 @@ def _parse(text: str) -> Any:
     words = _WORD.findall(_ENVIRONMENT.sub("", text))
     if any(len(word) > 3 or word.casefold() in VALUE_WORDS for word in words):
         return None
-    if re.search(r"\d\s+[\d.]", text) or not _is_balanced(text):
+    if re.search(r"(?<![\w^.])[\d.]+\s+[\d.]", text) or not _is_balanced(text):
         return None  # 5 6 is not 56, nor 11, nor 30
     value = _read(text)
     return value if hasattr(value, "shape") or hasattr(value, "as_real_imag") else None
