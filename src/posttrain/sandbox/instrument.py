@@ -29,8 +29,8 @@ def instrument(tree: ast.Module, candidates: set[str]) -> ast.Module:
         tree: The test.
         candidates: Names that stand for functions and classes of the candidate.
     """
-    names = _results(tree, candidates)
-    rewritten = _Rewriter(names).visit(tree)
+    results = _results(tree, candidates)
+    rewritten = _Rewriter(results, _expected(tree, results)).visit(tree)
     ast.fix_missing_locations(rewritten)
     assert isinstance(rewritten, ast.Module)
     return rewritten
@@ -72,6 +72,23 @@ def _results(tree: ast.AST, candidates: set[str]) -> set[str]:
             return names
 
 
+def _expected(tree: ast.AST, results: set[str]) -> set[str]:
+    """Return the names in what results are compared with."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        operands: list[ast.expr] = []
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+        elif isinstance(node, ast.BinOp):
+            operands = [node.left, node.right]
+        elif isinstance(node, ast.Call):
+            operands = node.args
+        if any(mentions(operand, results) for operand in operands):
+            apart = [operand for operand in operands if not mentions(operand, results)]
+            names |= {n.id for e in apart for n in ast.walk(e) if isinstance(n, ast.Name)}
+    return names
+
+
 def mentions(node: ast.AST, names: set[str]) -> bool:
     """Whether an expression uses one of these names."""
     return any(isinstance(n, ast.Name) and n.id in names for n in ast.walk(node))
@@ -80,6 +97,9 @@ def mentions(node: ast.AST, names: set[str]) -> bool:
 @dataclass
 class _Rewriter(ast.NodeTransformer):
     results: set[str]
+    """Names that hold what was computed with the candidate."""
+    expected: set[str]
+    """Names in what results are compared with."""
     classes: list[str] = field(default_factory=list)
     """Classes around the node: names in a class body are not seen by a lambda."""
 
@@ -115,6 +135,13 @@ class _Rewriter(ast.NodeTransformer):
 
     visit_With = visit_AsyncWith = _visit_with
 
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        self.generic_visit(node)
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if names & self.expected and not isinstance(node.value, (ast.Name, ast.Lambda)):
+            node.value = self._as_passed(node.value)
+        return node
+
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
         operands = [node.left, *node.comparators]
@@ -146,7 +173,7 @@ class _Rewriter(ast.NodeTransformer):
                 node.func.id = f"__{name}__"  # a text of the test's own
         elif name in _RAISING and len(node.args) > 1:
             return _call("__raising__", node.func, *node.args, keywords=node.keywords)
-        elif any(judge in name.lower() for judge in _JUDGES) and any(
+        elif (name == "zip" or any(judge in name.lower() for judge in _JUDGES)) and any(
             mentions(argument, self.results) for argument in node.args
         ):
             node.args = [self._as_passed(argument) for argument in node.args]

@@ -108,7 +108,7 @@ class Session:
             self.earlier.pop(number, None)
         sent = dict(self.common.contents)
         value = self._talk(message)
-        if value is not None and operation == "call":
+        if value is not None:
             self._note_changes(sent)
         return value
 

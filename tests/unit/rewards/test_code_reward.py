@@ -283,6 +283,29 @@ def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
         ("def f(x): x.sort()", ["a = [2, 1]\nf(a)\nassert a == [1, 2]"], "correct"),
         ("def f(x): x[0].append(1)", ["a = [[]]; b = a[0]\nf(a)\nassert b == [1]"], "correct"),
         ("def f(x): return x", ["a = [2, 1]\nf(a)\nassert a == [1, 2]"], "wrong"),
+        # arguments changed by a function that returns a value
+        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nr = f(a)\nassert a == [1, 2]"], "correct"),
+        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nassert f(a) is a"], "correct"),
+        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nassert f(a=a) == sorted(a)"], "correct"),
+        (
+            "def f(x):\n x[:2] = [1, 2]; return 2",
+            ["a = [1, 1, 2]\nk = f(a)\nassert a[:k] == [1, 2]"],
+            "correct",
+        ),
+        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nf(a)\nassert a == [2, 1]"], "wrong"),
+        ("def f(x):\n x.clear(); return 0", ["a = [2, 1]\nassert f(a) == sum(a)"], "wrong"),
+        (
+            "def f(x):\n x.clear(); return []",
+            ["a = [2, 1]\nr = f(a)\nwant = sorted(a)\nassert r == want"],
+            "wrong",
+        ),
+        (
+            "def f(x):\n x[:] = [0]; return [0]",
+            ["a = [2]\nfor r, want in zip(f(a), sorted(a)): assert r == want"],
+            "wrong",
+        ),
+        ("def f(x): return x", ["a = [[1]]\nf(a)[0].append(2)\nassert a == [[1]]"], "wrong"),
+        ("def f(x): return [*x]", ["a = [1]\nf(a).append(2)\nassert a == [1]"], "correct"),
         # exceptions
         (
             "def f(x): raise ValueError('no')",
@@ -296,6 +319,23 @@ def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
             "correct",
         ),
         ("import os\ndef f(x): os._exit(0)", ["try: f(1)\nexcept BaseException: pass"], "died"),
+        ("def f(x): raise StopIteration", ["assert all(map(f, [1]))"], "error"),
+        ("def f(x): raise AttributeError", ["assert not hasattr(f(1), 'x') or True"], "error"),
+        (
+            "def f(x): raise KeyError",
+            ["import contextlib\nwith contextlib.suppress(KeyError): f(1)"],
+            "correct",
+        ),
+        (
+            "def f(x): raise KeyError",
+            ["import contextlib\nwith contextlib.suppress(ValueError): f(1)"],
+            "error",
+        ),
+        (
+            "class E(Exception): pass\ndef f(x): raise E",
+            ["try: f(1)\nexcept E: pass\nelse: assert False"],
+            "correct",
+        ),
         # classes of the candidate's
         (
             "class S:\n    def __init__(self): self.v = []\n    def push(self, x): self.v += [x]",

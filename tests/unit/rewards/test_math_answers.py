@@ -364,6 +364,13 @@ HOSTILE = {
         ("\\boxed{\\text{nan}}", "5"),
         ("\\boxed{\\frac{5}{0}}", "5"),
     ],
+    "several forms of different answers, headings": [
+        ("The answer is $\\frac{1}{2}$, or 0.4.", "0.5"),
+        ("The answer is 1/2 or 40%.", "0.5"),
+        ("0.5, 0.5", "0.5"),
+        ("\\boxed{5}\n\n### Final Answer\n\n6", "5"),
+        ("\\boxed{5}\n**Final Answer**\n5 or 6", "5"),
+    ],
     "prose around a number or a formula": [
         ("The answer is $5$ or $6$.", "5"),
         ("The answer is $5$ or $6$.", "6"),
@@ -978,6 +985,14 @@ HONEST = {
         ("There are 5 of them", "5"),
         ("So the formula gives $x^2 + 1$.", "1 + x^2"),
     ],
+    "several forms of one answer, headings": [
+        ("The answer is $\\frac{1}{2}$, or 0.5.", "0.5"),
+        ("The answer is 1/2 or 50%.", "0.5"),
+        ("\\frac{1}{2} \\text{ or } 0.5", "0.5"),
+        ("x = 0.5 or x = 1/2", "0.5"),
+        ("\\boxed{5}\n\n### Final Answer\n\n6", "6"),
+        ("\\boxed{5}\n**Final Answer**\n6 apples", "6"),
+    ],
     "prose around an answer": [
         ("The answer is $5$.", "5"),
         ("The answer is $18$ dollars.", "18"),
@@ -1338,6 +1353,7 @@ def test_the_order_of_a_list_can_be_kept() -> None:
     )
 
 
+@pytest.mark.slow
 def test_judged_inputs_of_others() -> None:
     rows = [json.loads(line) for line in shared("data/judges/math.jsonl").read_text().splitlines()]
     found = {row["id"]: check(row["completion"], row["answer"], timeout=0.5) for row in rows}

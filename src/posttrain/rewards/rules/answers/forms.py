@@ -26,7 +26,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Group:
-    """Several forms; `kind` is list, set, union, matrix, row or a pair of brackets such as [)."""
+    """Several forms; `kind` is list, or, set, union, matrix, row or a pair of brackets."""
 
     kind: str
     items: tuple["Form", ...]
@@ -57,6 +57,7 @@ class Relation:
     text: str
 
 
+LISTS = {"list", "or", "set"}
 Form = Leaf | Group | Named | Chain | Relation
 
 # --- taking apart ---------------------------------------------------------------------------------
@@ -138,7 +139,8 @@ def form_of(text: str, depth: int = 0) -> Form:
             items
         ):
             return _union(items, text)
-        return Group("list", items, text)
+        every_or = len(split(text, r"\bor\b")) == len(items)
+        return Group("or" if every_or else "list", items, text)
     if enclosed := _inside(text):
         brackets, content = enclosed
         if brackets == "{}" or not content:
@@ -248,10 +250,11 @@ def _named(name: str, sides: list[str], depth: int) -> Form:
 
 def _spread(named: Named) -> Form:
     """Return x = 1, x = 2 for x = 1, 2 and for x in {1, 2}."""
-    if not isinstance(named.value, Group) or named.value.kind not in ("list", "set"):
+    if not isinstance(named.value, Group) or named.value.kind not in LISTS:
         return named
     items = tuple(replace(named, value=value) for value in named.value.items)
-    return replace(named.value, kind="list", items=items)
+    kind = "or" if named.value.kind == "or" else "list"
+    return replace(named.value, kind=kind, items=items)
 
 
 def _value(text: str, depth: int) -> Form:
@@ -291,6 +294,8 @@ def equal(gold: Form, answer: Form, same: Same, order: Order = "free") -> bool:
         return "≠" not in answer.name and equal(gold, answer.value, same, order)
     if isinstance(gold, Leaf) and isinstance(answer, Leaf):
         return same(gold.text, answer.text)
+    if isinstance(gold, Leaf) and isinstance(answer, Group) and answer.kind == "or":
+        return all(equal(gold, item, same, order) for item in answer.items)  # 1/2 or 0.5
     matrices = [isinstance(form, Group) and form.kind == "matrix" for form in (gold, answer)]
     if any(matrices) and isinstance(gold, Leaf | Group) and isinstance(answer, Leaf | Group):
         return same(gold.text, answer.text)  # a matrix and a sum of matrices
@@ -311,7 +316,6 @@ def _chain_equals(gold: Form, answer: Chain, same: Same, order: Order) -> bool:
 
 
 def _groups_equal(gold: Group, answer: Group, same: Same, order: Order) -> bool:
-    unordered = {"list", "set"}
     names = [_names(group) for group in (gold, answer)]
     if gold.kind == answer.kind == "set":  # a set holds nothing twice
         pairs = ((gold.items, answer.items, False), (answer.items, gold.items, True))
@@ -324,9 +328,13 @@ def _groups_equal(gold: Group, answer: Group, same: Same, order: Order) -> bool:
         answer = replace(answer, items=_distinct_tuples(answer.items))
     if len(gold.items) != len(answer.items):
         return False
-    if (names[0] is None) != (names[1] is None) and {gold.kind, answer.kind} <= {"list", "()"}:
+    if (names[0] is None) != (names[1] is None) and {gold.kind, answer.kind} <= {
+        "list",
+        "or",
+        "()",
+    }:
         return _in_order(gold, answer, same, order)  # x = 1, y = 2 and (1, 2)
-    if {gold.kind, answer.kind} <= unordered:
+    if {gold.kind, answer.kind} <= LISTS:
         kept = order == "kept" and gold.kind == answer.kind == "list" and not names[0]
         return (_in_order if kept else _in_any_order)(gold, answer, same, order)
     if gold.kind != answer.kind:

@@ -76,7 +76,9 @@ _FILLERS = words_of(
     there here his her their its
     """
 )
-_SHORT_WORDS = _FILLERS | words_of("am pm ad bc tv pc cd dj id up he us we ox")
+_SHORT_WORDS = _FILLERS | words_of(
+    "am pm ad bc tv pc cd dj id up he us we ox sq cu hz pa kw kj kn kv ev db kb mb gb tb"
+)
 
 _DIMENSIONS: dict[str, dict[str, str | Fraction | int]] = {
     "metre": {
@@ -165,6 +167,10 @@ def is_known(word: str) -> bool:
     return not word[0].isalpha() or _known(word) is not None or word.casefold() in _SPEEDS
 
 
+def _singular(word: str) -> str:
+    return re.sub(r"(?<=[xsz])es$|(?<=[cs]h)es$|(?<![s])s$", "", re.sub(r"ies$", "y", word))
+
+
 def unit_of(words: list[str]) -> Unit:
     """Return the unit that the words after a number name; fillers and what follows do not count."""
     words = [word for word in words if word.casefold() not in _FILLERS - {"per"}]
@@ -178,7 +184,7 @@ def unit_of(words: list[str]) -> Unit:
         words = [f"{words[1]}^{power}", *words[2:]]
     known = _known(words[0])
     if known is None:
-        return ("?", *sorted({word.casefold().rstrip("s") for word in words if word.isalpha()}))
+        return ("?", *sorted({_singular(word.casefold()) for word in words if word.isalpha()}))
     dimension, factor = known
     if len(words) > 2 and words[1] in ("per", "/") and (below := _known(words[2])):
         dimension, factor = f"{dimension}/{below[0]}", factor / below[1]
