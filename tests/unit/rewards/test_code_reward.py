@@ -286,7 +286,7 @@ def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):
         # arguments changed by a function that returns a value
         ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nr = f(a)\nassert a == [1, 2]"], "correct"),
         ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nassert f(a) is a"], "correct"),
-        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nassert f(a=a) == sorted(a)"], "correct"),
+        ("def f(x):\n x.sort(); return x", ["a = [2, 1]\nassert f(x=a) == sorted(a)"], "correct"),
         (
             "def f(x):\n x[:2] = [1, 2]; return 2",
             ["a = [1, 1, 2]\nk = f(a)\nassert a[:k] == [1, 2]"],

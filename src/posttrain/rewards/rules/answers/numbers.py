@@ -114,7 +114,7 @@ def plain_number(text: str, *, letters: bool = False, comma: bool = False) -> Nu
         The exact number; None if `text` is anything else, such as a formula, a list or words.
     """
     text = text.strip()
-    if len(text) > LONGEST_NUMBER or text.endswith(".."):
+    if len(text) > LONGEST_NUMBER or ".." in text:
         return None
     if text.isascii() and text.isdigit():  # the common case, without the regular expression
         return Number(Fraction(int(text)), False)

@@ -18,6 +18,7 @@ from posttrain.rewards.rules.answers.units import (
 # --- the last number of a text --------------------------------------------------------------------
 
 _LAST_NUMBER = re.compile(rf"[$€£¥₹]?(?:\d+,\d{{1,2}}(?![\d,])|{DECIMAL})")
+_QUOTED = re.compile(r"[\"'“‘]([-+$€£¥₹]?\d[^\"'“”‘’\n]{0,40})[\"'”’]")
 _EMPHASIS = re.compile(r"\*\*|__|`")
 # Markup tags, special tokens and the calculator's annotations of GSM8K: <<9*2=18>>.
 _TAG = re.compile(r"<<[^<>\n]{0,99}>>|</?[A-Za-z_][\w-]{0,30}>|<\|\w{1,30}\|>")
@@ -39,7 +40,7 @@ _ALTERED = re.compile(
     r"(?:(?:\b(?:not|never|cannot)|n't|n’t)(?:\s+[^\W\d_]+){0,2}"
     r"|\b(?:neither|nor|negative|minus"
     r"|(?:less|more|greater|fewer|larger|smaller) than(?: or equal to)?"
-    r"|at least|at most|up to|under|below|above|exceeds?|half|twice|double|triple|root|base|mod"
+    r"|at least|at most|up to|over|under|below|above|exceeds?|half|twice|double|triple|root|base|mod"
     r"|modulo|log|sqrt|or|than|without|except|to the power|(?:any|every|no)thing but|all but"
     r"|(?:hal(?:f|ves)|[a-z]+th|thirds?|quarters?|[a-z]+ths|percent|dozens?|multiples?|factors?"
     r"|factorial|powers?|root|square|cube|sum|product|difference|reciprocal|inverse|opposite) of)"
@@ -52,7 +53,12 @@ _ALTERED = re.compile(
 _STATED = re.compile(
     r"(?:^|[.,:;=]|\b(?:so|is|that|thus|therefore|hence|then|get|have))\s*$", re.IGNORECASE
 )
-_SPACED_MINUS = re.compile(r"(?:=|\b(?:is|equals|was|be|gives?|get))\s*-\s+[$€£¥₹]?$")
+_SPACED_MINUS = re.compile(r"(?:=|\b(?:is|are|equals|was|be|gives?|get|have|has))\s*-\s+[$€£¥₹]?$")
+
+
+def _bare(text: str) -> str:
+    """Return a text in plain characters, without emphasis and without quotes around numbers."""
+    return _QUOTED.sub(r"\1", _EMPHASIS.sub("", plain_characters(text)))
 
 
 def last_number(text: str, *, letters: bool = False) -> Number | None:
@@ -63,7 +69,7 @@ def last_number(text: str, *, letters: bool = False) -> Number | None:
     It does not if it is part of a word (H2O), a time, a date, a range, a list, a choice ("5 or 6")
     or a calculation, or if the words around it change its value ("not 5", "5 squared").
     """
-    text = _TAG.sub(" ", _EMPHASIS.sub("", plain_characters(text[-2000:])))
+    text = _TAG.sub(" ", _bare(text[-2000:]))
     text = re.sub(r"(?<!\S)\$(?!\S)", " ", text)
     matches = [m for m in _LAST_NUMBER.finditer(text) if not _is_unit_power(text[: m.start()])]
     if not matches:
@@ -76,7 +82,7 @@ def last_number(text: str, *, letters: bool = False) -> Number | None:
     before = text[max(0, start - 60) : start]
     previous = matches[-3 if fraction else -2 :][:1] if len(matches) > 1 + fraction else []
     between = text[previous[0].end() : start] if previous else "\n"
-    if between.strip(" $") == "=" and _STATED.search(text[: previous[0].start()]):
+    if between.strip(" $") in ("=", "≈") and _STATED.search(text[: previous[0].start()]):
         return None
     if _JOINED.fullmatch(between[:80]) or not between.strip(" "):
         return None
@@ -102,7 +108,7 @@ def is_altered(before: str) -> bool:
 
 _AT_START = re.compile(rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d.,/]))?)")
 _GOES_ON = re.compile(
-    r"\s*(?:[-–+*/=^:\\{_\d]|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3})"
+    r"\s*(?:[-–+*/=^:\\{_\d≈<>≤≥]|\|\s*\S|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3})"
     r"|\((?:in )?(?:base|binary|octal|hex|mod))",
     re.IGNORECASE,
 )
@@ -114,7 +120,7 @@ def number_at_start(line: str, *, letters: bool = False) -> tuple[Number, int] |
     `letters` as for `last_number`. None if there is none, or if what follows it changes it or goes
     on with it.
     """
-    text = _EMPHASIS.sub("", plain_characters(line)).lstrip()
+    text = _bare(line).lstrip()
     match = _AT_START.match(text)
     if match is None:
         return None
@@ -153,7 +159,7 @@ _CHANGES = re.compile(
     r"[!^_*\\√×÷<>±]|/(?![a-z]{2})|-(?=[\d(\\])|\((?=[a-z\d])"
     r"| (?:is|was|are|were) (?:wrong|false|incorrect|impossible)"
     r"| (?:is|was|are|were)(?: not|n't) (?:an?|the|it|right|correct|true|possible)\b"
-    r"| (?:[*/×÷^+√±\\]|(?:and|or) (?:more|less|so|{numerals})\b|in (?:base|binary|octal|hex)"
+    r"| (?:[*/×÷^+√±\\<>≤≥≈]|(?:and|or) (?:more|less|so|{numerals})\b|in (?:base|binary|octal|hex)"
     r"|times (?:[b-z]\b|{numerals}\b)|to the )".replace(
         "{numerals}", "(?:" + "|".join(VALUE_WORDS) + ")"
     ),
@@ -161,7 +167,7 @@ _CHANGES = re.compile(
 )
 _SURE_LETTERS = {"g", "h", "l", "L"}  # in prose; 5m may be millions, and 5s several fives
 # What may come directly after a number and its unit.
-_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"'’”|$€£¥₹%/=–—-]")
+_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}|$€£¥₹%/=–—-]")
 
 
 _AND_A_HALF = re.compile(

@@ -69,7 +69,7 @@ _BARE_ROOT = re.compile(r"(?<![\\A-Za-z])\\?sqrt\s*\(([^()]*)\)|(?<![\\A-Za-z])s
 _POWER = re.compile(r"(?:\*\*|\^)\s*(-?\d{2,}|(?<=\*)-?\d)")  # 2**10 and 2^10, not 2^1 times 0
 # Signs that a parser would skip, with what they say: 5 and so on, 5 or 6, 5 mod 6, 5 minutes.
 _NO_VALUE = re.compile(
-    r"\.\.|…|\d\s*['′″]|(?<![\w.])0[xbo]\d|\\(?:[lc]?dots|equiv|sim|cong|to|mid|[lL]?(?:eft)?rightarrow"
+    r"\.\.|…|\.\d+\.\d|\d\s*['\"′″]|(?<![\w.])0[xbo]\d|\\(?:[lc]?dots|equiv|sim|cong|to|mid|[lL]?(?:eft)?rightarrow"
     r"|Rightarrow|iff|implies|lor|vee|land|wedge|neg|lnot|not|[hv]?phantom|b?x?cancel)(?![A-Za-z])"
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -77,7 +77,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[A-Za-z]+\*?\}(?:\{[clr|]*\})?")
 _UNIT_WORD = re.compile(r"[A-Za-z]{2,}(?:\^\{?[23]\}?)?|/")
 _BASE = re.compile(
-    r"\(?([0-9][0-9A-Za-z]*)\)?\s*"
+    r"\(?([0-9][0-9A-Za-z.,]*)\)?\s*"
     r"(?:_\s*\{?\s*\(?\s*(\w+)\s*\)?\s*\}?|\(?\s*(?:in )?base[- ](\w+)\)?"
     r"|(?:in )?(binary|octal|hexadecimal|hex))"
 )
