@@ -67,11 +67,22 @@ def test_whole_functions_in_a_fence_score_1_too(reward: CodeReward):
     assert {float(s or 0) for s in judge(reward, rows, answers)} == {1.0}
 
 
-def test_every_canonical_solution_of_mbpp_scores_1(reward: CodeReward):
-    rows = mbpp()
+def test_canonical_solutions_of_mbpp_score_1(reward: CodeReward):
+    rows = mbpp()[::4]
     scores = judge(reward, rows, [row["code"] for row in rows])
     assert [row["task_id"] for row, s in zip(rows, scores) if s != 1.0] == []
-    assert len(scores) == 974
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["bubblewrap", "namespace"])
+def test_every_canonical_solution_at_both_strong_levels(level: str):
+    strong = build(CodeExecution(isolation=level, workers=2))  # type: ignore[arg-type]
+    rows = [row | {"code": row["canonical_solution"]} for row in human_eval()] + mbpp()
+    check_columns(strong, rows, "rows")
+    scores = judge(strong, rows, [row["code"] for row in rows])
+    pool.close(strong.pool)
+    assert [row["task_id"] for row, s in zip(rows, scores) if s != 1.0] == []
+    assert len(scores) == 164 + 974
 
 
 # --- changed solutions ----------------------------------------------------------------------------
@@ -255,10 +266,10 @@ def test_partial_credit_is_the_share_of_the_tests_that_no_stub_passes(
 
 
 def test_no_stub_earns_anything_on_human_eval(partial: CodeReward):
-    rows = human_eval()
+    rows = human_eval()[::8]
     for value in ("None", "[]", "0", "''", "True", "x[0] if x else 0"):
-        stubs = [f"def {row['entry_point']}(*x, **y): return {value}" for row in rows[::3]]
-        assert {float(s or 0) for s in judge(partial, rows[::3], stubs)} == {-1.0}
+        stubs = [f"def {row['entry_point']}(*x, **y): return {value}" for row in rows]
+        assert {float(s or 0) for s in judge(partial, rows, stubs)} == {-1.0}
 
 
 def test_verdicts_do_not_depend_on_order_or_company(reward: CodeReward):

@@ -117,7 +117,7 @@ def _first_statement(line: str) -> str:
         more = re.match(r"\s*\w", rest) and plain_number(formula[2]) is not None
         return line if more or _CONTINUED.match(rest) or is_hedged(rest) else formula[0]
     end = _SENTENCE_END.search(line)
-    if end and plain_number(line[: end.start()]) is not None and not is_hedged(line[end.end() :]):
+    if end and plain_number(line[: end.start()], comma=True) and not is_hedged(line[end.end() :]):
         return line[: end.start()]
     return line
 
@@ -287,6 +287,7 @@ def _numbers_as_text(text: str) -> str:
 
     def bare(match: re.Match[str]) -> str:
         content = next(group for group in match.groups() if group)
-        return content if plain_number(content) is not None else match[0]
+        number = plain_number(content) is not None
+        return content.replace("\\%", "%").replace("\\$", "$") if number else match[0]
 
     return _FORMULA.sub(bare, text[-LONGEST_ANSWER:])

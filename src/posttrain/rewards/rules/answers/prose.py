@@ -17,7 +17,10 @@ from posttrain.rewards.rules.answers.units import (
 
 # --- the last number of a text --------------------------------------------------------------------
 
-_LAST_NUMBER = re.compile(rf"[$€£¥₹]?(?:\d+,\d{{1,2}}(?![\d,])|{DECIMAL})")
+_LAST_NUMBER = re.compile(
+    rf"[$€£¥₹]?(?:(?:\d+ +)?\d+/\d+(?![\d/]|\.\d)|(?:{DECIMAL})/\d+(?![\d/]|\.\d)"
+    rf"|\d+,\d{{1,2}}(?!\d|,\d)|{DECIMAL})"
+)
 _QUOTED = re.compile(r"[\"'“‘]([-+$€£¥₹]?\d[^\"'“”‘’\n]{0,40})[\"'”’]")
 _EMPHASIS = re.compile(r"\*\*|__|`")
 # Markup tags, special tokens and the calculator's annotations of GSM8K: <<9*2=18>>.
@@ -40,8 +43,8 @@ _ALTERED = re.compile(
     r"(?:(?:\b(?:not|never|cannot)|n't|n’t)(?:\s+[^\W\d_]+){0,2}"
     r"|\b(?:neither|nor|negative|minus"
     r"|(?:less|more|greater|fewer|larger|smaller) than(?: or equal to)?"
-    r"|at least|at most|up to|over|under|below|above|exceeds?|half|twice|double|triple|root|base|mod"
-    r"|modulo|log|sqrt|or|than|without|except|to the power|(?:any|every|no)thing but|all but"
+    r"|at least|at most|up to|over|under|below|above|exceeds?|half|twice|double|triple|root|base"
+    r"|mod|modulo|log|sqrt|or|than|without|except|to the power|(?:any|every|no)thing but|all but"
     r"|(?:hal(?:f|ves)|[a-z]+th|thirds?|quarters?|[a-z]+ths|percent|dozens?|multiples?|factors?"
     r"|factorial|powers?|root|square|cube|sum|product|difference|reciprocal|inverse|opposite) of)"
     r"|\b(?:step|question|problem|part|case|example|option|line|page|chapter|section|figure|table"
@@ -53,7 +56,10 @@ _ALTERED = re.compile(
 _STATED = re.compile(
     r"(?:^|[.,:;=]|\b(?:so|is|that|thus|therefore|hence|then|get|have))\s*$", re.IGNORECASE
 )
-_SPACED_MINUS = re.compile(r"(?:=|\b(?:is|are|equals|was|be|gives?|get|have|has))\s*-\s+[$€£¥₹]?$")
+_NEGATIVE = re.compile(r"\b(?:negative|minus)\s*[$€£¥₹]?$", re.IGNORECASE)
+_SPACED_MINUS = re.compile(
+    r"(?:=|\b(?:is|are|equals?|was|be|gives?|gets?|have|has))\s*-\s+[$€£¥₹]?$"
+)
 
 
 def _bare(text: str) -> str:
@@ -74,28 +80,27 @@ def last_number(text: str, *, letters: bool = False) -> Number | None:
     matches = [m for m in _LAST_NUMBER.finditer(text) if not _is_unit_power(text[: m.start()])]
     if not matches:
         return None
-    match = matches[-1]
-    start = match.start()
-    fraction = len(matches) > 1 and text[matches[-2].end() : start] == "/"
-    if fraction:
-        start = matches[-2].start()
+    match, start = matches[-1], matches[-1].start()
     before = text[max(0, start - 60) : start]
-    previous = matches[-3 if fraction else -2 :][:1] if len(matches) > 1 + fraction else []
-    between = text[previous[0].end() : start] if previous else "\n"
-    if between.strip(" $") in ("=", "≈") and _STATED.search(text[: previous[0].start()]):
-        return None
+    previous = matches[-2] if len(matches) > 1 else None
+    between = text[previous.end() : start] if previous else "\n"
+    if previous and between.strip(" $") in ("=", "≈"):
+        if _STATED.search(text[: previous.start()]):
+            return None
     if _JOINED.fullmatch(between[:80]) or not between.strip(" "):
         return None
+    negative = _NEGATIVE.search(before)
+    before = before[: negative.start()] + " " if negative else before
     if not _ALONE_BEFORE.search(before[-4:]) or is_altered(before):
         return None
     end = match.end() - (match[0][-1] == ".")
     after = _what_follows(text[end:], letters)
     if after is None:
         return None
-    sign = "-" if before.rstrip("$€£¥₹").endswith("-") or _SPACED_MINUS.search(before) else ""
+    minus = negative or before.rstrip("$€£¥₹").endswith("-") or _SPACED_MINUS.search(before)
     currency = re.search(r"[$€£¥₹]$", before)
     return plain_number(
-        f"{sign}{currency[0] if currency else ''}{text[start:end]}{after}",
+        f"{'-' if minus else ''}{currency[0] if currency else ''}{text[start:end]}{after}",
         letters=True,
         comma=True,
     )
@@ -106,7 +111,10 @@ def is_altered(before: str) -> bool:
     return _ALTERED.search(before[-60:]) is not None
 
 
-_AT_START = re.compile(rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d.,/]))?)")
+_AT_START = re.compile(
+    rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d/]|[.,]\d))?)"
+)
+_NAME = re.compile(r"[A-Za-z](?:_\w+)?\s*=\s*(?=[-+$€£¥₹\d.])")
 _GOES_ON = re.compile(
     r"\s*(?:[-–+*/=^:\\{_\d≈<>≤≥]|\|\s*\S|(?:or|and|to)\b|[,;]\s*(?:or\b|and\b|[^\sA-Za-z]|[A-Za-z]\b)|\((?![A-Za-z]{3})"
     r"|\((?:in )?(?:base|binary|octal|hex|mod))",
@@ -120,7 +128,7 @@ def number_at_start(line: str, *, letters: bool = False) -> tuple[Number, int] |
     `letters` as for `last_number`. None if there is none, or if what follows it changes it or goes
     on with it.
     """
-    text = _bare(line).lstrip()
+    text = _NAME.sub("", _bare(line).lstrip(), count=1)
     match = _AT_START.match(text)
     if match is None:
         return None
