@@ -7,12 +7,15 @@ It does not run a test itself: each row's tests get a process of their own, fork
     python -m posttrain.sandbox.lane SETTINGS    a JSON job per line in, a JSON verdict per line out
 """
 
+import importlib
 import json
 import os
+import re
 import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -172,6 +175,7 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     if job["form"] == "program":
         run = partial(_run_program, lane)
         return asdict(judge_program(job, lane.limits, lane.room, run))
+    preload(job)
     measures = job["completion"] is None
     sandbox = None if measures else lane.take()
     report, write_end = os.pipe()
@@ -206,6 +210,15 @@ def judge(lane: Lane, job: dict[str, Any]) -> dict[str, Any]:
     if late or verdict.verdict == "died":
         verdict.verdict = _cause(lane, ending, late)
     return asdict(verdict)
+
+
+def preload(job: dict[str, Any]) -> None:
+    """Load numpy here if the tests use it; else the process of each row's tests would load it."""
+    text = " ".join([job.get("test", ""), job.get("setup", ""), *job.get("tests", [])])
+    if "numpy" not in sys.modules and re.search(r"\b(numpy|np)\b", text):
+        for name in ("numpy", "numpy.testing"):
+            with suppress(ImportError):
+                importlib.import_module(name)
 
 
 def _be_tester(lane: Lane, job: dict[str, Any], sandbox: Sandbox | None, report: int) -> None:

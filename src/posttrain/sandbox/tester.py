@@ -287,8 +287,8 @@ def share(session: Session, space: dict[str, Any], names: tuple[str, ...]) -> tu
 
 
 def without(prompt: str, name: str) -> ast.Module:
-    """Return the prompt's code without the function `name`, which the candidate has to write."""
+    """Return the prompt's code without `name`, which the candidate has to write."""
     tree = ast.parse(prompt)
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    kept = [n for n in tree.body if not (isinstance(n, functions) and n.name == name)]
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    kept = [n for n in tree.body if not (isinstance(n, definitions) and n.name == name)]
     return ast.Module(kept, [])

@@ -111,8 +111,6 @@ def encode(common: Common, value: Any) -> tuple[bytes, list[int]]:
         WireError: The value has tuples nested more than `DEEPEST` deep, or in a circle.
     """
     out = _Outgoing(common)
-    if common.forgets:
-        _forget(common)
     body: list[bytes] = []
     _put(value, body, out, 0)
     direct = out.met
@@ -123,6 +121,9 @@ def encode(common: Common, value: Any) -> tuple[bytes, list[int]]:
         content = out.content(name, thing)
         if content[0] != common.contents[number]:
             records[number] = content
+    if common.forgets:
+        # what has changed is sent first: a test may change an object through its owner alone
+        _forget(common, {*records, *direct})
     done = 0
     while done < len(out.new):
         records[common.next + done] = out.content(*out.new[done])
@@ -142,9 +143,9 @@ def encode(common: Common, value: Any) -> tuple[bytes, list[int]]:
     return b"".join([*head, *parts, *body]), direct
 
 
-def _forget(common: Common) -> None:
-    """Give up the shared objects that nothing else on this side refers to."""
-    for number in list(common.objects):
+def _forget(common: Common, kept: set[int]) -> None:
+    """Give up the shared objects that nothing else on this side refers to, except `kept`."""
+    for number in common.objects.keys() - kept:
         thing = common.objects[number]
         # the dict, the local name and the argument
         if sys.getrefcount(thing) <= 3:

@@ -84,9 +84,9 @@ def last_number(text: str, *, letters: bool = False) -> Number | None:
     before = text[max(0, start - 60) : start]
     previous = matches[-2] if len(matches) > 1 else None
     between = text[previous.end() : start] if previous else "\n"
-    if previous and between.strip(" $") in ("=", "≈"):
-        if _STATED.search(text[: previous.start()]):
-            return None
+    equated = between.strip(" $") in ("=", "≈")
+    if previous and equated and _STATED.search(text[: previous.start()]):
+        return None
     if _JOINED.fullmatch(between[:80]) or not between.strip(" "):
         return None
     negative = _NEGATIVE.search(before)
@@ -112,7 +112,8 @@ def is_altered(before: str) -> bool:
 
 
 _AT_START = re.compile(
-    rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|(?:{DECIMAL})(?:/\d+(?![\d/]|[.,]\d))?)"
+    rf"[-+]? ?[$€£¥₹]? ?-?(?:\d+ +\d+/\d+|\d+,\d{{1,2}}(?!\d|,\d)"
+    rf"|(?:{DECIMAL})(?:/\d+(?![\d/]|[.,]\d))?)"
 )
 _NAME = re.compile(r"[A-Za-z](?:_\w+)?\s*=\s*(?=[-+$€£¥₹\d.])")
 _GOES_ON = re.compile(
