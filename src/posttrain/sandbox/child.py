@@ -10,7 +10,6 @@ operation, answered by one reply that repeats the nonce and its number. While an
 program may use functions of the tests that it was given: then this side asks and waits in turn.
 """
 
-import builtins
 import importlib
 import os
 import resource
@@ -18,16 +17,22 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import CoroutineType
+from types import (
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+)
 from typing import Any
 
-from posttrain.sandbox.frames import read_frame, write_frame
+from posttrain.sandbox.borrowed import Lent, exception_class, make_exception
+from posttrain.sandbox.frames import label, read_frame, write_frame
 from posttrain.sandbox.operations import OPERATIONS, plain_base, plain_value
 from posttrain.sandbox.script import run_script
 from posttrain.sandbox.wire import Common, decode, encode
 
 LARGEST = 1 << 30  # bytes of a message from the trusted side
-MESSAGE = 500  # characters of an exception's text that are passed on
 # Special methods that a class of plain values may define and still pass by its value.
 _HARMLESS = {"__init__", "__new__", "__repr__", "__str__", "__format__", "__hash__", "__eq__"}
 _HARMLESS |= {"__ne__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__init_subclass__"}
@@ -77,6 +82,12 @@ class Served:
     numbers: dict[int, int] = field(default_factory=dict)
     """Numbers of the objects by id."""
     named_tuples: dict[tuple[Any, ...], type] = field(default_factory=dict)
+    lent: dict[int, Any] = field(default_factory=dict)
+    """What stands for functions, objects and exceptions of the tests, by their number."""
+    borrowed: dict[int, int] = field(default_factory=dict)
+    """Those numbers by id of what stands for them."""
+    libraries: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Functions of the library that the tests passed, by id."""
     turn: int = 0
     """Number of the next message from this side."""
 
@@ -92,9 +103,20 @@ class Served:
             self.objects.append(thing)
         return number
 
+    def borrow(self, number: int, operation: str, operands: tuple[Any, ...]) -> Any:
+        """Have the tests carry out an operation with what they lent, and return its value."""
+        message = self.message("ask", number, operation, operands)
+        while True:
+            kind, *rest = decode(self.common, self.exchange(message))
+            if kind == "value":
+                return rest[0]
+            if kind == "error":
+                raise rest[0]
+            message = perform(self, rest[0], *rest[1])
+
     def message(self, *parts: Any) -> bytes:
         """Return the next message from this side."""
-        data, _ = encode(self.common, (self.job["nonce"], self.turn, *parts))
+        data = label(self.job["nonce"], self.turn) + encode(self.common, parts)[0]
         self.turn += 1
         return data
 
@@ -133,16 +155,11 @@ def perform(served: Served, operation: str, *operands: Any) -> bytes:
 
 
 def _failure(served: Served, error: BaseException) -> bytes:
-    """Return the message of an exception: its classes, its arguments if plain, its text, itself."""
-    names = tuple((str(c.__module__), c.__name__) for c in type(error).__mro__)
+    """Return the message of an exception."""
     try:
-        text = str(error)[:MESSAGE] if isinstance(error, Exception) else ""
-    except Exception:
-        text = ""
-    arguments = tuple(a for a in error.args if type(a) in (int, str, float, bool, type(None)))
-    if arguments != error.args or len(str(arguments)) > MESSAGE:
-        arguments = (text,)
-    return served.message("error", names, arguments, text, Kept(error))
+        return served.message("error", error)
+    except Exception:  # it holds something that cannot be sent
+        return served.message("error", Bare(error))
 
 
 @dataclass
@@ -150,6 +167,13 @@ class Kept:
     """An object that passes by reference, whatever its class."""
 
     thing: Any
+
+
+@dataclass
+class Bare:
+    """An exception that passes with its class and text alone."""
+
+    error: BaseException
 
 
 def _load(served: Served) -> dict[str, Any]:
@@ -183,15 +207,22 @@ def _evaluate(function: str, *operands: Any) -> Any:
 
 def _refer(served: Served, thing: Any) -> tuple[str, Any]:
     """Return the reference to an object: of this side's own, or lent by the other."""
-    if type(thing) is Kept:
-        return "remote", (served.number_of(thing.thing), "")
-    if type(thing) is Lent:
-        return "lent", (thing._number, thing._kind)
     kind = type(thing)
+    if kind is Kept:
+        return "remote", (served.number_of(thing.thing), "")
+    if id(thing) in served.borrowed:
+        return "lent", (served.borrowed[id(thing)], "")
+    if id(thing) in served.libraries:
+        return "global", served.libraries[id(thing)]
+    if kind is Bare or isinstance(thing, BaseException):
+        return "exception", _describe(thing)
     if kind in served.named_tuples.values():
         return "named", (kind.__name__, kind._fields, tuple(thing))
     if isinstance(thing, type) and served.common.classes.get(thing.__name__) is thing:
         return "class", thing.__name__
+    if isinstance(thing, type) and issubclass(thing, BaseException):
+        bases = tuple(base for base in thing.__bases__ if issubclass(base, BaseException))
+        return "exception class", (Kept(thing), str(thing.__module__), thing.__name__, bases)
     if served.common.classes.get(kind.__name__) is kind and hasattr(thing, "_member_map_"):
         return "member", (kind.__name__, str(thing.name))
     if kind.__module__ == "numpy" and hasattr(thing, "dtype"):
@@ -199,11 +230,41 @@ def _refer(served: Served, thing: Any) -> tuple[str, Any]:
     number = served.number_of(thing)
     base = plain_base(kind)
     if base is None or isinstance(thing, type):
-        return "remote", (number, "coroutine" if kind is CoroutineType else "")
+        return "remote", (number, _ROLES.get(kind, ""))
     if base in _IMMUTABLE and not _overrides(kind, base):
         label = (number, served.number_of(kind), kind.__name__)
         return "derived", (*label, base.__name__, plain_value(thing))
     return "remote", (number, base.__name__)
+
+
+# Objects whose kind matters to the tests, besides those of plain classes.
+_ROLES: dict[type, str] = {
+    CoroutineType: "coroutine",
+    GeneratorType: "generator",
+    FunctionType: "function",
+}
+
+
+def _describe(thing: Any) -> tuple[Any, ...]:
+    """Return class, arguments, text, attributes and cause of an exception, and itself."""
+    error = thing.error if type(thing) is Bare else thing
+    try:
+        text = str(error) if isinstance(error, Exception) else ""
+    except Exception:
+        text = ""
+    if type(thing) is Bare:
+        return type(error), (text,), text, {}, None, Kept(error)
+    names = {n for k in type(error).__mro__ for n, v in vars(k).items() if type(v) in _FIELDS}
+    names |= vars(error).keys()
+    attributes = {
+        name: getattr(error, name, None)
+        for name in sorted(names - {"args", "obj"})
+        if not name.startswith("_")
+    }
+    return type(error), error.args, text, attributes, error.__cause__, Kept(error)
+
+
+_FIELDS = (MemberDescriptorType, GetSetDescriptorType)
 
 
 def _overrides(kind: type, base: type) -> bool:
@@ -219,12 +280,21 @@ def _resolve(served: Served, kind: str, value: Any) -> Any:
         case "remote" | "derived":
             return served.objects[value[0]]
         case "lent":
-            return Lent(served, *value)
+            number, role = value
+            return _keep(served, number, lambda: Lent(served, number, role))
+        case "exception class":
+            number, name, bases = value
+            return _keep(served, number, lambda: exception_class(name, bases))
+        case "exception":
+            number, *parts = value
+            return _keep(served, number, lambda: make_exception(*parts))
         case "global":
             module, path = value
             thing = importlib.import_module(module)
             for name in path.split("."):
                 thing = getattr(thing, name)
+            served.libraries[id(thing)] = (module, path)
+            served.objects.append(thing)  # so that its id stays its own
             return thing
         case "named":
             name, fields, items = value
@@ -239,58 +309,9 @@ def _resolve(served: Served, kind: str, value: Any) -> Any:
     raise ValueError(f"no object of kind {kind}")
 
 
-class Lent:
-    """A function, iterator or object of the tests, which stays with them."""
-
-    __slots__ = ("_kind", "_number", "_served")
-
-    def __init__(self, served: Served, number: int, kind: str) -> None:
-        object.__setattr__(self, "_served", served)
-        object.__setattr__(self, "_number", number)
-        object.__setattr__(self, "_kind", kind)
-
-    def _ask(self, operation: str, *operands: Any) -> Any:
-        served: Served = self._served
-        message = served.message("ask", self._number, operation, operands)
-        while True:
-            kind, *rest = decode(served.common, served.exchange(message))
-            if kind == "value":
-                return rest[0]
-            if kind == "error":
-                name, text = rest
-                raise getattr(builtins, name)(text)
-            message = perform(served, rest[0], *rest[1])
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
-        return self._ask("call", args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if self._kind != "object" or name.startswith("_"):
-            raise AttributeError(name)
-        return self._ask("get", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("set", name, value)
-
-    def __iter__(self) -> Any:
-        return self._ask("iter")
-
-    def __next__(self) -> Any:
-        item = self._ask("next")
-        if not item:
-            raise StopIteration
-        return item[0]
-
-    def __len__(self) -> int:
-        length: int = self._ask("len")
-        return length
-
-    def __bool__(self) -> bool:
-        return self._kind != "object" or bool(self._ask("bool"))
-
-    def __str__(self) -> str:
-        return str(self._ask("str"))
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("getitem", key)
+def _keep(served: Served, number: int, make: Callable[[], Any]) -> Any:
+    """Return what stands for something of the tests: the same object each time."""
+    if number not in served.lent:
+        served.lent[number] = make()
+        served.borrowed[id(served.lent[number])] = number
+    return served.lent[number]

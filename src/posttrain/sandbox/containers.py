@@ -10,6 +10,7 @@ from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 
@@ -95,9 +96,15 @@ def _fill_instance(x: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> N
     for name in _attributes(x).keys() - set(names):
         object.__delattr__(x, name)
     for name, value in zip(names, values, strict=True):
-        if name.startswith("__") or not name.isidentifier():
+        if name.startswith("__") or not name.isidentifier() or _is_method(type(x), name):
             raise ValueError(f"no attribute {name}")
         object.__setattr__(x, name, value)
+
+
+def _is_method(kind: type, name: str) -> bool:
+    """Whether a class computes an attribute, which an instance must not hide."""
+    defined = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return isinstance(defined, (FunctionType, property, classmethod, staticmethod))
 
 
 # --- arrays of numpy, if it is loaded -------------------------------------------------------------
@@ -118,6 +125,8 @@ def _fill_ndarray(x: Any, shape: tuple[int, ...], data: bytes) -> None:
     if math.prod(shape) * x.itemsize != len(data):
         raise ValueError("the size of an array")
     if x.shape != shape:
+        if x.size:  # other arrays may show its items
+            raise ValueError("an array that changes its shape")
         x.resize(shape, refcheck=False)
     x[...] = np.frombuffer(data, x.dtype).reshape(shape)
 
@@ -162,7 +171,9 @@ def container_of(value: Any, classes: dict[str, type]) -> str | None:
     kind = type(value)
     name = _NAMES.get(kind)
     if name is None and kind.__flags__ & _HEAP and classes.get(kind.__name__) is kind:
-        name = "instance"
+        # members of enumerations and exceptions pass otherwise
+        fits = not hasattr(kind, "_member_map_") and not issubclass(kind, BaseException)
+        name = "instance" if fits else None
     if name is None and _is_ndarray(value):
         name = "ndarray"
     return name

@@ -32,6 +32,11 @@ def read_frame(fd: int, limit: int) -> bytes:
     return _read(fd, size)
 
 
+def label(nonce: bytes, number: int) -> bytes:
+    """Return what a reply begins with: it answers the message of this number, on this channel."""
+    return nonce + struct.pack(">Q", number)
+
+
 def _read(fd: int, size: int) -> bytes:
     parts = []
     while size:

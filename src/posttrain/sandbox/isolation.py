@@ -147,7 +147,7 @@ def _program() -> bytes:
     import marshal
 
     codes = []
-    for name in ("frames", "values", "containers", "wire", "operations", "script", "child"):
+    for name in ("frames", "values", "containers", "wire", "operations", "borrowed", "script", "child"):
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
         with open(path) as file:
             codes.append((f"posttrain.sandbox.{name}", compile(file.read(), name, "exec")))

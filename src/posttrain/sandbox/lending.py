@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from types import (
     BuiltinFunctionType,
+    CoroutineType,
     FunctionType,
     MethodDescriptorType,
     MethodType,
@@ -17,13 +18,26 @@ from types import (
 )
 from typing import Any
 
-from posttrain.sandbox.operations import OF_FUNCTIONS, OF_ITERATORS, OF_OBJECTS, OPERATIONS
+from posttrain.sandbox.operations import (
+    OF_COROUTINES,
+    OF_FUNCTIONS,
+    OF_ITERATORS,
+    OF_OBJECTS,
+    OPERATIONS,
+)
 
 _FUNCTIONS = (
     *(FunctionType, MethodType, BuiltinFunctionType),
     *(MethodDescriptorType, WrapperDescriptorType),
 )
-_OPERATIONS = {"function": OF_FUNCTIONS, "iterator": OF_ITERATORS, "object": OF_OBJECTS}
+_OPERATIONS = {
+    "function": OF_FUNCTIONS,
+    "iterator": OF_ITERATORS,
+    "object": OF_OBJECTS,
+    "coroutine": OF_COROUTINES,
+}
+# What else than public attributes a candidate may read.
+_READABLE = ("__name__", "__qualname__", "__doc__", "__module__")
 
 
 class Unsendable(Exception):
@@ -47,13 +61,22 @@ def lend(
         named_tuples[kind.__name__, kind._fields] = kind
         return "named", (kind.__name__, kind._fields, tuple(thing))
     if (found := _by_name(thing)) is not None:
+        lent[id(thing)] = thing
         return "global", found
-    role = _role(thing)
-    if role is None:
-        raise Unsendable(f"the test passes a {kind.__name__}, which cannot be sent")
     # kept in `lent`, so that its id stays its own
     number = id(thing)
     lent[number] = thing
+    if isinstance(thing, BaseException):
+        text = str(thing)
+        plain = all(type(a) in (int, str, float, bool, type(None)) for a in thing.args)
+        return "exception", (number, kind, thing.args if plain else (text,), text)
+    if isinstance(thing, type) and issubclass(thing, BaseException):
+        bases = tuple(base for base in thing.__bases__ if issubclass(base, BaseException))
+        return "exception class", (number, thing.__name__, bases)
+    role = _role(thing)
+    if role is None:
+        del lent[number]
+        raise Unsendable(f"the test passes a {kind.__name__}, which cannot be sent")
     return "lent", (number, role)
 
 
@@ -83,8 +106,10 @@ def _role(thing: Any) -> str | None:
         return "function" if isinstance(thing, type) else None
     if isinstance(thing, Iterator):
         return "iterator"
+    if isinstance(thing, CoroutineType):
+        return "coroutine"
     module = type(thing).__module__
-    if isinstance(thing, _FUNCTIONS) or (callable(thing) and module == "functools"):
+    if isinstance(thing, _FUNCTIONS) or (callable(thing) and module in ("functools", "operator")):
         return "function"
     if module.split(".")[0] == "numpy" and callable(thing):
         return "function"
@@ -101,8 +126,11 @@ def perform_lent(thing: Any, operation: str, operands: tuple[Any, ...]) -> Any:
     assert role is not None
     if operation not in _OPERATIONS[role]:
         raise PermissionError(f"a {role} of the tests does not offer {operation}")
-    if operation in ("get", "set") and str(operands[0]).startswith("_"):
+    if operation == "get" and role == "function" and operands[0] not in _READABLE:
         raise AttributeError(operands[0])
+    if operation in ("get", "set") and str(operands[0]).startswith("_"):
+        if operation == "set" or operands[0] not in _READABLE:
+            raise AttributeError(operands[0])
     return OPERATIONS[operation](thing, *operands)
 
 
@@ -120,6 +148,9 @@ def resolve_lent(
     """
     if kind == "lent":
         return lent[value[0]]
+    if kind == "global":  # only one that the tests have passed
+        (found,) = [thing for thing in lent.values() if _by_name(thing) == value]
+        return found
     if kind == "class" and type(value) is str:
         return classes[value]
     if kind == "member":

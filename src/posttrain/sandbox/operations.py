@@ -5,6 +5,7 @@ standard library.
 """
 
 import builtins
+import importlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ ARITHMETIC = (
     *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
     *("and_", "or_", "xor", "lshift", "rshift"),
 )
+IN_PLACE = tuple(f"i{name.strip('_')}" for name in ARITHMETIC)
 UNARY = ("neg", "pos", "invert", "abs")
 
 
@@ -42,32 +44,81 @@ def plain_value(thing: Any) -> Any:
 
 
 def _next(iterator: Any) -> tuple[Any, ...]:
-    """Return (item,), or () at the end, which is no exception then."""
-    for item in iterator:
-        return (item,)
-    return ()
+    """Return (item,); at the end, which is no exception then, (None, value of the iterator)."""
+    try:
+        return (next(iterator),)
+    except StopIteration as end:
+        return None, end.value
+
+
+_loops: list[Any] = []
 
 
 def _wait(awaitable: Any) -> Any:
+    """Return what an awaitable comes to; all are awaited in one loop, as in one program."""
     import asyncio
+    from threading import Thread
 
     async def wait() -> Any:
         return await awaitable
 
-    return asyncio.run(wait())
+    if asyncio._get_running_loop() is not None:
+        results: list[Any] = []
+
+        def work() -> None:
+            try:
+                results.append((asyncio.run(wait()), None))
+            except BaseException as error:
+                results.append((None, error))
+
+        thread = Thread(target=work)
+        thread.start()
+        thread.join()
+        ((value, error),) = results
+        if error is not None:
+            raise error
+        return value
+    if not _loops:
+        _loops.append(asyncio.new_event_loop())
+    return _loops[0].run_until_complete(wait())
+
+
+def _next_awaited(iterator: Any) -> tuple[Any, ...]:
+    """Return (item,) of an asynchronous iterator, or () at the end."""
+    try:
+        return (_wait(anext(iterator)),)
+    except StopAsyncIteration:
+        return ()
+
+
+def _exit_awaited(thing: Any, kind: Any, error: Any, trace: None) -> bool:
+    known, error = _raised(kind, error)
+    return bool(_wait(type(thing).__aexit__(thing, known, error, trace)))
+
+
+def _raised(kind: Any, error: Any) -> tuple[Any, Any]:
+    """Return the class and the exception with which a context is left."""
+    if isinstance(error, BaseException):
+        return type(error), error
+    known = None if kind is None else getattr(builtins, kind)
+    return known, None if known is None else known(error)
 
 
 def _exit(thing: Any, kind: str | None, error: Any, trace: None) -> bool:
-    """Leave a context, with an exception or its text, of the class of this name."""
-    known = None if kind is None else getattr(builtins, kind)
-    if known is not None and type(error) is str:
-        error = known(error)
+    """Leave a context, with an exception, or the text of one of the class of this name."""
+    known, error = _raised(kind, error)
     return bool(type(thing).__exit__(thing, known, error, trace))
 
 
 def _text(function: Callable[[Any], str]) -> Callable[[Any], str]:
     """Return a function whose result is exactly a str."""
     return lambda x: str.__str__(function(x))
+
+
+def _parameters(function: Any) -> tuple[tuple[str, int, bool], ...]:
+    """Return name, kind and whether there is a default, of the parameters of a function."""
+    parameters = importlib.import_module("inspect").signature(function).parameters.values()
+    return tuple((p.name, int(p.kind), p.default is not p.empty) for p in parameters)
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -92,9 +143,27 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "issubclass": issubclass,
     "plain": plain_value,
     "await": _wait,
+    "anext": _next_awaited,
+    "aiter": aiter,
+    "aenter": lambda thing: _wait(type(thing).__aenter__(thing)),
+    "aexit": _exit_awaited,
+    "type": type,
+    "copy": lambda thing: importlib.import_module("copy").copy(thing),
+    "deepcopy": lambda thing: importlib.import_module("copy").deepcopy(thing),
+    "contains": operator.contains,
+    "reversed": lambda thing: reversed(thing),
+    "int": lambda thing: int.__index__(int(thing)),
+    "float": lambda thing: float.__float__(float(thing)),
+    "complex": lambda thing: complex.__pos__(complex(thing)),
+    "index": operator.index,
+    "round": round,
+    "signature": _parameters,
     **{name: getattr(operator, name) for name in (*COMPARISONS, *ARITHMETIC, *UNARY)},
+    **{name: getattr(operator, name) for name in IN_PLACE},
 }
 # Of functions and iterators of the tests, which the candidate was given.
-OF_FUNCTIONS = frozenset({"call"})
+OF_FUNCTIONS = frozenset({"call", "get", "signature", "str", "repr"})
 OF_ITERATORS = frozenset({"iter", "next"})
-OF_OBJECTS = OF_FUNCTIONS | OF_ITERATORS | {"get", "set", "len", "str", "repr", "bool", "getitem"}
+OF_COROUTINES = frozenset({"await"})
+OF_OBJECTS = OF_FUNCTIONS | OF_ITERATORS | {"set", "len", "bool", "hash", "getitem", "contains"}
+OF_OBJECTS |= {"enter", "exit", *COMPARISONS}

@@ -6,6 +6,7 @@ from typing import Any
 
 from posttrain.sandbox.lending import builtin_of
 from posttrain.sandbox.operations import ARITHMETIC, COMPARISONS, UNARY
+from posttrain.sandbox.witness import IMMUTABLE, PREDICATES, has_plain, noted, plain_view, reads
 
 Session = Any  # of session.py, which makes stand-ins
 
@@ -29,15 +30,21 @@ def derived(
         body = {
             "_candidate_class": number,
             "__getattr__": _of_stand_in,
-            "__str__": lambda self: str(self._stand_in),
-            "__repr__": lambda self: repr(self._stand_in),
-            "__format__": lambda self, spec: format(self._stand_in, spec),
             "__deepcopy__": lambda self, memo: self,
         }
+        if session.names_classes:
+            body |= _OWN_TEXTS
         session.derived[number] = type(name, (type(plain),), body)
     value = session.derived[number](plain)
     value._stand_in = stand_in
     return value
+
+
+_OWN_TEXTS: dict[str, Any] = {
+    "__str__": lambda self: str(self._stand_in),
+    "__repr__": lambda self: repr(self._stand_in),
+    "__format__": lambda self, spec: format(self._stand_in, spec),
+}
 
 
 def _of_stand_in(self: Any, name: str) -> Any:
@@ -81,6 +88,11 @@ class Remote:
         if name.startswith("__") and name not in _READABLE:
             raise AttributeError(name)
         session = self._session
+        plain = plain_view(self)
+        if plain is not None and reads(plain, name):
+            return getattr(plain, name)
+        if not has_plain(self) and name in PREDICATES and not session.names_classes:
+            return self._refuse(f"answers {name}")
         try:
             return self._ask("get", name)
         except AttributeError as error:
@@ -94,47 +106,73 @@ class Remote:
         self._ask("delete", name)
 
     def __iter__(self) -> Iterator[Any]:
+        plain = plain_view(self)
+        if plain is not None:
+            return iter(plain)
         iterator = self._ask("iter")
-        if not isinstance(iterator, Remote):
+        if type(iterator) is not Remote:
             return iter(())  # not an iterator; such an answer holds nothing
-        return _items(iterator)
+        return iterator if iterator is self else _watched(self, iterator)
 
     def __next__(self) -> Any:
         item = self._ask("next")
         if type(item) is not tuple or len(item) != 1:
-            raise StopIteration
+            raise StopIteration(*item[1:2]) if type(item) is tuple else StopIteration
         return item[0]
 
     def __len__(self) -> int:
+        plain = plain_view(self)
+        if plain is not None:
+            return len(plain)
         try:
             length: int = self._exactly(int, self._ask("len"))
+            noted(self, "len", length)
         except TypeError as error:
             self._session.asked(error)  # it has none: list() asks whether there is one
             raise
         return length
 
     def __bool__(self) -> bool:
+        plain = plain_view(self)
+        if plain is not None:
+            return bool(plain)
         truth: bool = self._exactly(bool, self._ask("bool"))
         return truth
 
     def __str__(self) -> str:
+        plain = plain_view(self)
+        if type(plain) in IMMUTABLE:
+            return str(plain)
         text: str = self._exactly(str, self._ask("str"))
         return text
 
     def __repr__(self) -> str:
+        plain = plain_view(self)
+        if type(plain) in IMMUTABLE:
+            return repr(plain)
         text: str = self._exactly(str, self._ask("repr"))
         return text
 
     def __format__(self, spec: str) -> str:
+        plain = plain_view(self)
+        if type(plain) in IMMUTABLE:
+            return format(plain, spec)
         text: str = self._exactly(str, self._ask("format", spec))
         return text
 
     def __hash__(self) -> int:
+        if has_plain(self):  # objects with the same plain value are equal here
+            plain = self._ask("plain")
+            return hash(plain) if type(plain) in IMMUTABLE else 0
         number: int = self._exactly(int, self._ask("hash"))
         return number
 
     def __getitem__(self, key: Any) -> Any:
-        return self._ask("getitem", key)
+        plain = plain_view(self)
+        if plain is not None and (type(plain) is not dict or key in plain):
+            return plain[key]
+        item = self._ask("getitem", key)
+        return noted(self, ("item", key), item) if type(key) is int and not has_plain(self) else item
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._ask("setitem", key, value)
@@ -193,38 +231,53 @@ _PLAIN = {kind.__name__: kind for kind in (list, dict, set, bytearray, int, floa
 _READABLE = ("__name__", "__qualname__", "__doc__", "__dict__", "__annotations__", "__wrapped__")
 
 
-def _items(iterator: Remote) -> Iterator[Any]:
+def _watched(owner: Remote, iterator: Remote) -> Iterator[Any]:
+    """Yield the items of a pass over an object; at its end, check that they are always the same."""
+    items = []
+    state = owner._session.state
     while True:
-        item = iterator._ask("next")
-        if type(item) is not tuple or len(item) != 1:
-            return
-        yield item[0]
+        try:
+            item = next(iterator)
+        except StopIteration as end:
+            if owner._session.state == state:
+                noted(owner, "items", tuple(items))
+            return end.value
+        items.append(item)
+        yield item
 
 
 def _compare(name: str, self: Remote, other: Any) -> Any:
-    if type(other) is Remote and not (self._base and other._base):
+    if type(other) is Remote and not (has_plain(self) and has_plain(other)):
         return self._exactly(bool, self._ask(name, other))
-    if self._base:
+    if has_plain(self):
         # compared here, by the values of the plain class
-        mine, its = self._ask("plain"), other
-        if type(other) is Remote:
-            its = other._ask("plain")
+        mine, its = _value(self), _value(other)
         return getattr(operator, name)(mine, its)
     if other is None and name in ("eq", "ne"):
         return name == "ne"
     return self._refuse("is not compared with a plain value")
 
 
+def _value(thing: Any) -> Any:
+    """Return the plain value of a stand-in, and any other value itself."""
+    if type(thing) is not Remote:
+        return thing
+    plain = plain_view(thing)
+    return thing._ask("plain") if plain is None else plain
+
+
 def _combine(name: str, self: Remote, other: Any) -> Any:
+    if plain_view(self) is not None and (type(other) is not Remote or has_plain(other)):
+        return getattr(operator, name)(_value(self), _value(other))
     if type(other) is Remote:
         return self._ask(name, other)
-    if self._base:
+    if has_plain(self):
         return getattr(operator, name)(self._ask("plain"), other)
     return self._refuse("takes no part in arithmetic with a plain value")
 
 
 def _reflected(name: str, self: Remote, other: Any) -> Any:
-    if self._base:
+    if has_plain(self):
         return getattr(operator, name)(other, self._ask("plain"))
     return self._refuse("takes no part in arithmetic with a plain value")
 
@@ -234,6 +287,9 @@ def _method(function: Any, name: str) -> Any:
 
 
 def _single(name: str, self: Remote) -> Any:
+    plain = plain_view(self)
+    if plain is not None:
+        return getattr(operator, name)(plain)
     return self._ask(name)
 
 

@@ -5,18 +5,20 @@ Nothing that the candidate's process reports about itself is believed: a reply t
 the answer to the pending call ends the candidate.
 """
 
-import copy
+import builtins
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.sandbox.frames import TooLarge, read_frame, write_frame
+from posttrain.sandbox.changes import Changes
+from posttrain.sandbox.frames import TooLarge, label, read_frame, write_frame
 from posttrain.sandbox.lending import Unsendable, builtin_of, lend, perform_lent, resolve_lent
 from posttrain.sandbox.operations import plain_value
-from posttrain.sandbox.raised import exception_of
+from posttrain.sandbox.raised import class_of, exception_of, is_exception_class
 from posttrain.sandbox.remote import Remote, awaited, derived
-from posttrain.sandbox.wire import Common, WireError, content_of, decode, encode, refill
+from posttrain.sandbox.witness import OBSERVING, names_a_class
+from posttrain.sandbox.wire import Common, WireError, decode, encode
 
 
 class CandidateGone(Exception):
@@ -38,17 +40,28 @@ class Session:
     """What the candidate raised and no test has asked for by name."""
     failures: list[BaseException] = field(default_factory=list)
     """Refusals of this file, and failed assertions in functions that the candidate was lent."""
-    earlier: dict[int, bytes] = field(default_factory=dict)
-    """By number: the contents that arguments had when a call that returned a value changed them."""
     objects: dict[int, Remote] = field(default_factory=dict)
     """Stand-ins by the candidate's number of the object."""
     derived: dict[int, type] = field(default_factory=dict)
     """Classes that stand for the candidate's subclasses of plain classes, by its number."""
+    exceptions: dict[int, type] = field(default_factory=dict)
+    """Classes that stand for the candidate's own exception classes, by its number."""
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    """Exceptions that stand for the candidate's, by its number."""
+    names_classes: bool = True
+    """Whether the tests name a class of the candidate's, whose objects behave as it likes."""
+    observed: dict[int, dict[Any, Any]] = field(default_factory=dict)
+    """What its objects have answered since one may have changed (`witness.py`), by number."""
+    state: int = 0
+    """Counts the operations that may change objects."""
+    copies: bool = False
+    """Whether stand-ins are copied as themselves."""
     named_tuples: dict[tuple[Any, ...], type] = field(default_factory=dict)
     """Classes of named tuples that the tests passed, by name and fields."""
     lent: dict[int, Any] = field(default_factory=dict)
     """Functions, iterators and objects that the tests passed, by their number."""
     common: Common = field(init=False)
+    changes: Changes = field(init=False)
 
     def __post_init__(self) -> None:
         self.common = Common(
@@ -57,6 +70,7 @@ class Session:
             refused=("ndarray",),
             forgets=True,
         )
+        self.changes = Changes(self.common)
 
     def load(
         self,
@@ -86,6 +100,7 @@ class Session:
             "definitions": definitions,
             "classes": classes,
         }
+        self.names_classes = names_a_class(names)
         defined = self._talk(encode(Common(), job)[0])
         if type(defined) is not dict:
             self.gone = "protocol"
@@ -104,18 +119,22 @@ class Session:
             message, direct = encode(self.common, ("do", operation, operands))
         except WireError as error:
             raise Unsendable(str(error)) from None
-        for number in self.common.reachable(direct):
-            self.earlier.pop(number, None)
+        if operation not in OBSERVING:
+            self.observed.clear()
+            self.state += 1
+        passed = self.changes.passing(direct)
         sent = dict(self.common.contents)
-        value = self._talk(message)
-        if value is not None:
-            self._note_changes(sent)
-        return value
-
-    def _note_changes(self, sent: dict[int, bytes]) -> None:
-        for number, content in sent.items():
-            if self.common.contents.get(number, content) != content:
-                self.earlier[number] = content
+        expected_changes: set[int] = set()
+        try:
+            value = self._talk(message)
+            if value is None:
+                # it works in place, or is a method of an object that does
+                expected_changes = passed | self.changes.held
+            elif type(value) is Remote and operation == "call":
+                self.changes.held |= passed
+            return value
+        finally:
+            self.changes.note(sent, expected_changes)
 
     def _talk(self, message: bytes) -> Any:
         """Send a message; lend what the candidate asks for until it answers."""
@@ -123,10 +142,7 @@ class Session:
             match self._receive(message):
                 case ("value", value):
                     return value
-                case ("error", names, arguments, text, thing) if _are(
-                    (tuple, tuple, str), names, arguments, text
-                ):
-                    error = exception_of(names, arguments, text, thing)
+                case ("error", error) if issubclass(type(error), BaseException):
                     self.pending.append(error)
                     raise error
                 case ("ask", number, operation, operands) if _are(
@@ -141,7 +157,11 @@ class Session:
         if self.gone is not None:
             raise CandidateGone(self.gone)
         try:
-            reply = decode(self.common, self.exchange(message))
+            data, expected = self.exchange(message), label(self.nonce, self.number)
+            if not data.startswith(expected):
+                raise WireError("it answers no call")
+            self.number += 1  # now, as the program may be asked for the hash of a key
+            reply = decode(self.common, data[len(expected) :])
         except (EOFError, OSError):
             self.gone = "died"
             raise CandidateGone("the candidate's process ended") from None
@@ -151,13 +171,8 @@ class Session:
         except WireError as error:
             self.gone = "protocol"
             raise CandidateGone(f"not a reply: {error}") from None
-        match reply:
-            case (nonce, number, *rest) if type(reply) is tuple and _are(
-                (bytes, int), nonce, number
-            ):
-                if (nonce, number) == (self.nonce, self.number):
-                    self.number += 1
-                    return tuple(rest)
+        if type(reply) is tuple:
+            return reply
         self.gone = "protocol"
         raise CandidateGone("a reply that answers no call")
 
@@ -171,37 +186,23 @@ class Session:
         except BaseException as error:
             if isinstance(error, AssertionError) and error not in self.pending:
                 self.failures.append(error)  # the candidate cannot swallow what a test asserts
-            return encode(self.common, ("error", builtin_of(error), str(error)))[0]
+            try:
+                return encode(self.common, ("error", error))[0]
+            except (Unsendable, WireError):  # it holds something that cannot be sent
+                bare = getattr(builtins, builtin_of(error))(str(error))
+                return encode(self.common, ("error", bare))[0]
 
     def asked(self, error: BaseException | None) -> None:
         """Take an exception of the candidate as the one that the test asks for."""
         self.pending = [other for other in self.pending if other is not error]
 
-    def as_passed(self, compute: Callable[[], Any]) -> Any:
-        """Return a value that is computed from arguments as they were passed to the candidate.
-
-        A call that changes its arguments and returns a value must not choose by that what its value
-        is compared with.
-        """
-        # the test may have changed one itself since
-        now = {
-            number: content
-            for number in self.earlier
-            if (content := content_of(self.common, number)) == self.common.contents.get(number, 0)
-        }
-        if not now:
-            return compute()
-        for number in now:
-            refill(self.common, number, self.earlier[number])
+    def as_passed(self, compute: Callable[[], Any], level: int = 0) -> Any:
+        """Return a value that is computed from arguments as they were passed to the candidate."""
+        self.copies = True
         try:
-            value = compute()
-            return copy.deepcopy(value) if isinstance(value, _COPIED) else value
+            return self.changes.as_passed(compute, level)
         finally:
-            for number, content in now.items():
-                refill(self.common, number, content)
-
-
-_COPIED = (list, tuple, dict, set, frozenset, bytearray)
+            self.copies = False
 
 
 def _are(kinds: tuple[type, ...], *values: Any) -> bool:
@@ -225,6 +226,10 @@ def over_channel(channel: int, largest: int) -> Callable[[bytes], bytes]:
 def _refer(session: Session, thing: Any) -> tuple[str, Any]:
     if type(thing) is Remote:
         return "remote", (thing._number, thing._base)
+    if isinstance(thing, BaseException) and hasattr(thing, "_stand_in"):
+        return "remote", (thing._stand_in._number, "")
+    if is_exception_class(thing) and "_class_stand_in" in vars(thing):
+        return "remote", (thing._class_stand_in._number, "")
     number = getattr(type(thing), "_candidate_class", None)
     if number is not None:
         stand_in = thing._stand_in
@@ -240,6 +245,18 @@ def _resolve(session: Session, kind: str, value: Any) -> Any:
             if stand_in is None:
                 stand_in = session.objects[number] = Remote(session, number, base)
             return awaited(stand_in) if base == "coroutine" else stand_in
+        case "exception class", (Remote() as stand_in, module, name, bases) if _are(
+            (str, str, tuple), module, name, bases
+        ):
+            return class_of(session.exceptions, stand_in, module, name, bases)
+        case "exception", (exception_class, arguments, text, attributes, cause, stand_in) if (
+            is_exception_class(exception_class)
+            and _are((tuple, str, dict, Remote), arguments, text, attributes, stand_in)
+        ):
+            if stand_in._number not in session.errors:
+                parts = (arguments, text, attributes, cause, stand_in)
+                session.errors[stand_in._number] = exception_of(exception_class, *parts)
+            return session.errors[stand_in._number]
         case "derived", (number, class_number, name, base, plain) if _are(
             (int, int, str, str), number, class_number, name, base
         ):

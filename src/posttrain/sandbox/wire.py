@@ -293,25 +293,25 @@ def _decode(common: Common, data: bytes) -> Any:
         thing = CONTAINERS[name].create(common.classes, *settings)
         common.objects[common.next] = thing
         common.numbers[id(thing)] = common.next
-        common.contents[common.next] = b""
+        common.contents[common.next] = _Outgoing(common).content(name, thing)[0]
         common.parts[common.next] = []
         common.next += 1
     refills = []
     for _ in range(message.count()):
         number, size = message.count(), message.count()
-        content = message.take(size)
-        inner = _Incoming(common, content)
         thing = common.objects[number]
         name_ = container_of(thing, common.classes)
         assert name_ is not None
-        refills.append((CONTAINERS[name_], thing, _get(inner, 0)))
+        refills.append((CONTAINERS[name_], number, thing, message.take(size)))
+    # The hash of an instance may need its attributes; that of an object which stays on the other
+    # side is asked for, and what is not filled yet must not look changed then.
+    for container, number, thing, content in sorted(refills, key=lambda refill: refill[0].hashes):
+        inner = _Incoming(common, content)
+        container.fill(thing, *_get(inner, 0))
         common.contents[number], common.parts[number] = content, inner.met
     value = _get(message, 0)
     if message.at != len(data):
         raise WireError("bytes after the value")
-    # the hash of an instance may need its attributes
-    for container, thing, content_ in sorted(refills, key=lambda refill: refill[0].hashes):
-        container.fill(thing, *content_)
     for number in forgotten:
         drop(common, number)
     return value

@@ -496,6 +496,18 @@ def test_gsm8k_model_solutions_agree_with_their_published_verdicts() -> None:
     assert disagreements == []
 
 
+def test_the_last_number_of_solutions_without_an_answer_line() -> None:
+    """A right solution loses its credit for "7 dozens", where 7 is the published answer."""
+    credited: Counter[bool] = Counter()
+    for row in _rows("gsm8k/example_model_solutions.jsonl"):
+        for entry in row.values():
+            if isinstance(entry, dict) and "\nA: " in entry["solution"]:
+                text = entry["solution"].rpartition("\nA: ")[0]
+                credited[entry["is_correct"]] += check(text, row["ground_truth"]) == YES
+    assert credited[True] >= 1940  # of 1,951 whose last number is the answer
+    assert credited[False] <= 6  # where the answer line differs from the number before it
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_gsm8k_gold_equals_itself(split: str) -> None:
     golds = [row["answer"] for row in _rows(f"gsm8k/{split}.jsonl")]

@@ -158,7 +158,7 @@ def _end_worker() -> Iterator[None]:
     math_worker.close()
 
 
-QUICK = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 LARGE = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -238,7 +238,8 @@ def _equation(sides: list[str], text: str, depth: int) -> Form:
 
 def _named(name: str, sides: list[str], depth: int) -> Form:
     numbers = {number.value for side in sides if (number := plain_number(side))}
-    contradicts = len(numbers) > 1
+    last = re.sub(r"\\[A-Za-z]+", "", sides[-1])
+    contradicts = len(numbers) > 1 or (bool(numbers) and re.search("[A-Za-z]", last) is not None)
     value = form_of(sides[-1], depth)
     inner = _inside(name)
     names = _items(inner[1], True) if inner else []

@@ -2,6 +2,8 @@
 
 import re
 
+from posttrain.rewards.rules.answers.units import VALUE_WORDS
+
 _NAME_COMMANDS = re.compile(
     r"\\(?:alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|kappa|lambda|mu|nu|xi"
     r"|rho|sigma|tau|phi|varphi|chi|psi|omega|Delta|Gamma|Omega|Phi|Sigma|Theta|overline|vec|hat"
@@ -13,6 +15,8 @@ _ARGUMENT = re.compile(r"(?<=[A-Za-z_}'])\([^()=]*\)")
 
 def is_name(text: str) -> bool:
     r"""Whether a side of an equation names a value: x, a_3, f(2), \angle ABC, |AB|, (x, y)."""
+    if any(word in VALUE_WORDS for word in re.findall(r"(?<!\\)\b[A-Za-z]+", text)):
+        return False  # not x
     bare = _ARGUMENT.sub("", _INDEX.sub("", text))
     bare = _NAME_COMMANDS.sub("x", bare)
     return re.fullmatch(r"[A-Za-z{}|'()\[\], :]*", bare) is not None and bool(

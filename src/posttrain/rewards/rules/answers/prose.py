@@ -84,20 +84,24 @@ def last_number(text: str, *, letters: bool = False) -> Number | None:
     before = text[max(0, start - 60) : start]
     previous = matches[-2] if len(matches) > 1 else None
     between = text[previous.end() : start] if previous else "\n"
-    equated = between.strip(" $") in ("=", "≈")
+    equated = between.strip(" $+-") in ("=", "≈") and previous and "/" not in previous[0]
     if previous and equated and _STATED.search(text[: previous.start()]):
-        return None
+        return None  # 5 = 6; but 12/2 = 6
     if _JOINED.fullmatch(between[:80]) or not between.strip(" "):
         return None
     negative = _NEGATIVE.search(before)
     before = before[: negative.start()] + " " if negative else before
-    if not _ALONE_BEFORE.search(before[-4:]) or is_altered(before):
+    unsigned = before.rstrip("$€£¥₹+-")
+    signed = "-" in before[len(unsigned) :] or negative
+    if not _ALONE_BEFORE.search(before[-4:]) or is_altered(unsigned):
         return None
+    if signed and unsigned.rstrip().endswith(("-", "–")):
+        return None  # - -5
     end = match.end() - (match[0][-1] == ".")
     after = _what_follows(text[end:], letters)
     if after is None:
         return None
-    minus = negative or before.rstrip("$€£¥₹").endswith("-") or _SPACED_MINUS.search(before)
+    minus = signed or _SPACED_MINUS.search(before)
     currency = re.search(r"[$€£¥₹]$", before)
     return plain_number(
         f"{'-' if minus else ''}{currency[0] if currency else ''}{text[start:end]}{after}",
@@ -176,7 +180,7 @@ _CHANGES = re.compile(
 )
 _SURE_LETTERS = {"g", "h", "l", "L"}  # in prose; 5m may be millions, and 5s several fives
 # What may come directly after a number and its unit.
-_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}|$€£¥₹%/=–—-]")
+_ENDS = re.compile(r"$|\s|\.(?![\d.])|,(?!\d)|:(?!\d)|[;?)\]}\"|$€£¥₹%/=–—-]")
 
 
 _AND_A_HALF = re.compile(

@@ -23,7 +23,9 @@ from posttrain.rewards.rules.answers.forms import (
     equal,
     form_of,
     relations,
+    split,
 )
+from posttrain.rewards.rules.answers.names import is_name
 from posttrain.rewards.rules.answers.numbers import plain_number, same_number
 from posttrain.rewards.rules.answers.prose import is_altered
 from posttrain.rewards.rules.answers.units import VALUE_WORDS, is_unit_word, unit_of, units_agree
@@ -69,7 +71,7 @@ _BARE_ROOT = re.compile(r"(?<![\\A-Za-z])\\?sqrt\s*\(([^()]*)\)|(?<![\\A-Za-z])s
 _POWER = re.compile(r"(?:\*\*|\^)\s*(-?\d{2,}|(?<=\*)-?\d)")  # 2**10 and 2^10, not 2^1 times 0
 # Signs that a parser would skip, with what they say: 5 and so on, 5 or 6, 5 mod 6, 5 minutes.
 _NO_VALUE = re.compile(
-    r"\.\.|…|\.\d+\.\d|\d\s*['\"′″]|(?<![\w.])0[xbo]\d|\\(?:[lc]?dots|equiv|sim|cong|to|mid|[lL]?(?:eft)?rightarrow"
+    r"\.\.|…|\.\d+\.\d|\d\s*_|['\"′″]|(?<![\w.])0[xbo]\d|\\(?:[lc]?dots|equiv|sim|cong|to|mid|[lL]?(?:eft)?rightarrow"
     r"|Rightarrow|iff|implies|lor|vee|land|wedge|neg|lnot|not|[hv]?phantom|b?x?cancel)(?![A-Za-z])"
 )
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -100,7 +102,7 @@ _WORK = re.compile(
 def based(text: str) -> tuple[str, str] | None:
     """Return digits and base of a numeral such as 101_2 or "101 in base two"."""
     match = _BASE.fullmatch(text.strip())
-    if match is None:
+    if match is None or text.count("(") != text.count(")"):
         return None
     base = match[2] or match[3] or match[4]
     return match[1].casefold(), str(_BASES.get(base.casefold(), base))
@@ -240,15 +242,31 @@ class _Leaves:
 def _whole_relation(gold: str, answer: str) -> bool:
     """Whether two equations or inequalities that have no simple form are equivalent."""
     from math_verify import verify
-    from sympy import Expr
+    from sympy import And, Or
+    from sympy.core.relational import Relational
 
     parsed = [_read(_POWER.sub(r"^{\1}", text)) for text in (gold, answer)]
-    if None in parsed or any(isinstance(value, Expr) for value in parsed):
+    if not all(isinstance(value, Relational | And | Or) for value in parsed):
         return False
     try:
         return bool(verify(parsed[0], parsed[1], timeout_seconds=None))
     except Exception:  # as in _read
         return False
+
+
+def _is_far_off(answer: str) -> bool:
+    """Whether an answer says that a value is about another one, and they differ by over 5 %."""
+    exact, *rounded = split(answer, "≈")
+    name = split(exact, "=")[-1]
+    if len(rounded) != 1 or not name or is_name(name):
+        return False
+    values = _parse(name), _parse(rounded[0])
+    if not all(getattr(v, "is_number", False) and v.is_finite for v in values):
+        return True
+    # In a derivation, x = ... ≈ ..., the exact value counts.
+    return "=" not in exact and bool(
+        abs(values[0] - values[1]).evalf() > abs(values[0]).evalf() * 0.05
+    )
 
 
 _AFTER_VERB = re.compile(r".*(?:\b(?:is|are|equals?|gives?|get|be)\b|=|:\s)\s*(.+)", re.DOTALL)
@@ -293,6 +311,8 @@ def judge(gold: str, answer: str, whole_text: bool, conventions: Conventions) ->
     same = equal(gold_form, form, leaves.same, conventions.order)
     if not same and (any(relations(gold_form)) or any(relations(form))):
         same = not isinstance(form, Leaf) and _whole_relation(gold, answer)
+    if same and _is_far_off(answer):
+        return "wrong"
     return "correct" if same else "unparseable_prediction" if leaves.unread else "wrong"
 
 
