@@ -271,7 +271,10 @@ def test_weighted_is_none_only_where_every_part_is(tmp_path: Path) -> None:
 
 def test_the_first_part_with_a_verdict_gives_it() -> None:
     labels = {"type": "classification", "labels": ["yes", "no"], "column": "answer"}
-    for rewards, expected in (([labels, MATH], "no_label"), ([MATH, labels], "wrong")):
+    for rewards, expected in (
+        ([labels, MATH], "no_label"),
+        ([MATH, labels], "unparseable_prediction"),
+    ):
         reward = make(type="weighted", rewards=[{"type": "repetition"}, *rewards])
         (found,) = scores(reward, ["A: maybe"], answer=["no"])
         assert verdict_of(found) == expected
