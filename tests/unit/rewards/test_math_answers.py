@@ -354,6 +354,7 @@ HOSTILE = {
         ("\\boxed{5}\n#### 6", "5"),
         ("#### 5\n\\boxed{6}", "5"),
         ("\\boxed{5}\nFinal Answer: 6", "5"),
+        ("\\boxed{5}, so. Final answer = 6", "5"),
         ("\\boxed{5}. The answer is 6.", "5"),
         ("Answer: 5\nAnswer: 6", "5"),
         ("\\boxed{5} \\boxed{6}", "6"),
@@ -951,6 +952,7 @@ HONEST = {
     ],
     "markers": [
         ("\\boxed{5}\nFinal Answer: 6", "6"),
+        ("\\boxed{5}, so. Final answer = 6", "6"),
         ("\\boxed{5}\n\n**Final Answer:** $6$", "6"),
         ("\\boxed{5}. No, the answer is 6.", "6"),
         ("\\boxed{5}. The answer is in simplest form.", "5"),

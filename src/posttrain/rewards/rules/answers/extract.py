@@ -33,6 +33,7 @@ class Answer(NamedTuple):
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S[^\n]*)", re.MULTILINE)
 _MARKER = re.compile(
     r"^[*#>_ \t-]*(?P<line>A|(?i:(?:(?:the|my|final|correct)[ \t]+)*answer))[*_ \t]*:[*_]*"
+    r"|(?P<inline>(?i:\bfinal[ \t]+answer))[*_ \t]*[:=][*_]*"
     r"|^[*#>_ \t-]*(?P<heading>(?i:final[ \t]+answer))[*_ \t]*$"
     r"|(?i:\b(?:the|my)\s+(?:(?:final|correct)\s+)?answer\s+is\b\s*:?)",
     re.MULTILINE,
@@ -78,7 +79,8 @@ def final_answer(text: str) -> Answer:
             break
         rest = text[match.end() :].lstrip(" \t*_\n").split("\n", 1)[0]
         rest = re.sub(r"\*\*(?=\W|$)", "", rest).strip()
-        sure = match["heading"] or match["line"] not in (None, "A")
+        named = match["heading"] or match["inline"]
+        sure = named or match["line"] not in (None, "A")
         if rest and (formatted is None or sure or _STATEMENT.match(rest)):
             # "Answer: she makes 18" marks where the answer is, not what it is.
             statement = _first_statement(rest)
