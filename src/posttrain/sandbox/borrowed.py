@@ -3,12 +3,11 @@
 Runs in the sandbox, next to the model's program (see `child.py`).
 """
 
-import inspect
 import threading
 from types import MethodType
 from typing import Any
 
-from posttrain.sandbox.operations import COMPARISONS
+from posttrain.sandbox.operations import COMPARISONS, signature_of
 
 Served = Any  # of child.py, which makes these
 
@@ -42,7 +41,7 @@ class Lent:
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__" and self._kind == "function":
-            return _signature(self._ask("signature"))
+            return signature_of(self._ask("signature"))
         if self._kind != "object" and name not in _READABLE:
             raise AttributeError(name)
         if name.startswith("_") and name not in _READABLE:
@@ -110,17 +109,6 @@ def _comparison(name: str) -> Any:
 
 for _name in COMPARISONS:
     setattr(Lent, f"__{_name}__", _comparison(_name))
-
-
-def _signature(parameters: tuple[tuple[str, int, bool], ...]) -> inspect.Signature:
-    """Return the signature of a lent function, of which the default values stay with the tests."""
-    kinds = list(inspect.Parameter.POSITIONAL_ONLY.__class__)
-    return inspect.Signature(
-        [
-            inspect.Parameter(name, kinds[kind], default=... if has else inspect.Parameter.empty)
-            for name, kind, has in parameters
-        ]
-    )
 
 
 def exception_class(name: str, bases: tuple[type, ...]) -> type:

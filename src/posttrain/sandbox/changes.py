@@ -10,6 +10,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from posttrain.sandbox.wire import Common, content_of, refill
@@ -31,7 +32,10 @@ class Changes:
     """Results of the candidate that are about to be passed to it."""
     held: set[int] = field(default_factory=set)
     """Numbers of arguments that an object of the candidate's may hold, and so change later."""
+    attributes: list[tuple[Any, str, Any]] = field(default_factory=list)
+    """(object, name, value) of attributes of the tests' objects before the candidate set them."""
     fixed: tuple[Any, bool] | None = None
+    """A sequence that is not shared, and whether it holds plain values alone."""
 
     def passed_again(self, value: Any) -> Any:
         """Return a result of the candidate that is passed to it.
@@ -65,6 +69,11 @@ class Changes:
                 self.earlier.setdefault(number, content)
                 self.latest[number] = content
 
+    def setting(self, thing: Any, name: str) -> None:
+        """Note an attribute of an object of the tests that the candidate is about to set."""
+        if not any(known is thing and which == name for known, which, _ in self.attributes):
+            self.attributes.append((thing, name, getattr(thing, name, None)))
+
     def _numbers(self, values: Sequence[Any]) -> list[int]:
         """Return the numbers of the shared objects among values, and in tuples among them."""
         found: list[int] = []
@@ -82,6 +91,21 @@ class Changes:
             compute: Returns the value.
             level: 1 if it depends on earlier results; then contents before the last call count.
         """
+        if self.attributes:
+            return self._with_attributes(compute, level)
+        return self._with_contents(compute, level)
+
+    def _with_attributes(self, compute: Callable[[], Any], level: int) -> Any:
+        now = [(thing, name, getattr(thing, name, None)) for thing, name, _ in self.attributes]
+        for thing, name, value in self.attributes:
+            setattr(thing, name, value)
+        try:
+            return self._with_contents(compute, level)
+        finally:
+            for thing, name, value in now:
+                setattr(thing, name, value)
+
+    def _with_contents(self, compute: Callable[[], Any], level: int) -> Any:
         before = self.latest if level else self.earlier
         if not before or not self._concerns(compute, before):
             return compute()
@@ -108,9 +132,14 @@ class Changes:
             return True
         space = compute.__globals__
         values = [space[name] for name in code.co_names if name in space]
-        values += [cell.cell_contents for cell in compute.__closure__ or ()]
+        try:
+            values += [cell.cell_contents for cell in compute.__closure__ or ()]
+        except ValueError:  # a name that has no value yet
+            return True
         for value in values:
-            if type(value) in _PLAIN or isinstance(value, type):
+            if type(value) in _PLAIN or isinstance(value, ModuleType):
+                continue
+            if getattr(value, "__module__", None) == "builtins":
                 continue
             number = self.common.numbers.get(id(value))
             if number is None:

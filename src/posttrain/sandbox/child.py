@@ -185,7 +185,9 @@ def _load(served: Served) -> dict[str, Any]:
     for name in job["classes"]:
         # a program may write such a class out again, as if its own were the one
         kind = namespace.get(name, shared.get(name))
-        if isinstance(kind, type):
+        if isinstance(kind, type) and issubclass(kind, tuple):
+            served.named_tuples[name, getattr(kind, "_fields", ())] = kind
+        elif isinstance(kind, type):
             served.common.classes[name] = kind
     return {name: namespace[name] for name in job["names"] if name in namespace}
 

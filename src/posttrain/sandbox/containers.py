@@ -4,13 +4,15 @@ Both sides run this file; it reaches the sandbox over the channel, so it imports
 standard library.
 """
 
+import importlib
+import io
 import math
 import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 
@@ -68,6 +70,25 @@ def _fill_array(x: Any, data: bytes) -> None:
     x.frombytes(data)
 
 
+def _fill_names(x: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+    vars(x).clear()
+    vars(x).update(zip(names, values, strict=True))
+
+
+def _read_stream(x: Any) -> tuple[Any, ...]:
+    return ("", -1) if x.closed else (x.getvalue(), x.tell())
+
+
+def _fill_stream(x: Any, content: Any = "", at: int = -1) -> None:
+    if at < 0:
+        x.close()
+        return
+    x.seek(0)
+    x.truncate()
+    x.write(content)
+    x.seek(at)
+
+
 # --- instances of classes that both sides define --------------------------------------------------
 
 
@@ -96,13 +117,13 @@ def _fill_instance(x: Any, names: tuple[str, ...], values: tuple[Any, ...]) -> N
     for name in _attributes(x).keys() - set(names):
         object.__delattr__(x, name)
     for name, value in zip(names, values, strict=True):
-        if name.startswith("__") or not name.isidentifier() or _is_method(type(x), name):
+        if name.startswith("__") or not name.isidentifier() or is_computed(type(x), name):
             raise ValueError(f"no attribute {name}")
         object.__setattr__(x, name, value)
 
 
-def _is_method(kind: type, name: str) -> bool:
-    """Whether a class computes an attribute, which an instance must not hide."""
+def is_computed(kind: type, name: str) -> bool:
+    """Whether an attribute is a method or property of a class, which no instance should hide."""
     defined = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
     return isinstance(defined, (FunctionType, property, classmethod, staticmethod))
 
@@ -156,13 +177,28 @@ CONTAINERS: dict[str, Container] = {
     "ndarray": Container(
         _create_ndarray, lambda x: (x.shape, x.tobytes()), _fill_ndarray, lambda x: (x.dtype.str,)
     ),
+    "SimpleNamespace": Container(
+        lambda c: SimpleNamespace(),
+        lambda x: (tuple(vars(x)), tuple(vars(x).values())),
+        _fill_names,
+    ),
+    "StringIO": Container(lambda c: io.StringIO(), _read_stream, _fill_stream),
+    "BytesIO": Container(lambda c: io.BytesIO(), _read_stream, _fill_stream),
+    "Random": Container(
+        lambda c: importlib.import_module("random").Random(),
+        lambda x: (x.getstate(),),
+        lambda x, state: x.setstate(state),
+    ),
     "instance": Container(
         _create_instance, _read_instance, _fill_instance, lambda x: (type(x).__name__,)
     ),
 }
 _NAMES: dict[type, str] = {
     kind: kind.__name__
-    for kind in (list, set, dict, bytearray, deque, defaultdict, OrderedDict, Counter, array)
+    for kind in (
+        *(list, set, dict, bytearray, deque, defaultdict, OrderedDict, Counter, array),
+        *(SimpleNamespace, io.StringIO, io.BytesIO),
+    )
 }
 
 
@@ -176,6 +212,9 @@ def container_of(value: Any, classes: dict[str, type]) -> str | None:
         name = "instance" if fits else None
     if name is None and _is_ndarray(value):
         name = "ndarray"
+    if name is None and kind.__name__ == "Random":
+        random = sys.modules.get("random")
+        name = "Random" if random is not None and kind is random.Random else None
     return name
 
 

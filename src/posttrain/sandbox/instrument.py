@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.sandbox.origins import Origins, name_of, names, origins_of
+from posttrain.sandbox.origins import Origins, is_constant, name_of, names, origins_of
 from posttrain.sandbox.remote import Remote
 from posttrain.sandbox.session import Session
 
@@ -41,6 +41,12 @@ class _Rewriter(ast.NodeTransformer):
     origins: Origins
     classes: list[str] = field(default_factory=list)
     """Classes around the node: names in a class body are not seen by a lambda."""
+    starred: set[int] = field(default_factory=set)
+    """Ids of the handlers of `except*`."""
+
+    def visit(self, node: ast.AST) -> Any:
+        """Rewrite a node, unless it is a constant."""
+        return node if is_constant(node) else super().visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         self.classes.append("class")
@@ -59,12 +65,22 @@ class _Rewriter(ast.NodeTransformer):
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         self.generic_visit(node)
         asked = node.type or ast.Name("BaseException", ast.Load())
-        node.type = _call("__caught__", asked)
+        flags = [ast.Constant(flag) for flag in (self._is_own(asked), id(node) in self.starred)]
+        node.type = _call("__caught__", asked, *flags)
         return node
+
+    def visit_TryStar(self, node: ast.TryStar) -> ast.AST:
+        self.starred |= set(map(id, node.handlers))
+        return self.generic_visit(node)
+
+    def _is_own(self, asked: ast.expr) -> bool:
+        """Whether an exception class, or what holds it, is one that the candidate defines."""
+        return not self.origins.candidates.isdisjoint(names(asked))
 
     def _visit_with(self, node: Any) -> ast.AST:
         self.generic_visit(node)
-        outer = ast.withitem(_call("__around__"), ast.Name("__with__", ast.Store()))
+        own = ast.Constant(any(self._is_own(item.context_expr) for item in node.items))
+        outer = ast.withitem(_call("__around__", own), ast.Name("__with__", ast.Store()))
         inner = ast.withitem(
             ast.Attribute(ast.Name("__with__", ast.Load()), "inner", ast.Load()), None
         )
@@ -95,10 +111,17 @@ class _Rewriter(ast.NodeTransformer):
         late = {i: new for i, new in late.items() if new is not slots[i]}
         return _with_operands(node, slots, late)
 
-    visit_Compare = visit_BinOp = _visit_operation
+    visit_Compare = visit_BinOp = visit_Tuple = visit_List = _visit_operation
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        reads_class = node.attr == "__class__" and isinstance(node.ctx, ast.Load)
+        return _call("__type__", node.value) if reads_class else node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = name_of(node.func).strip(".")
+        if name == "type" and isinstance(node.func, ast.Name) and len(node.args) == 1:
+            node.func.id = "__type__"
         if name in _RAISING and len(node.args) > 1:
             self.generic_visit(node)
             return _call("__raising__", node.func, *node.args, keywords=node.keywords)
@@ -173,6 +196,8 @@ def _slots(node: Any, operands: list[ast.expr], origins: Origins) -> list[ast.ex
             return [left, *others]
         case ast.BinOp(left=left, right=right):
             return [left, right]
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            return list(parts)
     slots = [*node.args, *(keyword.value for keyword in node.keywords)]
     return [node.func.value, *slots] if len(slots) < len(operands) else slots
 
@@ -187,17 +212,14 @@ def _with_operands(node: Any, slots: list[ast.expr], late: dict[int, ast.expr]) 
     starred = any(isinstance(slot, ast.Starred) for slot in slots)
     starred |= any(k.arg is None for k in getattr(node, "keywords", []))
     if not late or starred or min(late) > last_kept:
-        return _filled(node, slots, late)
+        return _filled(node, slots, late)  # type: ignore[no-any-return]
     parameters = {i: f"__operand_{i}__" for i in range(len(slots))}
     values = [(parameters[i], slot) for i, slot in enumerate(slots) if i not in late]
     values += [(parameters[i], new) for i, new in late.items()]
-    body = _filled(
-        node, slots, {i: ast.Name(name, ast.Load()) for i, name in parameters.items()}
-    )
-    if isinstance(body, ast.Call):
-        if not _is_own_operand(body.func, parameters):
-            values.insert(0, ("__function__", body.func))
-            body.func = ast.Name("__function__", ast.Load())
+    body = _filled(node, slots, {i: ast.Name(name, ast.Load()) for i, name in parameters.items()})
+    if isinstance(body, ast.Call) and not _is_own_operand(body.func, parameters):
+        values.insert(0, ("__function__", body.func))
+        body.func = ast.Name("__function__", ast.Load())
     arguments = [ast.arg(name) for name, _ in values]
     function = ast.Lambda(ast.arguments([], arguments, None, [], [], None, []), body)
     return ast.Call(function, [value for _, value in values], [])
@@ -219,6 +241,8 @@ def _filled(node: Any, slots: list[ast.expr], new: dict[int, ast.expr]) -> Any:
         node.left, node.comparators = filled[0], filled[1:]
     elif isinstance(node, ast.BinOp):
         node.left, node.right = filled
+    elif isinstance(node, (ast.Tuple, ast.List)):
+        node.elts = filled
     else:
         if len(filled) > len(node.args) + len(node.keywords):
             node.func.value = filled.pop(0)
@@ -241,6 +265,8 @@ class _Around:
     """Sees whether a context manager between it and `inner` swallows an exception."""
 
     session: Session
+    own: bool
+    """Whether the candidate defines what the context manager swallows."""
     seen: list[BaseException] = field(default_factory=list)
 
     @property
@@ -256,6 +282,8 @@ class _Around:
             for swallowed in self.seen:
                 if not isinstance(swallowed, skipped):  # subTest would count it as no failure
                     self.session.asked(swallowed)
+                if self.own and _is_failure(swallowed):
+                    self.session.failures.append(swallowed)
 
 
 @dataclass
@@ -273,12 +301,15 @@ class _Inner:
 def helpers(session: Session) -> dict[str, Any]:
     """Return what instrumented code calls, by name."""
 
-    def caught(asked: Any) -> Any:
+    def caught(asked: Any, own: bool, star: bool) -> Any:
         error = sys.exc_info()[1]
         assert error is not None
+        if own and _is_failure(error):
+            return ()
         kinds = tuple(_matching(session, error, asked))
-        if isinstance(error, kinds):
-            session.asked(error)
+        in_group = star and isinstance(error, BaseExceptionGroup) and error.subgroup(kinds)
+        if isinstance(error, kinds) or in_group:
+            session.asked(error)  # what `except*` leaves of a group is raised again
         return kinds
 
     def raising(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -291,14 +322,20 @@ def helpers(session: Session) -> dict[str, Any]:
 
     return {
         "__caught__": caught,
-        "__around__": lambda: _Around(session),
+        "__around__": lambda own: _Around(session, own),
         "__raising__": raising,
         "__again__": session.changes.passed_again,
+        "__type__": session.type_of,
         "__as_passed__": session.as_passed,
         "__eval__": _of_constant(eval),
         "__exec__": _of_constant(exec),
         "__compile__": lambda *arguments, **named: compile(*arguments, **named),
     }
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether a test raised an exception to fail, which no class of the candidate's may name."""
+    return isinstance(error, AssertionError) and not hasattr(error, "_stand_in")
 
 
 def _of_constant(function: Callable[..., Any]) -> Callable[..., Any]:

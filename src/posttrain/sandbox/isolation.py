@@ -141,13 +141,16 @@ def _place(descriptors: tuple[int, ...]) -> None:
     os.closerange(len(descriptors), 1024)
 
 
+_PARTS = (*("frames", "values", "containers", "wire", "operations", "borrowed", "script", "child"),)
+
+
 @cache
 def _program() -> bytes:
     """Return wire.py and child.py in the form that the boot code reads."""
     import marshal
 
     codes = []
-    for name in ("frames", "values", "containers", "wire", "operations", "borrowed", "script", "child"):
+    for name in _PARTS:
         path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
         with open(path) as file:
             codes.append((f"posttrain.sandbox.{name}", compile(file.read(), name, "exec")))

@@ -18,6 +18,7 @@ from types import (
 )
 from typing import Any
 
+from posttrain.sandbox.containers import is_computed
 from posttrain.sandbox.operations import (
     OF_COROUTINES,
     OF_FUNCTIONS,
@@ -113,6 +114,8 @@ def _role(thing: Any) -> str | None:
         return "function"
     if module.split(".")[0] == "numpy" and callable(thing):
         return "function"
+    if module == "unittest.mock" and not isinstance(thing, type):
+        return "object"
     return "object" if module in ("test", "prompt") else None
 
 
@@ -128,9 +131,15 @@ def perform_lent(thing: Any, operation: str, operands: tuple[Any, ...]) -> Any:
         raise PermissionError(f"a {role} of the tests does not offer {operation}")
     if operation == "get" and role == "function" and operands[0] not in _READABLE:
         raise AttributeError(operands[0])
-    if operation in ("get", "set") and str(operands[0]).startswith("_"):
-        if operation == "set" or operands[0] not in _READABLE:
-            raise AttributeError(operands[0])
+    hidden = operation in ("get", "set") and str(operands[0]).startswith("_")
+    if hidden and (operation == "set" or operands[0] not in _READABLE):
+        raise AttributeError(operands[0])
+    if operation in ("get", "set") and type(thing).__module__ == "unittest.mock":
+        name = str(operands[0])
+        if name.startswith("assert") or name in dir(sys.modules["unittest.mock"].Mock()):
+            raise PermissionError(f"{name} of a mock is for the tests")
+    if operation == "set" and is_computed(type(thing), operands[0]):
+        raise PermissionError(f"{operands[0]} is a method of an object of the tests")
     return OPERATIONS[operation](thing, *operands)
 
 

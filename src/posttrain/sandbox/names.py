@@ -28,7 +28,10 @@ _ELSEWHERE = {
 }
 _ALIASES = {"np": "numpy", "pd": "pandas", "plt": "matplotlib.pyplot", "sp": "scipy"}
 _ALIASES |= {name: name for name in ("numpy", "pandas", "scipy", "sympy", "torch", "pytest")}
-_JUDGING = ("assert", "close", "equal", "approx", "compare", "same", "match", "check", "verify")
+_JUDGING = (
+    *("assert", "close", "equal", "approx", "compare", "same", "match", "check", "verify"),
+    *("correct", "valid", "expect", "near"),
+)
 
 
 @dataclass
@@ -65,7 +68,9 @@ def names_of(text: str, entry_point: str | None, prompt: str = "") -> Names:
     judging = _wrapping(tree, free)
     trusted = _trusted(tree, free)
     candidate = free - trusted.keys() - judging
-    if not candidate:
+    if candidate:
+        candidate |= _asked_for(tree, trusted.keys() - judging, defined_names(text))
+    else:
         # a task may ask for a function that a library has, too
         candidate = {n for n in trusted if not _is_module(tree, n)} - judging
         first = called_first(text) & candidate
@@ -98,6 +103,45 @@ def called_first(text: str) -> set[str]:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
                 names.add(call.func.id)
     return names
+
+
+_MAKERS = tuple(importlib.import_module(name) for name in ("functools", "typing", "unittest"))
+
+
+def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    called = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return {d.id for d in called if isinstance(d, ast.Name)}
+
+
+def _asked_for(tree: ast.Module, names: set[str], known: set[str]) -> set[str]:
+    """Return the names of a library that the tests ask for: `assert mean([1, 3]) == 2`.
+
+    Such a statement uses no other free name, so it says nothing about any other function.
+    """
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            # no other library than these has decorators
+            found |= {
+                n for n in names & _decorators(node) if not any(hasattr(m, n) for m in _MAKERS)
+            }
+        if not isinstance(node, ast.Assert):
+            continue
+        both = isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And)
+        for part in node.test.values if both else [node.test]:  # type: ignore[attr-defined]
+            used = {n for n in ast.walk(part) if isinstance(n, ast.Name)}
+            bound = {n.id for n in used if isinstance(n.ctx, ast.Store)}
+            free = {n.id for n in used} - bound - known - vars(builtins).keys()
+            left = part.left if isinstance(part, ast.Compare) else part
+            called = {
+                n.func.id
+                for n in ast.walk(left)
+                if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+            }
+            if len(free) == 1 and free <= called & names:
+                found |= free
+    judging = {name for name in found if any(word in name.lower() for word in _JUDGING)}
+    return {name for name in found - judging if not _is_module(tree, name)}
 
 
 def _is_module(tree: ast.AST, name: str) -> bool:
@@ -161,7 +205,7 @@ def shared_definitions(tree: ast.Module) -> tuple[str, tuple[str, ...]]:
 
     These are imports, classes, and what the classes use. What else the code computes stays here.
     """
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in tree.body if class_name(node)]
     defined: dict[str, ast.stmt] = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -188,4 +232,17 @@ def shared_definitions(tree: ast.Module) -> tuple[str, tuple[str, ...]]:
         elif node in needed:
             body.append(node)
     module = ast.fix_missing_locations(ast.Module(body, []))
-    return ast.unparse(module), tuple(node.name for node in classes)
+    return ast.unparse(module), tuple(class_name(node) for node in classes)
+
+
+def class_name(statement: ast.stmt) -> str:
+    """Return the name of the class that a statement defines; "" if it defines none."""
+    match statement:
+        case ast.ClassDef(name=name):
+            return name
+        case ast.Assign(
+            targets=[ast.Name(id=name)],
+            value=ast.Call(func=ast.Name(id=made) | ast.Attribute(attr=made)),
+        ) if made in ("namedtuple", "NamedTuple", "Enum", "IntEnum", "Flag", "make_dataclass"):
+            return name
+    return ""

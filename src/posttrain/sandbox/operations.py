@@ -6,7 +6,10 @@ standard library.
 
 import builtins
 import importlib
+import io
 import operator
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +60,6 @@ _loops: list[Any] = []
 def _wait(awaitable: Any) -> Any:
     """Return what an awaitable comes to; all are awaited in one loop, as in one program."""
     import asyncio
-    from threading import Thread
 
     async def wait() -> Any:
         return await awaitable
@@ -71,7 +73,7 @@ def _wait(awaitable: Any) -> Any:
             except BaseException as error:
                 results.append((None, error))
 
-        thread = Thread(target=work)
+        thread = threading.Thread(target=work)
         thread.start()
         thread.join()
         ((value, error),) = results
@@ -121,6 +123,34 @@ def _parameters(function: Any) -> tuple[tuple[str, int, bool], ...]:
     return tuple((p.name, int(p.kind), p.default is not p.empty) for p in parameters)
 
 
+def _library(module: str, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return getattr(importlib.import_module(module), name)(*arguments, **named)
+
+
+_stdout: list[Any] = []
+
+
+def _capture(starts: bool) -> str:
+    """Start to keep what the program prints, or end that and return it."""
+    if starts:
+        _stdout.append(sys.stdout)
+        sys.stdout = io.StringIO()
+        return ""
+    captured: Any = sys.stdout
+    sys.stdout = _stdout.pop()
+    return str(captured.getvalue())
+
+
+def signature_of(parameters: Any) -> Any:
+    """Return the signature with such parameters, of which the default values are not known here."""
+    inspect = importlib.import_module("inspect")
+    made = []
+    for name, kind, has_default in parameters:
+        default = ... if has_default else inspect.Parameter.empty
+        made.append(inspect.Parameter(name, inspect._ParameterKind(kind), default=default))
+    return inspect.Signature(made)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda thing, arguments, named: thing(*arguments, **named),
     "get": getattr,
@@ -158,6 +188,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "index": operator.index,
     "round": round,
     "signature": _parameters,
+    "library": _library,
+    "capture": _capture,
     **{name: getattr(operator, name) for name in (*COMPARISONS, *ARITHMETIC, *UNARY)},
     **{name: getattr(operator, name) for name in IN_PLACE},
 }

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Methods that change neither the object nor the arguments.
-READING = frozenset(
-    ("issubset", "issuperset", "isdisjoint", "union", "intersection", "difference", "equals")
-    + ("index", "count", "find", "startswith", "endswith", "__eq__", "__ne__", "__contains__")
-)
+READING = frozenset({"issubset", "issuperset", "isdisjoint", "union", "intersection"})
+READING |= {"difference", "index", "count", "find", "startswith", "endswith", "equals"}
+READING |= {"__eq__", "__ne__", "__contains__"}
 # Methods that keep their argument.
 _KEEPING = frozenset(
     ("append", "appendleft", "add", "extend", "insert", "update", "setdefault", "put", "push")
 )
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+_NAMING = (ast.Name, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Await)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -29,19 +29,23 @@ class Origins:
 
     calling: set[str]
     """Functions and classes of the candidate, and those of the test that call them."""
+    candidates: frozenset[str] = frozenset()
+    """The functions and classes of the candidate."""
     results: set[str] = field(default_factory=set)
     """Names that hold what was computed with them."""
     expected: set[str] = field(default_factory=set)
     """Names that hold what results are compared with, or what that is computed from."""
+    judged: set[int] = field(default_factory=set)
+    """Ids of collections that are compared themselves: `(pop(x), x) == (3, [1, 2])`."""
     functions: dict[str, Function] = field(default_factory=dict)
     """Functions that the test defines."""
 
     def level(self, node: ast.AST | None) -> int:
         """Return 2 if an expression runs the candidate, 1 if it uses a result, else 0."""
-        if node is None or (isinstance(node, ast.Name) and node.id in self.calling):
+        if node is None or (isinstance(node, ast.Name) and node.id in self.calling - self.results):
             return 0
         level = 0
-        for part in ast.walk(node):
+        for part in walk(node):
             if isinstance(part, ast.Call) and not self.calling.isdisjoint(names(part)):
                 return 2
             if isinstance(part, (ast.Name, ast.Attribute)) and name_of(part) in self.results:
@@ -56,6 +60,8 @@ class Origins:
                 return [] if any(isinstance(op, identity) for op in ops) else [left, *others]
             case ast.BinOp(left=left, right=right):
                 return [left, right]
+            case ast.Tuple(elts=parts, ctx=ast.Load()) | ast.List(elts=parts, ctx=ast.Load()):
+                return [] if id(node) in self.judged else parts
             case ast.Call(func=function, args=args, keywords=keywords):
                 return self._arguments(function, [*args, *(k.value for k in keywords)])
         return []
@@ -64,7 +70,7 @@ class Origins:
         name = name_of(function)
         if name in ("eval", "exec", "compile", "super", ".assertIs", ".assertIsNot", ".is_"):
             return []
-        if name in self.calling or (name[:1] != "." and not isinstance(function, ast.Name)):
+        if name in self.calling or (not name and not self.calling.isdisjoint(names(function))):
             return []
         if isinstance(function, ast.Attribute):
             if function.attr in READING:
@@ -84,9 +90,10 @@ def origins_of(tree: ast.AST, candidates: set[str]) -> Origins:
         tree: The test.
         candidates: Names that stand for functions and classes of the candidate.
     """
-    nodes = list(ast.walk(tree))
-    found = Origins(set(candidates))
+    nodes = _marked(tree)
+    found = Origins(set(candidates), frozenset(candidates))
     found.functions = {node.name: node for node in nodes if isinstance(node, _FUNCTION)}
+    found.judged = {id(part) for node in nodes for part in _judged(node)}
     methods = {
         id(part)
         for node in nodes
@@ -97,14 +104,14 @@ def origins_of(tree: ast.AST, candidates: set[str]) -> Origins:
     sizes = (-1, -1)
     while sizes != (sizes := (len(found.calling), len(found.results))):
         for node in nodes:
-            if isinstance(node, (*_FUNCTION, ast.ClassDef)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                name = f".{node.name}" if id(node) in methods else node.name
                 if not found.calling.isdisjoint(names(node)):
-                    name = f".{node.name}" if id(node) in methods else node.name
                     found.calling |= {name} - {"check", "__init__", ".__init__"}
             for target, value in _flows(node, found):
                 if value is not None and _passes_on(value, found.calling):
                     found.calling |= _stored(target)
-                elif found.level(value):
+                if found.level(value):
                     found.results |= _stored(target)
     size = -1
     for node in nodes:
@@ -123,9 +130,35 @@ def origins_of(tree: ast.AST, candidates: set[str]) -> Origins:
 
 def names(node: ast.AST) -> set[str]:
     """Return the names and attributes in a part of a test."""
-    return {
-        name_of(part) for part in ast.walk(node) if isinstance(part, (ast.Name, ast.Attribute))
-    }
+    return {name_of(part) for part in walk(node) if isinstance(part, (ast.Name, ast.Attribute))}
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a part of a test and its parts, except what `is_constant`."""
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        if not is_constant(part):
+            yield part
+            waiting += ast.iter_child_nodes(part)
+
+
+def is_constant(node: ast.AST) -> bool:
+    """Whether an expression is known to use no name, as the large tables of some tests."""
+    return getattr(node, "is_constant", False)
+
+
+def _marked(tree: ast.AST) -> list[ast.AST]:
+    """Mark the expressions of a test that use no name, and return all other nodes."""
+    every = list(ast.walk(tree))
+    kept: set[int] = set()
+    for node in reversed(every):  # parts come before what they are part of
+        holds = any(id(part) in kept for part in ast.iter_child_nodes(node))
+        if isinstance(node, ast.expr) and not holds and not isinstance(node, _NAMING):
+            node.is_constant = True  # type: ignore[attr-defined]
+        elif holds or isinstance(node, _NAMING):
+            kept.add(id(node))
+    return [node for node in every if not is_constant(node)]
 
 
 def name_of(node: ast.AST) -> str:
@@ -205,16 +238,29 @@ def _passes_on(value: ast.AST, calling: set[str]) -> bool:
         return False
     if isinstance(value, ast.Lambda):
         return True
-    called = {id(part.func) for part in ast.walk(value) if isinstance(part, ast.Call)}
-    used = [
-        part
-        for part in ast.walk(value)
-        if isinstance(part, ast.Name) and part.id in calling and id(part) not in called
-    ]
-    makes = (ast.Name, ast.Tuple, ast.List, ast.Dict)
-    if isinstance(value, ast.Call):
-        return bool(used) and name_of(value.func) not in ("map", "filter", "sorted", "max", "min")
-    return bool(used) and isinstance(value, makes)
+    match value:
+        case ast.Name():
+            return True
+        case ast.Call(func=function, args=parts):  # a decorator, functools.partial
+            if name_of(function) in vars(builtins):
+                return False
+        case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Dict(values=parts):
+            pass
+        case _:
+            return False
+    return any(isinstance(part, ast.Name) and part.id in calling for part in parts)
+
+
+def _judged(node: ast.AST) -> list[ast.expr]:
+    """Return the expressions that a node compares, or passes to what compares them."""
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            return [left, *others]
+        case ast.Call(func=function, args=args) if "assert" in name_of(function).lower():
+            return args
+        case ast.Subscript(slice=index):
+            return [index]
+    return []
 
 
 def _indexes(function: Function) -> bool:

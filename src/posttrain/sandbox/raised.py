@@ -6,7 +6,8 @@ that `except E`, `assertRaises(E)`, `issubclass` and `raise E(...)` in a test do
 
 import builtins
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 
 class OwnClass(type):
@@ -78,18 +79,17 @@ def exception_of(
     Args:
         stand_in: What stands for the exception itself, for attributes that this process lacks.
     """
+    error: Any
     library = next(k for k in kind.__mro__ if k.__module__ in sys.stdlib_module_names)
     make = library.__new__ if library is not kind else (lambda kind, *args: kind(*args))
     try:
         error = make(kind, *arguments)
     except Exception:  # some classes need other arguments
-        error = Exception.__new__(kind) if issubclass(kind, Exception) else kind.__new__(kind)
+        error = cast(Any, library).__new__(kind)
     error.args = arguments
     for name, value in attributes.items():
-        try:
+        with suppress(AttributeError, TypeError):  # one that Python computes
             setattr(error, name, value)
-        except (AttributeError, TypeError):
-            pass  # one that Python computes
     if isinstance(cause, BaseException):
         error.__cause__ = cause
     error._text = text

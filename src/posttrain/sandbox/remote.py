@@ -1,11 +1,15 @@
 """Stand-ins, on the trusted side, for the candidate's functions and objects."""
 
-import operator
-from collections.abc import Iterator
+import copy
+import sys
+from collections.abc import Generator, Iterator
+from types import GeneratorType, MethodType
 from typing import Any
 
 from posttrain.sandbox.lending import builtin_of
-from posttrain.sandbox.operations import ARITHMETIC, COMPARISONS, UNARY
+from posttrain.sandbox.mixed import answered
+from posttrain.sandbox.operations import signature_of
+from posttrain.sandbox.operators import define_operators
 from posttrain.sandbox.witness import IMMUTABLE, PREDICATES, has_plain, noted, plain_view, reads
 
 Session = Any  # of session.py, which makes stand-ins
@@ -62,15 +66,17 @@ class Remote:
     its class is derived from a plain one, its plain value is fetched and compared here.
     """
 
-    __slots__ = ("_base", "_number", "_session")
+    __slots__ = ("_base", "_mixed", "_number", "_session")
 
     def __init__(self, session: Session, number: int, base: str) -> None:
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_number", number)
         object.__setattr__(self, "_base", base)
+        object.__setattr__(self, "_mixed", False)
 
     def _ask(self, operation: str, *operands: Any) -> Any:
-        return self._session.ask(operation, self, *operands)
+        value = self._session.ask(operation, self, *operands)
+        return answered(self, operation, operands, value) if self._mixed else value
 
     def _refuse(self, what: str) -> Any:
         error = NotPlain(f"an object of the candidate's own class {what}")
@@ -82,12 +88,23 @@ class Remote:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the candidate's function, and return its value."""
-        return self._ask("call", args, kwargs)
+        session = self._session
+        if sys.stdout is session.stdout:
+            return self._ask("call", args, kwargs)
+        # the test catches what is printed
+        session.ask("capture", True)
+        try:
+            return self._ask("call", args, kwargs)
+        finally:
+            text = session.ask("capture", False) if session.gone is None else ""
+            sys.stdout.write(self._exactly(str, text))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in _READABLE:
+        if name.startswith("__") and name not in _READABLE and name != "__signature__":
             raise AttributeError(name)
         session = self._session
+        if name == "__signature__":
+            return signature_of(self._ask("signature"))
         plain = plain_view(self)
         if plain is not None and reads(plain, name):
             return getattr(plain, name)
@@ -98,6 +115,13 @@ class Remote:
         except AttributeError as error:
             session.asked(error)  # an attribute that does not exist, as for hasattr
             raise
+
+    def __get__(self, thing: Any, owner: Any = None) -> Any:
+        # a decorated method of a class of the test's
+        return self if thing is None or self._base != "function" else MethodType(self, thing)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return self._refuse("is not subclassed by a test")  # type: ignore[no-any-return]
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._ask("set", name, value)
@@ -120,6 +144,49 @@ class Remote:
             raise StopIteration(*item[1:2]) if type(item) is tuple else StopIteration
         return item[0]
 
+    def __contains__(self, thing: Any) -> bool:
+        plain = plain_view(self)
+        if plain is not None:
+            return thing in plain
+        if not self._session.names_classes:
+            return any(item is thing or item == thing for item in self)
+        return self._exactly(bool, self._ask("contains", thing))  # type: ignore[no-any-return]
+
+    def __reversed__(self) -> Iterator[Any]:
+        plain = plain_view(self)
+        if plain is not None:
+            return reversed(plain)  # type: ignore[no-any-return]
+        if self._session.names_classes:
+            return iter(self._ask("reversed"))
+        items = list(self._ask("reversed"))
+        try:
+            noted(self, "len", len(self))  # what it raises while it is reversed looks like its end
+        except TypeError:
+            return iter(items)
+        noted(self, "items", tuple(items[::-1]))
+        return iter(items)
+
+    def __int__(self) -> int:
+        return self._number_as(int, "int")  # type: ignore[no-any-return]
+
+    def __float__(self) -> float:
+        return self._number_as(float, "float")  # type: ignore[no-any-return]
+
+    def __complex__(self) -> complex:
+        return self._number_as(complex, "complex")  # type: ignore[no-any-return]
+
+    def __round__(self, *digits: int) -> Any:
+        plain = plain_view(self)
+        if plain is not None:
+            return round(plain, *digits)
+        return self._ask("round", *digits)
+
+    def _number_as(self, kind: type, operation: str) -> Any:
+        plain = plain_view(self)
+        if plain is not None:
+            return kind(plain)
+        return self._exactly(kind, self._ask(operation))
+
     def __len__(self) -> int:
         plain = plain_view(self)
         if plain is not None:
@@ -137,6 +204,7 @@ class Remote:
         if plain is not None:
             return bool(plain)
         truth: bool = self._exactly(bool, self._ask("bool"))
+        noted(self, "bool", truth)
         return truth
 
     def __str__(self) -> str:
@@ -144,6 +212,7 @@ class Remote:
         if type(plain) in IMMUTABLE:
             return str(plain)
         text: str = self._exactly(str, self._ask("str"))
+        noted(self, "str", text)
         return text
 
     def __repr__(self) -> str:
@@ -165,6 +234,7 @@ class Remote:
             plain = self._ask("plain")
             return hash(plain) if type(plain) in IMMUTABLE else 0
         number: int = self._exactly(int, self._ask("hash"))
+        noted(self, "hash", number)
         return number
 
     def __getitem__(self, key: Any) -> Any:
@@ -172,7 +242,9 @@ class Remote:
         if plain is not None and (type(plain) is not dict or key in plain):
             return plain[key]
         item = self._ask("getitem", key)
-        return noted(self, ("item", key), item) if type(key) is int and not has_plain(self) else item
+        return (
+            noted(self, ("item", key), item) if type(key) is int and not has_plain(self) else item
+        )
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._ask("setitem", key, value)
@@ -184,15 +256,33 @@ class Remote:
         return self._ask("enter")
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        return self._leave("exit", error)
+
+    def _leave(self, operation: str, error: Any) -> bool:
         if error is None:
-            self._ask("exit", None, None, None)
+            self._ask(operation, None, None, None)
             return False
         stand_in = getattr(error, "_stand_in", None)
         shown = str(error) if stand_in is None else stand_in
-        swallows = self._ask("exit", builtin_of(error), shown, None)
+        swallows = self._ask(operation, builtin_of(error), shown, None)
         # only what the test itself raises, and never what it asserts
         mine = isinstance(error, AssertionError) or error in self._session.pending
         return swallows is True and not mine
+
+    def __aiter__(self) -> Any:
+        return self._ask("aiter")
+
+    async def __anext__(self) -> Any:
+        item = self._ask("anext")
+        if type(item) is not tuple or len(item) != 1:
+            raise StopAsyncIteration
+        return item[0]
+
+    async def __aenter__(self) -> Any:
+        return self._ask("aenter")
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        return self._leave("aexit", error)
 
     def __await__(self) -> Iterator[Any]:
         return awaited(self).__await__()
@@ -210,10 +300,18 @@ class Remote:
         return truth
 
     def __copy__(self) -> Any:
-        return self._refuse("is not copied by a test")
+        plain = plain_view(self)
+        return self._copied("copy") if plain is None else copy.copy(plain)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self
+        if self._session.copies:
+            return self
+        plain = plain_view(self)
+        return self._copied("deepcopy") if plain is None else copy.deepcopy(plain, memo)
+
+    def _copied(self, operation: str) -> Any:
+        value = self._ask(operation)
+        return value if type(value) is Remote else self._refuse("has a copy that is no object")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._refuse("is not copied by a test")
@@ -226,14 +324,24 @@ class Remote:
     def __class__(self, kind: Any) -> None:
         self._refuse("keeps its class")
 
+    def _type(self) -> Any:
+        kind = self._ask("type")
+        return kind if type(kind) is Remote else self._refuse("has no class of its own")
 
-_PLAIN = {kind.__name__: kind for kind in (list, dict, set, bytearray, int, float, str, tuple)}
-_READABLE = ("__name__", "__qualname__", "__doc__", "__dict__", "__annotations__", "__wrapped__")
+
+_PLAIN: dict[str, type] = {
+    kind.__name__: kind for kind in (list, dict, set, bytearray, int, float, str, tuple)
+}
+_PLAIN["generator"] = GeneratorType
+_READABLE = (
+    *("__name__", "__qualname__", "__doc__", "__dict__", "__annotations__", "__wrapped__"),
+    *("__bases__", "__mro__", "__module__", "__slots__", "__match_args__"),
+)
 
 
-def _watched(owner: Remote, iterator: Remote) -> Iterator[Any]:
+def _watched(owner: Remote, iterator: Remote) -> Generator[Any, None, Any]:
     """Yield the items of a pass over an object; at its end, check that they are always the same."""
-    items = []
+    items: list[Any] = []
     state = owner._session.state
     while True:
         try:
@@ -246,58 +354,6 @@ def _watched(owner: Remote, iterator: Remote) -> Iterator[Any]:
         yield item
 
 
-def _compare(name: str, self: Remote, other: Any) -> Any:
-    if type(other) is Remote and not (has_plain(self) and has_plain(other)):
-        return self._exactly(bool, self._ask(name, other))
-    if has_plain(self):
-        # compared here, by the values of the plain class
-        mine, its = _value(self), _value(other)
-        return getattr(operator, name)(mine, its)
-    if other is None and name in ("eq", "ne"):
-        return name == "ne"
-    return self._refuse("is not compared with a plain value")
-
-
-def _value(thing: Any) -> Any:
-    """Return the plain value of a stand-in, and any other value itself."""
-    if type(thing) is not Remote:
-        return thing
-    plain = plain_view(thing)
-    return thing._ask("plain") if plain is None else plain
-
-
-def _combine(name: str, self: Remote, other: Any) -> Any:
-    if plain_view(self) is not None and (type(other) is not Remote or has_plain(other)):
-        return getattr(operator, name)(_value(self), _value(other))
-    if type(other) is Remote:
-        return self._ask(name, other)
-    if has_plain(self):
-        return getattr(operator, name)(self._ask("plain"), other)
-    return self._refuse("takes no part in arithmetic with a plain value")
-
-
-def _reflected(name: str, self: Remote, other: Any) -> Any:
-    if has_plain(self):
-        return getattr(operator, name)(other, self._ask("plain"))
-    return self._refuse("takes no part in arithmetic with a plain value")
-
-
-def _method(function: Any, name: str) -> Any:
-    return lambda self, *others: function(name, self, *others)
-
-
-def _single(name: str, self: Remote) -> Any:
-    plain = plain_view(self)
-    if plain is not None:
-        return getattr(operator, name)(plain)
-    return self._ask(name)
-
-
-for _name in COMPARISONS:
-    setattr(Remote, f"__{_name}__", _method(_compare, _name))
-for _name in ARITHMETIC:
-    _plain = _name.strip("_")
-    setattr(Remote, f"__{_plain}__", _method(_combine, _name))
-    setattr(Remote, f"__r{_plain}__", _method(_reflected, _name))
-for _name in UNARY:
-    setattr(Remote, f"__{_name}__", _method(_single, _name))
+# of the object, not of this class
+setattr(Remote, "__doc__", property(lambda self: self._ask("get", "__doc__")))  # noqa: B010
+define_operators(Remote)

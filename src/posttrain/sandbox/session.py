@@ -7,6 +7,7 @@ the answer to the pending call ends the candidate.
 
 import builtins
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,8 @@ from posttrain.sandbox.lending import Unsendable, builtin_of, lend, perform_lent
 from posttrain.sandbox.operations import plain_value
 from posttrain.sandbox.raised import class_of, exception_of, is_exception_class
 from posttrain.sandbox.remote import Remote, awaited, derived
-from posttrain.sandbox.witness import OBSERVING, names_a_class
 from posttrain.sandbox.wire import Common, WireError, decode, encode
+from posttrain.sandbox.witness import OBSERVING, names_a_class
 
 
 class CandidateGone(Exception):
@@ -54,6 +55,8 @@ class Session:
     """What its objects have answered since one may have changed (`witness.py`), by number."""
     state: int = 0
     """Counts the operations that may change objects."""
+    stdout: Any = field(default_factory=lambda: sys.stdout)
+    """Where this process prints, unless a test catches that."""
     copies: bool = False
     """Whether stand-ins are copied as themselves."""
     named_tuples: dict[tuple[Any, ...], type] = field(default_factory=dict)
@@ -179,7 +182,10 @@ class Session:
     def _serve(self, number: int, operation: str, operands: tuple[Any, ...]) -> bytes:
         """Use a function or object of the tests for the candidate; return the message about it."""
         try:
-            value = perform_lent(self.lent[number], operation, operands)
+            thing = self.lent[number]
+            if operation == "set":
+                self.changes.setting(thing, str(operands[0]))
+            value = perform_lent(thing, operation, operands)
             return encode(self.common, ("value", value))[0]
         except CandidateGone:
             raise
@@ -191,6 +197,15 @@ class Session:
             except (Unsendable, WireError):  # it holds something that cannot be sent
                 bare = getattr(builtins, builtin_of(error))(str(error))
                 return encode(self.common, ("error", bare))[0]
+
+    def type_of(self, thing: Any) -> Any:
+        """Return the class of a value, or what stands for it."""
+        if type(thing) is Remote:
+            return thing._type()
+        number = getattr(type(thing), "_candidate_class", None)
+        if number is None:
+            return type(thing)
+        return self.objects.setdefault(number, Remote(self, number, ""))
 
     def asked(self, error: BaseException | None) -> None:
         """Take an exception of the candidate as the one that the test asks for."""

@@ -21,7 +21,7 @@ from posttrain.sandbox.wire import Common, decode
 SECONDS = 1.0  # of processor time, for each stub
 _RETURNS = ("None", "next(iter((*arguments, *named.values())), None)", "[]", "0", "''", "True")
 # What tests raise by themselves, whatever the results of the functions they call.
-_OWN_FAULTS = (ImportError, NameError, SyntaxError, Unsendable)
+_OWN_FAULTS = (ImportError, NameError, Unsendable)
 
 
 class _OutOfTime(BaseException):

@@ -16,7 +16,8 @@ from typing import Any
 from posttrain.sandbox.arithmetic import arithmetic, is_arithmetic
 from posttrain.sandbox.extract import program_of, prompt_code, python_of
 from posttrain.sandbox.instrument import helpers, instrument, record_tests
-from posttrain.sandbox.names import Names, names_of, shared_definitions
+from posttrain.sandbox.library import adapt_library
+from posttrain.sandbox.names import Names, class_name, names_of, shared_definitions
 from posttrain.sandbox.operations import plain_base
 from posttrain.sandbox.remote import NotPlain
 from posttrain.sandbox.session import CandidateGone, Session
@@ -124,6 +125,7 @@ def run_tests(
         limits: Limits that its process sets on itself.
         problems: Where to note all that the tests raise.
     """
+    adapt_library()
     random.seed(0)  # some tests draw their inputs at random
     run = run_check if job["form"] == "check" else run_asserts
     tally = Tally(session, Report(), [] if problems is None else problems)
@@ -213,7 +215,7 @@ def check_code(prompt: str, name: str, test: str, partial: bool) -> CheckCode:
     """Return the code of a HumanEval row; with `partial`, check records each of its tests."""
     before = prompt_code(prompt, name)
     begun = without(before, name)
-    classes = tuple(node.name for node in begun.body if isinstance(node, ast.ClassDef))
+    classes = tuple(filter(None, map(class_name, begun.body)))
     tree = ast.parse(test)
     check = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check")
     parameters = {a.arg for a in [*check.args.posonlyargs, *check.args.args]}

@@ -99,7 +99,7 @@ _VIEWS: dict[type, str] = {
 # Classes besides these that may be passed themselves, as in convert(x, Counter).
 _PASSABLE = (
     *("collections.Counter", "collections.OrderedDict", "collections.deque"),
-    *("collections.defaultdict", "array.array"),
+    *("collections.defaultdict", "array.array", "types.NoneType", "types.EllipsisType"),
 )
 
 
@@ -134,6 +134,8 @@ def type_name(kind: type) -> str | None:
     """Return the name by which a class of Python's own is passed; None for any other class."""
     if vars(builtins).get(kind.__name__) is kind:
         return f"builtins.{kind.__name__}"
+    if kind in (type(None), type(...)):
+        return "types.NoneType" if kind is type(None) else "types.EllipsisType"
     name = qualified_name(kind)
     return name if name in STANDARD or name in _PASSABLE else None
 

@@ -1,6 +1,6 @@
 """Holds the candidate's objects to one story.
 
-Where the tests name no class of the candidate, a function is to return a value. An object of a class
+If the tests name no class of the candidate, a function is to return a value. An object of a class
 of its own may stand for one, but it could answer each question of a test as suits it: a length
 without items, another order in each pass. So an object whose class is derived from a plain one is
 taken for its plain value, and the answers of any other must agree while nothing changes it.
@@ -8,18 +8,15 @@ taken for its plain value, and the answers of any other must agree while nothing
 
 from typing import Any
 
-from posttrain.sandbox.operations import PLAIN_BASES
+from posttrain.sandbox.operations import COMPARISONS, PLAIN_BASES
 
 # What does not change an object.
-OBSERVING = frozenset(
-    ("iter", "next", "len", "bool", "str", "repr", "format", "hash", "getitem", "get", "plain")
-    + ("isinstance", "issubclass", "contains", "eq", "ne", "lt", "le", "gt", "ge")
-)
+OBSERVING = frozenset({"iter", "next", "len", "bool", "str", "repr", "format", "hash", "getitem"})
+OBSERVING |= {"get", "plain", "isinstance", "issubclass", "contains", *COMPARISONS}
 # Methods of plain values that change nothing, and that a test may take the answer of.
-_READING = frozenset(
-    ("count", "index", "keys", "values", "items", "get", "copy", "isdisjoint", "issubset")
-    + ("issuperset", "union", "intersection", "difference", "symmetric_difference")
-)
+_READING = frozenset({"count", "index", "keys", "values", "items", "get", "copy", "isdisjoint"})
+_READING |= {"issubset", "issuperset", "union", "intersection", "difference"}
+_READING |= {"symmetric_difference"}
 # Such methods with which an object would judge itself.
 PREDICATES = frozenset(
     name
@@ -67,8 +64,8 @@ def noted(stand_in: Any, question: Any, answer: Any) -> Any:
 
     Args:
         stand_in: The object.
-        question: "len", "items" (all items of one pass), or ("item", index).
-        answer: The answer: a number, a tuple, or an item.
+        question: The operation, "items" (all items of one pass), or ("item", index).
+        answer: The answer: a plain value, a tuple of items, or an item.
     """
     session = stand_in._session
     if session.names_classes:
@@ -87,9 +84,10 @@ def noted(stand_in: Any, question: Any, answer: Any) -> Any:
 
 def _check_items(stand_in: Any, answers: dict[Any, Any], items: tuple[Any, ...]) -> None:
     for question, answer in list(answers.items()):
-        if type(question) is tuple and -len(items) <= question[1] < len(items):
-            if not _agree(items[question[1]], answer) and not hasattr(stand_in, "keys"):
-                stand_in._refuse(f"has another item {question[1]} than in a pass")
+        if type(question) is not tuple or not -len(items) <= question[1] < len(items):
+            continue
+        if not _agree(items[question[1]], answer) and not hasattr(stand_in, "keys"):
+            stand_in._refuse(f"has another item {question[1]} than in a pass")
 
 
 def _agree(first: Any, second: Any) -> bool:
@@ -97,5 +95,5 @@ def _agree(first: Any, second: Any) -> bool:
     if type(first) is tuple and type(second) is tuple:
         return len(first) == len(second) and all(map(_agree, first, second))
     if type(first) in _COMPARABLE and type(second) in _COMPARABLE:
-        return first == second or first != first
+        return bool(first == second or first != first)
     return True

@@ -2,18 +2,18 @@
 
 # task: total
 
-import os
-import struct
+import inspect
 import sys
 
+from posttrain.sandbox.frames import write_frame
+
 frame = sys._getframe()
-while "job" not in frame.f_locals:
+while "served" not in frame.f_locals:
     frame = frame.f_back
-nonce = frame.f_locals["job"]["nonce"]
-encode = frame.f_globals["encode"]
-for number in range(50):
-    reply = encode((nonce, number, True, True, None), lambda thing: 0)
-    os.write(3, struct.pack(">I", len(reply)) + reply)
+served = frame.f_locals["served"]
+channel = inspect.getclosurevars(served.exchange).nonlocals["channel"]
+for _ in range(50):
+    write_frame(channel, served.message("value", True))
 
 
 def total(numbers):
