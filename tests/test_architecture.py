@@ -74,6 +74,7 @@ HEAVY = {
     "socket",
     "resource",
     "asyncio",
+    "threading",
     # in the sandbox's files, if it is loaded already
     "numpy",
 }

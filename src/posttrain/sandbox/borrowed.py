@@ -3,7 +3,7 @@
 Runs in the sandbox, next to the model's program (see `child.py`).
 """
 
-import threading
+import _thread
 from types import MethodType
 from typing import Any
 
@@ -12,7 +12,7 @@ from posttrain.sandbox.operations import COMPARISONS, signature_of
 Served = Any  # of child.py, which makes these
 
 # One operation at a time: several threads of the program may use what they were lent.
-_CHANNEL = threading.RLock()
+_CHANNEL = _thread.RLock()  # script.py changes this module before threading is loaded
 _READABLE = ("__name__", "__qualname__", "__doc__", "__module__")
 
 

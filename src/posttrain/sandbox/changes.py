@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from posttrain.sandbox.wire import Common, content_of, refill
+from posttrain.sandbox.shared import Common
+from posttrain.sandbox.wire import content_of, refill
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None))
 _COPIED = (list, tuple, dict, set, frozenset, bytearray, deque)

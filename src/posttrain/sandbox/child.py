@@ -16,7 +16,6 @@ import resource
 import sys
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import (
     CoroutineType,
     FunctionType,
@@ -24,13 +23,14 @@ from types import (
     GetSetDescriptorType,
     MemberDescriptorType,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 from posttrain.sandbox.borrowed import Lent, exception_class, make_exception
 from posttrain.sandbox.frames import label, read_frame, write_frame
 from posttrain.sandbox.operations import OPERATIONS, plain_base, plain_value
 from posttrain.sandbox.script import run_script
-from posttrain.sandbox.wire import Common, decode, encode
+from posttrain.sandbox.shared import Common
+from posttrain.sandbox.wire import decode, encode
 
 LARGEST = 1 << 30  # bytes of a message from the trusted side
 # Special methods that a class of plain values may define and still pass by its value.
@@ -69,29 +69,29 @@ def _new_module(name: str) -> Any:
 # --- programs of functions ------------------------------------------------------------------------
 
 
-@dataclass
 class Served:
     """A program, and what the trusted side knows of its objects."""
 
-    job: dict[str, Any]
     exchange: Callable[[bytes], bytes]
     """Sends a message while an operation runs, and returns the next one."""
-    common: Common = field(init=False)
-    namespace: dict[str, Any] = field(default_factory=dict)
-    objects: list[Any] = field(default_factory=list)
-    numbers: dict[int, int] = field(default_factory=dict)
+    numbers: dict[int, int]
     """Numbers of the objects by id."""
-    named_tuples: dict[tuple[Any, ...], type] = field(default_factory=dict)
-    lent: dict[int, Any] = field(default_factory=dict)
+    lent: dict[int, Any]
     """What stands for functions, objects and exceptions of the tests, by their number."""
-    borrowed: dict[int, int] = field(default_factory=dict)
+    borrowed: dict[int, int]
     """Those numbers by id of what stands for them."""
-    libraries: dict[int, tuple[str, str]] = field(default_factory=dict)
+    libraries: dict[int, tuple[str, str]]
     """Functions of the library that the tests passed, by id."""
-    turn: int = 0
+    turn: int
     """Number of the next message from this side."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, job: dict[str, Any], exchange: Callable[[bytes], bytes]) -> None:
+        self.job, self.exchange = job, exchange
+        self.namespace: dict[str, Any] = {}
+        self.objects: list[Any] = []
+        self.named_tuples: dict[tuple[Any, ...], type] = {}
+        self.numbers, self.lent, self.borrowed, self.libraries = {}, {}, {}, {}
+        self.turn = 0
         self.common = Common(
             lambda thing: _refer(self, thing), lambda kind, value: _resolve(self, kind, value)
         )
@@ -162,15 +162,13 @@ def _failure(served: Served, error: BaseException) -> bytes:
         return served.message("error", Bare(error))
 
 
-@dataclass
-class Kept:
+class Kept(NamedTuple):
     """An object that passes by reference, whatever its class."""
 
     thing: Any
 
 
-@dataclass
-class Bare:
+class Bare(NamedTuple):
     """An exception that passes with its class and text alone."""
 
     error: BaseException

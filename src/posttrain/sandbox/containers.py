@@ -11,13 +11,11 @@ import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """How the objects of one class are shared."""
 
     create: Callable[..., Any]

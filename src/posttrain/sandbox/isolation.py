@@ -141,7 +141,10 @@ def _place(descriptors: tuple[int, ...]) -> None:
     os.closerange(len(descriptors), 1024)
 
 
-_PARTS = (*("frames", "values", "containers", "wire", "operations", "borrowed", "script", "child"),)
+_PARTS = (
+    *("frames", "values", "containers", "shared", "wire", "operations"),
+    *("borrowed", "script", "child"),
+)
 
 
 @cache

@@ -27,11 +27,12 @@ from posttrain.sandbox.isolation import Ending, Sandbox
 from posttrain.sandbox.room import Room
 from posttrain.sandbox.script import MEMORY_STATUS
 from posttrain.sandbox.session import Session, over_channel
+from posttrain.sandbox.shared import Common
 from posttrain.sandbox.stdin_programs import exchange, judge_program
 from posttrain.sandbox.stubs import measure
 from posttrain.sandbox.tester import Report, Verdict, run_tests
 from posttrain.sandbox.view import Unavailable, View, system_view
-from posttrain.sandbox.wire import Common, encode
+from posttrain.sandbox.wire import encode
 
 REPORT = 1 << 16  # bytes of a report, which a pipe takes in one piece
 GRACE = 2.0  # seconds for tests to end after their candidate was stopped, or for it to end itself

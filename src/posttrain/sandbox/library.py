@@ -4,27 +4,30 @@
 these functions work in the candidate's process; for anything else, as ever.
 """
 
+import asyncio
+import dataclasses
 import functools
-import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from posttrain.sandbox.remote import Remote
 
+# Loaded in the lane, not by each row's tests.
 _FUNCTIONS = {
-    "dataclasses": ("asdict", "astuple", "fields", "is_dataclass", "replace"),
-    "inspect": ("iscoroutinefunction", "isgeneratorfunction", "isasyncgenfunction", "isabstract"),
-    "asyncio": ("iscoroutinefunction",),
+    dataclasses: ("asdict", "astuple", "fields", "is_dataclass", "replace"),
+    inspect: ("iscoroutinefunction", "isgeneratorfunction", "isasyncgenfunction", "isabstract"),
+    asyncio: ("iscoroutinefunction",),
 }
 
 
 def adapt_library() -> None:
     """Make the above so in this process, which runs tests."""
     for module, names in _FUNCTIONS.items():
-        space = vars(importlib.import_module(module))
+        space = vars(module)
         for name in names:
             if not hasattr(space[name], "_of_library"):
-                space[name] = _adapted(space[name], module, name)
+                space[name] = _adapted(space[name], module.__name__, name)
 
 
 def _adapted(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:

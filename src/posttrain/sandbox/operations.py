@@ -9,7 +9,6 @@ import importlib
 import io
 import operator
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +59,7 @@ _loops: list[Any] = []
 def _wait(awaitable: Any) -> Any:
     """Return what an awaitable comes to; all are awaited in one loop, as in one program."""
     import asyncio
+    import threading
 
     async def wait() -> Any:
         return await awaitable

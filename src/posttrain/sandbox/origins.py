@@ -46,7 +46,8 @@ class Origins:
             return 0
         level = 0
         for part in walk(node):
-            if isinstance(part, ast.Call) and not self.calling.isdisjoint(names(part)):
+            runs = isinstance(part, (ast.Call, ast.Subscript))  # f[x] of a class runs it, too
+            if runs and not self.calling.isdisjoint(names(part)):
                 return 2
             if isinstance(part, (ast.Name, ast.Attribute)) and name_of(part) in self.results:
                 level = 1

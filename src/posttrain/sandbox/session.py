@@ -18,7 +18,8 @@ from posttrain.sandbox.lending import Unsendable, builtin_of, lend, perform_lent
 from posttrain.sandbox.operations import plain_value
 from posttrain.sandbox.raised import class_of, exception_of, is_exception_class
 from posttrain.sandbox.remote import Remote, awaited, derived
-from posttrain.sandbox.wire import Common, WireError, decode, encode
+from posttrain.sandbox.shared import Common, WireError
+from posttrain.sandbox.wire import decode, encode
 from posttrain.sandbox.witness import OBSERVING, names_a_class
 
 

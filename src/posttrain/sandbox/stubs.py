@@ -15,8 +15,9 @@ from typing import Any
 from posttrain.sandbox.child import Served, answer, perform
 from posttrain.sandbox.lending import Unsendable
 from posttrain.sandbox.session import Session
+from posttrain.sandbox.shared import Common
 from posttrain.sandbox.tester import Report, asserts_code, check_code, explain, run_tests
-from posttrain.sandbox.wire import Common, decode
+from posttrain.sandbox.wire import decode
 
 SECONDS = 1.0  # of processor time, for each stub
 _RETURNS = ("None", "next(iter((*arguments, *named.values())), None)", "[]", "0", "''", "True")

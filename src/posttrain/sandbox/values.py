@@ -8,13 +8,11 @@ import builtins
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Standard:
+class Standard(NamedTuple):
     """How the values of one class are carried."""
 
     read: Callable[[Any], tuple[Any, ...] | None]

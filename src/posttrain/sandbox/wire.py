@@ -15,75 +15,30 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.sandbox.containers import CONTAINERS, container_of
+from posttrain.sandbox.shared import Common, WireError, drop
 from posttrain.sandbox.values import STANDARD, build, standard_name, type_name, type_named
 
 DEEPEST = 200  # of tuples in tuples; lists and dicts may be nested without limit
 
 
-class WireError(ValueError):
-    """Bytes that do not follow this file's rules, or a value that cannot be sent."""
-
-
-@dataclass
-class Common:
-    """One side's record of what both sides hold."""
-
-    refer: Callable[[Any], tuple[str, Any]] = lambda thing: _nothing(thing)
-    """Return (kind, description) of an object that is not plain, or raise."""
-    resolve: Callable[[str, Any], Any] = lambda kind, value: _nothing(value)
-    """Return what stands for such an object, given its kind and description."""
-    classes: dict[str, type] = field(default_factory=dict)
-    """Classes that both sides define, by name; their instances pass by their attributes."""
-    refused: tuple[str, ...] = ()
-    """Names of containers that the other side does not have."""
-    forgets: bool = False
-    """Whether this side decides when an object is no longer shared."""
-    objects: dict[int, Any] = field(default_factory=dict)
-    """The shared objects by number."""
-    numbers: dict[int, int] = field(default_factory=dict)
-    """Their numbers by id."""
-    contents: dict[int, bytes] = field(default_factory=dict)
-    """Their contents as last exchanged, in the form of this file."""
-    parts: dict[int, list[int]] = field(default_factory=dict)
-    """Numbers of the shared objects directly in each of them."""
-    dropped: list[int] = field(default_factory=list)
-    """Numbers given up since the last message, of which the other side does not know."""
-    next: int = 0
-    """The number of the next object to be shared."""
-
-    def reachable(self, numbers: Sequence[int]) -> set[int]:
-        """Return the numbers of the objects in these objects, at any depth, and their own."""
-        found: set[int] = set()
-        waiting = list(numbers)
-        while waiting:
-            number = waiting.pop()
-            if number not in found:
-                found.add(number)
-                waiting += self.parts.get(number, [])
-        return found
-
-
-def _nothing(value: Any) -> Any:
-    raise WireError(f"not a plain value: {type(value).__name__}")
-
-
 # --- writing --------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Outgoing:
     """A message being written."""
 
-    common: Common
-    new: list[tuple[str, Any]] = field(default_factory=list)
+    new: list[tuple[str, Any]]
     """(name of the container, object) of objects to be shared from now on."""
-    new_numbers: dict[int, int] = field(default_factory=dict)
-    met: list[int] = field(default_factory=list)
+    met: list[int]
     """Numbers of shared objects in what is being written."""
+
+    def __init__(self, common: Common) -> None:
+        self.common = common
+        self.new, self.met = [], []
+        self.new_numbers: dict[int, int] = {}
 
     def number_of(self, name: str, thing: Any) -> int:
         number = self.common.numbers.get(id(thing))
@@ -151,12 +106,6 @@ def _forget(common: Common, kept: set[int]) -> None:
         if sys.getrefcount(thing) <= 3:
             common.dropped.append(number)
             drop(common, number)
-
-
-def drop(common: Common, number: int) -> None:
-    """Stop sharing an object."""
-    thing = common.objects.pop(number)
-    del common.numbers[id(thing)], common.contents[number], common.parts[number]
 
 
 def _put_int(value: int) -> bytes:
@@ -251,14 +200,13 @@ _PACKED: dict[type, Callable[[Sequence[Any]], bytes]] = {
 # --- reading --------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Incoming:
     """A message being read."""
 
-    common: Common
-    data: bytes
-    at: int = 0
-    met: list[int] = field(default_factory=list)
+    def __init__(self, common: Common, data: bytes) -> None:
+        self.common, self.data = common, data
+        self.at = 0
+        self.met: list[int] = []
 
     def take(self, size: int) -> bytes:
         raw = self.data[self.at : self.at + size]
