@@ -69,11 +69,15 @@ def steps(run_dir: Path) -> list[dict]:
 # Repeats of one mechanism take their turn in make test-slow: dpo's and grpo's code with other
 # defaults, and with ddp the methods whose sums over ranks are shown with fsdp.
 TWINS = ("ipo", "simpo", "cpo", "orpo", "rloo")
-WITH_FSDP = ("pretrain", "kto_pair", "reinforce", "process_reward_model")
+WITH_FSDP = ("pretrain", "kto_pair", "kto", "reinforce", "process_reward_model", "classification")
+WITH_FSDP += ("ppo", "reward_model")
+# with fsdp, those that another method's code shows
+WITH_DDP = ("dpo", "reinforce", "pretrain")
 
 
 def is_repeat(method: str, strategy: str) -> bool:
-    return method in TWINS or (strategy == "ddp" and method in WITH_FSDP)
+    shown = WITH_FSDP if strategy == "ddp" else WITH_DDP
+    return method in TWINS or method in shown
 
 
 @pytest.mark.parametrize(

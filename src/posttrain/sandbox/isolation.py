@@ -105,6 +105,7 @@ def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
             # in the order of STDIN, STDOUT, NULL, CHANNEL, INFO, SECCOMP
             _place((their_stdin, their_stdout, stderr, their_channel, their_info, filter_))
             os.setsid()
+            default_signals()
             if view.nobody:
                 drop_root()
             # bwrap does so itself, once its child cannot outlive it
@@ -121,6 +122,13 @@ def start(level: str, view: View, *, error: int | None = None) -> Sandbox:
     os.set_blocking(stdout, False)
     os.write(channel, _program())
     return sandbox
+
+
+def default_signals() -> None:
+    """Undo what nohup and shells do to signals, which would change how a program ends."""
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _socket_pair() -> tuple[int, int]:

@@ -267,7 +267,7 @@ def test_completions_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) ->
     assert len(set(seeds[0])) == 16
 
 
-@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+@pytest.mark.parametrize("name", ["humaneval", pytest.param("mbpp", marks=pytest.mark.slow)])
 def test_canonical_solutions_are_right_by_the_tasks_own_path(name: str) -> None:
     it = renderer()
     task = find_task(f"{name}={shared(f'data/{name}')}")

@@ -502,7 +502,9 @@ def ends(level: str) -> dict[str, int]:
     return dict(zip(ENDS, (status for status, *_ in results)))
 
 
-@pytest.mark.parametrize("level", STRONG)
+@pytest.mark.parametrize(
+    "level", [STRONG[0], *(pytest.param(level, marks=pytest.mark.slow) for level in STRONG[1:])]
+)
 def test_every_end_has_the_same_status_at_both_strong_levels(level: str):
     assert ends(level) == {name: status for name, (_, status) in ENDS.items()}
 
