@@ -67,12 +67,12 @@ def steps(run_dir: Path) -> list[dict]:
 
 
 # Repeats of one mechanism take their turn in make test-slow: dpo's and grpo's code with other
-# defaults, and with ddp the methods whose sums over ranks are shown with fsdp.
+# defaults, with ddp the methods whose sums over ranks are shown with fsdp, and with fsdp those that
+# are shown with ddp or by another method.
 TWINS = ("ipo", "simpo", "cpo", "orpo", "rloo")
 WITH_FSDP = ("pretrain", "kto_pair", "kto", "reinforce", "process_reward_model", "classification")
 WITH_FSDP += ("ppo", "reward_model")
-# with fsdp, those that another method's code shows
-WITH_DDP = ("dpo", "reinforce", "pretrain")
+WITH_DDP = ("dpo", "reinforce", "pretrain", "kto_pair")
 
 
 def is_repeat(method: str, strategy: str) -> bool:
