@@ -10,6 +10,7 @@ The tests and all expected values stay in trusted processes; the candidate sees 
 """
 
 import ast
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class CodeReward:
     config: CodeExecution
     pool: Pool
     free: dict[str, list[int]] = field(default_factory=dict)
-    """Numbers of the tests that a stub passes, by the tests as JSON."""
+    """Numbers of the tests that a stub passes, by the hash of the tests."""
     weak: int = 0
     """Number of rows of whose tests a stub passes all."""
     row_by_row: ClassVar[bool] = True  # rows of several groups in one call keep all lanes busy
@@ -189,7 +190,7 @@ def build(config: CodeExecution) -> CodeReward:
 def _key(job: dict[str, Any]) -> str:
     """Return what tells the tests of one job from those of another."""
     names = ("form", "prompt", "entry_point", "test", "tests", "setup")
-    return json.dumps([job.get(name) for name in names])
+    return hashlib.sha256(json.dumps([job.get(name) for name in names]).encode()).hexdigest()
 
 
 def job_of(row: dict[str, Any]) -> dict[str, Any]:

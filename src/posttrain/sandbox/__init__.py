@@ -9,6 +9,7 @@ The trainer's side
     confine.py         what the kernel offers by system call; calls.py: those that are refused
 The tests' process
     tester.py          the tests of one row; stubs.py: the same against stubs, before training
+    recording.py       how each test of check is recorded
     names.py           where the names of a test come from
     instrument.py      how its code is rewritten; origins.py: what in it comes from the candidate
     session.py         the channel to one candidate; guard.py: no text of it becomes code here

@@ -225,8 +225,6 @@ def _refer(served: Served, thing: Any) -> tuple[str, Any]:
         return "exception class", (Kept(thing), str(thing.__module__), thing.__name__, bases)
     if served.common.classes.get(kind.__name__) is kind and hasattr(thing, "_member_map_"):
         return "member", (kind.__name__, str(thing.name))
-    if kind.__module__ == "numpy" and hasattr(thing, "dtype"):
-        return "scalar", (thing.dtype.str, thing.tobytes())
     number = served.number_of(thing)
     base = plain_base(kind)
     if base is None or isinstance(thing, type):

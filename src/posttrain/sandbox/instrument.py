@@ -1,12 +1,15 @@
 """Rewrites the code of tests so that a candidate cannot pass them by what it raises or changes.
 
-Four kinds of places are rewritten; everything else runs as it is written:
+These places are rewritten; everything else runs as it is written:
 
     except E                     the exception of a candidate counts as asked for by this name
     with ...                     as does one that a context manager swallows (suppress)
+    raises(E, f, x)              as does one that such a call swallows
     f(x) == sorted(x)            a side without the candidate's result is computed from arguments as
                                  they were passed, even if the candidate changed them since
-    statements of check          each test is recorded, for partial credit
+    f(f(x))                      a result that is passed again is not an argument of the test's
+    type(x), x.__class__         of a stand-in, the class of what it stands for
+    eval("1 + 2")                a text that is written in the test is evaluated in its process
 """
 
 import ast
@@ -359,42 +362,3 @@ def _matching(session: Session, error: BaseException, asked: Any) -> list[type[B
         if stand_in is not None and session.ask("isinstance", stand_in, kind) is True:
             found.append(type(error))
     return found
-
-
-# --- partial credit -------------------------------------------------------------------------------
-
-
-def record_tests(body: list[ast.stmt]) -> tuple[list[ast.stmt], int]:
-    """Return statements that record each test of `body` in `__tally__`, and the number of tests.
-
-    A test is a statement that asserts something, directly or in its parts, or calls something for
-    its effect. After a failed test, the next one runs.
-    """
-    recorded: list[ast.stmt] = []
-    count = 0
-    for statement in body:
-        if is_test(statement):
-            (wrapper,) = ast.parse(_RECORDED.format(count)).body
-            assert isinstance(wrapper, ast.Try)
-            wrapper.body = [statement]
-            recorded.append(wrapper)
-            count += 1
-        else:
-            recorded.append(statement)
-    return recorded, count
-
-
-def is_test(statement: ast.stmt) -> bool:
-    """Whether a statement of check is a test."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return False
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Call)
-    return any(isinstance(node, ast.Assert) for node in ast.walk(statement))
-
-
-_RECORDED = """
-try: pass
-except BaseException as __error__: __tally__.record({0}, __error__)
-else: __tally__.record({0}, None)
-"""

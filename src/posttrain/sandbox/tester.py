@@ -15,10 +15,11 @@ from typing import Any
 
 from posttrain.sandbox.arithmetic import arithmetic, is_arithmetic
 from posttrain.sandbox.extract import program_of, prompt_code, python_of
-from posttrain.sandbox.instrument import helpers, instrument, record_tests
+from posttrain.sandbox.instrument import helpers, instrument
 from posttrain.sandbox.library import adapt_library
 from posttrain.sandbox.names import Names, class_name, names_of, shared_definitions
 from posttrain.sandbox.operations import plain_base
+from posttrain.sandbox.recording import record_tests
 from posttrain.sandbox.remote import NotPlain
 from posttrain.sandbox.session import CandidateGone, Session
 
