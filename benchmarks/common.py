@@ -84,7 +84,7 @@ def posttrain_policy(model: Any) -> Any:
     from posttrain.model.config import ModelConfig
     from posttrain.model.load import prepare_policy
 
-    config = ModelConfig(name="benchmark", device="cpu", dtype="float32")
+    config = ModelConfig(name="benchmark", device="cpu", dtype="float32", use_lora=False)
     return prepare_policy(model, config, torch.device("cpu"), torch.float32, seed=0)
 
 

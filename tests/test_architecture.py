@@ -37,7 +37,9 @@ LAYERS = (
     "rollout",
     "training",
     "evaluation",
+    "serving",
     "runs",
+    "export",
     "cli",
 )
 # Modules that import others of ours inside functions, and why.
@@ -46,16 +48,20 @@ LAZY = {
     "posttrain.cli.main": "start-up time: a command loads what it needs",
     "posttrain.cli.runs": "the same",
     "posttrain.cli.models": "the same",
+    "posttrain.cli.generate": "the same",
     "posttrain.cli.data": "the same",
     "posttrain.cli.weights": "the same",
     "posttrain.rewards.reward_model": "its settings are read without torch",
     "posttrain.rewards.refusal_judge": "the same",
     "posttrain.runs.run": "a run's metrics are read without torch",
+    "posttrain.model.gguf.cache": "the name of a model is resolved without numpy",
+    "posttrain.cli.export": "start-up time: a command loads what it needs",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
 HEAVY = {
     "transformers",
     "peft",
+    "bitsandbytes",
     "tokenizers",
     "pyarrow",
     "datasets",
@@ -67,6 +73,8 @@ HEAVY = {
     "sympy",
     "torch",
     "importlib",
+    "gguf",
+    "huggingface_hub",
     # in programs sent to the sandbox
     "fcntl",
     "marshal",
@@ -217,6 +225,7 @@ def test_a_text_metric_loads_neither_the_trainer_nor_the_data_sets() -> None:
 def test_files_are_checked_before_transformers_is_imported() -> None:
     """Which takes longer than everything else that comes before a malformed row is found."""
     names = ("plan", "train", "preview", "score", "classify", "pipeline", "synthesize")
+    names += ("generate_file",)
     run_fresh(
         *(f"import posttrain.runs.{name}" for name in names),
         "import posttrain.evaluation.evaluate",

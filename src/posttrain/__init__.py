@@ -22,10 +22,20 @@ if TYPE_CHECKING:
     from posttrain.runs.api import evaluate, load_config, train
     from posttrain.runs.config import Config
     from posttrain.runs.generate import Completion, generate
+    from posttrain.runs.generate_file import generate_file
     from posttrain.runs.run import Run
 
 __version__ = "0.2.0"
-__all__ = ["Completion", "Config", "Run", "evaluate", "generate", "load_config", "train"]
+__all__ = [
+    "Completion",
+    "Config",
+    "Run",
+    "evaluate",
+    "generate",
+    "generate_file",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
     "Completion": "posttrain.runs.generate",
@@ -33,6 +43,7 @@ _MODULES = {
     "Run": "posttrain.runs.run",
     "evaluate": "posttrain.runs.api",
     "generate": "posttrain.runs.generate",
+    "generate_file": "posttrain.runs.generate_file",
     "load_config": "posttrain.runs.api",
     "train": "posttrain.runs.api",
 }

@@ -23,7 +23,7 @@ from posttrain.model import attention, backbone, language_model
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
 from posttrain.rollout import source
-from posttrain.rollout.native import sampler
+from posttrain.rollout.native import choose, engine, sampler
 from posttrain.training import trainer
 
 
@@ -88,12 +88,12 @@ def rows_see_each_other(patch):
 
 
 def sampler_ignores_the_temperature(patch):
-    sample = sampler.sample
+    sample = choose.sample
     patch.setattr(
-        sampler,
+        choose,
         "sample",
-        lambda logits, params, noise: sample(
-            logits, dataclasses.replace(params, temperature=1.0), noise
+        lambda logits, params, noise, top: sample(
+            logits, dataclasses.replace(params, temperature=1.0), noise, top
         ),
     )
 
@@ -110,9 +110,9 @@ def sampler_keeps_old_weights(patch):
 
 
 def noise_by_batch_row(patch):
-    noise = sampler.noise_of
+    noise = engine.noise_of
     patch.setattr(
-        sampler,
+        engine,
         "noise_of",
         lambda seeds, params, device: noise(list(range(len(seeds))), params, device),
     )

@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.classifiers import classifier_class, has_own_classifier
-from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
 from posttrain.model.heads import add_scoring_head
 from posttrain.model.load import load_classifier, prepare_policy
@@ -225,7 +224,7 @@ def causal_lm(name: str, dropout: bool = False) -> Any:
 
 def policy(name: str, **keys: Any) -> Any:
     """The architecture as a policy."""
-    config = ModelConfig(name="tiny", **keys)
+    config = tiny.model_config("tiny", **keys)
     return prepare_policy(causal_lm(name), config, tiny.CPU, torch.float32, 0)
 
 

@@ -50,8 +50,14 @@ def causal_lm(kind: str = "qwen2", seed: int = 0, **changes: Any) -> Any:
     return model_class(config_class(**(shape | changes)))
 
 
+def model_config(name: str, **keys: Any) -> ModelConfig:
+    """A model section that trains all weights unless the keys name an adapter."""
+    full = {} if keys.keys() & {"adapter", "use_lora"} else {"adapter": "none"}
+    return ModelConfig.model_validate({"name": name, **full, **keys})
+
+
 def models(kind: str = "qwen2", seed: int = 0, **model_keys: Any) -> Models:
-    config = ModelConfig(name="tiny", **model_keys)
+    config = model_config("tiny", **model_keys)
     policy = prepare_policy(causal_lm(kind, seed), config, CPU, torch.float32, seed)
     return Models(policy, tokenizer=None, stop_token_ids=[STOP])
 

@@ -113,7 +113,7 @@ def test_dropout_is_off_where_it_is_turned_off(name, checkpointing):
     """In training mode too, layers that read it from their config included."""
     from posttrain.model.dropout import noises, turn_off
 
-    config = ModelConfig(name="tiny", gradient_checkpointing=checkpointing)
+    config = ModelConfig(name="tiny", gradient_checkpointing=checkpointing, use_lora=False)
     model = causal_lm(name, dropout=True)
     if name == "Falcon":
         model.config.hidden_dropout = model.config.attention_dropout = 0.1
@@ -171,4 +171,4 @@ def test_a_model_that_sees_later_tokens_is_refused():
 
     model.forward = sees_all.__get__(model)
     with pytest.raises(ValueError, match="is not a causal language model"):
-        prepare_policy(model, ModelConfig(name="tiny"), tiny.CPU, torch.float32, 0)
+        prepare_policy(model, ModelConfig(name="tiny", use_lora=False), tiny.CPU, torch.float32, 0)

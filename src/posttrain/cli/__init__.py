@@ -1,1 +1,1 @@
-"""Layer 12: the command line."""
+"""Layer 14: the command line."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.cli import data, models, runs, weights
+from posttrain.cli import data, generate, models, runs, weights
 from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 runs.add_to(app)
 models.add_to(app)
+generate.add_to(app)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.add_typer(weights.app, name="models", rich_help_panel="Data")
 
@@ -88,7 +89,7 @@ def of_the_machine(error: Exception) -> str:
         more = f" when {asked[1]} more were asked for" if asked else ""
         return (
             f"out of memory{more}: lower trainer.micro_batch_tokens (or --max-num-seqs), or use "
-            "model.gradient_checkpointing or model.use_lora; --dry-run estimates what a run needs"
+            "model.gradient_checkpointing or model.adapter=lora; --dry-run estimates the memory"
         )
     return f"the disk is full ({said.splitlines()[0]})" if is_full(error) else ""
 

@@ -1,4 +1,4 @@
-"""Commands for models and completions: eval, compare, generate, classify, score."""
+"""Commands for models and completions: eval, compare, classify, score."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ MaxNewTokens = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the sampling noise.", rich_help_panel=SAMPLING)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MACHINE)]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="Store weights as nf4, fp4 or int8, or with none as in the model's files; by default "
+        "as in the adapter's training.",
+        rich_help_panel=MACHINE,
+    ),
+]
 MaxNumSeqs = Annotated[
     int,
     typer.Option(
@@ -143,6 +151,7 @@ def evaluate(
     system_prompt: SystemPrompt = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     max_num_seqs: MaxNumSeqs = 256,
     seed: Seed = 0,
     output: Output = None,
@@ -172,6 +181,7 @@ def evaluate(
         system_prompt=system_prompt,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         max_num_seqs=max_num_seqs,
         seed=seed,
     )
@@ -205,54 +215,6 @@ def compare(
         CONSOLE.print(f"{result.task}: p by {result.test}", markup=False)
         for note in result.notes:
             CONSOLE.print(f"note: {result.task}: {note}", markup=False)
-
-
-def generate(
-    model: Model,
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 1.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    num_samples: Annotated[
-        int,
-        typer.Option(
-            "--num-samples",
-            "-n",
-            min=1,
-            help="Completions of each prompt.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = 1,
-    template: Template = "auto",
-    system_prompt: SystemPrompt = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    max_num_seqs: MaxNumSeqs = 256,
-    seed: Seed = 0,
-) -> None:
-    """Sample completions of prompts."""
-    from posttrain.runs.generate import generate as sample
-
-    completions = sample(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        num_samples=num_samples,
-        template=template,
-        system_prompt=system_prompt,
-        device=device,
-        dtype=dtype,
-        max_num_seqs=max_num_seqs,
-        seed=seed,
-    )
-    for number, completion in enumerate(completions, 1):
-        if len(completions) > 1:
-            print(f"--- {number} ({completion.finish_reason})")
-        print(completion)
 
 
 def classify(
@@ -307,5 +269,5 @@ def score(
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command("eval", rich_help_panel=PANEL)(evaluate)
-    for command in (compare, generate, classify, score):
+    for command in (compare, classify, score):
         app.command(rich_help_panel=PANEL)(command)

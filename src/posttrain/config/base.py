@@ -83,14 +83,17 @@ class ByType:
     config_of: Callable[[str], type[StrictConfig]]
 
     def choose(self, value: Any) -> Any:
-        """Return the section as an instance of its own class."""
+        """Return the section as an instance of its own class; a name alone is its `type`."""
         if isinstance(value, BaseModel):
             return value
+        if isinstance(value, str):
+            value = {"type": value}
         if not isinstance(value, dict):
             raise PydanticCustomError("section_type", "must be a section with keys")
         name = value.get("type")
         if not isinstance(name, str) or name not in self.registry:
-            raise PydanticCustomError("unknown_type", "type is not known", {"tag": name})
+            context = {"tag": name, "names": list(self.registry)}
+            raise PydanticCustomError("unknown_type", "type is not known", context)
         model = self.config_of(name)
         try:
             return model.model_validate(value)
@@ -129,7 +132,7 @@ def sections_in(info: FieldInfo) -> list[type[BaseModel]]:
         for choice in (*marks(info, ByType), *_choices_in(info.annotation))
         for name in choice.registry
     ]
-    return by_type or _models_in(info.annotation)
+    return list(dict.fromkeys(by_type)) or _models_in(info.annotation)
 
 
 def marks(info: FieldInfo, kind: type[Marker]) -> list[Marker]:

@@ -88,13 +88,9 @@ def _wrong_value(error: dict[str, Any], parts: list[str], known: list[Key]) -> s
     if kind == "missing":
         return f"{where} is missing"
     if kind == "unknown_type":
-        section = ".".join(p for p in parts if not p.isdigit())
-        choices = dict.fromkeys(
-            str(key.info.default) for key in known if key.path == f"{section}.type"
-        )
-        name = error["ctx"]["tag"]
+        name, choices = error["ctx"]["tag"], error["ctx"]["names"]
         problem = f"{where}.type {name!r} is not known" if name else f"{where}.type is missing"
-        near = nearest(name, choices)
+        near = nearest(name, choices) if name else None
         hint = f"did you mean {near}?" if near else f"expected one of {', '.join(choices)}"
         return f"{problem}; {hint}"
     message: str = error["msg"].removeprefix("Value error, ")

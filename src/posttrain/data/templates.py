@@ -51,11 +51,11 @@ TEMPLATES = {
 FIELD = re.compile(r"\{(\w+)\}")  # \w+: the braces of \boxed{} are not a field
 
 
-def fill(name: str, row: Row, where: str) -> Row:
+def fill(name: str, row: Row, where: str, fix: str = "map it with data.columns") -> Row:
     """Return the row with the filled template as its prompt.
 
     `name` is one of TEMPLATES, or a text with {fields} itself. Raise ValueError naming a field that
-    the row lacks or that is not a string or number.
+    the row lacks or that is not a string or number; `fix` says how to supply a column.
     """
     text = template_text(name)
     values = {}
@@ -64,7 +64,7 @@ def fill(name: str, row: Row, where: str) -> Row:
         if field not in row:
             raise ValueError(
                 f"{where}: the prompt template {name!r} needs the column {field}; the row has "
-                f"{', '.join(row)} (map it with data.columns)"
+                f"{', '.join(row)} ({fix})"
             )
         if value is None and field == "input":
             values[field] = ""  # Alpaca's, which is null in Parquet if it is empty

@@ -24,6 +24,7 @@ from posttrain.evaluation.store import settings_hash as hash_of
 from posttrain.evaluation.tasks import Settings, check_settings, find_tasks, rows_of
 from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import resolve_model_path, trained_with
+from posttrain.model.kernels.quantized import stored_as
 from posttrain.model.models import weights_hash
 from posttrain.rollout.sampler import Sampler
 
@@ -88,7 +89,13 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
     """Return the model, with the facts about it that decide results, and its sampler."""
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, sampler, limit = load_for_sampling(
-        model, template, settings.device, settings.dtype, system_prompt, settings.max_num_seqs
+        model,
+        template,
+        settings.device,
+        settings.dtype,
+        system_prompt,
+        settings.max_num_seqs,
+        settings.quantization,
     )
     trained = trained_with(resolve_model_path(model))[2]
     if trained is not None and trained != settings.prompt_template:
@@ -106,6 +113,8 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
         "device": device.type,
         "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
     }
+    if (how := stored_as(sampler.policy)) is not None:
+        facts["quantization"] = how
     if renderer.template is not None and renderer.template.date is not None:
         facts["date"] = renderer.template.date.isoformat()
     return Loaded(renderer, sampler.policy, limit, facts), sampler

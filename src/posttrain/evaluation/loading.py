@@ -36,14 +36,19 @@ def load_for_sampling(
     dtype: str,
     system_prompt: str | None = None,
     max_num_seqs: int = 256,
+    quantization: str | None = None,
 ) -> tuple[Renderer, NativeSampler, int]:
     """Return renderer, sampler, and the longest sequence in tokens that the model takes."""
+    renderer, limit = load_renderer(model, template, system_prompt)
+    return renderer, load_sampler(model, device, dtype, max_num_seqs, quantization), limit
+
+
+def load_renderer(model: str, template: str, system_prompt: str | None) -> tuple[Renderer, int]:
+    """Return the renderer of a model's prompts, and the longest sequence in tokens that it takes.
+
+    No weights are loaded, so that prompts can be checked first."""
     name = resolve_model_path(model)
     check_writes(model)
-    try:
-        config = ModelConfig.model_validate({"name": name, "device": device, "dtype": dtype})
-    except ValidationError as error:
-        raise ValueError(explain(error, ModelConfig)) from None
     if template not in ("auto", "chat", "plain"):
         raise SettingError("template", f"expected auto, chat or plain, got {template!r}")
     stops, date = generation_stops(name), trained_date(name)
@@ -52,8 +57,25 @@ def load_for_sampling(
     if template != "plain" and is_dated(tokenizer):
         day = f"{date}, as in the model's training" if date else f"{datetime.date.today()}, today"
         log.warning("the chat template writes a date: %s", day)
+    return renderer, max_positions(name)
+
+
+def load_sampler(
+    model: str, device: str, dtype: str, max_num_seqs: int, quantization: str | None = None
+) -> NativeSampler:
+    """Return the sampler of a model that `load_renderer` takes.
+
+    `quantization` is that of model.quantization; None is as in training or in the files."""
+    name = resolve_model_path(model)
+    try:
+        config = ModelConfig.model_validate(
+            {"name": name, "device": device, "dtype": dtype, "adapter": "none"}
+            | {"quantization": quantization}
+        )
+    except ValidationError as error:
+        raise ValueError(explain(error, ModelConfig)) from None
     policy = load_policy(config, name, choose_device(device), seed=0)
-    return renderer, NativeSampler(policy, max_num_seqs), max_positions(name)
+    return NativeSampler(policy, max_num_seqs)
 
 
 def check_writes(model: str) -> None:

@@ -43,7 +43,7 @@ from posttrain.rollout.sampler import Sampler, SamplingParams
 BY_CLASS: dict[str, Metric] = {"xstest": xstest_by_class, "advbench": advbench_by_class}
 MICRO_BATCH_TOKENS = 8192  # tokens in one forward pass of a likelihood task
 # settings of which Loaded.facts has the resolved values
-RESOLVED_IN_FACTS = ("template", "system_prompt", "device", "dtype")
+RESOLVED_IN_FACTS = ("template", "system_prompt", "device", "dtype", "quantization")
 
 
 @dataclass(frozen=True)

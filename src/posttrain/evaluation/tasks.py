@@ -59,6 +59,8 @@ class Settings:
     """Like model.device."""
     dtype: str = "auto"
     """Like model.dtype."""
+    quantization: str | None = None
+    """Like model.quantization, by name; None is as in training, or as in the model's files."""
     max_num_seqs: int = 256
     """Maximum number of concurrent completions; bounds the memory, does not change results."""
     seed: int = 0

@@ -30,6 +30,8 @@ class Packed:
     cu_seqlens: Tensor  # [N+1] int32
     prefixes: list[int | None] | None = None  # N, index of each prefix; None if there are none
     cu_keys: Tensor | None = None  # [N+1] int32, cu_seqlens of the segments with their prefixes
+    cached: list[int] | None = None  # N, keys in front of each segment's own that a cache adds
+    edited: tuple[Tensor, Tensor] | None = None  # rows that ReFT edits, at prompts' starts and ends
     masks: dict[tuple[int, int, int | None, int | None], Tensor] = field(
         default_factory=dict, repr=False
     )
@@ -101,7 +103,8 @@ def _per_sequence(query: Tensor, key: Tensor, value: Tensor, layout: Packed, for
 
 def _with_prefixes(x: Tensor, layout: Packed) -> list[Tensor]:
     """Return the keys, or values, of each segment with its prefix in front, [B, H_kv, L, D]."""
-    parts = x.split(layout.lengths, dim=2)
+    cached = layout.cached or [0] * len(layout.lengths)
+    parts = x.split([n + m for n, m in zip(layout.lengths, cached)], dim=2)
     if layout.prefixes is None:
         return list(parts)
     return [
@@ -137,8 +140,7 @@ def _varlen(
     sliding_window: int | None,
 ) -> Tensor:
     cu_keys, longest = layout.cu_seqlens, max(layout.lengths)
-    if layout.prefixes is not None:
-        assert layout.cu_keys is not None
+    if layout.cu_keys is not None:
         keys, values = (_with_prefixes(x, layout) for x in (key, value))
         cu_keys, longest = layout.cu_keys, max(part.shape[2] for part in keys)
         key, value = torch.cat(keys, dim=2), torch.cat(values, dim=2)

@@ -29,6 +29,12 @@ def backbone_of(model: Any) -> nn.Module:
     return backbone
 
 
+def decoder_layers(network: nn.Module) -> nn.ModuleList:
+    """Return a network's decoder layers: the longest list of modules in it."""
+    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len)
+
+
 def last_hidden(
     backbone: nn.Module,
     input_ids: Tensor,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.config.paths import LocalPath
+from posttrain.model.adapters.base import AdapterSection, NoAdapter
+from posttrain.model.adapters.lora import LoraConfig
 
 HeadKind = Literal["value", "score", "labels", "label_tokens"]
 """An additional head. value: V(s) of every state, for `ppo`. score: one number for a text or a step
@@ -43,19 +45,31 @@ class ScratchConfig(StrictConfig):
     """Standard deviation of the random weights."""
 
 
-class LoraConfig(StrictConfig):
-    """A low-rank adapter (Hu et al. 2022, arXiv 2106.09685), by PEFT."""
+class QuantizationConfig(StrictConfig):
+    """How frozen weights are stored, by bitsandbytes; needs the extra `quantization`."""
 
-    r: Annotated[int, AlsoCalled("lora_r", "lora_rank")] = Field(16, ge=1)
-    """Rank of the update."""
-    alpha: Annotated[float, AlsoCalled("lora_alpha")] = Field(32, gt=0)
-    """The update is scaled by alpha / r."""
-    dropout: Annotated[float, AlsoCalled("lora_dropout")] = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    target_modules: Annotated[str | list[str], AlsoCalled("lora_target_modules", "lora_target")] = (
-        "all-linear"
+    type: Annotated[Literal["none", "nf4", "fp4", "int8"], AlsoCalled("bnb_4bit_quant_type")] = (
+        "nf4"
     )
-    """Names of the layers to adapt, or all-linear: all except the output head."""
+    """nf4, fp4: 4 bits and a scale for every 64 weights (Dettmers et al. 2023, arXiv 2305.14314).
+    int8: 8 bits and a scale for every row. none: as in the model's files, even if the adapter in
+    `model.name` was trained on quantised weights."""
+    double_quant: Annotated[bool | None, AlsoCalled("bnb_4bit_use_double_quant")] = None
+    """Store the scales of nf4 and fp4 in 8 bits, by default true: 4.13 instead of 4.5 bits for
+    each weight."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, tree: Any) -> Any:
+        return {"type": tree} if isinstance(tree, str) else tree
+
+    @model_validator(mode="after")
+    def _scales(self) -> QuantizationConfig:
+        if self.type in ("nf4", "fp4"):
+            self.double_quant = self.double_quant is not False
+        elif self.double_quant is not None:
+            raise ValueError(f"model.quantization.double_quant is for nf4 and fp4, not {self.type}")
+        return self
 
 
 class ModelConfig(StrictConfig):
@@ -80,14 +94,28 @@ class ModelConfig(StrictConfig):
     ] = "auto"
     """Compute dtype. auto: bfloat16 if the device multiplies it natively. Trainable parameters and
     their optimiser state are always fp32."""
+    quantization: Annotated[
+        QuantizationConfig | None,
+        AlsoCalled(
+            "quantization_bit",
+            load_in_4bit="model.quantization: nf4",
+            load_in_8bit="model.quantization: int8",
+        ),
+    ] = None
+    """Store the linear layers of the frozen model in 4 or 8 bits: a name, such as nf4, or a
+    section. By default as the adapter in `name` was trained, else as in the model's files."""
     deterministic: Annotated[bool, AlsoCalled("full_determinism")] = False
     """On a GPU, use only operators that give the same bits every time; slower. The promise is
     torch's, for one GPU model and one version of torch and CUDA. On a CPU it changes nothing: fp32
     runs there have the same bits already."""
-    use_lora: Annotated[bool, AlsoCalled("use_peft")] = False
-    """Train a LoRA adapter on the frozen model."""
-    lora: LoraConfig = LoraConfig()
-    """The adapter's settings; read only with use_lora."""
+    adapter: AdapterSection = Field(None, validate_default=False)  # type: ignore[assignment]
+    """What is trained on the frozen model, chosen by `type` (lora if there is none); none: all
+    weights are trained. By default a LoRA on a pre-trained model and none on random weights. An adapter that `name` holds
+    is trained further."""
+    use_lora: Annotated[bool | None, AlsoCalled("use_peft")] = None
+    """Short for adapter: lora, or with false for adapter: none."""
+    lora: LoraConfig | None = None
+    """Short for the keys of adapter, of the type lora."""
     resize_embeddings: Annotated[
         bool,
         AlsoCalled(
@@ -96,29 +124,56 @@ class ModelConfig(StrictConfig):
         ),
     ] = False
     """Give the embedding and the output head a row for each of the tokenizer's tokens. With
-    use_lora, both are then trained and saved whole, beside the adapter."""
+    an adapter, both are then trained and saved whole, beside the adapter."""
     resize_multiple: Annotated[int | None, AlsoCalled("pad_to_multiple_of")] = Field(None, ge=1)
     """With resize_embeddings, round the number of rows up to a multiple of this."""
     dropout: bool | None = None
-    """Whether the dropout, layer drop and router jitter in the model's config, and lora.dropout,
+    """Whether the dropout, layer drop and router jitter in the model's config, and adapter.dropout,
     apply while training. By default they do, as in transformers, except in preference methods and
     RL, which compare the policy's log-probs with those of a reference or of the sampler."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward pass."""
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _lora_by_default(cls, section: Any) -> Any:
+        return {"type": "lora", **section} if isinstance(section, dict) else section
+
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:
         if (self.name is None) == (self.scratch is None):
             raise ValueError("give either model.name or model.scratch")
-        if "lora" in self.model_fields_set and not self.use_lora:
-            raise ValueError("model.lora is set but model.use_lora is false")
         if self.resize_multiple is not None and not self.resize_embeddings:
             raise ValueError("model.resize_multiple is set but model.resize_embeddings is false")
         if self.scratch is not None and self.resize_embeddings:
             raise ValueError("model.resize_embeddings needs a pre-trained model, not model.scratch")
-        if self.scratch is not None and self.use_lora:
-            raise ValueError("model.use_lora needs a pre-trained model, not model.scratch")
+        if self.scratch is not None and self.quantization is not None:
+            raise ValueError("model.quantization needs a pre-trained model, not model.scratch")
         return self
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> ModelConfig:
+        """Put what the short forms say, or the default, into `adapter`."""
+        use, lora, section = self.use_lora, self.lora, self.adapter
+        if lora is not None and use is False:
+            raise ValueError("model.lora is set but model.use_lora is false")
+        if section is not None and lora is not None:
+            raise ValueError("give either model.adapter or model.lora, not both")
+        if section is not None and use is False and section.type != "none":
+            raise ValueError(f"model.use_lora is false, but model.adapter is {section.type}")
+        if section is None:
+            wanted = use or lora is not None or (use is None and self.scratch is None)
+            section = (lora or LoraConfig()) if wanted else NoAdapter()
+        if self.scratch is not None and section.type != "none":
+            key = "use_lora" if use else "lora" if lora is not None else "adapter"
+            raise ValueError(f"model.{key} needs a pre-trained model, not model.scratch")
+        self.adapter, self.use_lora, self.lora = section, None, None
+        return self
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the model itself is frozen, and an adapter is trained."""
+        return self.adapter.type != "none"
 
 
 class ReferenceConfig(StrictConfig):

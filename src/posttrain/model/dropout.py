@@ -21,11 +21,13 @@ def noises(policy: LanguageModel) -> list[str]:
     """Return what the config and the adapter of a policy draw at random, with its rate."""
     model: Any = policy.model
     rates = {
-        "lora dropout": max(
-            (getattr(c, "lora_dropout", 0.0) for c in getattr(model, "peft_config", {}).values()),
-            default=0.0,
-        )
+        f"adapter {name}": value
+        for config in getattr(model, "peft_config", {}).values()
+        for name, value in vars(config).items()
+        if name.endswith("dropout") and isinstance(value, float)
     }
+    if (section := getattr(policy.causal_lm(), "reft_config", None)) is not None:
+        rates["adapter dropout"] = section.drops
     for name, value in vars(policy.causal_lm().config).items():
         heads = "classifier" in name or "summary" in name  # of heads that are not used here
         if type(value) is float and ("drop" in name or "jitter" in name) and not heads:

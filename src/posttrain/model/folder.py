@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from posttrain.common.files import expanded
+from posttrain.model.gguf.cache import gguf_folder, is_gguf
 from posttrain.model.integrity import check_tensors, read_json
 
 if TYPE_CHECKING:
@@ -22,19 +23,36 @@ HEAD, SAVED_HEAD = "head.weight", "score.weight"
 ADAPTER_PREFIX = "base_model.model."
 STEPS_FILE = "process_reward_model.json"
 LABELS_FILE = "classification.json"
+QUANTIZATION_FILE = "quantization.json"
 CHECKPOINT_INFO = "checkpoint_info.json"
+REFT_CONFIG, REFT_WEIGHTS = "reft_config.json", "reft_model.safetensors"
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (Path(name) / "adapter_config.json").is_file()
+    """Whether a folder holds an adapter: one of PEFT, or the edits of ReFT."""
+    return (Path(name) / "adapter_config.json").is_file() or is_reft(name)
+
+
+def is_reft(name: str | Path) -> bool:
+    """Whether a folder holds the edits of ReFT."""
+    return (Path(name) / REFT_CONFIG).is_file()
+
+
+def refuse_reft(name: str | Path, purpose: str) -> None:
+    """Raise ValueError if a folder holds the edits of ReFT, which only posttrain runs."""
+    if is_reft(name):
+        raise ValueError(
+            f"{name} holds edits of ReFT, which act at positions of the prompt and are no part of "
+            f"the weights: they cannot be {purpose}"
+        )
 
 
 def adapter_config(name: str | Path) -> dict[str, Any]:
     """Return an adapter's settings; raise ValueError if it does not name its base model."""
-    config = read_json(Path(name) / "adapter_config.json")
+    file = REFT_CONFIG if is_reft(name) else "adapter_config.json"
+    config = read_json(Path(name) / file)
     if not config.get("base_model_name_or_path"):
-        raise ValueError(f"{name}/adapter_config.json does not name its base model")
+        raise ValueError(f"{name}/{file} does not name its base model")
     revision = config.get("revision") or "main"
     if is_adapter(base := str(config["base_model_name_or_path"])):
         raise ValueError(
@@ -44,14 +62,18 @@ def adapter_config(name: str | Path) -> dict[str, Any]:
     if revision != "main" and not Path(base).is_dir():
         raise ValueError(
             f"model.name: {name} is an adapter of {base} at the revision {revision}: download that "
-            f"one, and name its folder as base_model_name_or_path in {name}/adapter_config.json"
+            f"one, and name its folder as base_model_name_or_path in {name}/{file}"
         )
     return config
 
 
 def base_model(name: str) -> str:
-    """Return the base model of an adapter folder; for any other model, its own name."""
-    return str(adapter_config(name)["base_model_name_or_path"]) if is_adapter(name) else name
+    """Return the base model of an adapter folder; for any other model, its own name.
+
+    A GGUF file is the folder that it is expanded to.
+    """
+    base = str(adapter_config(name)["base_model_name_or_path"]) if is_adapter(name) else name
+    return gguf_folder(base) if is_gguf(base) else base
 
 
 def check_adapter_file(folder: Path) -> None:
@@ -75,7 +97,8 @@ def holds_classifier(folder: Path) -> bool:
     Such a folder has no output head, yet transformers loads it as a causal LM if heads are tied.
     """
     if is_adapter(folder):
-        return bool(read_json(folder / "adapter_config.json").get("task_type") == "SEQ_CLS")
+        file = REFT_CONFIG if is_reft(folder) else "adapter_config.json"
+        return bool(read_json(folder / file).get("task_type") == "SEQ_CLS")
     return is_classifier(read_json(folder / "config.json"))
 
 
@@ -86,6 +109,7 @@ def saved_head(folder: Path) -> Tensor | None:
     keys = {
         "model.safetensors": SAVED_HEAD,
         "adapter_model.safetensors": ADAPTER_PREFIX + SAVED_HEAD,
+        REFT_WEIGHTS: SAVED_HEAD,
     }
     for name, key in keys.items():
         if (folder / name).is_file():
@@ -113,6 +137,11 @@ def saved_labels(folder: Path) -> dict[str, Any] | None:
         return None
     multi = config.get("problem_type") == "multi_label_classification"
     return {"labels": [names[k] for k in sorted(names, key=int)], "multi_label": multi}
+
+
+def saved_quantization(folder: str | Path) -> dict[str, Any] | None:
+    """Return how the weights below an adapter were stored in its training; None if unquantised."""
+    return read_json(Path(folder) / QUANTIZATION_FILE) or None
 
 
 def generation_stops(name: str | None) -> list[int]:
@@ -167,9 +196,12 @@ def best_or_newest(run_dir: Path) -> Path:
 def resolve_model_path(name: str) -> str:
     """Return the folder or hub name to load for `name`: for a run directory, its checkpoint.
 
-    Raise ValueError for the name of runs without their date and time.
+    For a GGUF file it is the folder that it is expanded to. Raise ValueError for the name of runs
+    without their date and time.
     """
     name = expanded(name)
+    if is_gguf(name):
+        return gguf_folder(name)
     path = Path(name)
     if path.is_dir() and (path / "metrics.jsonl").is_file():
         return str(best_or_newest(path))

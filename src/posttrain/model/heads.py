@@ -17,6 +17,7 @@ from torch import nn
 from posttrain.model.backbone import unwrapped
 from posttrain.model.classifiers import classifier_class
 from posttrain.model.folder import SAVED_HEAD, is_classifier, saved_head
+from posttrain.model.kernels.quantized import quantised_layers
 from posttrain.model.language_model import LanguageModel
 
 
@@ -32,7 +33,9 @@ def add_value_head(policy: LanguageModel, own_network: bool) -> None:
     nn.init.zeros_(policy.head.weight)
     nn.init.zeros_(policy.head.bias)
     if own_network:
-        policy.value_network = copy.deepcopy(policy.model)
+        # deepcopy's memo: quantised weights, which are frozen, are shared with the copy
+        shared = {id(layer.weight): layer.weight for layer in quantised_layers(policy)}
+        policy.value_network = copy.deepcopy(policy.model, shared)
         network: Any = unwrapped(policy.value_network)
         output = network.get_output_embeddings().weight
         if output is not network.get_input_embeddings().weight:

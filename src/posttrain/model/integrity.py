@@ -70,11 +70,11 @@ def check_folder(name: str) -> None:
     if not config:
         return
     refuse_custom_code(name, config)
-    refuse_quantised(name, config)
+    quantised = refuse_quantised(name, config)
     if (folder / "model.safetensors").is_file():
-        check_tensors(folder / "model.safetensors")
+        check_tensors(folder / "model.safetensors", quantised)
     elif (folder / INDEX).is_file():
-        check_shards(folder)
+        check_shards(folder, quantised)
     elif any(folder.glob("*.bin")):
         raise ValueError(
             f"model.name: {name} has its weights in .bin files only, which can run code and are "
@@ -95,15 +95,19 @@ def refuse_custom_code(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def refuse_quantised(name: str, config: dict[str, Any]) -> None:
-    """Raise ValueError for quantised weights, except those that transformers expands: mxfp4."""
+def refuse_quantised(name: str, config: dict[str, Any]) -> bool:
+    """Return whether weights are quantised by bitsandbytes, on which an adapter is trained.
+
+    Raises ValueError for other quantised weights, except those that transformers expands: mxfp4.
+    """
     record = config.get("quantization_config")
     method = record.get("quant_method", "unknown") if isinstance(record, dict) else None
-    if method not in (None, "mxfp4"):
+    if method not in (None, "mxfp4", "bitsandbytes"):
         raise ValueError(
             f"{OURS}{name} has quantised weights ({method}, by quantization_config in "
             "config.json), which cannot be trained: take the model's unquantised weights"
         )
+    return method == "bitsandbytes"
 
 
 def refuse_tokenizer_code(name: str) -> None:
@@ -143,8 +147,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_tensors(file: Path) -> dict[str, list[int]]:
-    """Return the shape of each tensor in a safetensors file; raise ValueError if it is damaged."""
+def check_tensors(file: Path, quantised: bool = False) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a safetensors file; raise ValueError if it is damaged.
+
+    Weights that are not floating-point numbers are refused too, unless they may be `quantised`.
+    """
     size = file.stat().st_size
     with file.open("rb") as content:
         start = content.read(64)
@@ -163,14 +170,14 @@ def check_tensors(file: Path) -> dict[str, list[int]]:
                 f"{file} is damaged: its safetensors header cannot be read; copy it again"
             ) from None
     try:
-        return _shapes(file, header, size - 8 - length)
+        return _shapes(file, header, size - 8 - length, quantised)
     except (AttributeError, KeyError, TypeError, IndexError):
         raise ValueError(
             f"{file} is damaged: its safetensors header describes no tensors; copy it again"
         ) from None
 
 
-def _shapes(file: Path, header: Any, num_bytes: int) -> dict[str, list[int]]:
+def _shapes(file: Path, header: Any, num_bytes: int, quantised: bool) -> dict[str, list[int]]:
     """Return the shapes in a header; raise ValueError if they do not fit the bytes after it."""
     shapes, spans = {}, []
     for name, tensor in header.items():
@@ -181,7 +188,8 @@ def _shapes(file: Path, header: Any, num_bytes: int) -> dict[str, list[int]]:
         count = 1
         for length in shape:
             count *= length
-        if dtype not in NUMBERS and name.endswith(("weight", "weight_scale", "qweight")):
+        whole = not name.endswith(("weight", "weight_scale", "qweight"))
+        if dtype not in NUMBERS and not (whole or quantised):
             raise ValueError(
                 f"{file}: the weight {name} has the dtype {dtype}, not one of "
                 f"{', '.join(NUMBERS)}: quantised weights cannot be trained; take the model's "
@@ -207,7 +215,7 @@ def _shapes(file: Path, header: Any, num_bytes: int) -> dict[str, list[int]]:
     return shapes
 
 
-def check_shards(folder: Path) -> dict[str, list[int]]:
+def check_shards(folder: Path, quantised: bool = False) -> dict[str, list[int]]:
     """Return the shapes of sharded weights; raise ValueError for a shard that lacks or is cut."""
     index = read_json(folder / INDEX)
     places = index.get("weight_map")
@@ -221,7 +229,7 @@ def check_shards(folder: Path) -> dict[str, list[int]]:
                 f"model.name: {folder} lacks {shard}, one of the {count} files of its weights that "
                 f"{INDEX} names: copy it"
             )
-        here = check_tensors(folder / shard)
+        here = check_tensors(folder / shard, quantised)
         lost = [name for name, file in places.items() if file == shard and name not in here]
         if lost:
             raise ValueError(

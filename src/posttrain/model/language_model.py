@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posttrain.common.batch import Batch
-from posttrain.model.adapters import head_weight
+from posttrain.model.adapters.peft import head_weight
 from posttrain.model.attention import Decode, Packed
 from posttrain.model.backbone import backbone_of, last_hidden, one_by_one, run_rows, unwrapped
 from posttrain.model.config import HeadKind
 from posttrain.model.kernels.linear import reusable
 from posttrain.model.output_head import HeadLogprobs, cap
 from posttrain.model.quirks import logit_cap, logit_scale, silence
+from posttrain.model.reft.positions import Positions
+from posttrain.model.reft.rows import edited_prompts, edited_rows
 from posttrain.model.shared_prompts import Rows, padding_rows, share_prompts
 
 
@@ -52,6 +54,10 @@ class LanguageModel(nn.Module):
         self.rope_limit: int | None = None
         """Length beyond which the rotation depends on the sequence's length, so that a batch with
         a longer sequence is not packed."""
+        self.edited: Positions | None = None
+        """Positions of the prompt whose states ReFT edits; None without ReFT."""
+        self.adapters: Any = None
+        """LoRA adapters that rows of a batch may use (`many_adapters`); None if there are none."""
         self.dropout = True
         """Whether train() turns on the dropout of the model and its adapter."""
 
@@ -70,7 +76,7 @@ class LanguageModel(nn.Module):
         The head's are those of the state after each token, [T] or [T, labels]; entropy and head
         outputs are None if not requested."""
         with self.precision():
-            rows = share_prompts(batch) if self.packs(batch.lengths) else one_by_one(batch)
+            rows = self.rows_of(batch)
             hidden = run_rows(self.backbone(), rows, self.unpacked is None)
             head_outputs = self._head_outputs(hidden, rows) if head else None
             positions = batch.loss_mask.nonzero()[:, 0]
@@ -107,6 +113,13 @@ class LanguageModel(nn.Module):
         outputs = outputs.index_select(0, rows.places)
         return outputs if self.head_kind == "labels" else outputs[:, 0]
 
+    def rows_of(self, batch: Batch) -> Rows:
+        """Return the rows that run for a batch."""
+        if self.edited is not None:
+            whole = self.head_kind not in (None, "value")
+            return edited_rows(batch, self.edited, whole)
+        return share_prompts(batch) if self.packs(batch.lengths) else one_by_one(batch)
+
     def packs(self, lengths: Sequence[int]) -> bool:
         """Return whether sequences of these lengths may run end to end."""
         limit = self.rope_limit
@@ -115,7 +128,11 @@ class LanguageModel(nn.Module):
     def hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, layout: Packed | Decode, cache: Any = None
     ) -> Tensor:
-        """Return the last hidden states [B, S, width] of inputs [B, S]; B is 1 for packed rows."""
+        """Return the last hidden states [B, S, width] of inputs [B, S]; B is 1 for packed rows.
+
+        Packed rows are whole prompts."""
+        if self.edited is not None and isinstance(layout, Packed):
+            layout.edited = edited_prompts(layout.lengths, self.edited, input_ids.device)
         return last_hidden(self.backbone(), input_ids, position_ids, layout, cache)
 
     def sampling_head(self) -> Callable[[Tensor], Tensor]:

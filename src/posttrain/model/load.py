@@ -7,17 +7,35 @@ from typing import Any
 
 import torch
 
-from posttrain.model.adapters import add_lora, load_adapter, with_adapter
+from posttrain.model.adapters.base import NoAdapter, adapter_named, is_adapted
+from posttrain.model.adapters.peft import load_adapter
+from posttrain.model.adapters.saved import load_saved
 from posttrain.model.classifiers import classifier_class
-from posttrain.model.config import ModelConfig
+from posttrain.model.config import ModelConfig, QuantizationConfig
 from posttrain.model.device import choose_dtype
-from posttrain.model.folder import SAVED_HEAD, base_model, is_adapter, not_found, saved_head
+from posttrain.model.folder import (
+    SAVED_HEAD,
+    base_model,
+    is_adapter,
+    not_found,
+    refuse_reft,
+    saved_head,
+)
+from posttrain.model.gguf.cache import name_file
 from posttrain.model.integrity import OURS, check_folder, has_tokenizer, in_one_line
 from posttrain.model.kernels.fused import use_fused
 from posttrain.model.kernels.linear import use_onednn
+from posttrain.model.kernels.quantized import quantised
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.loaded import check_loaded
 from posttrain.model.probe import choose_packing, expected, rounding
+from posttrain.model.quantized import (
+    load_dtype,
+    quantise,
+    quantization_of,
+    with_adapter_applied,
+)
+from posttrain.model.reft.attach import edit_prompts
 from posttrain.model.suited import build_config, read_config, refuse_classifier
 from posttrain.model.vocabulary import check_rows_of_adapter, resize, vocabulary_names
 
@@ -30,21 +48,21 @@ def load_policy(
     scores: bool = False,
     tokenizer: Any = None,
 ) -> LanguageModel:
-    """Return a pre-trained model or adapter, with or without a new LoRA adapter, ready to train.
+    """Return a pre-trained model or adapter, with or without a new adapter, ready to train.
 
     Trainable tensors are fp32; frozen ones have the compute dtype. With `scores`, for a reward
     model, the output head may be missing. The `tokenizer` is read with model.resize_embeddings."""
-    config = with_adapter(config, name)
     if not scores:
         refuse_classifier(name)
     compute = choose_dtype(config.dtype, device)
-    frozen_base = is_adapter(name) or config.use_lora
-    model = load_causal_lm(name, compute if frozen_base else torch.float32, scores)
+    frozen_base = is_adapter(name) or config.trains_adapter
+    dtype = compute if frozen_base else torch.float32
+    model = load_stored(name, config.quantization, device, dtype, compute, scores)
     if is_adapter(name):
-        model = load_adapter(model, name, trainable=True)
+        model = load_saved(model, name, trainable=True)
         check_rows_of_adapter(model, config, name, tokenizer)
-    elif resize(model, config, tokenizer, seed) and config.use_lora:
-        model = add_lora(model, config, seed, vocabulary_names(model))
+    elif resize(model, config, tokenizer, seed) and config.trains_adapter:
+        model = add_adapter(model, config, seed, vocabulary_names(model))
     return prepare_policy(model, config, device, compute, seed)
 
 
@@ -53,17 +71,24 @@ def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokeni
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"reference.name: {name} has a different tokenizer from the policy")
     device = next(policy.parameters()).device
-    plain = config.model_copy(update={"use_lora": False, "gradient_checkpointing": False})
+    plain = config.model_copy(update={"adapter": NoAdapter(), "gradient_checkpointing": False})
     reference = load_policy(plain, name, device, seed=0).requires_grad_(False).eval()
     return reference.to(reference.autocast or torch.float32)
+
+
+def add_adapter(model: Any, config: ModelConfig, seed: int, whole: list[str] | None = None) -> Any:
+    """Return the model with the new adapter that `model.adapter` describes, drawn with the seed.
+
+    The layers named in `whole` are trained and saved as they are, beside the adapter."""
+    return adapter_named(config.adapter.type).add(model, config.adapter, seed, whole)
 
 
 def prepare_policy(
     model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
 ) -> LanguageModel:
     """Return a transformers or PEFT model as a policy: adapter, dtypes, kernels and checks."""
-    if config.use_lora and not hasattr(model, "peft_config"):
-        model = add_lora(model, config, seed)
+    if config.trains_adapter and not is_adapted(model):
+        model = add_adapter(model, config, seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -82,12 +107,28 @@ def prepare_policy(
     probe.noise = max(probe.noise, rounding(policy, probe))
     use_fused(model)
     choose_packing(policy, probe)
-    if not any(p.requires_grad for p in policy.parameters()):
+    edit_prompts(policy)
+    if not (quantised(policy) or any(p.requires_grad for p in policy.parameters())):
         raise ValueError("the model has no trainable parameter")
     return policy
 
 
-def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
+def load_stored(
+    name: str,
+    section: QuantizationConfig | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    scores: bool = False,
+) -> Any:
+    """Return the causal LM in a folder in the dtype, or quantised if `quantization_of` says so."""
+    how = quantization_of(section, name)
+    model = load_causal_lm(name, load_dtype(how, dtype, compute), scores)
+    quantise(model, how, device, compute)
+    return model
+
+
+def load_causal_lm(name: str, dtype: torch.dtype | str, scores: bool = False) -> Any:
     """Return the causal LM in a folder, or the base of the adapter in it.
 
     Raises ValueError for missing weights, with `scores` except the head's, and for weights of
@@ -108,6 +149,7 @@ def load_causal_lm(name: str, dtype: torch.dtype, scores: bool = False) -> Any:
     head = model.get_output_embeddings() if scores else None
     unread = {n for n, p in model.named_parameters() if head is not None and p is head.weight}
     check_loaded(base, model, info, unread)
+    name_file(model, base)
     return model
 
 
@@ -144,15 +186,21 @@ def load_tokenizer(name: str, adapter: str | None = None) -> Any:
             ) from error
 
 
-def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+def load_classifier(
+    folder: str, dtype: torch.dtype, section: QuantizationConfig | None = None
+) -> tuple[Any, list[str]]:
     """Return the classifier in a folder and the names of weights that the folder lacks.
 
-    An adapter is merged into its base model. Neither pickled weights nor code are loaded."""
+    An adapter is merged into its base model, unless that is quantised. Neither pickled weights nor
+    code are loaded."""
     import transformers
 
     transformers.logging.disable_progress_bar()
     auto: Any = transformers.AutoModelForSequenceClassification
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    refuse_reft(folder, "loaded as a classifier of transformers")
+    how = quantization_of(section, folder)
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+    options |= {"dtype": load_dtype(how, dtype, dtype)}
     options |= {"local_files_only": True, "output_loading_info": True}
     base, options["config"] = base_model(folder), build_config(folder)
     if is_adapter(folder):
@@ -164,6 +212,7 @@ def load_classifier(folder: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
         return model, sorted(info["missing_keys"])
     if saved_head(Path(folder)) is None:
         return model, [SAVED_HEAD]
+    quantise(model, how, torch.device("cpu"), dtype)
     model = load_adapter(model, folder, lenient=True)
     lacking = {*model.lacking, *info["missing_keys"]} - {SAVED_HEAD}
-    return model.merge_and_unload(), sorted(lacking)
+    return with_adapter_applied(model), sorted(lacking)

@@ -75,7 +75,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in model.named_parameters():
-        flat = tensor.detach().reshape(-1)
+        flat = tensor.detach().as_subclass(torch.Tensor).reshape(-1)  # also of quantised ones
         chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
         digest.update(name.encode())
         digest.update(chosen.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())

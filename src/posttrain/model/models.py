@@ -117,5 +117,6 @@ def weights_hash(policy: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        plain = tensor.detach().as_subclass(Tensor)  # bitsandbytes' have methods of their own
+        digest.update(plain.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from posttrain.common.files import replacing_folder, sha256
 from posttrain.common.registry import look_up
-from posttrain.model.gguf import convert_gguf
+from posttrain.model.gguf.reading import convert_gguf
 
 Say = Callable[[str], None]
 PIP = {"PIP_NO_DEPS": "1", "PIP_ONLY_BINARY": ":all:", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

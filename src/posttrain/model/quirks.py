@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.model.kernels.linear import Linear
+from posttrain.model.kernels.quantized import is_quantised
 
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies depend on the length of the sequence: dynamic ones
@@ -71,6 +72,12 @@ def logit_scale(config: Any) -> float:
     return scale
 
 
+def are_tied(model: Any) -> bool:
+    """Whether a causal LM's output head is its embedding."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
 def not_adapted(model: nn.Module) -> list[str] | None:
     """Return the names of linear layers that `all-linear` leaves out; None if there are none.
 
@@ -90,7 +97,7 @@ def handed_on(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _is_linear(module: nn.Linear) -> bool:
-    if type(module) in (nn.Linear, Linear):
+    if type(module) in (nn.Linear, Linear) or is_quantised(module):
         return True
     try:
         out = module(module.weight.new_zeros(2, module.in_features))

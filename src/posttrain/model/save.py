@@ -13,18 +13,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.common import distributed
-from posttrain.model.adapters import saved_names
+from posttrain.model.adapters.base import is_adapted
+from posttrain.model.adapters.peft import first_names, saved_names
+from posttrain.model.adapters.starts import as_plain_lora, own_part
 from posttrain.model.classifiers import classifier_class
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.folder import (
     ADAPTER_PREFIX,
     HEAD,
     LABELS_FILE,
+    QUANTIZATION_FILE,
     SAVED_HEAD,
     STEPS_FILE,
 )
+from posttrain.model.kernels.quantized import stored_as
 from posttrain.model.load import load_causal_lm
 from posttrain.model.models import Models
+from posttrain.model.reft.folder import save_reft, saved_edits
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +66,7 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
         save_separator(folder, models.step_separator)
     if models.labels is not None:
         save_labels(folder, models.labels)
-    if scores and not hasattr(model, "peft_config"):
+    if scores and not is_adapted(model):
         save_classifier(folder, causal_lm, weights, models.labels)
         models.tokenizer.save_pretrained(folder)
         return
@@ -69,9 +74,12 @@ def save_model(folder: Path, models: Models, weights: dict[str, Tensor]) -> None
     if heads and not scores:
         save_file(heads, folder / VALUE_FILE)
     weights = {name: x for name, x in weights.items() if name not in heads}
-    if hasattr(model, "peft_config"):
+    if is_adapted(model):
         head = heads.get(HEAD) if scores else None
-        save_adapter(folder, model, weights, head)
+        write = save_adapter if hasattr(model, "peft_config") else save_reft
+        write(folder, model, weights, head)
+        if (how := stored_as(model)) is not None:
+            (folder / QUANTIZATION_FILE).write_text(json.dumps(how))
         generation.save_pretrained(folder)
     else:
         inner = {name.removeprefix("model."): value for name, value in weights.items()}
@@ -109,10 +117,11 @@ def save_adapter(
     if base and Path(base).is_dir():  # a relative path would hold in this directory alone
         peft_config.base_model_name_or_path = str(Path(base).resolve())
     if head is not None:
-        peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", ["score"]
-    peft_config.save_pretrained(folder)
+        saved = getattr(peft_config, "modules_to_save", None) or []
+        peft_config.task_type, peft_config.modules_to_save = "SEQ_CLS", [*saved, "score"]
     inner = {name.removeprefix("model."): value for name, value in weights.items()}
-    tensors = adapter_tensors(model, inner)
+    peft_config, tensors = as_plain_lora(model, peft_config, adapter_tensors(model, inner))
+    peft_config.save_pretrained(folder)
     if head is not None:
         tensors[ADAPTER_PREFIX + SAVED_HEAD] = head.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
@@ -123,9 +132,7 @@ def adapter_tensors(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]
 
     Those that are not trained are the model's own, such as a resized base's embedding.
     """
-    first = {id(p): name for name, p in model.named_parameters()}  # of tied ones, the first name
-    tied = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-    state, names = model.state_dict(), saved_names(model)
+    tied, state, names = first_names(model), model.state_dict(), saved_names(model)
     names |= {name: name for name in getattr(model, "brought", ())}
     tensors = {}
     for saved, name in names.items():
@@ -191,7 +198,7 @@ def gather_weights(models: Models) -> dict[str, Tensor]:
 
     The trainable tensors and, of a model without an adapter, what its architecture never trains."""
     tensors = models.trainable()
-    if not hasattr(models.policy.model, "peft_config"):
+    if not is_adapted(models.policy.model):
         causal_lm = models.policy.causal_lm()
         head = causal_lm.get_output_embeddings().weight  # not trained if there is another head
         named = causal_lm.named_parameters()
@@ -213,16 +220,20 @@ def restore_weights(models: Models, path: Path) -> None:
 def saved_weights(models: Models, path: Path) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under the policy's names."""
     if hasattr(models.policy.model, "peft_config"):
-        saved = load_file(path / "adapter_model.safetensors")
+        saved = own_part(models.policy.model, load_file(path / "adapter_model.safetensors"), path)
         head = saved.pop(ADAPTER_PREFIX + SAVED_HEAD, None)
-        names = saved_names(models.policy.model)
-        named = {f"model.{names[name]}": x for name, x in saved.items() if name in names}
+        names, tied = saved_names(models.policy.model), first_names(models.policy.model)
+        places = {name: tied.get(place, place) for name, place in names.items()}
+        named = {f"model.{places[name]}": x for name, x in saved.items() if name in places}
         named |= {} if head is None else {HEAD: head}
+    elif is_adapted(models.policy.model):
+        saved = saved_edits(path)
+        named = {HEAD if n == SAVED_HEAD else f"model.{n}": x for n, x in saved.items()}
     else:
         named = load_named(path)
     if (path / VALUE_FILE).is_file():
         named |= load_file(path / VALUE_FILE)
-    full = not hasattr(models.policy.model, "peft_config")
+    full = not is_adapted(models.policy.model)
     if full and models.trainable().keys() - named.keys():
         # transformers has written some tensors under other names (each expert's, for example)
         read = load_causal_lm(str(path), torch.float32).state_dict()

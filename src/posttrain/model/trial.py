@@ -17,7 +17,8 @@ from torch import Tensor
 from posttrain.common import distributed
 from posttrain.common.batch import Sequence, pack
 from posttrain.common.disk import temporary_is_full
-from posttrain.model.adapters import check_read
+from posttrain.model.adapters.base import is_adapted
+from posttrain.model.adapters.peft import check_read
 from posttrain.model.forward import forward
 from posttrain.model.load import load_causal_lm, load_classifier
 from posttrain.model.models import Models
@@ -64,6 +65,8 @@ def _try(models: Models, folder: Path) -> None:
             raise ValueError(f"{name} is not what was saved")
     if hasattr(policy.model, "peft_config"):
         check_read(policy.model, str(folder))
+        return
+    if is_adapted(policy.model):
         return
     if policy.head_kind in ("score", "labels"):
         model, missing = load_classifier(str(folder), torch.float32)

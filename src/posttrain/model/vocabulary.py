@@ -8,6 +8,7 @@ import torch
 
 from posttrain.model.config import ModelConfig
 from posttrain.model.folder import ADAPTER_PREFIX
+from posttrain.model.quirks import are_tied
 
 
 def num_tokens(tokenizer: Any) -> int:
@@ -50,12 +51,6 @@ def vocabulary_names(model: Any) -> list[str]:
     if not are_tied(model):
         found.append(model.get_output_embeddings())
     return [name for name, module in model.named_modules() if any(module is x for x in found)]
-
-
-def are_tied(model: Any) -> bool:
-    """Whether a causal LM's output head is its embedding."""
-    head = model.get_output_embeddings()
-    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def rows_for(config: ModelConfig, tokenizer: Any) -> int:

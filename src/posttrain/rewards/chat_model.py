@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from posttrain.data.render import Renderer, make_renderer
-from posttrain.model.adapters import load_adapter
+from posttrain.model.adapters.peft import load_adapter
 from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import (
     generation_stops,
@@ -19,7 +19,8 @@ from posttrain.model.folder import (
     trained_date,
     trained_with,
 )
-from posttrain.model.load import load_causal_lm, load_tokenizer
+from posttrain.model.load import load_stored, load_tokenizer
+from posttrain.model.quantized import with_adapter_applied
 from posttrain.model.suited import max_positions, refuse_classifier
 
 Answer = tuple[str, bool]
@@ -74,9 +75,9 @@ def asker(
 def _load(name: str, renderer: Renderer, device: torch.device, dtype: torch.dtype) -> Any:
     from transformers import GenerationConfig
 
-    model = load_causal_lm(name, dtype)
+    model = load_stored(name, None, device, dtype, dtype)
     if is_adapter(name):
-        model = load_adapter(model, name).merge_and_unload()
+        model = with_adapter_applied(load_adapter(model, name))
     # greedy: penalties and temperatures of the model's own are for conversations
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=list(renderer.stop_token_ids), pad_token_id=renderer.turn_end

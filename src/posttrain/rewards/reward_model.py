@@ -22,7 +22,7 @@ from posttrain.config.paths import LocalPath
 from posttrain.model import integrity
 from posttrain.model.folder import (
     STEPS_FILE,
-    adapter_config,
+    base_model,
     check_adapter_file,
     holds_classifier,
     is_adapter,
@@ -143,7 +143,7 @@ def check_folder(path: str) -> Any:
         if not holds_classifier(folder):
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
         check_adapter_file(folder)
-        base = adapter_config(folder)["base_model_name_or_path"]
+        base = base_model(path)
         integrity.check_folder(base)
         try:
             return AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)

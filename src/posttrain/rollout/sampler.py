@@ -29,6 +29,8 @@ class SamplingParams:
     """Keep the likeliest tokens that together have this probability; 1 keeps all."""
     top_k: int = 0
     """0 keeps the whole vocabulary."""
+    min_p: float = 0.0
+    """Keep tokens with at least this share of the likeliest one's probability; 0 keeps all."""
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Layer 11: runs, from a recipe to the run directory, and the code behind the other commands."""
+"""Layer 12: runs, from a recipe to the run directory, and the code behind the other commands."""

@@ -128,9 +128,8 @@ def probabilities(name: str, record: dict[str, Any], rows: list[Row], source: st
         sequences.append(Sequence(tokens, torch.zeros(len(ids), dtype=torch.bool)))
     device = choose_device("auto")
     transformers.logging.set_verbosity_error()  # it would report the head as unexpected weights
-    policy = load_policy(
-        ModelConfig(name=name), name, device, seed=0, scores="tokens" not in record
-    )
+    config = ModelConfig.model_validate({"name": name, "adapter": "none"})
+    policy = load_policy(config, name, device, seed=0, scores="tokens" not in record)
     if "tokens" in record:
         score_label_tokens(policy, record["tokens"])
     else:

@@ -151,8 +151,6 @@ def dump(config: BaseModel) -> dict[str, Any]:
     """Return the resolved tree: the keys that were set and every default that applies."""
     tree = config.model_dump(mode="json")
     _drop_default_nones(config, tree)
-    if not tree.get("model", {}).get("use_lora", True):
-        tree["model"].pop("lora", None)
     if (rollout := getattr(config, "rollout", None)) is not None:
         for key in rollout.keys_of_other_engines():
             tree["rollout"].pop(key, None)

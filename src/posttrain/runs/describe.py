@@ -8,6 +8,8 @@ from posttrain.common import distributed
 from posttrain.common.batch import Example
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
+from posttrain.model.kernels.quantized import num_parameters
+from posttrain.model.quantized import describe_quantised
 from posttrain.model.vocabulary import size_notes
 from posttrain.rewards.checks import Checked
 from posttrain.runs.config import Config
@@ -20,7 +22,7 @@ from posttrain.runs.plan import Plan
 def describe(plan: Plan) -> str:
     """Return a few lines about the run, to print before it starts."""
     policy = plan.models.policy
-    total = sum(p.numel() for p in policy.parameters())
+    total = num_parameters(policy)
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     parameter = next(policy.parameters())
     compute, save = policy.autocast or torch.float32, plan.config.trainer.save_steps
@@ -29,6 +31,7 @@ def describe(plan: Plan) -> str:
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
         f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
         *hardware(plan.config.model, policy),
+        *describe_quantised(policy),
         f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
         f"{plan.steps_per_epoch:,} steps per epoch, a checkpoint "
         + (f"every {save:,}" if save and save < plan.num_steps else "after the last"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from posttrain.common import distributed
 from posttrain.data.kinds.prompt import Prompt
-from posttrain.model.adapters import check_plain
-from posttrain.model.folder import adapter_config, base_model, is_adapter
+from posttrain.model.adapters.saved import check_plain
+from posttrain.model.folder import base_model
 from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.engines.client import Server
@@ -46,10 +46,10 @@ def check_engine(
                 "server and `vllm serve`"
             )
         return
-    if not config.model.use_lora and not is_adapter(model):
+    if not config.model.trains_adapter:
         raise ValueError(
             "rollout.engine: server gets the policy's weights as a LoRA adapter, and this run "
-            "trains all weights: set model.use_lora: true, or use rollout.engine: native"
+            "trains all weights: set model.adapter: lora, or use rollout.engine: native"
         )
     params = SamplingParams(rollout.max_new_tokens, stop_token_ids, rollout.temperature)
     for server in build_servers(config, model):
@@ -66,7 +66,7 @@ def check_engine(
 def build_servers(config: Config, model: str) -> list[Server]:
     """Return the servers of the rollout section. Raises ValueError if their API key is not set."""
     rollout = config.rollout or RolloutConfig()
-    rank = adapter_config(model)["r"] if is_adapter(model) else config.model.lora.r
+    rank = getattr(config.model.adapter, "r", 1)  # check_engine refuses what has none
     start = DIALECTS[rollout.server_type].start
     start = start.format(model=base_model(model), rank=max_lora_rank(rank))
     key = None

@@ -47,13 +47,15 @@ def generate(
     system_prompt: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantization: str | None = None,
     max_num_seqs: int = 256,
     seed: int = 0,
 ) -> list[Completion]:
     """Return `num_samples` completions of each prompt, in the order of the prompts.
 
     `model` is a hub name, a folder or a Run; a prompt is a text or a list of messages. By default
-    the template and the system prompt are those of the model's training. Raises ValueError for a
+    the template, the system prompt and the quantisation (`model.quantization`, by name) are those
+    of the model's training. Raises ValueError for a
     model that generates no text, and SettingError for a setting out of range or if a prompt and
     `max_new_tokens` together are longer than the model takes.
     """
@@ -63,7 +65,7 @@ def generate(
     name = os.fspath(model)
     template, system_prompt = as_trained(name, template, system_prompt)
     renderer, sampler, limit = load_for_sampling(
-        name, template, device, dtype, system_prompt, max_num_seqs
+        name, template, device, dtype, system_prompt, max_num_seqs, quantization
     )
     ids = [renderer.prompt_ids({"prompt": p}) for p in inputs for _ in range(num_samples)]
     longest = max(map(len, ids), default=0)

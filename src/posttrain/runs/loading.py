@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from posttrain.model.adapters import load_adapter
+from posttrain.model.adapters.peft import load_adapter
 from posttrain.model.folder import holds_classifier, is_adapter
-from posttrain.model.load import load_causal_lm, load_classifier
+from posttrain.model.load import load_classifier, load_stored
 
 
 def load_trained(checkpoint: Path) -> Any:
@@ -23,7 +23,8 @@ def load_trained(checkpoint: Path) -> Any:
         if missing:
             raise ValueError(f"{checkpoint} lacks weights: {', '.join(missing[:3])}")
         return model.eval()
-    model = load_causal_lm(str(checkpoint), torch.float32)
+    cpu, dtype = torch.device("cpu"), torch.float32
+    model = load_stored(str(checkpoint), None, cpu, dtype, dtype)
     if is_adapter(checkpoint):
         model = load_adapter(model, str(checkpoint))
     return model.eval()

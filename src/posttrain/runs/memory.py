@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from posttrain.common.batch import sequences_of
+from posttrain.model.kernels.quantized import dense_bytes, fits_dense, stored_bytes
 from posttrain.model.output_head import chunk_elements
 from posttrain.runs.plan import Plan
 
@@ -63,19 +64,23 @@ def measure(plan: Plan) -> Estimate:
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     reference = 4 * trainable * config.trainer.needs_reference
     if other is not None:
-        reference = sum(p.numel() * p.element_size() for p in other.parameters())
+        reference = stored_bytes(other)
     rollout = config.rollout
+    # quantised weights, de-quantised while completions are sampled, and in the kernel's layout
+    dtype = policy.autocast or torch.float32
+    sampled = 2 * dense_bytes(policy, dtype) if rollout and fits_dense(policy, dtype) else 0
     copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
     fixed = {
-        "weights": sum(p.numel() * p.element_size() for p in policy.parameters()),
+        "weights": stored_bytes(policy),
         "gradients": 4 * trainable,
         "optimiser": 8 * trainable,
         "reference": reference,
         "sampler's copy": 4 * trainable if copied else 0,
+        "sampler's weights": sampled,
         "output head": 3 * 4 * chunk_elements(next(policy.parameters()).device),
     }
     shape = policy.causal_lm().config
-    size = torch.tensor([], dtype=policy.autocast or torch.float32).element_size()
+    size = dtype.itemsize
     hidden = shape.hidden_size
     layer = size * (10 * hidden + 4 * getattr(shape, "intermediate_size", 4 * hidden))
     layers = shape.num_hidden_layers
@@ -117,8 +122,10 @@ def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
         tokens -= tokens % 64 if tokens >= 64 + needed.longest else 0
         return [f"{problem}; trainer.micro_batch_tokens={tokens} would fit (now {needed.tokens:,})"]
     model, fixes = plan.config.model, []
-    if not model.use_lora and model.scratch is None:
-        fixes.append("model.use_lora=true")
+    if not model.trains_adapter and model.scratch is None:
+        fixes.append("model.adapter=lora")
+    elif model.quantization is None and model.scratch is None:
+        fixes.append("model.quantization=nf4")
     if sum(needed.fixed.values()) >= room:
         fixes.append("a smaller model")
         return [f"{problem}, even without activations; try {' or '.join(fixes)}"]

@@ -76,17 +76,14 @@ def network_notes(policy: LanguageModel, config: Config) -> list[str]:
             f"note: config.json asks for a loss that balances the experts (router_aux_loss_coef "
             f"{coefficient:g}), which is not added here"
         )
-    if (
-        config.model.use_lora
-        and config.model.lora.target_modules == "all-linear"
-        and (left_out := handed_on(model))
-    ):
+    everything = getattr(config.model.adapter, "target_modules", None) == "all-linear"
+    if everything and (left_out := handed_on(model)):
         ends = " and ".join(sorted({name.rpartition(".")[2] for name in left_out}))
         lines.append(
             f"note: the adapter leaves out {ends} of the state-space layers of {name}, whose "
             "kernels would not apply it"
         )
-    if config.model.use_lora and (experts := expert_parameters(policy)):
+    if everything and (experts := expert_parameters(policy)):
         lines.append(
             f"note: the adapter leaves out the experts of {name} ({experts:,} parameters), which "
             "are not linear layers"

@@ -16,13 +16,14 @@ from posttrain.common import distributed
 from posttrain.data.labels import label_record
 from posttrain.data.render import Renderer
 from posttrain.evaluation.ready import ReadyTask
-from posttrain.model.adapters import with_adapter
+from posttrain.model.adapters.saved import with_adapter
 from posttrain.model.device import choose_device, choose_dtype, use_deterministic
 from posttrain.model.folder import resolve_model_path
 from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
 from posttrain.model.load import load_policy, load_reference, prepare_policy
 from posttrain.model.loaded import starts
 from posttrain.model.models import Models
+from posttrain.model.quantized import with_quantization
 from posttrain.model.scratch import create_from_scratch
 from posttrain.model.trial import check_saving
 from posttrain.rewards.base import RewardFn
@@ -86,7 +87,8 @@ def plan(config: Config) -> Plan:
         use_deterministic()
     config = with_label_set(with_device_defaults(config, device), mixture)
     tokenizer, name = build_tokenizer(config, mixture)
-    config = config.model_copy(update={"model": with_adapter(config.model, name)})
+    model = with_quantization(with_adapter(config.model, name), name)
+    config = config.model_copy(update={"model": model})
     config = with_date(config, tokenizer, resume)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)

@@ -20,6 +20,7 @@ from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
 from posttrain.model.folder import checkpoints_in, read_info
+from posttrain.model.kernels.quantized import num_parameters
 from posttrain.model.models import Models
 from posttrain.rewards.checks import Checked
 from posttrain.rollout.sampler import EngineError, Sampler
@@ -244,7 +245,7 @@ def write_run_info(plan: Plan, run_dir: Path, started: float) -> None:
         "seconds": round(time.time() - started, 1),
         "versions": versions(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "num_parameters": sum(p.numel() for p in plan.models.policy.parameters()),
+        "num_parameters": num_parameters(plan.models.policy),
         "num_trainable": sum(p.numel() for p in plan.models.trainable().values()),
     }
     if isinstance(plan.reward, Checked):

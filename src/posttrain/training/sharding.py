@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from posttrain.common import distributed
+from posttrain.model.backbone import decoder_layers
+from posttrain.model.kernels.quantized import quantised
 from posttrain.model.language_model import LanguageModel
 
 
@@ -24,6 +25,12 @@ def shard(policy: LanguageModel) -> None:
             f"{type(policy.causal_lm()).__name__} runs sequences one at a time, which cannot be "
             "sharded: set distributed.strategy: ddp"
         )
+    if quantised(policy):
+        # FSDP2 would cut a weight's bytes and leave its scales whole: other weights, without a word
+        raise ValueError(
+            "model.quantization: quantised weights cannot be sharded: set distributed.strategy: "
+            "ddp, in which each rank holds them whole"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -35,9 +42,3 @@ def shard(policy: LanguageModel) -> None:
         for layer in decoder_layers(network) if network is not None else ():
             fully_shard(layer, **options)
     fully_shard(policy, **options)
-
-
-def decoder_layers(network: nn.Module) -> nn.ModuleList:
-    """Return a network's decoder layers: the longest list of modules in it."""
-    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=len)

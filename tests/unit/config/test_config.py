@@ -146,7 +146,7 @@ def test_hints_name_real_keys(key: str, hint: str) -> None:
         ("model.epsilon=0.1", "trainer.epsilon"),
         ("trainer.group_size=3", "rollout.group_size"),
         ("trainer.max_length=512", "length.max_length"),
-        ("trainer.r=3", "model.lora.r"),
+        ("trainer.r=3", "model.adapter.r"),
         ("trainer.lora=3", "model.lora"),
         ("max_steps=3", "trainer.max_steps"),
         ("model.learning_rate=1", "trainer.learning_rate"),
@@ -270,7 +270,21 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
         (SFT, ["trainer.max_steps=null"], "set either trainer.num_epochs or trainer.max_steps"),
         (SFT, ["length.on_overlong=split"], "split is only for texts"),
         (GRPO, ["length.on_overlong=truncate"], "cannot truncate prompts"),
-        (SFT, ["model.lora.r=8"], "model.lora is set but model.use_lora is false"),
+        (
+            SFT,
+            ["model.lora.r=8", "model.use_lora=false"],
+            "model.lora is set but model.use_lora is false",
+        ),
+        (SFT, ["model.lora.r=8", "model.adapter=dora"], "either model.adapter or model.lora"),
+        (SFT, ["model.use_lora=false", "model.adapter=loreft"], "but model.adapter is loreft"),
+        (SFT, ["model.adapter=lore"], "model.adapter.type 'lore' is not known; did you mean loreft?"),
+        (SFT, ["model.adapter={rank: 4}"], "model.adapter.rank is a key of another"),
+        (
+            SFT,
+            ["model.adapter={type: loreft, positions: f7-l7}"],
+            "expected the first and the last",
+        ),
+        (SFT, ["model.adapter={type: loreft, layers: [1, 1]}"], "different layers from 0"),
         (SFT, ["model={scratch: {}, use_lora: true}"], "needs a pre-trained model"),
         (SFT, ["data.options={a: 1}"], "data.options are those of a named data set"),
     ],
@@ -303,8 +317,8 @@ def test_nested_overrides_create_sections_and_win() -> None:
         "trainer.max_steps=7",
         "trainer.run_name=a=b",
     )
-    assert config.model.lora.r == 8
-    assert config.model.lora.target_modules == ["q_proj", "v_proj"]
+    assert config.model.adapter.r == 8
+    assert config.model.adapter.target_modules == ["q_proj", "v_proj"]
     assert config.mixture[0].columns == {"prompt": "question"}
     assert config.trainer.max_steps == 7
     assert config.trainer.run_name == "a=b"

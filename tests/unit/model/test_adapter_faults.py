@@ -37,7 +37,7 @@ def adapter(base: Path) -> Path:
 
 
 def load(folder: Path) -> Any:
-    return load_policy(ModelConfig(name=str(folder), dtype="float32"), str(folder), tiny.CPU, 0)
+    return load_policy(ModelConfig(name=str(folder), dtype="float32", use_lora=False), str(folder), tiny.CPU, 0)
 
 
 def refusal(folder: Path) -> str:

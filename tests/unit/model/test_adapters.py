@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from posttrain.common.batch import Sequence, pack
-from posttrain.model.adapters import check_plain, with_adapter
+from posttrain.model.adapters.saved import check_plain, with_adapter
 from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
 from posttrain.model.load import load_policy, load_tokenizer
@@ -49,7 +49,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **keys: Any) -> Any:
-    config = ModelConfig(name=str(folder), dtype="float32", device="cpu", **keys)
+    config = tiny.model_config(str(folder), dtype="float32", device="cpu", **keys)
     tokenizer = load_tokenizer(str(folder))
     return load_policy(config, str(folder), tiny.CPU, seed=0, tokenizer=tokenizer)
 
@@ -226,7 +226,7 @@ def test_the_recipe_does_not_contradict_an_adapter(base, tmp_path):
         return ModelConfig(name=folder, use_lora=True, **keys)
 
     for key, value in {"r": 32, "alpha": 64, "dropout": 0.1, "target_modules": ["up_proj"]}.items():
-        with pytest.raises(ValueError, match=f"model.lora.{key} is .*, but the adapter .* has"):
+        with pytest.raises(ValueError, match=f"model.adapter.{key} is .*, but the adapter .* has"):
             with_adapter(config(**{key: value}), folder)
     plain = with_adapter(config(), folder)
     assert (plain.lora.r, plain.lora.alpha, plain.lora.dropout) == (2, 4, 0.0)

@@ -50,7 +50,7 @@ def load(folder: Path) -> tuple[list[int], torch.Tensor, Any]:
     tokenizer = load_tokenizer(name)
     max_positions(name)
     make_renderer(tokenizer, "plain", None, generation_stops(name))
-    config = ModelConfig(name=name, dtype="float32", device="cpu")
+    config = ModelConfig(name=name, dtype="float32", device="cpu", use_lora=False)
     policy = load_policy(config, name, torch.device("cpu"), seed=0).eval()
     with torch.no_grad():
         logprobs = forward(policy, pack([Sequence(IDS, torch.arange(20) > 0)])).logprobs

@@ -28,7 +28,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 def bf16_policy():
     model = tiny.causal_lm(num_hidden_layers=4, initializer_range=0.4)
-    return prepare_policy(model, ModelConfig(name="tiny", dtype="bfloat16"), tiny.CPU, BF16, 0)
+    return prepare_policy(model, ModelConfig(name="tiny", dtype="bfloat16", use_lora=False), tiny.CPU, BF16, 0)
 
 
 def test_rounding_that_depends_on_the_batch_is_no_fault_in_bf16(monkeypatch):
@@ -120,7 +120,7 @@ def test_what_is_said_of_a_gpu(monkeypatch):
 
 def test_a_run_names_device_dtype_and_attention():
     policy = tiny.models().policy
-    lines = hardware(ModelConfig(name="tiny", dtype="float32"), policy)
+    lines = hardware(ModelConfig(name="tiny", dtype="float32", use_lora=False), policy)
     assert lines[0].startswith("device: the CPU, since torch sees no CUDA device; float32, as")
     assert "sequence by sequence, since the flash kernel needs a CUDA device" in lines[1]
     policy.unpacked = "it reads position ids of its own"

@@ -138,7 +138,7 @@ def test_rounding_that_depends_on_the_batch_is_no_reason_to_run_rows_alone(measu
     model.get_input_embeddings().register_forward_hook(rounds_by_size)
     if not measured:
         monkeypatch.setattr("posttrain.model.load.rounding", lambda policy, probe: 0.0)
-    policy = prepare_policy(model, ModelConfig(name="x"), tiny.CPU, torch.float32, 0)
+    policy = prepare_policy(model, ModelConfig(name="x", use_lora=False), tiny.CPU, torch.float32, 0)
     assert (policy.unpacked is None) == measured
     assert policy.tolerance <= 1e-2
 
@@ -154,7 +154,7 @@ def test_an_unknown_output_head_is_refused():
 
     model.forward = scaled.__get__(model)
     with pytest.raises(ValueError, match="output head"):
-        prepare_policy(model, ModelConfig(name="x"), tiny.CPU, torch.float32, 0)
+        prepare_policy(model, ModelConfig(name="x", use_lora=False), tiny.CPU, torch.float32, 0)
 
 
 def test_attention_without_a_layout_is_an_error():
@@ -166,7 +166,7 @@ def test_attention_without_a_layout_is_an_error():
 def test_bfloat16_autocast_trains_in_fp32():
     """bf16 compute, fp32 weights: tiny updates are kept (a bf16 weight would not move)."""
     policy = prepare_policy(
-        tiny.causal_lm(), ModelConfig(name="x"), tiny.CPU, torch.bfloat16, seed=0
+        tiny.causal_lm(), ModelConfig(name="x", use_lora=False), tiny.CPU, torch.bfloat16, seed=0
     )
     assert all(p.dtype == torch.float32 for p in policy.parameters())
     assert policy.unpacked is None

@@ -40,7 +40,7 @@ GEMMA |= {"eoi_token_index": 92}
 
 
 def load(folder: Path, **keys: Any) -> Any:
-    config = ModelConfig(name=str(folder), **keys)
+    config = tiny.model_config(str(folder), **keys)
     return load_policy(config, str(folder), tiny.CPU, seed=0)
 
 

@@ -37,7 +37,7 @@ def _windowed(keys: dict) -> Models:
     from posttrain.model.load import prepare_policy
 
     model = tiny.causal_lm(**keys)
-    policy = prepare_policy(model, ModelConfig(name="x"), tiny.CPU, torch.float32, 0)
+    policy = prepare_policy(model, ModelConfig(name="x", use_lora=False), tiny.CPU, torch.float32, 0)
     return Models(policy, tokenizer=None, stop_token_ids=[tiny.STOP])
 
 

@@ -87,7 +87,7 @@ def test_dropout_is_off_by_default_where_log_probs_are_compared(method, key):
     from posttrain.algorithms.base import algorithm_named
 
     algorithm, trainer = algorithm_named(method), tiny.config_of(method)
-    model = ModelConfig(name="tiny", dropout=key)
+    model = ModelConfig(name="tiny", dropout=key, use_lora=False)
     config = SimpleNamespace(model=model, trainer=trainer, algorithm=algorithm)
     expected = key if key is not None else method not in COMPARING
     assert dropout_applies(config) is expected

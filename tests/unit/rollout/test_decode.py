@@ -12,7 +12,7 @@ import torch
 from posttrain.model.config import ModelConfig
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import prepare_policy
-from posttrain.rollout.native import decode, sampler
+from posttrain.rollout.native import decode, engine, prefill
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.sampler import NativeSampler
 
@@ -122,8 +122,8 @@ def test_the_way_of_sampling_does_not_show(
     asked = [prompt for prompt in test_sampler.prompts(6) for _ in range(3)]
     params, seeds = test_sampler.params(), list(range(18))
     plain = NativeSampler(policy, 64).generate(asked, params, seeds)
-    monkeypatch.setattr(sampler, "GROW_BY", grow_by)
-    monkeypatch.setattr(sampler, "PREFILL_TOKENS", prefill_tokens)
+    monkeypatch.setattr(engine, "GROW_BY", grow_by)
+    monkeypatch.setattr(prefill, "PREFILL_TOKENS", prefill_tokens)
     if not written_out:
         monkeypatch.setattr(decode, "_is_llama", lambda policy: False)
     found = NativeSampler(policy, places).generate(asked, params, seeds)
@@ -152,14 +152,14 @@ def test_rows_enter_while_others_run(monkeypatch):
 
         return counted
 
-    prefill = sampler._prefill
+    plain_prefill = engine.prefill
 
-    def noting(policy, prompts, device):
+    def noting(policy, prompts, *rest):
         prefilled.extend(dict.fromkeys(tuple(p) for p in prompts))
-        return prefill(policy, prompts, device)
+        return plain_prefill(policy, prompts, *rest)
 
     monkeypatch.setattr(decode, "_written_out", counting)
-    monkeypatch.setattr(sampler, "_prefill", noting)
+    monkeypatch.setattr(engine, "prefill", noting)
     asked = [prompt for prompt in test_sampler.prompts(12) for _ in range(2)]
     native = NativeSampler(policy, 6)
     native.batched = True  # without its probe, whose prompts would be counted
@@ -186,7 +186,7 @@ def test_looking_seldom_for_ended_rows_does_not_show(monkeypatch):
     policy = tiny.models().policy
     asked, seeds = test_sampler.prompts(12), list(range(12))
     plain = NativeSampler(policy, 5).generate(asked, test_sampler.params(), seeds)
-    monkeypatch.setattr(sampler, "steps_between_looks", lambda device: 7)
+    monkeypatch.setattr(engine, "steps_between_looks", lambda device: 7)
     found = NativeSampler(policy, 5).generate(asked, test_sampler.params(), seeds)
     assert [r.response_ids for r in found] == [r.response_ids for r in plain]
     assert [r.finish_reason for r in found] == [r.finish_reason for r in plain]

@@ -10,7 +10,7 @@ import torch
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.forward import forward
-from posttrain.rollout.native import sampler as sampler_module
+from posttrain.rollout.native import engine as engine_module
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 
@@ -68,7 +68,7 @@ def test_a_row_does_not_depend_on_its_batch(monkeypatch):
     ids = {}
     for size in (1, 3, 16):
         for compact in (0.0, 0.8, 1.01):
-            monkeypatch.setattr(sampler_module, "COMPACT_BELOW", compact)
+            monkeypatch.setattr(engine_module, "COMPACT_BELOW", compact)
             rollouts = NativeSampler(policy, size).generate(asked, params(), seeds)
             ids[size, compact] = [r.response_ids for r in rollouts]
     assert all(x == ids[1, 0.8] for x in ids.values())

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from posttrain.model import save
-from posttrain.model.adapters import saved_names
+from posttrain.model.adapters.peft import saved_names
 from posttrain.model.config import ModelConfig
 from posttrain.model.folder import CHECKPOINT_INFO, best_or_newest, checkpoints_in
 from posttrain.model.heads import add_value_head
@@ -96,7 +96,7 @@ def test_continuing_an_adapter_keeps_it_and_its_reference(tmp_path):
     saved = checkpoints_in(second)[-1]
     config = json.loads((saved / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(best_or_newest(base))
-    loaded = load_policy(ModelConfig(name=str(saved)), str(saved), tiny.CPU, seed=0)
+    loaded = load_policy(ModelConfig(name=str(saved), use_lora=False), str(saved), tiny.CPU, seed=0)
     lora = {n: p for n, p in loaded.named_parameters() if "lora_" in n}
     assert len(lora) == len(b)
     names = saved_names(loaded.model)
@@ -357,4 +357,4 @@ def test_an_adapter_names_its_base_from_everywhere(tmp_path, monkeypatch):
     adapter = run(lora_tree(tmp_path / "lora", base.relative_to(tmp_path), max_steps=1))
     monkeypatch.chdir("/")
     saved = checkpoints_in(adapter)[-1]
-    load_policy(ModelConfig(name=str(saved)), str(saved), tiny.CPU, seed=0)
+    load_policy(ModelConfig(name=str(saved), use_lora=False), str(saved), tiny.CPU, seed=0)

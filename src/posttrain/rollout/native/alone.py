@@ -1,13 +1,16 @@
-"""Sampling one sequence at a time by transformers' `generate`, with the model's own cache.
+"""Sampling by transformers' `generate`, with the model's own cache.
 
-For architectures whose rows cannot share a batch here: state-space models, attention of their own,
-rotations that depend on the length. Slow, and right by construction.
+For architectures whose rows cannot share a cache here: state-space models, attention of their own,
+rotations that depend on the length. Rows share a batch, padded on the left, if that gives the
+log-probs of a forward pass; if not, those of equal length do; if not, each runs on its own. Slower
+than the cache of this package, since rows that have finished stay until all have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,36 +21,135 @@ from posttrain.common.batch import pack
 from posttrain.model import windows
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.many_adapters import using
 from posttrain.model.probe import CODE_FAILS, gap, probe_rows
 from posttrain.model.quirks import forget_lengths
 from posttrain.model.suited import positions
 from posttrain.rollout.native.choose import noise_of, sample
-from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 PROBED = 6
 """Tokens that `agrees` samples."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How transformers' `generate` is called for an architecture."""
+
+    batches: Literal["padded", "equal", "alone"]
+    """Which completions share a call: any, those of equally long prompts, or none."""
+    cached: bool
+    """Whether the model's cache is used; without it, all of a sequence runs again every token."""
+
+
+WAYS = (
+    Way("padded", True),
+    Way("equal", True),
+    Way("alone", True),
+    Way("equal", False),
+    Way("alone", False),
+)
+"""From the fastest to the slowest."""
+EQUAL = Way("equal", True)
+"""The way of rows that are too long to share a cache, of an architecture whose rows can."""
+
+
+def way_of(policy: LanguageModel) -> Way:
+    """Return the fastest way that gives the log-probs of a forward pass.
+
+    Raises ValueError if none does."""
+    ways = WAYS if policy.edited is None else [way for way in WAYS if way.batches == "alone"]
+    for way in ways:
+
+        def generate(
+            prompts: list[list[int]], params: SamplingParams, way: Way = way
+        ) -> list[Rollout]:
+            return generate_apart(policy, way, prompts, params, [0] * len(prompts), len(prompts))
+
+        if agrees(policy, generate):
+            return way
+    raise ValueError(
+        f"{type(policy.causal_lm()).__name__} cannot be sampled: transformers' generate gives "
+        "other log-probs than a forward pass, with its cache and without it"
+    )
+
+
+def generate_apart(
+    policy: LanguageModel,
+    way: Way,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    max_num_seqs: int,
+    finished: Finished = lambda place, rollout: None,
+    rows: Tensor | None = None,
+) -> list[Rollout]:
+    """Return one completion per prompt, by calls of at most `max_num_seqs` rows.
+
+    `rows` [N] is the adapter of each prompt (`many_adapters`)."""
+    rollouts: dict[int, Rollout] = {}
+    for places in _calls(way, [len(prompt) for prompt in prompts], max_num_seqs):
+        own = None if rows is None else rows[places]
+        chosen = [prompts[i] for i in places], [seeds[i] for i in places]
+        for i, rollout in zip(places, _call(policy, *chosen, params, way.cached, own)):
+            rollouts[i] = rollout
+            finished(i, rollout)
+    return [rollouts[i] for i in range(len(prompts))]
+
+
+def _calls(way: Way, lengths: list[int], max_num_seqs: int) -> list[list[int]]:
+    """Return the places of the prompts that share a call, those of similar length together."""
+    size = 1 if way.batches == "alone" else max_num_seqs
+    calls: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        fits = calls and len(calls[-1]) < size
+        if fits and (way.batches == "padded" or lengths[calls[-1][0]] == lengths[i]):
+            calls[-1].append(i)
+        else:
+            calls.append([i])
+    return calls
 
 
 def generate_alone(
     policy: LanguageModel, prompt: list[int], params: SamplingParams, seed: int, cached: bool
 ) -> Rollout:
     """Return the completion of one prompt, with the model's cache or by running all of it again."""
+    return generate_apart(policy, Way("alone", cached), [prompt], params, [seed], 1)[0]
+
+
+def caches_alone(policy: LanguageModel) -> bool:
+    """Return whether the model's own cache gives the log-probs of a forward pass."""
+    return way_of(policy).cached
+
+
+def _call(
+    policy: LanguageModel,
+    prompts: list[list[int]],
+    seeds: list[int],
+    params: SamplingParams,
+    cached: bool,
+    rows: Tensor | None,
+) -> list[Rollout]:
+    """Return the completions of one call of `generate`, prompts padded on the left."""
     import transformers
 
     model: Any = policy.causal_lm()
     device = next(policy.parameters()).device
-    noise = noise_of([seed], params, device)
-    ids: list[int] = []
-    logprobs: list[float] = []
+    noise = noise_of(seeds, [params] * len(seeds), device)
+    tokens: list[Tensor] = []
+    logprobs: list[Tensor] = []
 
     def draw(input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Choose the next token, and leave `generate` no other choice."""
-        token, logprob = sample(scores.float(), params, noise[:, len(ids)])
-        ids.append(int(token))
-        logprobs.append(float(logprob))
-        return torch.full_like(scores, -torch.inf).index_fill_(1, token, 0.0)
+        """Choose the next tokens, and leave `generate` no other choice."""
+        drawn = sample(scores.float(), params, noise[:, len(tokens)])
+        tokens.append(drawn.tokens)
+        logprobs.append(drawn.logprobs)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.tokens[:, None], 0.0)
 
-    inputs = torch.tensor([prompt], device=device)
+    width = max(map(len, prompts))
+    inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    mask = torch.arange(width, device=device) >= width - lengths[:, None]
     config = transformers.GenerationConfig(
         do_sample=False,
         max_new_tokens=params.max_new_tokens,
@@ -55,17 +157,30 @@ def generate_alone(
         pad_token_id=0,
         use_cache=cached,
     )
-    with _as_loaded(policy):
-        forget_lengths(policy.backbone(), inputs)
+    with _as_loaded(policy), using(policy, rows):
+        forget_lengths(policy.backbone(), inputs[:1])
         model.generate(
             inputs,
-            attention_mask=torch.ones_like(inputs),
+            attention_mask=mask.long(),
             generation_config=config,
             logits_processor=transformers.LogitsProcessorList([draw]),
         )
-    stopped = ids[-1] in params.stop_token_ids
-    reason: Literal["stop", "length"] = "stop" if stopped else "length"
-    return Rollout(prompt, ids, logprobs, reason, policy.version)
+    ids, values = torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
+    return [_ended(policy, prompts[i], ids[i], values[i], params) for i in range(len(prompts))]
+
+
+def _ended(
+    policy: LanguageModel,
+    prompt: list[int],
+    ids: list[int],
+    logprobs: list[float],
+    params: SamplingParams,
+) -> Rollout:
+    """Return the rollout of a row up to its first stop token."""
+    stops = set(params.stop_token_ids)
+    end = next((n for n, token in enumerate(ids, 1) if token in stops), None)
+    reason: Literal["stop", "length"] = "length" if end is None else "stop"
+    return Rollout(prompt, ids[:end], logprobs[:end], reason, policy.version)
 
 
 @contextmanager
@@ -83,25 +198,6 @@ def _as_loaded(policy: LanguageModel) -> Iterator[None]:
     finally:
         model.generation_config = settings
         model.set_attn_implementation(attention)
-
-
-def caches_alone(policy: LanguageModel) -> bool:
-    """Return whether the model's own cache gives the log-probs of a forward pass.
-
-    Raises ValueError if sampling does not give them without a cache either."""
-    for cached in (True, False):
-
-        def generate(
-            prompts: list[list[int]], params: SamplingParams, cached: bool = cached
-        ) -> list[Rollout]:
-            return [generate_alone(policy, prompt, params, 0, cached) for prompt in prompts]
-
-        if agrees(policy, generate):
-            return cached
-    raise ValueError(
-        f"{type(policy.causal_lm()).__name__} cannot be sampled: transformers' generate gives "
-        "other log-probs than a forward pass, with its cache and without it"
-    )
 
 
 def agrees(policy: LanguageModel, generate: Any) -> bool:

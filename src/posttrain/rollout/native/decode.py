@@ -1,112 +1,174 @@
 """One decoding step: a token per row in, the last hidden state of each row out.
 
-For Llama-like networks it is written out here, because a step of a small network spends its time in
-calls of modules and in passes over small tensors, not in arithmetic. The step is built for every
-generation from the current weights; tests hold it to the modules' result.
+For the kinds of layers in `forms` it is written out here, because a step of a small network spends
+its time in calls of modules and in passes over small tensors, not in arithmetic. The step is built
+for every generation from the current weights; tests hold it to the modules' result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from posttrain.model.attention import Decode
-from posttrain.model.kernels.linear import Linear, reusable
+from posttrain.model.attention_forms import Form, explicit
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.many_adapters import using
 from posttrain.rollout.native.cache import KVCache
+from posttrain.rollout.native.forms import Layer, Network, network_of
 
-Step = Callable[[Tensor, Tensor, KVCache, Tensor], Tensor]
-"""(tokens [B], positions [B], cache, mask [B, capacity]) -> hidden [B, width]. The cache has a
-column for the tokens already; the mask is 0 where a column is the row's own, -inf elsewhere."""
+
+class Step(Protocol):
+    """One decoding step, stale as soon as a weight or the set of adapters changes."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        mask: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Return hidden [B, width] from tokens [B], positions [B] and mask [B, capacity].
+
+        The cache has a column for the tokens already; the mask is 0 where a column is the row's
+        own, -inf elsewhere. `rows` [B] is the adapter of each row (`many_adapters`)."""
 
 
 def decode_step(policy: LanguageModel, longest: int) -> Step:
     """Return the decoding step of a policy, for positions below `longest`."""
-    return _written_out(policy, longest) if _is_llama(policy) else partial(_by_modules, policy)
+    network = network_of(policy, longest)
+    return by_modules(policy) if network is None else written_out(policy, network)
 
 
-def _by_modules(
-    policy: LanguageModel, tokens: Tensor, positions: Tensor, cache: KVCache, mask: Tensor
-) -> Tensor:
-    layout = Decode(mask[:, None, None, : cache.columns])
-    return policy.hidden_states(tokens[:, None], positions[:, None], layout, cache)[:, 0]
+def by_modules(policy: LanguageModel) -> Step:
+    """Return the step that calls the modules of the policy."""
 
-
-def _is_llama(policy: LanguageModel) -> bool:
-    """Whether the backbone is exactly what is written out below."""
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-
-    backbone: Any = policy.backbone()
-    layers = getattr(backbone, "layers", [])
-    return (
-        policy.autocast is None
-        and len(layers) > 0
-        and all(
-            type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer)
-            and getattr(layer.self_attn, "sliding_window", None) is None
-            for layer in layers
-        )
-        and backbone.config.hidden_act == "silu"
-        and backbone.rotary_emb.rope_type in ("default", "linear", "llama3")
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in backbone.modules())
-    )
-
-
-def _projection(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return a layer's function; an adapted or quantised layer keeps its own forward."""
-    if type(module) in (nn.Linear, Linear):
-        return reusable(module.weight, module.bias)
-    forward: Callable[[Tensor], Tensor] = module
-    return forward
-
-
-def _written_out(policy: LanguageModel, longest: int) -> Step:
-    backbone: Any = policy.backbone()
-    config = backbone.config
-    embedding, eps = backbone.embed_tokens.weight, config.rms_norm_eps
-    width, size = config.hidden_size, backbone.layers[0].self_attn.head_dim
-    num_kv, group = config.num_key_value_heads, backbone.layers[0].self_attn.num_key_value_groups
-    scale = backbone.layers[0].self_attn.scaling
-    positions = torch.arange(longest, device=embedding.device)[None]
-    cos, sin = (table[0] for table in backbone.rotary_emb(embedding, positions))  # [longest, D]
-    # rotate(x) = x * cos + roll(x) * sin, the sign of the first half moved into sin
-    sin = torch.cat((-sin[:, : size // 2], sin[:, size // 2 :]), dim=1)
-    layers = [
-        (
-            layer.input_layernorm.weight,
-            *map(_projection, (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj)),
-            layer.post_attention_layernorm.weight,
-            *map(_projection, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
-        )
-        for layer in backbone.layers
-        for attn, mlp in [(layer.self_attn, layer.mlp)]
-    ]
-
-    def step(tokens: Tensor, positions: Tensor, cache: KVCache, mask: Tensor) -> Tensor:
-        rows, used = len(tokens), cache.columns
-        x = embedding[tokens]
-        turn, cross = cos[positions][:, None], sin[positions][:, None]  # [B, 1, D]
-        # the query heads that share a key head are its rows: [B * H_kv, group, columns]
-        mask = mask[:, None, None, :used].expand(rows, num_kv, group, used).flatten(0, 1)
-        for number, (norm_1, to_q, to_k, to_v, to_o, norm_2, gate, up, down) in enumerate(layers):
-            keys, values = cache.layers[number]
-            h = rms_norm(x, (width,), norm_1, eps)
-            q, k = to_q(h).view(rows, -1, size), to_k(h).view(rows, num_kv, size)
-            q = torch.addcmul(q * turn, q.roll(size // 2, -1), cross)
-            keys[:, :, used - 1] = torch.addcmul(k * turn, k.roll(size // 2, -1), cross)
-            values[:, :, used - 1] = to_v(h).view(rows, num_kv, size)
-            past_keys, past_values = (c[:, :, :used].flatten(0, 1) for c in (keys, values))
-            q = q.view(rows * num_kv, group, size)
-            weights = torch.baddbmm(mask, q, past_keys.transpose(1, 2), alpha=scale).softmax(-1)
-            x = x + to_o(torch.bmm(weights, past_values).view(rows, -1))
-            h = rms_norm(x, (width,), norm_2, eps)
-            x = x + down(silu(gate(h)).mul_(up(h)))
-        return rms_norm(x, (width,), backbone.norm.weight, eps)
+    def step(
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        mask: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        layout = Decode(mask[:, None, None, : cache.columns])
+        with using(policy, rows):
+            return policy.hidden_states(tokens[:, None], positions[:, None], layout, cache)[:, 0]
 
     return step
+
+
+def written_out(policy: LanguageModel, network: Network) -> Step:
+    """Return the step that computes a network from its numbers."""
+
+    def step(
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        mask: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        x = network.embed(tokens, positions)
+        turns = {
+            kind: (cos[positions][:, None], sin[positions][:, None])  # [B, 1, D]
+            for kind, (cos, sin) in network.tables.items()
+        }
+        masks = Masks(mask)
+        with using(policy, rows):  # for layers that keep their own forward
+            for number, layer in enumerate(network.layers):
+                before, after, before_mlp, after_mlp = layer.norms
+                h = x if before is None else before(x)
+                turn = None if layer.table is None else turns[layer.table]
+                added = _attention(layer, number, h, turn, cache, masks, rows)
+                added = added if after is None else after(added)
+                if layer.parallel:
+                    x = x + added + layer.feed_forward(h, rows)
+                    continue
+                x = torch.add(x, added, alpha=layer.residual)
+                h = x if before_mlp is None else before_mlp(x)
+                added = layer.feed_forward(h, rows)
+                added = added if after_mlp is None else after_mlp(added)
+                x = torch.add(x, added, alpha=layer.residual)
+            return network.norm(x)
+
+    return step
+
+
+class Masks:
+    """The mask of a step in the shapes that layers need, each made once."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.made: dict[tuple[int, ...], Tensor] = {}
+
+    def grouped(self, first: int, used: int, num_kv: int, group: int) -> Tensor:
+        """Return [B * num_kv, group, used - first] of the columns from `first` to `used`."""
+        key = first, used, num_kv, group
+        if key not in self.made:
+            part = self.mask[:, None, None, first:used]
+            self.made[key] = part.expand(-1, num_kv, group, -1).flatten(0, 1)
+        return self.made[key]
+
+
+def _attention(
+    layer: Layer,
+    number: int,
+    h: Tensor,
+    turn: tuple[Tensor, Tensor] | None,
+    cache: KVCache,
+    masks: Masks,
+    rows: Tensor | None,
+) -> Tensor:
+    """Return what attention adds [B, width]; write keys and values of the tokens."""
+    batch, used, size = len(h), cache.columns, layer.size
+    q, k, v = layer.qkv(h, rows)
+    if layer.query_norms is not None and layer.query_norm == "width":
+        q, k = layer.query_norms[0](q), layer.query_norms[1](k)
+    q, k, v = (x.view(batch, -1, size) for x in (q, k, v))
+    if layer.query_norms is not None and layer.query_norm == "heads":
+        q, k = layer.query_norms[0](q), layer.query_norms[1](k)
+    if turn is not None:
+        q, k = (_rotated(x, *turn, layer.pairs) for x in (q, k))
+    if layer.query_norms is not None and layer.query_norm == "turned":
+        q, k = layer.query_norms[0](q), layer.query_norms[1](k)
+    keys, values = cache.layers[number]
+    keys[:, :, used - 1], values[:, :, used - 1] = k, v
+    first = 0 if layer.window is None else max(0, used - layer.window)
+    keys, values = keys[:, :, first:used], values[:, :, first:used]
+    num_kv = keys.shape[1]
+    # the query heads that share a key head are its rows: [B, H_kv, group, D]
+    grouped = q.reshape(batch, num_kv, -1, size).to(keys.dtype)
+    if keys.dtype != torch.float32:
+        out = _narrow(layer, grouped, keys, values, masks.mask[:, None, None, first:used])
+    else:
+        mask = masks.grouped(first, used, num_kv, grouped.shape[2])
+        grouped, keys, values = (x.flatten(0, 1) for x in (grouped, keys, values))
+        if layer.softcap is None:
+            scores = torch.baddbmm(mask, grouped, keys.transpose(1, 2), alpha=layer.scale)
+        else:
+            scores = torch.bmm(grouped, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)
+            scores = scores.tanh_().mul_(layer.softcap).add_(mask)
+        out = torch.bmm(scores.softmax(-1), values)
+    return layer.output(out.view(batch, -1), rows)[0]
+
+
+def _narrow(layer: Layer, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Return attention [B, H_kv, group, D] in 16 bits, computed as the modules' path does."""
+    if layer.softcap is not None:
+        form = Form(layer.scale, softcap=layer.softcap)
+        return explicit(q.reshape(len(q), -1, 1, layer.size), keys, values, mask, form).contiguous()
+    mask = mask.to(q.dtype)
+    out = scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=layer.scale)
+    return out.contiguous()
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, pairs: bool) -> Tensor:
+    """Return x * cos + partner(x) * sin, the sign of the turn in sin; x is [B, H, D]."""
+    if pairs:
+        partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    else:
+        partner = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, partner, sin)

@@ -1,12 +1,9 @@
-"""Adapters of PEFT: which kinds are read, what they need of their base model, and new ones."""
+"""Adapters of PEFT: which kinds are read, and what they need of their base model."""
 
 from __future__ import annotations
 
 import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,24 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.common.files import sha256
-from posttrain.model.config import LoraConfig, ModelConfig
+from posttrain.model.adapters import ADAPTERS, PEFT, REFUSED
+from posttrain.model.adapters.creation import without_deprecations
+from posttrain.model.adapters.peft_kinds import NOT_OFFERED
+from posttrain.model.adapters.starts import own_part
 from posttrain.model.folder import (
     ADAPTER_PREFIX,
     adapter_config,
     base_model,
     check_adapter_file,
-    is_adapter,
 )
 from posttrain.model.integrity import check_tensors, in_one_line
 from posttrain.model.kernels.linear import Linear
 from posttrain.model.loaded import note_start, refuse_random
-from posttrain.model.quirks import not_adapted
-from posttrain.model.vocabulary import are_tied, resize_for
+from posttrain.model.vocabulary import resize_for
 
 log = logging.getLogger(__name__)
 
 ADAPTER = "adapter_model.safetensors"
-KINDS = ("LORA", "IA3")
+KINDS = ("LORA", *(name.upper() for name, entry in ADAPTERS.items() if entry == PEFT))
 """PEFT's kinds that are read: those whose work is done inside the layers."""
 NOT_READ = {
     "alora_invocation_tokens": "an activated LoRA, which is off until certain tokens",
@@ -45,13 +43,6 @@ NOT_READ = {
 """Keys of a LoRA's adapter_config.json that are refused, and what they make."""
 RANDOM_START = "pissa_niter"
 """The PEFT start of a LoRA that takes a random part out of the base's weights at every loading."""
-OURS = {
-    "r": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
-    "target_modules": "target_modules",
-}
-"""The keys of `model.lora`, and their names in adapter_config.json."""
 
 
 def check_kind(name: str) -> None:
@@ -61,10 +52,13 @@ def check_kind(name: str) -> None:
     config = adapter_config(name)
     kind = str(config.get("peft_type"))
     if kind not in KINDS:
+        reason = REFUSED.get(kind.lower(), f"{', '.join(KINDS)} are")
         raise ValueError(
-            f"model.name: {name} is an adapter of the kind {kind}, which is not read; "
-            f"{' and '.join(KINDS)} are"
+            f"model.name: {name} is an adapter of the kind {kind}, which is not read: {reason}"
         )
+    for (refused, key), reason in NOT_OFFERED.items():
+        if refused.upper() == kind and config.get(key):
+            raise ValueError(f"model.name: {name} has {key}, which is not read: {reason}")
     known = {field.name for field in fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)])}
     if str(config.get("init_lora_weights")).startswith(RANDOM_START):
         raise ValueError(
@@ -81,62 +75,6 @@ def check_kind(name: str) -> None:
                 f"model.name: {name}/adapter_config.json sets {key}, which PEFT {peft.__version__} "
                 f"does not know (the file is from PEFT {version}): install that version"
             )
-
-
-def check_plain(config: ModelConfig, name: str) -> None:
-    """Raise ValueError if an engine that loads plain LoRA adapters could not load this run's."""
-    extra = "model.resize_embeddings" if config.resize_embeddings and config.use_lora else None
-    if is_adapter(name):
-        check_kind(name)
-        saved = adapter_config(name)
-        keys = ("modules_to_save", "use_dora", "trainable_token_indices", "lora_bias")
-        extra = next((f"the adapter's {key}" for key in keys if saved.get(key)), extra)
-        extra = f"an {saved['peft_type']} adapter" if saved["peft_type"] != "LORA" else extra
-    if extra is not None:
-        raise ValueError(
-            f"rollout.engine: vllm and server load plain LoRA adapters only, not {extra}: use "
-            "rollout.engine: native"
-        )
-
-
-def with_adapter(config: ModelConfig, name: str | None) -> ModelConfig:
-    """Return the section with the settings of the adapter in the folder `name`, if it holds one.
-
-    Raises ValueError if `model.lora` contradicts them: an adapter's rank cannot be changed.
-    """
-    if name is None or not (config.use_lora and is_adapter(name)):
-        return config
-    check_kind(name)
-    saved = adapter_config(name)
-    for key in OURS:
-        if key in config.lora.model_fields_set and not _agrees(
-            getattr(config.lora, key), saved.get(OURS[key])
-        ):
-            raise ValueError(
-                f"model.lora.{key} is {getattr(config.lora, key)}, but the adapter {name} has "
-                f"{saved.get(OURS[key])}, which training cannot change: remove model.lora.{key}, "
-                "or merge the adapter into its base first"
-            )
-    own = {key: saved[theirs] for key, theirs in OURS.items() if saved.get(theirs) is not None}
-    if isinstance(own.get("target_modules"), list):
-        own["target_modules"] = sorted(own["target_modules"])
-    return config.model_copy(update={"lora": LoraConfig.model_construct(**own)})
-
-
-def _agrees(ours: Any, theirs: Any) -> bool:
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return set(ours) == set(theirs)
-    # PEFT writes the layers' names for all-linear
-    return bool(ours == theirs or (ours == "all-linear" and isinstance(theirs, list)))
-
-
-@contextmanager
-def without_deprecations() -> Iterator[None]:
-    """Silence the warnings of PEFT about names and about weights that we check ourselves."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        warnings.filterwarnings("ignore", ".*missing adapter keys.*", UserWarning)
-        yield
 
 
 def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool = False) -> Any:
@@ -217,16 +155,17 @@ def check_read(model: Any, name: str) -> None:
     from safetensors.torch import load_file
 
     names = saved_names(model)
-    tensors = {key: x for key, x in load_file(Path(name) / ADAPTER).items() if key in names}
+    saved = own_part(model, load_file(Path(name) / ADAPTER), name)
+    tensors = {key: x for key, x in saved.items() if key in names}
     with without_deprecations():
         result: Any = peft.set_peft_model_state_dict(model, tensors)
     missing = set(result.missing_keys)
     if lost := [key for key in tensors if names[key] in missing]:
         tensor = lost[0].removeprefix(ADAPTER_PREFIX)
         raise ValueError(
-            f"model.lora: PEFT {peft.__version__} does not read {tensor} of an adapter of "
+            f"model.adapter: PEFT {peft.__version__} does not read {tensor} of an adapter of "
             f"{type(model.get_base_model()).__name__}: leave this layer out of "
-            "model.lora.target_modules"
+            "model.adapter.target_modules"
         )
 
 
@@ -263,6 +202,12 @@ def saved_names(model: Any) -> dict[str, str]:
     return {name: names[id(tensor)] for name, tensor in saved.items() if id(tensor) in names}
 
 
+def first_names(model: Any) -> dict[str, str]:
+    """Return the first name of each parameter of a model by its names: tied ones have several."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
 def brought_weights(model: Any, name: str) -> list[str]:
     """Return the names of the base's own weights that an adapter's file brings along.
 
@@ -290,34 +235,6 @@ def brought_weights(model: Any, name: str) -> list[str]:
             if copied not in known:
                 brought.append(key)
     return brought
-
-
-def add_lora(model: Any, config: ModelConfig, seed: int, whole: list[str] | None = None) -> Any:
-    """Return the model with a new adapter, drawn with the seed; torch's own state is kept.
-
-    The layers named in `whole` are trained and saved as they are, not by a low rank.
-    """
-    import peft
-
-    lora = peft.LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules,
-        exclude_modules=not_adapted(model) if config.lora.target_modules == "all-linear" else None,
-        modules_to_save=whole or None,
-        ensure_weight_tying=bool(whole) and are_tied(model),
-        task_type="CAUSAL_LM",
-    )
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        with without_deprecations():
-            model = peft.get_peft_model(model, lora)
-    except ValueError as error:
-        raise ValueError(f"model.lora: {error}".splitlines()[0]) from error
-    torch.set_rng_state(state)
-    return model
 
 
 def head_weight(head: Any) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,131 @@
+"""New adapters of PEFT, drawn with a seed, on layers that the model has."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from posttrain.common.suggest import nearest
+
+PEFT_FAILS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+)
+"""What PEFT raises for settings that make no sense together, or not for this model."""
+BY_LAYER = ("target_modules", "exclude_modules", "modules_to_save")
+"""Keys that name layers; those that end in _pattern have such names as keys."""
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Silence the warnings of PEFT about names and about weights that we check ourselves."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", ".*missing adapter keys.*", UserWarning)
+        yield
+
+
+def add_peft(model: Any, kind: str, keys: dict[str, Any], seed: int) -> Any:
+    """Return the model with a new adapter of a kind of PEFT, by its config's keys.
+
+    It is drawn with the seed; torch's own random state is kept. Raises ValueError in one line for
+    what PEFT cannot build.
+    """
+    import peft
+
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
+        with without_deprecations():
+            adapted = peft.get_peft_model(model, config(task_type="CAUSAL_LM", **keys))
+    except torch.OutOfMemoryError:
+        raise
+    except PEFT_FAILS as error:
+        raise ValueError(f"model.adapter: {_reason(kind, error)}") from error
+    finally:
+        torch.set_rng_state(state)
+    empty = [n for n, p in adapted.named_parameters() if p.requires_grad and not p.numel()]
+    if empty:
+        raise ValueError(f"model.adapter: with these settings of {kind}, {empty[0]} has no numbers")
+    return adapted
+
+
+def _reason(kind: str, error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if layer := re.match(r"Target module (?:for \w+: )?(\w+)\(", text):
+        return f"PEFT has no {kind} for layers of the type {layer[1]}: name others in target_modules"
+    return f"PEFT cannot build {kind} with these settings: {text[:200].rstrip(' .:')}"
+
+
+def check_names(model: nn.Module, keys: dict[str, Any]) -> None:
+    """Raise ValueError if a key of PEFT names layers that the model does not have.
+
+    PEFT itself asks for one match of all the names together, and takes the rest for others' models.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    for key, value in keys.items():
+        if key in BY_LAYER and isinstance(value, str) and value != "all-linear":
+            _check_pattern(key, value, names)
+        elif key in BY_LAYER and value and value != "all-linear":
+            for name in value:
+                _check_name(key, name, names)
+        elif key.endswith("_pattern") and isinstance(value, dict):
+            for name in value:
+                _check_pattern(f"{key}.{name}", rf"(.*\.)?({name})", names)
+        elif key == "layers_to_transform" and value is not None:
+            _check_layers(model, [value] if isinstance(value, int) else value)
+
+
+def _check_pattern(key: str, pattern: str, names: list[str]) -> None:
+    try:
+        found = any(re.fullmatch(pattern, name) for name in names)
+    except re.error as error:
+        raise ValueError(f"model.adapter.{key}: not a regular expression ({error})") from None
+    if not found:
+        near = _near(pattern, names)
+        raise ValueError(
+            f"model.adapter.{key}: no layer's full name, such as {names[-1]}, matches the regular "
+            f"expression {pattern!r}{near}"
+        )
+
+
+def _check_name(key: str, name: str, names: list[str]) -> None:
+    if any(full == name or full.endswith(f".{name}") for full in names):
+        return
+    if key == "modules_to_save" and name in ("score", "classifier", "v_head"):
+        raise ValueError(
+            f"model.adapter.{key}: leave out {name}: the head of a reward model, a classifier or "
+            "PPO's values is trained and saved without it"
+        )
+    raise ValueError(f"model.adapter.{key}: the model has no layer {name}{_near(name, names)}")
+
+
+def _near(name: str, names: list[str]) -> str:
+    last = list(dict.fromkeys(full.rpartition(".")[2] for full in names))
+    words = [word for word in last if not word.isdigit()]
+    near = nearest(name.rpartition(".")[2], words)
+    return f"; did you mean {near}?" if near else f"; there are {', '.join(words[:12])}"
+
+
+def _check_layers(model: nn.Module, chosen: list[int]) -> None:
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    count = max(map(len, lists), default=0)
+    if outside := [layer for layer in chosen if not 0 <= layer < count]:
+        raise ValueError(
+            f"model.adapter.layers_to_transform: the model has layers 0 to {count - 1}, not "
+            f"{outside[0]}"
+        )

@@ -1,0 +1,116 @@
+"""PEFT's adapters other than LoRA: one section for all, whose keys are those of PEFT's config."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from posttrain.common.suggest import did_you_mean
+from posttrain.config.yaml_values import as_written
+from posttrain.model.adapters.base import Adapter, AdapterConfig
+
+OWN_TARGETS = ("ia3", "ln_tuning", "trainable_tokens")
+"""Kinds that do not adapt all linear layers by default, but those that PEFT chooses."""
+AS_THE_BASE = {"c3a": {"init_weights": True}, "fourierft": {"init_weights": True}}
+"""Defaults that differ from PEFT's: with those, the adapter would begin with a random change."""
+STARTS_ELSEWHERE = ("unilora", "vblora")
+"""Kinds that begin with a small random change of the base."""
+NOT_OFFERED = {
+    ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
+    ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
+    ("frod", "runtime_offload_base_weight"): "the base's weights would leave the model",
+    ("oft", "coft"): "it changes the trained weights in the forward pass",
+}
+"""Keys of PEFT that are refused unless they have their defaults, and why."""
+
+
+class PeftKindConfig(AdapterConfig):
+    """Another adapter of PEFT; its further keys are the fields of PEFT's config for this type.
+
+    They keep PEFT's names and defaults, except init_weights of c3a and fourierft, which is true: they
+    begin as the base. unilora and vblora begin with a small random change.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    """The kind of adapter."""
+    target_modules: str | list[str] | None = None
+    """Names of the layers to adapt, or a regular expression for their full names. By default all
+    linear ones except the output head; for ia3, ln_tuning and trainable_tokens those of PEFT."""
+
+
+def check_keys(section: PeftKindConfig) -> dict[str, Any]:
+    """Return the fields of PEFT's config that a section sets.
+
+    Raises ValueError for a key that PEFT's config does not have, or a value of another type.
+    """
+    fields, kind = fields_of(section.type), section.type
+    result = {}
+    hints = {name: fields[name] for name in section.model_extra or {} if name in fields}
+    for name, value in as_written(dict(section.model_extra or {}), hints).items():
+        if name not in fields:
+            near = did_you_mean(name, [*fields, "target_modules"], "its keys are")
+            raise ValueError(f"model.adapter.{name}: {kind} has no such key; {near}")
+        try:
+            result[name] = TypeAdapter(fields[name]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ValueError(
+                f"model.adapter.{name}: {problem[0].lower() + problem[1:]} (got {value!r})"
+            ) from None
+        if (reason := NOT_OFFERED.get((kind, name))) and result[name]:
+            raise ValueError(f"model.adapter.{name} of {kind} is not offered: {reason}")
+    return AS_THE_BASE.get(kind, {}) | result
+
+
+def fields_of(kind: str) -> dict[str, Any]:
+    """Return the type of each field that PEFT's config has for this kind alone, by its name."""
+    import typing
+
+    import peft
+
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
+    shared = {field.name for field in dataclasses.fields(peft.PeftConfig)} | {"target_modules"}
+    hints = typing.get_type_hints(config)
+    return {f.name: hints[f.name] for f in dataclasses.fields(config) if f.name not in shared}
+
+
+def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None) -> Any:
+    """Return the model with a new adapter, drawn with the seed; torch's own state is kept.
+
+    The layers named in `whole` are trained and saved as they are.
+    """
+    import peft
+
+    # imported here since they import torch, and settings are read without it
+    from posttrain.model.adapters.creation import add_peft, check_names
+    from posttrain.model.quirks import not_adapted
+
+    keys, fields = check_keys(section), fields_of(section.type)
+    targets = section.target_modules
+    if targets is None and section.type not in OWN_TARGETS:
+        targets = "all-linear"
+    if targets is not None:
+        keys["target_modules"] = targets
+    check_names(model, keys)
+    if targets == "all-linear" and (left_out := not_adapted(model)):
+        if "exclude_modules" not in fields:
+            raise ValueError(
+                f"model.adapter: {section.type} cannot leave out layers, and {left_out[0]} of "
+                f"{type(model).__name__} only looks linear: name model.adapter.target_modules"
+            )
+        keys.setdefault("exclude_modules", left_out)
+    if whole and "modules_to_save" not in fields:
+        raise ValueError(
+            f"model.resize_embeddings: new rows would have to be trained, and {section.type} saves "
+            "no layer whole: use model.adapter: {type: lora}"
+        )
+    if whole:
+        keys["modules_to_save"] = sorted({*(keys.get("modules_to_save") or []), *whole})
+    return add_peft(model, section.type, keys, seed)
+
+
+ADAPTER = Adapter(PeftKindConfig, add)

@@ -1,0 +1,80 @@
+"""Starts of a LoRA that change the base: PiSSA and OLoRA.
+
+With W the original weight and s = alpha / r, the base becomes W - s B0 A0 and the adapter begins as
+A0, B0, so that the model begins as it was, up to rounding. A checkpoint holds a plain LoRA of rank
+2r on the original base: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. Its first r rows of A and
+columns of B are the trained ones, from which a run resumes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def check_base(model: Any, kind: str) -> None:
+    """Raise ValueError unless a base's weights are fp32, which keeps their change exact."""
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32:
+        raise ValueError(
+            f"model.adapter: {kind} changes the model's weights, which {str(dtype)[6:]} would "
+            "round, so that a checkpoint would not be what was trained: set model.dtype: float32"
+        )
+
+
+def keep_start(model: Any) -> None:
+    """Keep A0 and B0 of a PEFT model's new adapter, by the names in its file, in `lora_start`."""
+    from posttrain.model.adapters.peft import saved_names
+
+    state = model.state_dict()
+    model.lora_start = {
+        name: state[own].detach().cpu().clone()
+        for name, own in saved_names(model).items()
+        if _side(name) is not None
+    }
+
+
+def as_plain_lora(
+    model: Any, config: Any, tensors: dict[str, Tensor]
+) -> tuple[Any, dict[str, Tensor]]:
+    """Return the config and tensors of an adapter's file on the original base.
+
+    Those of an adapter that did not change its base stay as they are."""
+    if (start := getattr(model, "lora_start", None)) is None:
+        return config, tensors
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
+    config.alpha_pattern = {name: 2 * x for name, x in (config.alpha_pattern or {}).items()}
+    return config, tensors | {
+        name: torch.cat([tensors[name], first if _side(name) == 0 else -first], dim=_side(name))
+        for name, first in start.items()
+    }
+
+
+def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
+    """Return an adapter's tensors as the model has them, from those in its file.
+
+    Raises ValueError if the file's start is not the model's: the base would be another one."""
+    parts = dict(tensors)
+    for name, first in getattr(model, "lora_start", {}).items():
+        if name not in tensors:
+            continue
+        side = _side(name)
+        assert side is not None
+        trained, rest = tensors[name].split(first.shape[side], dim=side)
+        if not torch.equal(rest, first if side == 0 else -first):
+            raise ValueError(
+                f"{path} begins from other singular values or factors of the base's weights than "
+                "this machine computes, so that the run cannot be resumed here: train its "
+                "checkpoint further as a new run, with model.name"
+            )
+        parts[name] = trained.contiguous()
+    return parts
+
+
+def _side(name: str) -> int | None:
+    """Return the dimension of rank of a tensor: 0 for A, 1 for B, None for others."""
+    return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None

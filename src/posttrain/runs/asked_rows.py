@@ -1,0 +1,107 @@
+"""The rows of a file that a model is asked with: read, named by their line, and checked.
+
+Nothing here needs a tokenizer or a model, which take longer than everything else that can fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from posttrain.common.errors import SettingError
+from posttrain.common.files import expanded
+from posttrain.data.files import placed_rows, read_path
+from posttrain.data.forms import standard_form
+from posttrain.data.messages import messages_of
+from posttrain.data.rows import Row, numbered, rename_columns
+from posttrain.data.templates import fill, template_text
+from posttrain.data.verl import from_verl
+from posttrain.rewards.base import RewardFn, columns_of
+from posttrain.rewards.checks import Checked, RowFault
+from posttrain.runs.inference import InferenceConfig
+
+FIX = "name it with columns, for example prompt=question"
+
+
+def read_rows(source: str, config: InferenceConfig) -> tuple[list[str], list[Row]]:
+    """Return the place and the row of each row of a file, folder or glob, in posttrain's columns.
+
+    Raises ValueError that names a malformed row by file and line."""
+    if config.prompt_template is not None:
+        try:
+            template_text(config.prompt_template)
+        except SettingError as error:
+            raise error.renamed("prompt_template") from None
+    location = Path(expanded(source))
+    placed = placed_rows(location) if location.is_file() else numbered(_rows_of(source), source)
+    places, rows = [], []
+    for place, row in placed:
+        places.append(place)
+        rows.append(_read(place, row, config))
+    if not rows:
+        raise ValueError(f"{source}: no rows")
+    return places, rows
+
+
+def _rows_of(source: str) -> list[Row]:
+    return read_path(source, "train")
+
+
+def _read(place: str, row: Row, config: InferenceConfig) -> Row:
+    if config.columns:
+        row = rename_columns(row, config.columns, place)
+    if "reward_model" in row:
+        row = from_verl(row)
+    try:
+        row = standard_form(row)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if config.prompt_template is None:
+        return row
+    if "messages" in row:
+        raise ValueError(
+            f"{place}: the row has messages, which no prompt_template fills: leave one of them out"
+        )
+    return fill(config.prompt_template, row, place, FIX)
+
+
+def check_rows(places: Sequence[str], rows: Sequence[Row], written: Sequence[str]) -> None:
+    """Raise ValueError naming a row without a readable prompt, or with a column that is `written`.
+
+    A column is never replaced: it may be what completions are compared with."""
+    for place, row in zip(places, rows, strict=True):
+        columns = [name for name in ("prompt", "messages") if name in row]
+        if not columns:
+            raise ValueError(
+                f"{place}: expected the column prompt or messages, got "
+                f"{', '.join(map(str, row)) or 'none'} ({FIX})"
+            )
+        if len(columns) == 1:  # of both, the chat template decides which one is read
+            try:
+                if not messages_of(row, columns[0]):
+                    raise ValueError(f"{columns[0]} is empty")
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        for name in written:
+            if name in row:
+                raise ValueError(
+                    f"{place}: the row has a column {name}, which the completions are written "
+                    f"with: rename it, for example with columns reference={name}"
+                )
+
+
+def check_reward(reward: RewardFn, places: Sequence[str], rows: Sequence[Row]) -> None:
+    """Raise ValueError naming a row that lacks a column of the reward or cannot be judged."""
+    needed = columns_of(reward)
+    for place, row in zip(places, rows, strict=True):
+        for column in needed:
+            if column not in row:
+                raise ValueError(
+                    f"{place}: the reward needs the column {column}, got {', '.join(row)} "
+                    f"(name it with columns, for example {column}=THEIRS)"
+                )
+    if isinstance(reward, Checked):
+        try:
+            reward.check_rows(rows)
+        except RowFault as fault:
+            raise ValueError(f"{places[fault.index]}: {fault}") from None

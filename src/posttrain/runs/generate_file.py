@@ -1,0 +1,371 @@
+"""Completions of the rows of a file: rows in, rows out, resumable, on any number of ranks.
+
+The rows are cut into parts of a fixed size, and a rank samples a part at once. A part's completions
+depend on its rows and its place alone, so the file has the same bytes whatever was killed between
+and however many ranks there were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from posttrain.common import distributed
+from posttrain.common.console import CONSOLE
+from posttrain.common.environment import versions
+from posttrain.common.errors import SettingError
+from posttrain.common.files import expanded, finite, short_hash, write_text
+from posttrain.common.seeds import mix
+from posttrain.config.base import Free, marks
+from posttrain.data.contents import packed, suffix_of
+from posttrain.data.kinds.prompt import Prompt
+from posttrain.data.noted import Noted, count
+from posttrain.data.noted import lines as note_lines
+from posttrain.data.render import Renderer
+from posttrain.data.rows import Row
+from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
+from posttrain.evaluation.statistics import share
+from posttrain.evaluation.store import contents_hash
+from posttrain.model.device import choose_device, choose_dtype
+from posttrain.model.folder import resolve_model_path, trained_with
+from posttrain.model.loaded import start_hash
+from posttrain.rewards.base import RewardConfig, RewardFailure, RewardFn
+from posttrain.rewards.build import build_reward
+from posttrain.rewards.score import parts_of, verdict_of
+from posttrain.rewards.scoring import score_each
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Rollout, SamplingParams
+from posttrain.runs.asked_rows import check_reward, check_rows, read_rows
+from posttrain.runs.inference import InferenceConfig, inference_config
+from posttrain.runs.parts import Parts, held
+from posttrain.runs.synthesize import asked_of
+
+PART = {"cpu": 64, "cuda": 1024}
+"""Completions in a part: enough for a full batch, few enough to lose by a kill."""
+PROGRESS_SECONDS = 10.0  # between two lines of progress
+
+
+def columns_written(config: InferenceConfig) -> list[str]:
+    """Return the columns that each row is written with, in addition to its own."""
+    names = ["completion", "finish_reason", "num_tokens"]
+    names += ["sample"] if config.num_samples > 1 else []
+    names += ["score", "verdict", "rewards"] if config.reward is not None else []
+    return names + (["token_ids", "logprobs"] if config.logprobs else [])
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the parts are made of."""
+
+    file: str
+    places: list[str]
+    """Where each row is, to name it in errors."""
+    prompts: list[Prompt]
+    config: InferenceConfig
+    renderer: Renderer
+    reward: RewardFn | None
+    params: SamplingParams
+    rows_per_part: int
+
+    @property
+    def num_parts(self) -> int:
+        """The number of parts."""
+        return -(-len(self.prompts) // self.rows_per_part)
+
+    def rows_of(self, part: int) -> range:
+        """Return the indices of a part's rows."""
+        start = part * self.rows_per_part
+        return range(start, min(start + self.rows_per_part, len(self.prompts)))
+
+
+def generate_file(
+    model: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    /,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Write the rows of `file` with completions to `output`, a JSONL file; return the summary.
+
+    `settings` are the keys of InferenceConfig and win over those of `config`, a YAML file. Row i
+    and its sample j have the completion that `generate` gives for the same prompts and settings.
+    A killed call is completed by the same call. Raises ValueError that names the file and line of a
+    malformed row before the model is loaded, and SettingError for an `output` that holds other
+    rows.
+
+    Rows are split over the ranks; rank 0 writes `output`, and each returns the summary.
+    """
+    chosen = inference_config(config, settings)
+    distributed.start(chosen.device)
+    if distributed.rank() != 0:
+        CONSOLE.quiet = True
+    name, source = os.fspath(model), os.fspath(file)
+    target = output_file(output, source)
+    job, facts = prepare(name, source, chosen)
+    parts = Parts(target, job.num_parts)
+    if not distributed.from_rank_0(parts.is_whole(facts) if distributed.rank() == 0 else None):
+        sampler = load_sampler(
+            name, chosen.device, chosen.dtype, chosen.max_num_seqs, chosen.quantization
+        )
+        facts |= {"weights": start_hash(sampler.policy.causal_lm())}
+        if distributed.rank() == 0:
+            parts.is_whole(facts)
+            parts.begin(facts)
+            with held(parts.folder):
+                make(parts, job, sampler)
+                parts.wait()
+                parts.join(facts, summary_of(parts.lines(), job) | {"versions": versions()})
+        else:
+            make(parts, job, sampler)
+    elif distributed.rank() == 0:
+        parts.clean()
+        CONSOLE.print(f"{target} is already finished", markup=False)
+    record = json.loads(parts.record.read_text()) if distributed.rank() == 0 else None
+    summary: dict[str, Any] = distributed.from_rank_0(record)
+    return summary
+
+
+def output_file(output: str | os.PathLike[str], source: str) -> Path:
+    """Return the file to write; raise SettingError if it is no JSONL file, or the file of rows."""
+    target = Path(expanded(os.fspath(output)))
+    if suffix_of(target) != ".jsonl" or packed(target):
+        raise SettingError("output", f"expected the name of a .jsonl file, got {target}")
+    if target.exists() and not target.is_file():
+        raise SettingError("output", f"{target} is not a file")
+    if target.resolve() == Path(expanded(source)).resolve():
+        raise SettingError("output", f"{target} is the file of the rows: give another")
+    target = target.resolve()
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        state = "cannot be written to" if folder.is_dir() else "is not a folder"
+        raise SettingError("output", f"{folder} {state}")
+    return target
+
+
+def prepare(model: str, source: str, config: InferenceConfig) -> tuple[Job, dict[str, Any]]:
+    """Return the job, and the facts that decide what it writes, but for the weights.
+
+    Everything that can be wrong with the rows is found here, without the weights."""
+    places, rows = read_rows(source, config)
+    check_rows(places, rows, columns_written(config))
+    reward = None if config.reward is None else build_reward(config.reward)
+    if reward is not None:
+        check_reward(reward, places, rows)
+    template, system_prompt = as_trained(model, config.template, config.system_prompt)
+    renderer, limit = load_renderer(model, template, system_prompt)
+    prompts = render(places, rows, renderer, limit - config.max_new_tokens, source)
+    device = choose_device(config.device)
+    params = SamplingParams(
+        config.max_new_tokens,
+        renderer.stop_token_ids,
+        config.temperature,
+        config.top_p,
+        config.top_k,
+    )
+    size = max(1, PART[device.type] // config.num_samples)
+    job = Job(source, places, prompts, config, renderer, reward, params, size)
+    trained = trained_with(resolve_model_path(model))[2]
+    if trained is not None and trained != config.prompt_template:
+        CONSOLE.print(
+            f"note: the model was trained with data.prompt_template {trained!r}, and is asked with "
+            f"prompt_template {config.prompt_template!r}: set prompt_template to the same",
+            markup=False,
+        )
+    keys = config.model_dump(mode="json", exclude={"max_num_seqs", "device", "dtype"})
+    facts = keys | {
+        "template": "chat" if renderer.chat else "plain",
+        "system_prompt": system_prompt,
+        "device": device.type,
+        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
+        "stop_tokens": renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids)),
+        "num_rows": len(rows),
+        "rows": short_hash(json.dumps(rows, default=str)),
+        "prompts": short_hash([prompt.input_ids for prompt in prompts]),
+        "reward": reward_facts(config.reward),
+    }
+    return job, facts
+
+
+def reward_facts(reward: RewardConfig | None) -> dict[str, Any] | None:
+    """Return the keys of a reward that decide its scores, with a hash of the files they name."""
+    if reward is None:
+        return None
+    free = {key for key, info in type(reward).model_fields.items() if marks(info, Free)}
+    keys = reward.model_dump(mode="json", exclude=free)
+    return keys | {"files": [contents_hash(path) for path in _paths_in(keys)]}
+
+
+def _paths_in(value: Any) -> Iterator[str]:
+    """Yield the values of keys named path, at any depth."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _paths_in(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key == "path" and isinstance(item, str):
+                yield item
+            else:
+                yield from _paths_in(item)
+
+
+def render(
+    places: Sequence[str], rows: Sequence[Row], renderer: Renderer, longest: int, source: str
+) -> list[Prompt]:
+    """Return the rendered rows; raise ValueError naming one that cannot be, or is too long."""
+    prompts: list[Prompt] = []
+    notes: dict[str, Noted] = {}
+    overlong: list[tuple[str, int]] = []
+    for number, (place, row) in enumerate(zip(places, rows, strict=True), 1):
+        try:
+            ids, noted = renderer.prompt(row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        count(notes, number, noted)
+        prompts.append(Prompt(ids, row))
+        if len(ids) > longest:
+            overlong.append((place, len(ids)))
+    if overlong:
+        place, length = overlong[0]
+        others = f", and {len(overlong) - 1:,} further rows are too long" if overlong[1:] else ""
+        raise ValueError(
+            f"{place}: the prompt has {length} tokens, and max_new_tokens leaves room for "
+            f"{max(longest, 0)}{others}: lower max_new_tokens, or shorten or remove such rows"
+        )
+    for line in note_lines(source[-31:], len(rows), notes):
+        CONSOLE.print(line.strip(), markup=False)
+    return prompts
+
+
+def make(parts: Parts, job: Job, sampler: NativeSampler) -> None:
+    """Sample, score and write this rank's share of the parts that are missing."""
+    missing = distributed.from_rank_0(parts.missing())
+    progress = Progress(job, len(job.prompts) - sum(len(job.rows_of(i)) for i in missing))
+    for number in missing[distributed.rank() :: distributed.num_ranks()]:
+        rows = job.rows_of(number)
+        rollouts = sample(job, rows, sampler, progress)
+        lines = written(job, rows, rollouts)
+        text = "".join(json.dumps(finite(row), default=str) + "\n" for row in lines)
+        write_text(parts.part(number), text)
+    if missing:
+        progress.show()
+
+
+def sample(job: Job, rows: range, sampler: NativeSampler, progress: Progress) -> list[Rollout]:
+    """Return the completions of a part's rows, num_samples of each."""
+    n = job.config.num_samples
+    ids = [job.prompts[i].input_ids for i in rows for _ in range(n)]
+    seeds = [mix(job.config.seed, i * n + j) for i in rows for j in range(n)]
+    return sampler.generate(ids, job.params, seeds, progress)
+
+
+def written(job: Job, rows: range, rollouts: list[Rollout]) -> Iterator[Row]:
+    """Yield a row for each completion: the row that was read, and what is asked for."""
+    config, n = job.config, job.config.num_samples
+    texts = [job.renderer.decode(rollout.response_ids) for rollout in rollouts]
+    scores = scored(job, rows, rollouts, texts) if job.reward is not None else [None] * len(texts)
+    for place, (rollout, text, score) in enumerate(zip(rollouts, texts, scores)):
+        row = dict(job.prompts[rows[place // n]].row)
+        row["completion"], row["finish_reason"] = text, rollout.finish_reason
+        row["num_tokens"] = len(rollout.response_ids)
+        if n > 1:
+            row["sample"] = place % n
+        if config.reward is not None:
+            row["score"] = None if score is None else float(score)
+            row["verdict"] = verdict_of(score)
+            if (of_parts := parts_of(score)) is not None:
+                row["rewards"] = of_parts
+        if config.logprobs:
+            row["token_ids"] = rollout.response_ids
+            # to the precision of fp32; + 0.0 makes -0.0 a 0
+            row["logprobs"] = [round(value, 6) + 0.0 for value in rollout.logprobs]
+        yield row
+
+
+def scored(job: Job, rows: range, rollouts: list[Rollout], texts: list[str]) -> list[float | None]:
+    """Return the scores of a part's completions; equal ones of a row are scored once."""
+    assert job.reward is not None
+    n = job.config.num_samples
+    calls, keys = [], []
+    for number, i in enumerate(rows):
+        share = slice(number * n, (number + 1) * n)
+        distinct = {t: r.response_ids for t, r in zip(texts[share], rollouts[share])}
+        prompt = job.prompts[i]
+        asked, columns = [asked_of(prompt, job.renderer)] * len(distinct), [prompt.row]
+        calls.append((asked, list(distinct), list(distinct.values()), columns * len(distinct)))
+        keys.append(texts[share])
+    try:
+        results = score_each(job.reward, calls)
+    except RewardFailure as error:
+        raise ValueError(
+            f"{job.places[rows[0]]} to {job.places[rows[-1]].rpartition(', ')[2]}: {error}"
+        ) from None
+    scores = [dict(zip(call[1], values)) for call, values in zip(calls, results)]
+    return [known[text] for known, own in zip(scores, keys) for text in own]
+
+
+class Progress:
+    """A line with the rows that are done and the tokens per second, every few seconds."""
+
+    def __init__(self, job: Job, rows_before: int) -> None:
+        self.job, self.rows_before = job, rows_before
+        self.begun = self.shown = time.perf_counter()
+        self.tokens = self.completions = 0
+        if rows_before:
+            CONSOLE.print(f"{rows_before:,} of {len(job.prompts):,} rows are there", markup=False)
+
+    def __call__(self, place: int, rollout: Rollout) -> None:
+        """Count a completion that has finished; show a line if the last one is some time ago."""
+        self.tokens += len(rollout.response_ids)
+        self.completions += 1
+        if time.perf_counter() - self.shown > PROGRESS_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        """Print a line. Those of other ranks are taken to be as many."""
+        self.shown = time.perf_counter()
+        ranks = distributed.num_ranks()
+        rate = ranks * self.tokens / (self.shown - self.begun)
+        rows = self.rows_before + ranks * self.completions // self.job.config.num_samples
+        of_all = f"{min(rows, len(self.job.prompts)):,} of {len(self.job.prompts):,} rows"
+        CONSOLE.print(f"{of_all}, {rate:,.0f} tokens/s", markup=False)
+
+
+def summary_of(lines: Iterator[str], job: Job) -> dict[str, Any]:
+    """Return the counts of a whole file, from its lines."""
+    counted = ("num_tokens", "finish_reason", "score", "verdict")
+    rows = [{name: row.get(name) for name in counted} for row in map(json.loads, lines)]
+    assert len(rows) == len(job.prompts) * job.config.num_samples, "a part lacks rows"
+    summary = {
+        "num_rows": len(job.prompts),
+        "num_completions": len(rows),
+        "num_tokens": sum(row["num_tokens"] for row in rows),
+        "truncated": share([row["finish_reason"] == "length" for row in rows]),
+    }
+    if job.config.reward is None:
+        return summary
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    verdicts = Counter(row["verdict"] for row in rows if row["verdict"] is not None)
+    mean = fmean(scores) if scores else None
+    return summary | {"scored": len(scores), "mean_score": mean, "verdicts": dict(verdicts)}
+
+
+def described(summary: dict[str, Any]) -> str:
+    """Return the counts of a summary in a line."""
+    line = (
+        f"rows {summary['num_rows']:,}  completions {summary['num_completions']:,}  "
+        f"tokens {summary['num_tokens']:,}  truncated {summary['truncated']:.1%}"
+    )
+    if "mean_score" in summary:
+        mean = summary["mean_score"]
+        line += "  mean score " + ("none" if mean is None else f"{mean:.4f}")
+        line += "".join(f"  {verdict} {n:,}" for verdict, n in summary["verdicts"].items())
+    return line

@@ -1,0 +1,1 @@
+"""Layer 11: models after training, over HTTP and in a terminal."""
