@@ -43,21 +43,25 @@ def load_for_sampling(
     return renderer, load_sampler(model, device, dtype, max_num_seqs, quantization), limit
 
 
-def load_renderer(model: str, template: str, system_prompt: str | None) -> tuple[Renderer, int]:
+def load_renderer(
+    model: str, template: str, system_prompt: str | None, today: datetime.date | None = None
+) -> tuple[Renderer, int]:
     """Return the renderer of a model's prompts, and the longest sequence in tokens that it takes.
 
-    No weights are loaded, so that prompts can be checked first."""
+    No weights are loaded, so that prompts can be checked first. A chat template that writes the day
+    of its use writes that of the model's training, or else `today`, by default this day."""
     name = resolve_model_path(model)
     check_writes(model)
     if template not in ("auto", "chat", "plain"):
         raise SettingError("template", f"expected auto, chat or plain, got {template!r}")
     stops, date = generation_stops(name), trained_date(name)
     tokenizer = load_tokenizer(name)
-    renderer = make_renderer(tokenizer, template, system_prompt, stops, date)
     if template != "plain" and is_dated(tokenizer):
-        day = f"{date}, as in the model's training" if date else f"{datetime.date.today()}, today"
+        today = today or datetime.date.today()
+        day = f"{date}, as in the model's training" if date else str(today)
         log.warning("the chat template writes a date: %s", day)
-    return renderer, max_positions(name)
+        date = date or today
+    return make_renderer(tokenizer, template, system_prompt, stops, date), max_positions(name)
 
 
 def load_sampler(

@@ -12,7 +12,7 @@ from posttrain.model.adapters.peft import load_adapter
 from posttrain.model.adapters.saved import load_saved
 from posttrain.model.classifiers import classifier_class
 from posttrain.model.config import ModelConfig, QuantizationConfig
-from posttrain.model.device import choose_dtype
+from posttrain.model.device import cast_parameters, choose_dtype
 from posttrain.model.folder import (
     SAVED_HEAD,
     base_model,
@@ -73,7 +73,8 @@ def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokeni
     device = next(policy.parameters()).device
     plain = config.model_copy(update={"adapter": NoAdapter(), "gradient_checkpointing": False})
     reference = load_policy(plain, name, device, seed=0).requires_grad_(False).eval()
-    return reference.to(reference.autocast or torch.float32)
+    cast_parameters(reference, reference.autocast or torch.float32)
+    return reference
 
 
 def add_adapter(model: Any, config: ModelConfig, seed: int, whole: list[str] | None = None) -> Any:

@@ -38,6 +38,7 @@ from posttrain.model.backbone import last_hidden, one_by_one, run_rows
 from posttrain.model.folder import ADAPTER_PREFIX, adapter_config, is_adapter
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.probe import gap, probe_rows
+from posttrain.model.quantized import warn_if_stored_otherwise
 
 BASE = -1
 """The number of rows without an adapter."""
@@ -105,6 +106,7 @@ class ManyAdapters:
         if name in self.numbers:
             raise ValueError(f"an adapter is loaded as {name!r} already: unload it first")
         _check_mixes(folder)
+        warn_if_stored_otherwise(self.policy, folder)
         number = self.version  # which only grows
         with _quiet(self.policy):
             before = _logprobs(self.policy)

@@ -38,6 +38,8 @@ class Models:
     labels: dict[str, Any] | None = None
     """Labels of a classifier: `labels` in their order, `multi_label`, and `tokens` if it has no
     head; saved with it."""
+    lr_ratio: float = 1.0
+    """Learning rate of a LoRA's B divided by that of its A."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept if a reference is needed."""
     other: LanguageModel | None = None

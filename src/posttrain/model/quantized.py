@@ -15,6 +15,7 @@ from torch import nn
 
 from posttrain.model.backbone import backbone_of
 from posttrain.model.config import ModelConfig, QuantizationConfig
+from posttrain.model.device import cast_parameters
 from posttrain.model.folder import base_model, saved_quantization
 from posttrain.model.kernels.quantized import (
     dequantise,
@@ -112,9 +113,10 @@ def quantise(
             if is_linear(layer) and name not in whole and _fits(kind, layer)
         ]
         if not layers:
+            plain = any(is_linear(layer) for layer in backbone.modules())
             raise ValueError(
                 f"model.quantization: no layer of {type(model).__name__} can be stored as {kind}: "
-                f"it needs linear layers whose width is a multiple of {BLOCK}"
+                + (f"no width is a multiple of {BLOCK}" if plain else "none is plainly linear")
             )
         for name, layer in layers:
             backbone.set_submodule(name, _stored(layer, section, device, dtype))
@@ -181,10 +183,8 @@ def _settle(model: Any, dtype: torch.dtype) -> None:
     for module in model.modules():
         if type(module).__module__.startswith("bitsandbytes."):  # of a folder that was quantised
             use_own_product(module)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    model.requires_grad_(False)
+    cast_parameters(model, dtype)
     # PEFT chooses its layers by these
     kinds = {type(m.weight).__name__ for m in quantised_layers(model)}
     model.is_loaded_in_4bit = "Params4bit" in kinds
@@ -208,6 +208,14 @@ def describe_quantised(network: nn.Module) -> list[str]:
         f"{num_parameters(network):,} parameters in {stored / 2**20:,.1f} MiB "
         f"({8 * stored / count:.2f} bits each)"
     ]
+
+
+def warn_if_stored_otherwise(policy: nn.Module, folder: str) -> None:
+    """Warn if an adapter is read on weights that are stored otherwise than in its training."""
+    trained, now = saved_quantization(folder), stored_as(policy)
+    if trained != now:
+        names = [how["type"] if how else "weights as in the files" for how in (trained, now)]
+        log.warning("%s was trained on %s and is read on %s: it fits less well", folder, *names)
 
 
 def with_adapter_applied(model: Any) -> Any:

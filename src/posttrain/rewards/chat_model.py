@@ -15,6 +15,7 @@ from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import (
     generation_stops,
     is_adapter,
+    refuse_reft,
     resolve_model_path,
     trained_date,
     trained_with,
@@ -40,6 +41,7 @@ def asker(
     if not Path(name).is_dir():
         raise ValueError(f"reward.path: {path} is not a folder; expected that of a language model")
     try:
+        refuse_reft(name, "run by transformers: use a server (reward.url)")
         refuse_classifier(name)
         template, system_prompt, _ = trained_with(name)
         tokenizer, date = load_tokenizer(name), trained_date(name)

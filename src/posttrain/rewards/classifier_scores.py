@@ -8,12 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.model.load import load_classifier
+from posttrain.common.batch import Sequence, pack
+from posttrain.model.config import ModelConfig
+from posttrain.model.folder import is_reft
+from posttrain.model.forward import forward
+from posttrain.model.heads import add_scoring_head
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.load import load_classifier, load_policy
 from posttrain.rewards.base import RewardFailure
 
 
 def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return the model in eval mode; raise RewardFailure if the folder lacks some weights."""
+    """Return the model in eval mode; raise RewardFailure if the folder lacks some weights.
+
+    It is a sequence classifier of transformers, or with edits of ReFT a LanguageModel."""
+    if is_reft(path):
+        return _with_edits(path, device, dtype)
     model, lacking = load_classifier(path, dtype)
     if lacking:
         missing = ", ".join(lacking[:3])
@@ -25,6 +35,23 @@ def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
     return model.eval().to(device)
 
 
+def _with_edits(path: str, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    keys = {"name": path, "dtype": str(dtype).removeprefix("torch."), "adapter": "none"}
+    policy = load_policy(ModelConfig.model_validate(keys), path, device, seed=0, scores=True)
+    add_scoring_head(policy, path)
+    return policy.requires_grad_(False).eval()
+
+
+def _scores_of(policy: LanguageModel, sequences: list[list[int]]) -> list[float]:
+    rows = [
+        Sequence(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool)) for ids in sequences
+    ]
+    batch = pack(rows).to(next(policy.parameters()).device)
+    scores = forward(policy, batch, head=True).scores
+    assert scores is not None
+    return scores[batch.last_tokens()].float().tolist()
+
+
 @torch.inference_mode()
 def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[float | None]:
     """Return the logit of every sequence, which except for rounding does not depend on the others.
@@ -32,6 +59,11 @@ def score_ids(model: Any, sequences: list[list[int]], max_tokens: int) -> list[f
     A batch holds at most `max_tokens` tokens, padding included.
     """
     scores: list[float | None] = [None] * len(sequences)
+    if isinstance(model, LanguageModel):
+        for part in token_batches([len(ids) for ids in sequences], max_tokens):
+            for i, score in zip(part, _scores_of(model, [sequences[i] for i in part])):
+                scores[i] = score
+        return scores
     for batch in token_batches([len(ids) for ids in sequences], max_tokens):
         rows = [sequences[i] for i in batch]
         # transformers reads the score at the last token that is not the pad token. A pad token that

@@ -26,6 +26,7 @@ from posttrain.model.folder import (
     check_adapter_file,
     holds_classifier,
     is_adapter,
+    is_reft,
     resolve_model_path,
     saved_separator,
     trained_date,
@@ -142,7 +143,8 @@ def check_folder(path: str) -> Any:
     if is_adapter(folder):
         if not holds_classifier(folder):
             raise ValueError(f"reward.path: {path} holds an adapter, but not of a reward model")
-        check_adapter_file(folder)
+        if not is_reft(folder):
+            check_adapter_file(folder)
         base = base_model(path)
         integrity.check_folder(base)
         try:

@@ -16,6 +16,7 @@ from posttrain.data.messages import messages_of
 from posttrain.data.rows import Row, numbered, rename_columns
 from posttrain.data.templates import fill, template_text
 from posttrain.data.verl import from_verl
+from posttrain.model.folder import is_adapter, resolve_model_path
 from posttrain.rewards.base import RewardFn, columns_of
 from posttrain.rewards.checks import Checked, RowFault
 from posttrain.runs.inference import InferenceConfig
@@ -105,3 +106,31 @@ def check_reward(reward: RewardFn, places: Sequence[str], rows: Sequence[Row]) -
             reward.check_rows(rows)
         except RowFault as fault:
             raise ValueError(f"{places[fault.index]}: {fault}") from None
+
+
+def adapters_of(places: Sequence[str], rows: Sequence[Row]) -> list[str | None]:
+    """Return the folder that the column adapter of each row names, a run's being its checkpoint.
+
+    None, or an empty text as CSV writes it, is no adapter. Raises ValueError naming a row whose
+    column names none."""
+    known: dict[str, str] = {}
+    folders: list[str | None] = []
+    for place, row in zip(places, rows, strict=True):
+        name = row.get("adapter")
+        if name is None or name == "":
+            folders.append(None)
+            continue
+        if not isinstance(name, str):
+            raise ValueError(f"{place}: adapter must be the text of a path, got {name!r}")
+        if name not in known:
+            try:
+                known[name] = resolve_model_path(name)
+            except ValueError as error:
+                raise ValueError(f"{place}: adapter: {error}") from None
+            if not is_adapter(known[name]):
+                raise ValueError(
+                    f"{place}: the column adapter names {name[:200]}, which holds no adapter: "
+                    "correct the path, or rename the column if it means something else"
+                )
+        folders.append(known[name])
+    return folders

@@ -8,6 +8,8 @@ from posttrain.common import distributed
 from posttrain.common.batch import Example
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
+from posttrain.model.adapters.base import AdapterConfig
+from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.kernels.quantized import num_parameters
 from posttrain.model.quantized import describe_quantised
 from posttrain.model.vocabulary import size_notes
@@ -30,6 +32,7 @@ def describe(plan: Plan) -> str:
         f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
         f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
+        *adapter_line(plan),
         *hardware(plan.config.model, policy),
         *describe_quantised(policy),
         f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
@@ -43,6 +46,32 @@ def describe(plan: Plan) -> str:
     lines += size_notes(policy.causal_lm(), plan.models.tokenizer)
     lines += network_notes(policy, plan.config)
     return "\n".join(lines)
+
+
+def adapter_line(plan: Plan) -> list[str]:
+    """Return a line on what is trained: the adapter with its settings and its share, or all."""
+    section = plan.config.model.adapter
+    trainable = plan.models.trainable()
+    heads = sum(p.numel() for n, p in trainable.items() if n.startswith(HEAD_PREFIXES))
+    if section.type == "none":
+        return [] if plan.base_model is None else ["adapter: none, all weights are trained"]
+    count = sum(p.numel() for p in trainable.values()) - heads
+    base = num_parameters(plan.models.policy.causal_lm()) - count
+    share = f"{100 * count / base:.3g} % of the model's {base:,}"
+    beside = f", beside a head of {heads:,}" if heads else ""
+    return [f"adapter: {section.type}{_settings(section)}, {count:,} parameters, {share}{beside}"]
+
+
+def _settings(section: AdapterConfig) -> str:
+    """Return an adapter's settings that are not the default, and its rank."""
+    fields = type(section).model_fields
+    usual = {key: info.get_default(call_default_factory=True) for key, info in fields.items()}
+    text = ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in dict(section).items()
+        if key in ("r", "rank") or (key != "type" and value != usual.get(key))
+    )
+    return f" ({text})" if text else ""
 
 
 def notes(config: Config, data: Data) -> list[str]:

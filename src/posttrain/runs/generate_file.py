@@ -7,12 +7,12 @@ and however many ranks there were.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,68 +21,25 @@ from posttrain.common import distributed
 from posttrain.common.console import CONSOLE
 from posttrain.common.environment import versions
 from posttrain.common.errors import SettingError
-from posttrain.common.files import expanded, finite, short_hash, write_text
+from posttrain.common.files import expanded, finite, write_text
 from posttrain.common.seeds import mix
-from posttrain.config.base import Free, marks
 from posttrain.data.contents import packed, suffix_of
-from posttrain.data.kinds.prompt import Prompt
-from posttrain.data.noted import Noted, count
-from posttrain.data.noted import lines as note_lines
-from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
-from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
+from posttrain.evaluation.loading import load_sampler
 from posttrain.evaluation.statistics import share
-from posttrain.evaluation.store import contents_hash
-from posttrain.model.device import choose_device, choose_dtype
-from posttrain.model.folder import resolve_model_path, trained_with
 from posttrain.model.loaded import start_hash
-from posttrain.rewards.base import RewardConfig, RewardFailure, RewardFn
-from posttrain.rewards.build import build_reward
+from posttrain.model.many_adapters import load_adapters
+from posttrain.rewards.base import RewardFailure
 from posttrain.rewards.score import parts_of, verdict_of
 from posttrain.rewards.scoring import score_each
 from posttrain.rollout.native.sampler import NativeSampler
-from posttrain.rollout.sampler import Rollout, SamplingParams
-from posttrain.runs.asked_rows import check_reward, check_rows, read_rows
-from posttrain.runs.inference import InferenceConfig, inference_config
+from posttrain.rollout.sampler import Rollout
+from posttrain.runs.file_job import Job, prepare
+from posttrain.runs.inference import inference_config
 from posttrain.runs.parts import Parts, held
 from posttrain.runs.synthesize import asked_of
 
-PART = {"cpu": 64, "cuda": 1024}
-"""Completions in a part: enough for a full batch, few enough to lose by a kill."""
 PROGRESS_SECONDS = 10.0  # between two lines of progress
-
-
-def columns_written(config: InferenceConfig) -> list[str]:
-    """Return the columns that each row is written with, in addition to its own."""
-    names = ["completion", "finish_reason", "num_tokens"]
-    names += ["sample"] if config.num_samples > 1 else []
-    names += ["score", "verdict", "rewards"] if config.reward is not None else []
-    return names + (["token_ids", "logprobs"] if config.logprobs else [])
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that the parts are made of."""
-
-    file: str
-    places: list[str]
-    """Where each row is, to name it in errors."""
-    prompts: list[Prompt]
-    config: InferenceConfig
-    renderer: Renderer
-    reward: RewardFn | None
-    params: SamplingParams
-    rows_per_part: int
-
-    @property
-    def num_parts(self) -> int:
-        """The number of parts."""
-        return -(-len(self.prompts) // self.rows_per_part)
-
-    def rows_of(self, part: int) -> range:
-        """Return the indices of a part's rows."""
-        start = part * self.rows_per_part
-        return range(start, min(start + self.rows_per_part, len(self.prompts)))
 
 
 def generate_file(
@@ -110,13 +67,15 @@ def generate_file(
         CONSOLE.quiet = True
     name, source = os.fspath(model), os.fspath(file)
     target = output_file(output, source)
-    job, facts = prepare(name, source, chosen)
+    job, facts = prepare(name, source, chosen, distributed.from_rank_0(date_of(target)))
     parts = Parts(target, job.num_parts)
     if not distributed.from_rank_0(parts.is_whole(facts) if distributed.rank() == 0 else None):
         sampler = load_sampler(
             name, chosen.device, chosen.dtype, chosen.max_num_seqs, chosen.quantization
         )
         facts |= {"weights": start_hash(sampler.policy.causal_lm())}
+        if names := {name for name in job.adapters if name is not None}:
+            load_adapters(sampler.policy, {name: name for name in sorted(names)})
         if distributed.rank() == 0:
             parts.is_whole(facts)
             parts.begin(facts)
@@ -151,98 +110,10 @@ def output_file(output: str | os.PathLike[str], source: str) -> Path:
     return target
 
 
-def prepare(model: str, source: str, config: InferenceConfig) -> tuple[Job, dict[str, Any]]:
-    """Return the job, and the facts that decide what it writes, but for the weights.
-
-    Everything that can be wrong with the rows is found here, without the weights."""
-    places, rows = read_rows(source, config)
-    check_rows(places, rows, columns_written(config))
-    reward = None if config.reward is None else build_reward(config.reward)
-    if reward is not None:
-        check_reward(reward, places, rows)
-    template, system_prompt = as_trained(model, config.template, config.system_prompt)
-    renderer, limit = load_renderer(model, template, system_prompt)
-    prompts = render(places, rows, renderer, limit - config.max_new_tokens, source)
-    device = choose_device(config.device)
-    params = SamplingParams(
-        config.max_new_tokens,
-        renderer.stop_token_ids,
-        config.temperature,
-        config.top_p,
-        config.top_k,
-    )
-    size = max(1, PART[device.type] // config.num_samples)
-    job = Job(source, places, prompts, config, renderer, reward, params, size)
-    trained = trained_with(resolve_model_path(model))[2]
-    if trained is not None and trained != config.prompt_template:
-        CONSOLE.print(
-            f"note: the model was trained with data.prompt_template {trained!r}, and is asked with "
-            f"prompt_template {config.prompt_template!r}: set prompt_template to the same",
-            markup=False,
-        )
-    keys = config.model_dump(mode="json", exclude={"max_num_seqs", "device", "dtype"})
-    facts = keys | {
-        "template": "chat" if renderer.chat else "plain",
-        "system_prompt": system_prompt,
-        "device": device.type,
-        "dtype": str(choose_dtype(config.dtype, device)).removeprefix("torch."),
-        "stop_tokens": renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_token_ids)),
-        "num_rows": len(rows),
-        "rows": short_hash(json.dumps(rows, default=str)),
-        "prompts": short_hash([prompt.input_ids for prompt in prompts]),
-        "reward": reward_facts(config.reward),
-    }
-    return job, facts
-
-
-def reward_facts(reward: RewardConfig | None) -> dict[str, Any] | None:
-    """Return the keys of a reward that decide its scores, with a hash of the files they name."""
-    if reward is None:
-        return None
-    free = {key for key, info in type(reward).model_fields.items() if marks(info, Free)}
-    keys = reward.model_dump(mode="json", exclude=free)
-    return keys | {"files": [contents_hash(path) for path in _paths_in(keys)]}
-
-
-def _paths_in(value: Any) -> Iterator[str]:
-    """Yield the values of keys named path, at any depth."""
-    if isinstance(value, list):
-        for item in value:
-            yield from _paths_in(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key == "path" and isinstance(item, str):
-                yield item
-            else:
-                yield from _paths_in(item)
-
-
-def render(
-    places: Sequence[str], rows: Sequence[Row], renderer: Renderer, longest: int, source: str
-) -> list[Prompt]:
-    """Return the rendered rows; raise ValueError naming one that cannot be, or is too long."""
-    prompts: list[Prompt] = []
-    notes: dict[str, Noted] = {}
-    overlong: list[tuple[str, int]] = []
-    for number, (place, row) in enumerate(zip(places, rows, strict=True), 1):
-        try:
-            ids, noted = renderer.prompt(row)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        count(notes, number, noted)
-        prompts.append(Prompt(ids, row))
-        if len(ids) > longest:
-            overlong.append((place, len(ids)))
-    if overlong:
-        place, length = overlong[0]
-        others = f", and {len(overlong) - 1:,} further rows are too long" if overlong[1:] else ""
-        raise ValueError(
-            f"{place}: the prompt has {length} tokens, and max_new_tokens leaves room for "
-            f"{max(longest, 0)}{others}: lower max_new_tokens, or shorten or remove such rows"
-        )
-    for line in note_lines(source[-31:], len(rows), notes):
-        CONSOLE.print(line.strip(), markup=False)
-    return prompts
+def date_of(target: Path) -> datetime.date | None:
+    """Return the date that a file which was begun has in its prompts; None if there is none."""
+    date = Parts(target, 0).made_of().get("date")
+    return datetime.date.fromisoformat(date) if date else None
 
 
 def make(parts: Parts, job: Job, sampler: NativeSampler) -> None:
@@ -264,13 +135,15 @@ def sample(job: Job, rows: range, sampler: NativeSampler, progress: Progress) ->
     n = job.config.num_samples
     ids = [job.prompts[i].input_ids for i in rows for _ in range(n)]
     seeds = [mix(job.config.seed, i * n + j) for i in rows for j in range(n)]
-    return sampler.generate(ids, job.params, seeds, progress)
+    adapters = [job.adapters[i] for i in rows for _ in range(n)]
+    return sampler.generate(ids, job.params, seeds, progress, adapters)
 
 
 def written(job: Job, rows: range, rollouts: list[Rollout]) -> Iterator[Row]:
     """Yield a row for each completion: the row that was read, and what is asked for."""
     config, n = job.config, job.config.num_samples
-    texts = [job.renderer.decode(rollout.response_ids) for rollout in rollouts]
+    renderers = [job.renderers[job.adapters[i]] for i in rows for _ in range(n)]
+    texts = [r.decode(rollout.response_ids) for r, rollout in zip(renderers, rollouts)]
     scores = scored(job, rows, rollouts, texts) if job.reward is not None else [None] * len(texts)
     for place, (rollout, text, score) in enumerate(zip(rollouts, texts, scores)):
         row = dict(job.prompts[rows[place // n]].row)
@@ -299,7 +172,7 @@ def scored(job: Job, rows: range, rollouts: list[Rollout], texts: list[str]) -> 
         share = slice(number * n, (number + 1) * n)
         distinct = {t: r.response_ids for t, r in zip(texts[share], rollouts[share])}
         prompt = job.prompts[i]
-        asked, columns = [asked_of(prompt, job.renderer)] * len(distinct), [prompt.row]
+        asked, columns = [asked_of(prompt, job.renderers[None])] * len(distinct), [prompt.row]
         calls.append((asked, list(distinct), list(distinct.values()), columns * len(distinct)))
         keys.append(texts[share])
     try:

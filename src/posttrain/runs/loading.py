@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from posttrain.model.adapters.peft import load_adapter
-from posttrain.model.folder import holds_classifier, is_adapter
+from posttrain.model.folder import holds_classifier, is_adapter, refuse_reft
 from posttrain.model.load import load_classifier, load_stored
 
 
@@ -23,6 +23,7 @@ def load_trained(checkpoint: Path) -> Any:
         if missing:
             raise ValueError(f"{checkpoint} lacks weights: {', '.join(missing[:3])}")
         return model.eval()
+    refuse_reft(checkpoint, "run by transformers: use posttrain generate, or serve")
     cpu, dtype = torch.device("cpu"), torch.float32
     model = load_stored(str(checkpoint), None, cpu, dtype, dtype)
     if is_adapter(checkpoint):

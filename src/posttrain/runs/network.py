@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.data.kinds.prompt import Prompt
+from posttrain.model.adapters.reft import ReftConfig
 from posttrain.model.classifiers import has_own_classifier
 from posttrain.model.dropout import noises, turn_off
 from posttrain.model.language_model import LanguageModel
@@ -24,6 +25,16 @@ def settle_dropout(policy: LanguageModel, config: Config) -> None:
     """Turn off what a policy draws at random in training, unless it is to apply."""
     if noises(policy) and not dropout_applies(config):
         turn_off(policy)
+
+
+def check_prompts(config: Config) -> None:
+    """Raise ValueError if ReFT is to edit prompts of rows that have none."""
+    kind, rows = config.model.adapter.type, config.algorithm.rows
+    if isinstance(config.model.adapter, ReftConfig) and rows in ("text", "steps"):
+        raise ValueError(
+            f"model.adapter: {kind} edits prompts, and the rows of {config.trainer.type} have none "
+            "that stays the same when a text goes on: use model.adapter: lora"
+        )
 
 
 def check_rotation(policy: LanguageModel, config: Config, prompts: list[Prompt]) -> None:

@@ -49,6 +49,12 @@ class Parts:
         """Return the numbers of the parts that are not written yet."""
         return [number for number in range(self.count) if not self.part(number).is_file()]
 
+    def made_of(self) -> dict[str, Any]:
+        """Return the facts that the file, or what is there of it, was made of; empty if none."""
+        record = _read(self.record) if self.file.exists() else None
+        begun = record["made_of"] if record else _read(self.folder / "made_of.json")
+        return begun or {}
+
     def is_whole(self, facts: Mapping[str, Any]) -> bool:
         """Return whether the file is whole.
 

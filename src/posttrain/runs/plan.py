@@ -43,7 +43,7 @@ from posttrain.runs.data import (
 from posttrain.runs.dates import with_date
 from posttrain.runs.engine import check_engine
 from posttrain.runs.fit import check_rows
-from posttrain.runs.network import check_rotation, settle_dropout
+from posttrain.runs.network import check_prompts, check_rotation, settle_dropout
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
 
@@ -89,6 +89,7 @@ def plan(config: Config) -> Plan:
     tokenizer, name = build_tokenizer(config, mixture)
     model = with_quantization(with_adapter(config.model, name), name)
     config = config.model_copy(update={"model": model})
+    check_prompts(config)
     config = with_date(config, tokenizer, resume)
     limit = length_limit(config, name)
     renderer = build_renderer(config, tokenizer, name)
@@ -161,6 +162,7 @@ def build_models(
     models = Models(
         policy, tokenizer, list(renderer.stop_token_ids), temperature, separator, labels
     )
+    models.lr_ratio = getattr(config.model.adapter, "lr_ratio", 1.0)
     if config.reference is not None and config.reference.name is not None:
         reference = resolve_model_path(config.reference.name)
         models.other = load_reference(config.model, reference, policy, tokenizer)

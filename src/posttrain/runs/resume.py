@@ -124,7 +124,7 @@ def check_resume(path: Path, config: Config, data_hash: str, start: list[str]) -
         file = path / name
         if not file.is_file() or sha256(file) != expected:
             raise ValueError(f"{path} is damaged: {name} is not the file that was saved")
-    before, now = info["config"], dump(config)
+    before, now = with_one_adapter(info["config"]), dump(config)
     if info["versions"]["posttrain"] != version("posttrain"):
         before, new = with_new_keys(before, now)
         if new:
@@ -141,6 +141,16 @@ def check_resume(path: Path, config: Config, data_hash: str, start: list[str]) -
             f"cannot resume from {path}: the weights of {changed[0]}.name changed since the run "
             "began: put the old ones back"
         )
+
+
+def with_one_adapter(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's config with model.adapter, for which version 0.1 had two keys."""
+    model = dict(config.get("model", {}))
+    if "adapter" in model:
+        return config
+    use, lora = model.pop("use_lora", False), model.pop("lora", {})
+    model["adapter"] = {"type": "lora", **lora} if use else {"type": "none"}
+    return config | {"model": model}
 
 
 def with_new_keys(

@@ -14,12 +14,13 @@ from posttrain.common import distributed
 
 
 def build_optimizer(
-    trainable: Mapping[str, nn.Parameter], config: TrainerConfig
+    trainable: Mapping[str, nn.Parameter], config: TrainerConfig, lr_ratio: float = 1.0
 ) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov and Hutter 2019); weight decay acts on matrices only.
 
     Each group stores the ratio of its learning rate to the config's as `lr_scale`; the trainer sets
-    the rate itself at every step. Raises ValueError if the config's rate is 0 and others are not.
+    the rate itself at every step. The rate of a LoRA's B is `lr_ratio` times that of its A (LoRA+,
+    Hayou et al. 2024). Raises ValueError if the config's rate is 0 and others are not.
     """
     rates = config.learning_rates
     if rates and config.learning_rate == 0:
@@ -32,6 +33,7 @@ def build_optimizer(
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0
         rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), None)
         scale = 1.0 if rate is None else rate / config.learning_rate
+        scale *= lr_ratio if ".lora_B." in name else 1.0
         groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -55,7 +55,7 @@ class Trainer:
     """What a rank runs to stay in lockstep while others have more micro-batches."""
 
     def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.models.trainable(), self.config)
+        self.optimizer = build_optimizer(self.models.trainable(), self.config, self.models.lr_ratio)
         self.filler = pack([])  # a rank's first batch may be empty
 
     @property

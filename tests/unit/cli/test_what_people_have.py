@@ -137,7 +137,7 @@ def test_lora_keys_that_an_adapter_contradicts(
     file = recipe(tmp_path, ROWS, model=model)
     for more in ((), ("--dry-run",)):
         assert command("train", file, "model.lora.r=32", *more) == 2
-        assert "model.lora.r is 32, but the adapter" in capsys.readouterr().err
+        assert "model.adapter.r is 32, but the adapter" in capsys.readouterr().err
     assert command("train", file, "trainer.max_steps=1") == 0
     (run,) = (tmp_path / "out").iterdir()
     assert "r: 2" in (run / "config.yaml").read_text()

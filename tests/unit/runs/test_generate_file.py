@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from command import Capture, complaint, output_of
 import posttrain
 from posttrain.common import distributed
 from posttrain.rollout.native.sampler import NativeSampler
-from posttrain.runs import generate_file, inference, parts
+from posttrain.runs import file_job, generate_file, inference, parts
 
 ROWS = [{"prompt": f"{i} and {i % 3}?", "answer": str(i), "id": i} for i in range(11)]
 KEYS: dict[str, Any] = {"max_new_tokens": 6, "num_samples": 2, "seed": 3}
@@ -48,7 +49,7 @@ def chatting(run: posttrain.Run, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_file, "PART", {"cpu": 4})
+    monkeypatch.setattr(file_job, "PART", {"cpu": 4})
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -625,8 +626,8 @@ def processes(tmp_path: Path, arguments: list[str], ranks: int = 1) -> subproces
     """The command in parts of 4 completions, in a process group of its own."""
     script = tmp_path / "command.py"
     script.write_text(
-        "import sys\nfrom posttrain.runs import generate_file\n"
-        "generate_file.PART = {'cpu': 4}\n"
+        "import sys\nfrom posttrain.runs import file_job\n"
+        "file_job.PART = {'cpu': 4}\n"
         "from posttrain.cli.main import main\nmain()\n"
     )
     launcher = [sys.executable, str(script)]
@@ -653,21 +654,22 @@ def test_sigkill_at_random_moments(run: Any, tmp_path: Path, ranks: int) -> None
     source, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
     arguments = ["generate", str(run.folder), "--file", str(source), "--output", str(output)]
     arguments += ["-n", "2", "--max-new-tokens", "60", "--seed", "3", "--logprobs"]
-    chance, kills, most = random.Random(ranks), 0, 0
-    for _ in range(40):
+    chance, done = random.Random(ranks), 0
+
+    def count() -> int:
+        return len(list(tmp_path.glob("out.jsonl.parts/0*.jsonl")))
+
+    for _ in range(5):
         process = processes(tmp_path, arguments, ranks)
-        try:
-            said, _ = process.communicate(timeout=chance.uniform(3, 9))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            assert not output.exists()
-            done = len(list(tmp_path.glob("out.jsonl.parts/0*.jsonl")))
-            assert done >= most, "a finished part was lost"
-            most = done
-            continue
-        assert process.returncode == 0, said
-        break
-    print(f"{kills} kills")
-    assert output.read_bytes() == whole.read_bytes()
+        while process.poll() is None and count() == done and not output.exists():
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if output.exists():
+            break
+        assert count() >= max(done, 1), "a finished part was lost"
+        done = count()
+    said, _ = processes(tmp_path, arguments, ranks).communicate(timeout=300)
+    assert output.read_bytes() == whole.read_bytes(), said
+    assert done > 0

@@ -24,7 +24,6 @@ ADAPTERS = {
     "deft": PEFT,
     "delora": PEFT,
     "fourierft": PEFT,
-    "frod": PEFT,
     "glora": PEFT,
     "gralora": PEFT,
     "hira": PEFT,
@@ -55,6 +54,8 @@ REFUSED = {
     "adaption_prompt": "it replaces the attention, which packed rows need",
     "cartridge": VIRTUAL_TOKENS,
     "cpt": VIRTUAL_TOKENS,
+    "frod": "it factorises the model's weights again at every loading, so that the same file is "
+    "another adapter in another dtype",
     "lily": "its router averages over all tokens of a batch, later ones and other rows' too",
     "multitask_prompt_tuning": VIRTUAL_TOKENS,
     "osf": "it trains the model's own weights, and projects their gradients in hooks",

@@ -61,7 +61,7 @@ def config_of(name: str) -> type[AdapterConfig]:
 
 
 def refuse_by_name(section: Any) -> Any:
-    """Raise ValueError with the reason if a section's type is a kind of PEFT that is not offered."""
+    """Raise ValueError with the reason for a kind of PEFT that is not offered."""
     name = section.get("type") if isinstance(section, dict) else section
     if isinstance(name, str) and (reason := REFUSED.get(name.lower())):
         raise ValueError(f"model.adapter: {name} is not offered: {reason}")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from posttrain.common.suggest import nearest
+from posttrain.model.quirks import not_adapted
 
 PEFT_FAILS = (
     ValueError,
@@ -58,17 +59,43 @@ def add_peft(model: Any, kind: str, keys: dict[str, Any], seed: int) -> Any:
         raise ValueError(f"model.adapter: {_reason(kind, error)}") from error
     finally:
         torch.set_rng_state(state)
-    empty = [n for n, p in adapted.named_parameters() if p.requires_grad and not p.numel()]
-    if empty:
-        raise ValueError(f"model.adapter: with these settings of {kind}, {empty[0]} has no numbers")
     return adapted
 
 
 def _reason(kind: str, error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if layer := re.match(r"Target module (?:for \w+: )?(\w+)\(", text):
-        return f"PEFT has no {kind} for layers of the type {layer[1]}: name others in target_modules"
+        return f"PEFT has no {kind} for layers of the type {layer[1]}: change target_modules"
     return f"PEFT cannot build {kind} with these settings: {text[:200].rstrip(' .:')}"
+
+
+def settle_layers(model: nn.Module, keys: dict[str, Any], excludes: bool = True) -> dict[str, Any]:
+    """Return the keys of PEFT with what all-linear means for a model, after check_names.
+
+    PEFT does not know it together with layers_to_transform, and not of layers that only look
+    linear; a kind that `excludes` nothing is given names too.
+    """
+    check_names(model, keys)
+    if keys.get("target_modules") != "all-linear":
+        return keys
+    left_out = not_adapted(model) or []
+    if left_out and excludes:
+        written = keys.get("exclude_modules") or []
+        if isinstance(written, str):
+            written = [name for name, _ in model.named_modules() if re.fullmatch(written, name)]
+        keys = keys | {"exclude_modules": [*left_out, *written]}
+    if keys.get("layers_to_transform") is None and (excludes or not left_out):
+        return keys
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = [n for n, m in model.named_modules() if _is_linear(m) and m is not head]
+    names = [name for name in linear if name not in left_out]
+    if not left_out:
+        names = sorted({name.rpartition(".")[2] for name in names})
+    return keys | {"target_modules": names}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def check_names(model: nn.Module, keys: dict[str, Any]) -> None:
@@ -78,6 +105,8 @@ def check_names(model: nn.Module, keys: dict[str, Any]) -> None:
     """
     names = [name for name, _ in model.named_modules() if name]
     for key, value in keys.items():
+        if key in ("target_modules", "layers_to_transform") and value == []:
+            raise ValueError(f"model.adapter.{key} is empty: leave it out to adapt all layers")
         if key in BY_LAYER and isinstance(value, str) and value != "all-linear":
             _check_pattern(key, value, names)
         elif key in BY_LAYER and value and value != "all-linear":
@@ -85,9 +114,15 @@ def check_names(model: nn.Module, keys: dict[str, Any]) -> None:
                 _check_name(key, name, names)
         elif key.endswith("_pattern") and isinstance(value, dict):
             for name in value:
-                _check_pattern(f"{key}.{name}", rf"(.*\.)?({name})", names)
+                if name not in names and not any(n.endswith(f".{name}") for n in names):
+                    _check_pattern(f"{key}.{name}", rf"(.*\.)?({name})", names)
         elif key == "layers_to_transform" and value is not None:
             _check_layers(model, [value] if isinstance(value, int) else value)
+            if (targets := keys.get("target_modules")) != "all-linear" and isinstance(targets, str):
+                raise ValueError(
+                    "model.adapter.layers_to_transform needs names of layers, or all-linear, in "
+                    f"target_modules, not the regular expression {targets!r}"
+                )
 
 
 def _check_pattern(key: str, pattern: str, names: list[str]) -> None:
@@ -95,6 +130,11 @@ def _check_pattern(key: str, pattern: str, names: list[str]) -> None:
         found = any(re.fullmatch(pattern, name) for name in names)
     except re.error as error:
         raise ValueError(f"model.adapter.{key}: not a regular expression ({error})") from None
+    if not found and any(name.endswith(f".{pattern}") for name in names):
+        raise ValueError(
+            f"model.adapter.{key}: a text is a regular expression for layers' full names: write "
+            f"[{pattern}], a list"
+        )
     if not found:
         near = _near(pattern, names)
         raise ValueError(
@@ -115,6 +155,8 @@ def _check_name(key: str, name: str, names: list[str]) -> None:
 
 
 def _near(name: str, names: list[str]) -> str:
+    if name.replace("_", "-") == "all-linear":
+        return "; write target_modules: all-linear, without brackets"
     last = list(dict.fromkeys(full.rpartition(".")[2] for full in names))
     words = [word for word in last if not word.isdigit()]
     near = nearest(name.rpartition(".")[2], words)

@@ -19,6 +19,18 @@ NEED_DATA = {
 }
 
 
+SAME_NAME = (
+    "r",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+)
+"""Keys that PEFT has under the same name."""
+
+
 class LoraConfig(AdapterConfig):
     """A low-rank adapter (Hu et al. 2022, arXiv 2106.09685), by PEFT.
 
@@ -28,7 +40,10 @@ class LoraConfig(AdapterConfig):
     olora from its QR decomposition (Buyukakyuz 2024, arXiv 2406.01775).
     """
 
-    type: Literal["lora", "rslora", "dora", "pissa", "olora"] = "lora"
+    type: Annotated[
+        Literal["lora", "rslora", "dora", "pissa", "olora"],
+        AlsoCalled(use_dora="model.adapter.type: dora", use_rslora="model.adapter.type: rslora"),
+    ] = "lora"
     """lora, rslora, dora, pissa or olora."""
     r: Annotated[int, AlsoCalled("lora_r", "lora_rank")] = Field(16, ge=1)
     """Rank of the update."""
@@ -56,8 +71,8 @@ class LoraConfig(AdapterConfig):
     bias: Literal["none", "all", "lora_only"] = "none"
     """Which of the model's own biases are trained too: none, all, or those of adapted layers."""
     init_lora_weights: Literal["default", "gaussian", "orthogonal"] = "default"
-    """How A is drawn: default, uniform as in a linear layer; gaussian; orthogonal, with B A = 0 up to
-    rounding and r even. B is 0 except with orthogonal."""
+    """How A is drawn: default, uniform as in a linear layer; gaussian; orthogonal, with B A = 0 up
+    to rounding and r even. B is 0 except with orthogonal."""
     lr_ratio: Annotated[float, AlsoCalled("loraplus_lr_ratio")] = Field(1.0, gt=0)
     """Learning rate of B divided by that of A, which is the trainer's (LoRA+, Hayou et al. 2024,
     arXiv 2402.12354, who suggest 16)."""
@@ -97,55 +112,44 @@ def add(model: Any, section: LoraConfig, seed: int, whole: list[str] | None) -> 
     The layers named in `whole` are trained and saved as they are, not by a low rank.
     """
     # imported here since they import torch, and settings are read without it
-    from posttrain.model.adapters.creation import add_peft, check_names
+    from posttrain.model.adapters.creation import add_peft, settle_layers
     from posttrain.model.adapters.starts import check_base, keep_start
-    from posttrain.model.quirks import are_tied, not_adapted
+    from posttrain.model.quirks import are_tied
 
-    excluded = section.exclude_modules
     saved = sorted({*(section.modules_to_save or []), *(whole or [])})
-    keys: dict[str, Any] = {
-        name: getattr(section, name)
-        for name in ("r", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern")
-    }
-    keys |= {"exclude_modules": excluded, "modules_to_save": saved or None, "bias": section.bias}
-    check_names(model, keys)
-    if section.target_modules == "all-linear" and (left_out := not_adapted(model)):
-        excluded = _excluding(model, excluded, left_out)
-    start: bool | str = True if section.init_lora_weights == "default" else section.init_lora_weights
+    keys: dict[str, Any] = {name: getattr(section, name) for name in SAME_NAME}
     keys |= {
-        "exclude_modules": excluded,
         "lora_alpha": section.alpha,
         "lora_dropout": section.dropout,
         "use_rslora": section.type == "rslora",
         "use_dora": section.type == "dora",
-        "init_lora_weights": section.type if section.type in MUTATING else start,
+        "init_lora_weights": _start(section),
+        "modules_to_save": saved or None,
         "ensure_weight_tying": bool(saved) and are_tied(model),
     }
+    keys = settle_layers(model, keys)
     if section.type in MUTATING:
         check_base(model, section.type)
     adapted = add_peft(model, "lora", keys, seed)
-    _check_ranks(adapted, section)
+    _check_ranks(adapted)
     if section.type in MUTATING:
-        keep_start(adapted)
+        keep_start(adapted, section.type)
     return adapted
 
 
-def _excluding(model: Any, written: str | list[str] | None, left_out: list[str]) -> list[str]:
-    """Return the full names of all layers that are excluded, by name or by pattern."""
-    import re
-
-    if isinstance(written, str):
-        return [*left_out, *(n for n, _ in model.named_modules() if re.fullmatch(written, n))]
-    return [*left_out, *(written or [])]
+def _start(section: LoraConfig) -> bool | str:
+    if section.type in MUTATING:
+        return section.type
+    return section.init_lora_weights == "default" or section.init_lora_weights
 
 
-def _check_ranks(model: Any, section: LoraConfig) -> None:
+def _check_ranks(model: Any) -> None:
     """Raise ValueError for a rank above the width of every layer that it is used in."""
     widths: dict[int, int] = {}
-    for name, p in model.named_parameters():
-        if ".lora_A." in name and p.requires_grad:
-            layer = model.get_submodule(name.partition(".lora_A.")[0])
-            widths[len(p)] = max(widths.get(len(p), 0), min(layer.in_features, layer.out_features))
+    for module in model.modules():
+        if rank := getattr(module, "r", {}).get("default") if hasattr(module, "lora_A") else None:
+            narrow = min(module.in_features, module.out_features)
+            widths[rank] = max(widths.get(rank, 0), narrow)
     for rank, width in widths.items():
         if rank > width:
             raise ValueError(

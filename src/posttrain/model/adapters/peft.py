@@ -114,6 +114,9 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
         refuse_random(name, model.lacking)
     refuse_not_finite(name)
     model.brought = brought_weights(model, name)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # a layer that is trained whole has the base's dtype
+            parameter.data = parameter.data.float()
     check_read(model, name)
     note_start(model.get_base_model(), sha256(folder / ADAPTER))
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
@@ -248,6 +251,9 @@ def head_weight(head: Any) -> tuple[Tensor, Tensor | None]:
         return weight, getattr(tokens.get_base_layer(), "bias", None)
     if hasattr(head, "modules_to_save"):
         return head_weight(head.modules_to_save[head.active_adapters[0]])
+    if hasattr(head, "trainable_tokens_delta"):
+        weight = head.get_merged_weights(head.active_adapters)
+        return weight, getattr(head.get_base_layer(), "bias", None)
     if type(head) in (nn.Linear, Linear):
         return head.weight, head.bias
     if not hasattr(head, "lora_A"):

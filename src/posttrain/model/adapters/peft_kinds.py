@@ -11,6 +11,7 @@ from posttrain.common.suggest import did_you_mean
 from posttrain.config.yaml_values import as_written
 from posttrain.model.adapters.base import Adapter, AdapterConfig
 
+FINITE = ConfigDict(allow_inf_nan=False)
 OWN_TARGETS = ("ia3", "ln_tuning", "trainable_tokens")
 """Kinds that do not adapt all linear layers by default, but those that PEFT chooses."""
 AS_THE_BASE = {"c3a": {"init_weights": True}, "fourierft": {"init_weights": True}}
@@ -20,7 +21,6 @@ STARTS_ELSEWHERE = ("unilora", "vblora")
 NOT_OFFERED = {
     ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
     ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
-    ("frod", "runtime_offload_base_weight"): "the base's weights would leave the model",
     ("oft", "coft"): "it changes the trained weights in the forward pass",
 }
 """Keys of PEFT that are refused unless they have their defaults, and why."""
@@ -29,8 +29,8 @@ NOT_OFFERED = {
 class PeftKindConfig(AdapterConfig):
     """Another adapter of PEFT; its further keys are the fields of PEFT's config for this type.
 
-    They keep PEFT's names and defaults, except init_weights of c3a and fourierft, which is true: they
-    begin as the base. unilora and vblora begin with a small random change.
+    They keep PEFT's names and defaults, except that init_weights of c3a and fourierft is true, so
+    that they begin as the base. unilora and vblora begin with a small random change.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -55,7 +55,7 @@ def check_keys(section: PeftKindConfig) -> dict[str, Any]:
             near = did_you_mean(name, [*fields, "target_modules"], "its keys are")
             raise ValueError(f"model.adapter.{name}: {kind} has no such key; {near}")
         try:
-            result[name] = TypeAdapter(fields[name]).validate_python(value)
+            result[name] = TypeAdapter(fields[name], config=FINITE).validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise ValueError(
@@ -83,11 +83,9 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
 
     The layers named in `whole` are trained and saved as they are.
     """
-    import peft
-
     # imported here since they import torch, and settings are read without it
-    from posttrain.model.adapters.creation import add_peft, check_names
-    from posttrain.model.quirks import not_adapted
+    from posttrain.model.adapters.creation import add_peft, settle_layers
+    from posttrain.model.vocabulary import num_rows
 
     keys, fields = check_keys(section), fields_of(section.type)
     targets = section.target_modules
@@ -95,14 +93,9 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
         targets = "all-linear"
     if targets is not None:
         keys["target_modules"] = targets
-    check_names(model, keys)
-    if targets == "all-linear" and (left_out := not_adapted(model)):
-        if "exclude_modules" not in fields:
-            raise ValueError(
-                f"model.adapter: {section.type} cannot leave out layers, and {left_out[0]} of "
-                f"{type(model).__name__} only looks linear: name model.adapter.target_modules"
-            )
-        keys.setdefault("exclude_modules", left_out)
+    if section.type == "trainable_tokens":
+        _check_tokens(keys.get("token_indices") or [], num_rows(model))
+    keys = settle_layers(model, keys, "exclude_modules" in fields)
     if whole and "modules_to_save" not in fields:
         raise ValueError(
             f"model.resize_embeddings: new rows would have to be trained, and {section.type} saves "
@@ -111,6 +104,19 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     if whole:
         keys["modules_to_save"] = sorted({*(keys.get("modules_to_save") or []), *whole})
     return add_peft(model, section.type, keys, seed)
+
+
+def _check_tokens(indices: list[int], rows: int) -> None:
+    """Raise ValueError unless there are ids, each once and with a row of the embedding."""
+    if not indices:
+        raise ValueError("model.adapter.token_indices is missing: name the ids of the tokens")
+    if outside := [index for index in indices if not 0 <= index < rows]:
+        raise ValueError(
+            f"model.adapter.token_indices: the model has no token {outside[0]}: ids are 0 to "
+            f"{rows - 1}"
+        )
+    if len(set(indices)) < len(indices):
+        raise ValueError("model.adapter.token_indices names an id more than once")
 
 
 ADAPTER = Adapter(PeftKindConfig, add)

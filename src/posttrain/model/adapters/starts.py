@@ -25,15 +25,20 @@ def check_base(model: Any, kind: str) -> None:
         )
 
 
-def keep_start(model: Any) -> None:
-    """Keep A0 and B0 of a PEFT model's new adapter, by the names in its file, in `lora_start`."""
+def keep_start(model: Any, kind: str) -> None:
+    """Keep A0 and B0 of a PEFT model's new adapter, by the names in its file, in `lora_start`.
+
+    Raises ValueError for a layer that PEFT gives another start than the kind's."""
     from posttrain.model.adapters.peft import saved_names
 
-    state = model.state_dict()
+    state, names = model.state_dict(), saved_names(model)
+    if other := [name for name in names if ".lora_" in name and not _is_factor(name)]:
+        layer = other[0].partition(".lora_")[0].rpartition(".")[2]
+        raise ValueError(
+            f"model.adapter.target_modules: {kind} is defined for linear layers, not for {layer}"
+        )
     model.lora_start = {
-        name: state[own].detach().cpu().clone()
-        for name, own in saved_names(model).items()
-        if _side(name) is not None
+        name: state[own].detach().cpu().clone() for name, own in names.items() if _is_factor(name)
     }
 
 
@@ -45,13 +50,15 @@ def as_plain_lora(
     Those of an adapter that did not change its base stay as they are."""
     if (start := getattr(model, "lora_start", None)) is None:
         return config, tensors
-    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+    config.init_lora_weights = True
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     config.alpha_pattern = {name: 2 * x for name, x in (config.alpha_pattern or {}).items()}
-    return config, tensors | {
-        name: torch.cat([tensors[name], first if _side(name) == 0 else -first], dim=_side(name))
+    joined = {
+        name: torch.cat([tensors[name], _sign(name) * first], dim=_side(name))
         for name, first in start.items()
     }
+    return config, tensors | joined
 
 
 def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
@@ -63,9 +70,8 @@ def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[s
         if name not in tensors:
             continue
         side = _side(name)
-        assert side is not None
         trained, rest = tensors[name].split(first.shape[side], dim=side)
-        if not torch.equal(rest, first if side == 0 else -first):
+        if not torch.equal(rest, _sign(name) * first):
             raise ValueError(
                 f"{path} begins from other singular values or factors of the base's weights than "
                 "this machine computes, so that the run cannot be resumed here: train its "
@@ -75,6 +81,14 @@ def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[s
     return parts
 
 
-def _side(name: str) -> int | None:
-    """Return the dimension of rank of a tensor: 0 for A, 1 for B, None for others."""
-    return 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+def _is_factor(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _side(name: str) -> int:
+    """Return the dimension of A or B that is the rank."""
+    return 0 if ".lora_A." in name else 1
+
+
+def _sign(name: str) -> int:
+    return 1 if ".lora_A." in name else -1

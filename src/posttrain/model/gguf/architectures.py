@@ -219,6 +219,7 @@ def config_of(header: Header, file: Path) -> Any:
             del values["head_dim"]
     for key, tensor in zip(architecture.biases, ("attn_q.bias", "ffn_up.bias")):
         values[key] = f"blk.0.{tensor}" in tensors
+    values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return AutoConfig.for_model(architecture.model_type, **values)
 
 

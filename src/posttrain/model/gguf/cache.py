@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common.disk import size
-from posttrain.common.files import expanded, replacing_folder, sha256
-from posttrain.model.gguf.header import need_library, read_header
+from posttrain.common.files import expanded, replacing_folder, sha256, write_text
+from posttrain.model.gguf.header import LICENCE, ORIGIN, need_library, read_header
+from posttrain.model.integrity import read_json
 
 log = logging.getLogger(__name__)
 
-ORIGIN = "gguf.json"
-"""The file in an expanded folder that names the GGUF file."""
 FORM = 1
 """Raised when the same file is expanded otherwise."""
 
@@ -67,18 +66,33 @@ def _folder_of(file: Path, _size: int, _changed: int, cache: Path) -> str:
                 log.warning("%s is expanded into %s", file, folder)
                 with replacing_folder(folder, durable=False) as writing:
                     convert_gguf(file, writing)
-                    (writing / ORIGIN).write_text(json.dumps({"file": str(file)}))
+                    _name(writing, file)
                 total = sum(part.stat().st_size for part in folder.iterdir())
                 log.warning("%s: %s of disk", folder, size(total))
-    if not Path(origin(str(folder)) or "").is_file():
-        (folder / ORIGIN).write_text(json.dumps({"file": str(file)}))
+    if not Path(origin(str(folder)) or "").is_file():  # it was moved
+        _name(folder, file)
     return str(folder)
+
+
+def _name(folder: Path, file: Path) -> None:
+    """Record the GGUF file in the folder that is made of it."""
+    record = read_json(folder / ORIGIN) | {"file": str(file)}
+    write_text(folder / ORIGIN, json.dumps(record))
 
 
 def origin(folder: str) -> str | None:
     """Return the GGUF file that a folder was expanded from; None for other folders."""
-    record = Path(folder) / ORIGIN
-    return str(json.loads(record.read_text())["file"]) if record.is_file() else None
+    file = read_json(Path(folder) / ORIGIN).get("file")
+    return str(file) if file else None
+
+
+def licence_in(model: Path) -> str | None:
+    """Return the licence that a GGUF file states, or that of which a folder was made; else None."""
+    if model.is_file():
+        licence = read_header(model).settings.get(LICENCE)
+    else:
+        licence = read_json(model / ORIGIN).get("licence")
+    return licence if isinstance(licence, str) and licence else None
 
 
 def name_file(model: Any, folder: str) -> None:

@@ -27,6 +27,9 @@ MAX_NAME = 128  # bytes of a tensor's name; ggml reads 64
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
 SPLIT = "split.count"
+LICENCE = "general.license"
+ORIGIN = "gguf.json"
+"""The file in a folder made of a GGUF file that names the file and its licence."""
 
 
 @dataclass(frozen=True)

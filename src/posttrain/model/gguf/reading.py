@@ -20,7 +20,14 @@ from posttrain.model.gguf.architectures import (
     file_shape,
     to_model,
 )
-from posttrain.model.gguf.header import Header, TensorInfo, need_library, read_header
+from posttrain.model.gguf.header import (
+    LICENCE,
+    ORIGIN,
+    Header,
+    TensorInfo,
+    need_library,
+    read_header,
+)
 from posttrain.model.gguf.tokens import PROBE, build_tokenizer, stops_of
 
 AT_ONCE = 1 << 22
@@ -52,6 +59,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
     _write_generation(folder, config)
     tokenizer.save_pretrained(folder)
     check_tokenizer(folder, tokenizer, file)
+    record = {"licence": header.settings.get(LICENCE)}
+    (folder / ORIGIN).write_text(json.dumps(record))
     change = to_model(architecture, config)
     with file.open("rb") as content:
         tensors = (
@@ -144,7 +153,9 @@ def read_tensor(content: BinaryIO, place: TensorInfo, name: str = "", where: Any
         raw = np.frombuffer(content.read(count * row_bytes), np.uint8).reshape(count, row_bytes)
         try:
             part = _numbers(raw, kind.name)
-            part = quants.dequantize(raw, kind) if part is None else part
+            if part is None:
+                with np.errstate(all="ignore"):  # what is not finite is refused below
+                    part = quants.dequantize(raw, kind)
         except (NotImplementedError, KeyError):
             raise ValueError(
                 f"{where}: {name} has the type {kind.name}, which cannot be expanded: take another "

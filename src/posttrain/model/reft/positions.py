@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-PATTERN = re.compile(r"(?:f(\d+))?(?:(?<=\d)\+(?=l))?(?:l(\d+))?")
+PATTERN = re.compile(r"f(\d+)\+l(\d+)|f(\d+)|l(\d+)")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Positions:
 def parse_positions(text: str) -> Positions:
     """Return the positions in a text such as f7+l7, f1 or l1; raise ValueError for any other."""
     match = PATTERN.fullmatch(text.strip())
-    first, last = (int(n or 0) for n in match.groups()) if match else (0, 0)
-    if first + last == 0:
+    both_first, both_last, first, last = (int(n or 0) for n in match.groups()) if match else [0] * 4
+    positions = Positions(both_first + first, both_last + last)
+    if positions.first + positions.last == 0:
         raise ValueError(
             f"positions {text!r}: expected the first and the last tokens of the prompt, for "
             "example f7+l7, f1 or l1"
         )
-    return Positions(first, last)
+    return positions

@@ -120,9 +120,6 @@ class Engine:
             decode_step(self.policy, self.longest),
             self.policy.sampling_head(),
         )
-        if self.running.rows:
-            names = [row.adapter for row in self.running.rows]
-            self.running.adapters = rows_of(self.policy, names)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Let rows wait, behind those that wait already."""
@@ -135,6 +132,11 @@ class Engine:
         self.waiting = [group for group in groups if group]
         if row in self.running.rows:
             self.running.alive[self.running.rows.index(row)] = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of rows that wait."""
+        return sum(map(len, self.waiting))
 
     def step(self) -> bool:
         """Give every row its next token, on a GPU its next few; return False if no row is left."""

@@ -45,6 +45,8 @@ def prefill(
     """
     device = next(policy.parameters()).device
     past, states = Prefill(), []
+    if policy.edited is not None:
+        prefixes = None  # what is edited depends on where a prompt ends
     if not prompts:
         return Prefilled(past, torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0))
     pairs = list(zip(adapters, map(tuple, prompts)))

@@ -102,6 +102,11 @@ class PrefixCache:
             _, block = self.blocks.popitem(last=False)
             self.num_bytes -= block.num_bytes
 
+    def forget(self, adapter: str) -> None:
+        """Drop what prompts read by an adapter begin with; what continues it is never found."""
+        for key in [key for key in self.blocks if key[0] == adapter]:
+            self.num_bytes -= self.blocks.pop(key).num_bytes
+
     def clear(self) -> None:
         """Drop all blocks."""
         self.blocks.clear()

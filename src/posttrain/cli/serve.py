@@ -1,0 +1,146 @@
+"""`posttrain serve`: a model behind OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from posttrain.cli.models import (
+    PANEL,
+    Device,
+    Dtype,
+    Model,
+    Quantization,
+    SystemPrompt,
+    Template,
+)
+from posttrain.cli.paths import local_path
+from posttrain.common.errors import SettingError
+
+SERVER, LIMITS = "The server", "What it takes on"
+
+Host = Annotated[
+    str,
+    typer.Option(
+        help="The address to listen on; others than this machine's own need an API key.",
+        rich_help_panel=SERVER,
+    ),
+]
+Port = Annotated[int, typer.Option(help="0 is any free port.", rich_help_panel=SERVER)]
+Name = Annotated[
+    str | None,
+    typer.Option(help="The model's name in requests, by default as given.", rich_help_panel=SERVER),
+]
+ApiKeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VARIABLE",
+        help="The environment variable with the key that clients must send.",
+        rich_help_panel=SERVER,
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        help="A LoRA adapter that requests choose by this name; may be repeated.",
+        rich_help_panel=SERVER,
+    ),
+]
+MaxNumSeqs = Annotated[
+    int, typer.Option(min=1, help="Completions in one batch.", rich_help_panel=LIMITS)
+]
+MaxWaiting = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Completions that may wait; more are refused (429).", rich_help_panel=LIMITS
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Tokens of a prompt with its completion; by default the model's limit, at most 32768.",
+        rich_help_panel=LIMITS,
+    ),
+]
+TimeLimit = Annotated[
+    float, typer.Option(help="Seconds for a request, waiting included.", rich_help_panel=LIMITS)
+]
+CacheGib = Annotated[
+    float | None,
+    typer.Option(
+        help="GiB for keys and values of running completions; by default half of what is free.",
+        rich_help_panel=LIMITS,
+    ),
+]
+PrefixGib = Annotated[
+    float,
+    typer.Option(
+        help="GiB for keys and values of recent prompts; 0 keeps none.", rich_help_panel=LIMITS
+    ),
+]
+
+
+def serve(
+    model: Model,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    name: Name = None,
+    api_key_env: ApiKeyEnv = None,
+    adapter: Adapters = None,
+    max_num_seqs: MaxNumSeqs = 64,
+    max_waiting: MaxWaiting = 256,
+    max_length: MaxLength = None,
+    time_limit: TimeLimit = 600.0,
+    cache_gib: CacheGib = None,
+    prefix_gib: PrefixGib = 0.5,
+    template: Template = "auto",
+    system_prompt: SystemPrompt = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    quantization: Quantization = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API: completions, chats, adapters at run time."""
+    from posttrain.serving.serve import ServeSettings
+    from posttrain.serving.serve import serve as run
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        name=name,
+        api_key_env=api_key_env,
+        adapters=named(adapter or []),
+        max_num_seqs=max_num_seqs,
+        max_waiting=max_waiting,
+        max_length=max_length,
+        time_limit=time_limit,
+        cache_gib=cache_gib,
+        prefix_gib=prefix_gib,
+        template=template,
+        system_prompt=system_prompt,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+    )
+    run(model, settings)
+
+
+def named(pairs: list[str]) -> dict[str, str]:
+    """Return the folders of adapters by name; raise SettingError for what is not NAME=FOLDER."""
+    folders: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise SettingError("adapter", f"expected NAME=FOLDER, got {pair!r}")
+        if name in folders:
+            raise SettingError("adapter", f"{name} is given twice")
+        folders[name] = str(local_path(folder))
+    return folders
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(rich_help_panel=PANEL)(serve)

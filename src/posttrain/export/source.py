@@ -1,0 +1,57 @@
+"""What is exported: the model of a run, a checkpoint or a folder, and the run that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from posttrain.model.folder import (
+    base_model,
+    is_adapter,
+    is_reft,
+    not_found,
+    resolve_model_path,
+)
+from posttrain.model.integrity import check_folder
+
+Kind = Literal["model", "adapter", "reft"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine."""
+
+    folder: Path
+    """The model or adapter folder; for a run, its best or newest checkpoint."""
+    kind: Kind
+    """model: whole weights. adapter: one of PEFT. reft: edits of ReFT."""
+    run: Path | None
+    """The run directory that made it; None if it is unknown."""
+    name: str
+    """A short name for files: of the run and its step, or of the folder."""
+
+    @property
+    def base(self) -> str | None:
+        """The folder or hub name of an adapter's base; None for whole weights."""
+        return None if self.kind == "model" else base_model(str(self.folder))
+
+
+def find_source(name: str) -> Source:
+    """Return the model of a run, checkpoint, folder or GGUF file.
+
+    Raises ValueError if there is none on this machine, or if it is damaged.
+    """
+    path = Path(resolve_model_path(name))
+    if not path.is_dir():
+        if path.exists():
+            check_folder(str(path))
+        raise ValueError(f"{not_found(str(path))}; a model of the hub is exported from its folder")
+    check_folder(str(path))
+    if not is_adapter(path) and not (path / "config.json").is_file():
+        raise ValueError(not_found(str(path)))
+    path = path.resolve()
+    run = path.parent if (path.parent / "metrics.jsonl").is_file() else None
+    kind: Kind = "reft" if is_reft(path) else "adapter" if is_adapter(path) else "model"
+    given = Path(name).stem if name.lower().endswith(".gguf") else path.name
+    return Source(path, kind, run, given if run is None else f"{run.name}-{path.name}")

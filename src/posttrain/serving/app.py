@@ -1,0 +1,102 @@
+"""The application: routes of other modules, behind a check of the key and of the host."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from posttrain.serving import completions, models
+from posttrain.serving.errors import Refusal
+from posttrain.serving.http import answer, json_answer, refused
+from posttrain.serving.service import Service
+
+OPEN = ("/", "/health")
+"""Paths that need no key: they say nothing about the model."""
+STUCK = 300.0  # seconds without a step after which a sampler with work counts as stuck
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def build_app(
+    service: Service,
+    key: str | None = None,
+    host: str = "127.0.0.1",
+) -> Any:
+    """Return the ASGI application of a service; with a key, requests must carry it."""
+    from fastapi import FastAPI
+    from starlette.exceptions import HTTPException
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        service.worker.start(asyncio.get_running_loop())
+        await asyncio.wrap_future(service.worker.ready)
+        yield
+        service.worker.stop()
+        service.text.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    completions.add_to(app, service)
+    models.add_to(app, service)
+    add_monitor(app, service)
+
+    async def unknown(request: Any, error: Any) -> Any:
+        what = f"{request.method} {request.url.path}"
+        text = f"no such route: {what}" if error.status_code == 404 else f"{what}: {error.detail}"
+        return refused(Refusal(text, error.status_code))
+
+    app.add_exception_handler(HTTPException, unknown)
+    return guarded(app, key, host)
+
+
+def add_monitor(app: Any, service: Service) -> None:
+    """Add /health and /metrics."""
+    from fastapi import Response
+
+    async def health(request: Any) -> Any:
+        worker = service.worker
+        if not worker.thread.is_alive():
+            raise Refusal("the sampler has ended: restart the server", 503)
+        if worker.busy and time.monotonic() - worker.beat > STUCK:
+            raise Refusal(f"the sampler has made no step for {STUCK:g} s", 503)
+        return json_answer({"status": "ok"})
+
+    async def metrics(request: Any) -> Any:
+        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+
+    app.add_api_route("/health", answer(service, health), methods=["GET"])
+    app.add_api_route("/metrics", answer(service, metrics), methods=["GET"])
+
+
+def guarded(app: Any, key: str | None, host: str) -> Any:
+    """Return the application behind the check of the key, or of the host that a browser names.
+
+    Without a key, a page of another site could reach a server on this machine under a name of its
+    own: only requests to the host that the server is bound to are answered.
+    """
+    wanted = None if key is None else f"Bearer {key}".encode()
+
+    async def guard(scope: Any, receive: Any, send: Any) -> Any:
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            given = headers.get(b"authorization", b"")
+            if wanted is None:
+                name = hostname(headers.get(b"host", b"").decode("latin-1"))
+                if name not in (*LOCAL, host):
+                    refusal = Refusal(f"the server does not answer for the host {name!r}", 403)
+                    return await refused(refusal)(scope, receive, send)
+            elif scope["path"] not in OPEN and not hmac.compare_digest(given, wanted):
+                refusal = Refusal("send the server's API key as Authorization: Bearer KEY", 401)
+                return await refused(refusal)(scope, receive, send)
+        return await app(scope, receive, send)
+
+    return guard
+
+
+def hostname(host: str) -> str:
+    """Return the name in a Host header, without the port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host

@@ -1,0 +1,174 @@
+"""`posttrain serve`: load a model and answer requests until the process is stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from posttrain.common.errors import SettingError
+from posttrain.common.http import bearer_key
+from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
+from posttrain.rollout.check import check_at_least
+from posttrain.rollout.native.prefill import prefill
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.serving.app import build_app
+from posttrain.serving.service import Bounds, Service
+from posttrain.serving.worker import Worker
+
+log = logging.getLogger(__name__)
+
+EXTRA = ("fastapi", "uvicorn", "prometheus_client")
+LONGEST = 32768
+"""Tokens of a sequence, unless the model takes fewer or the user says otherwise."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a model is served. Names are those of the command's options."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 is any free port."""
+    name: str | None = None
+    """The model's name in requests; by default what it was given as."""
+    api_key_env: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Folders of LoRA adapters by the names that requests choose."""
+    max_num_seqs: int = 64
+    max_waiting: int = 256
+    max_length: int | None = None
+    time_limit: float = 600.0
+    cache_gib: float | None = None
+    """Memory for keys and values; by default half of what is free."""
+    prefix_gib: float = 0.5
+    template: str = "auto"
+    system_prompt: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+
+
+def serve(model: str, settings: ServeSettings) -> None:
+    """Serve a model; raise ValueError or SettingError for what cannot be served."""
+    import uvicorn
+
+    key = check(settings)
+    listener = listen(settings.host, settings.port)
+    with listener:
+        service = build_service(model, settings)
+        for name, folder in settings.adapters.items():
+            try:
+                service.load_now(name, folder)
+            except ValueError as error:
+                raise SettingError("adapter", f"{name}: {error}") from None
+        app = build_app(service, key, settings.host)
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {service.name} at http://{shown}:{port}/v1", flush=True)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            lifespan="on",
+            timeout_graceful_shutdown=5,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def check(settings: ServeSettings) -> str | None:
+    """Return the API key, None without one; raise SettingError for a setting that cannot be."""
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"serving needs {', '.join(missing)}: install them with pip install 'posttrain[serve]'"
+        )
+    check_at_least(1, max_num_seqs=settings.max_num_seqs, max_length=settings.max_length)
+    check_at_least(0, max_waiting=settings.max_waiting, port=settings.port)
+    if settings.port > 65535:
+        raise SettingError("port", f"expected at most 65535, got {settings.port}")
+    for name in ("time_limit", "cache_gib"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingError(name, f"expected a number above 0, got {value}")
+    if not 0 <= settings.prefix_gib < float("inf"):
+        raise SettingError("prefix_gib", f"expected at least 0, got {settings.prefix_gib}")
+    key = bearer_key("api_key_env", settings.api_key_env)
+    if key is None and not is_loopback(settings.host):
+        raise SettingError(
+            "api_key_env",
+            f"{settings.host} can be reached from other machines, which needs an API key: put one "
+            "into an environment variable and name it here, or serve on 127.0.0.1",
+        )
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone; raise SettingError if there is none such."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SettingError("host", f"{host!r} is no address of this machine: {error}") from None
+    addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, so that a port in use is found before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise SettingError(
+            "port", f"cannot listen on {host}, port {port}: {error.strerror}: choose another"
+        ) from None
+
+
+def build_service(model: str, settings: ServeSettings) -> Service:
+    """Load a model, and return the service that answers for it."""
+    template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
+    renderer, takes = load_renderer(model, template, system_prompt)
+    limit = min(takes, settings.max_length or LONGEST)
+    if settings.max_length is not None and settings.max_length > takes:
+        raise SettingError(
+            "max_length", f"{model} takes {takes} tokens, fewer than {settings.max_length}"
+        )
+    sampler = load_sampler(
+        model, settings.device, settings.dtype, settings.max_num_seqs, settings.quantization
+    )
+    policy = sampler.policy
+    with torch.no_grad(), policy.eval().precision():
+        cells = cells_of(sampler, settings.cache_gib) if sampler.shares_cache(1) else None
+    worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB))
+    root = str(Path(model).resolve()) if Path(model).exists() else model
+    bounds = Bounds(limit, settings.max_waiting, settings.time_limit)
+    return Service(settings.name or model, root, renderer, worker, bounds)
+
+
+def cells_of(sampler: NativeSampler, gib: float | None) -> int:
+    """Return how many columns of rows fit into memory for keys and values."""
+    policy = sampler.policy
+    layers = prefill(policy, [[0]], [None]).past.layers.values()
+    size = sum(x.nbytes for packs in layers for pair in packs for x in pair)
+    device = next(policy.parameters()).device
+    room = int(gib * GIB) if gib is not None else free_memory(device) // 2
+    return max(1, room // size)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free, of the device or of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
