@@ -46,6 +46,7 @@ from posttrain.rewards import REWARDS
 from posttrain.rewards.base import RewardConfig
 from posttrain.rewards.build import reward_named
 from posttrain.runs.config import Config
+from posttrain.runs.inference import InferenceConfig
 from posttrain.runs.pipeline import PipelineConfig
 from posttrain.runs.synthesize import MakingConfig
 
@@ -85,6 +86,11 @@ def config_page() -> Iterator[str]:
     yield "A recipe with a `make` section generates data (`posttrain data preferences`, `filter`)."
     yield ""
     yield from section(MakingConfig, "", "making", ("model", "data", "reward"))
+    yield "## Inference"
+    yield ""
+    yield "A file for `posttrain generate --config`. The keys of `reward` are those of a recipe."
+    yield ""
+    yield from section(InferenceConfig, "", "inference", ("reward",))
 
 
 def trainer_sections() -> Iterator[str]:

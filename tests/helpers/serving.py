@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from posttrain.serving.app import build_app
 from posttrain.serving.serve import ServeSettings, build_service, listen
 from posttrain.serving.service import Service
+from posttrain.serving.votes import Votes
 
 
 def chat_model(folder: Path, family: str = "chatml", **changes: Any) -> Path:
@@ -106,7 +107,9 @@ def served(folder: Path, key: str | None = None, **settings: Any) -> Iterator[Li
     chosen = ServeSettings(port=0, **(defaults | settings))
     service = build_service(str(folder), chosen)
     listener: socket.socket = listen("127.0.0.1", 0)
-    app = build_app(service, key, chosen.host)
+    beside = None if chosen.beside is None else build_service(chosen.beside, chosen)
+    votes = None if chosen.votes is None else Votes(Path(chosen.votes))
+    app = build_app(service, key, chosen.host, beside, votes)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -43,8 +43,8 @@ def samples(run_dir: Path) -> str:
 def assert_same_bits(a: Path, b: Path) -> None:
     first, second = checkpoints_in(a)[-1], checkpoints_in(b)[-1]
     assert first.name == second.name
-    file = "adapter_model.safetensors"
-    file = file if (first / file).exists() else "model.safetensors"
+    names = ("adapter_model.safetensors", "reft_model.safetensors", "model.safetensors")
+    file = next(name for name in names if (first / name).exists())
     left, right = load_file(first / file), load_file(second / file)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[k], right[k]) for k in left)

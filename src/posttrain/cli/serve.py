@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,10 +16,10 @@ from posttrain.cli.models import (
     SystemPrompt,
     Template,
 )
-from posttrain.cli.paths import local_path
+from posttrain.cli.paths import local_name, local_path
 from posttrain.common.errors import SettingError
 
-SERVER, LIMITS = "The server", "What it takes on"
+SERVER, PAGE, LIMITS = "The server", "The chat page", "What it takes on"
 
 Host = Annotated[
     str,
@@ -47,6 +48,22 @@ Adapters = Annotated[
         metavar="NAME=FOLDER",
         help="A LoRA adapter that requests choose by this name; may be repeated.",
         rich_help_panel=SERVER,
+    ),
+]
+Beside = Annotated[
+    str | None,
+    typer.Option(
+        parser=local_name,
+        help="A second model, for the comparison on the chat page; its API is at /beside/v1.",
+        rich_help_panel=PAGE,
+    ),
+]
+Votes = Annotated[
+    Path | None,
+    typer.Option(
+        parser=local_path,
+        help="A JSONL file for the votes of the chat page, as rows that `dpo` trains on.",
+        rich_help_panel=PAGE,
     ),
 ]
 MaxNumSeqs = Annotated[
@@ -102,8 +119,10 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
+    beside: Beside = None,
+    votes: Votes = None,
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's API: completions, chats, adapters at run time."""
+    """Serve a model over HTTP, as OpenAI's API, and a page to chat with it."""
     from posttrain.serving.serve import ServeSettings
     from posttrain.serving.serve import serve as run
 
@@ -124,6 +143,8 @@ def serve(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        beside=beside,
+        votes=None if votes is None else str(votes),
     )
     run(model, settings)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from posttrain.algorithms import ALGORITHMS
 from posttrain.export.facts import UNKNOWN, Facts, Json
-from posttrain.export.source import Source
 from posttrain.export.weights import Exported
 
 LOADING = {
@@ -37,13 +37,9 @@ posttrain generate {name} "Hello\""""
 LIBRARIES = {"model": "transformers", "classifier": "transformers", "adapter": "peft"}
 
 
-def model_card(
-    title: str, source: Source, facts: Facts, exported: Exported, form: str, licence: str | None
-) -> str:
+def model_card(title: str, facts: Facts, exported: Exported, form: str, licence: str | None) -> str:
     """Return a model card: front matter and sections, with `unknown` where nothing is recorded."""
-    front: Json = {
-        "tags": ["posttrain", facts.method] if facts.method != UNKNOWN else ["posttrain"]
-    }
+    front: Json = {"tags": ["posttrain", *([facts.method] if facts.method in ALGORITHMS else [])]}
     if licence is not None:
         front["license"] = licence
     if "/" in facts.base and " " not in facts.base:
@@ -54,7 +50,7 @@ def model_card(
     if names:
         front["datasets"] = names
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {title}", ""]
-    lines += _about(source, facts, exported, form, licence)
+    lines += _about(facts, exported, form, licence)
     lines += _data(facts)
     lines += _results(facts)
     lines += ["## Settings", ""]
@@ -68,9 +64,7 @@ def model_card(
     return "\n".join(lines)
 
 
-def _about(
-    source: Source, facts: Facts, exported: Exported, form: str, licence: str | None
-) -> list[str]:
+def _about(facts: Facts, exported: Exported, form: str, licence: str | None) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in facts.versions.items())
     rows = [
         ("Base model", facts.base),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def gather(source: Source, base: str | None = None) -> Facts:
     stages = read_json(source.run / "evaluation.json", dict).get("stages") or []
     facts.tasks = task_results(source.run) + stages
     return facts
+
+
+def gather_all(sources: Sequence[Source]) -> Facts:
+    """Return what is known of the adapters that are merged into one."""
+    each = [gather(source) for source in sources]
+    return Facts(
+        base=each[0].base,
+        base_licence=each[0].base_licence,
+        method=f"merged adapters ({', '.join(dict.fromkeys(facts.method for facts in each))})",
+        config={s.name: facts.config for s, facts in zip(sources, each) if facts.config},
+        data=[entry for facts in each for entry in facts.data],
+        versions=each[0].versions,
+    )
 
 
 def is_eval(name: str) -> bool:

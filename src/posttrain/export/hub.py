@@ -44,7 +44,9 @@ def upload(folder: Path, repo: str, public: bool, api: Any = None) -> str:
         try:
             private = api.repo_info(repo, repo_type="model").private
             if not private and not public:
-                raise SettingError("public", f"{repo} exists and is public, which was not asked for")
+                raise SettingError(
+                    "public", f"{repo} exists and is public, which was not asked for"
+                )
         except RepositoryNotFoundError:
             api.create_repo(repo, private=not public, repo_type="model")
         result = api.upload_folder(

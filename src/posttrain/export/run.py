@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.export.card import model_card, write_card
 from posttrain.export.combine import Method, combine, write_adapter
-from posttrain.export.facts import UNKNOWN, gather
+from posttrain.export.facts import UNKNOWN, gather, gather_all
+from posttrain.export.hub import check_repo, token, upload
 from posttrain.export.source import Source, find_source
 from posttrain.export.target import check_new, new_folder
 from posttrain.export.weights import DTYPES, FORMATS, QUANTS, Exported, gguf, merged
-from posttrain.model.folder import base_model, holds_classifier
+from posttrain.model.folder import holds_classifier
 from posttrain.model.load import load_tokenizer
 from posttrain.model.merge import merge_adapter
 
@@ -51,7 +53,11 @@ def export(
         result = write_form(source, folder, form, dtype, quant, licence)
         if base is not None and source.kind != "model" and form != "merged" and form != "gguf":
             rename_base(folder, base)
-        finish(folder, output.name, source, result, form, base, licence)
+        kind = kind_of(source, form, folder)
+        title = source.name if kind == "gguf" else output.name
+        facts = gather(source, base)
+        write_card(folder, model_card(title, facts, result, kind, licence))
+        write_record(folder, form, result.dtype)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     for file, size in sizes.items():
         say(f"{size:>14,}  {output / file}")
@@ -102,22 +108,10 @@ def kind_of(source: Source, form: str, folder: Path) -> str:
     return "classifier" if holds_classifier(folder) else "model"
 
 
-def finish(
-    folder: Path,
-    title: str,
-    source: Source,
-    result: Exported,
-    form: str,
-    base: str | None,
-    licence: str | None,
-) -> None:
-    """Write the card, and the record of an export's files."""
-    kind = kind_of(source, form, folder)
-    if kind == "gguf":
-        title = source.name
-    write_card(folder, model_card(title, source, gather(source, base), result, kind, licence))
+def write_record(folder: Path, form: str, dtype: str) -> None:
+    """Write the record of an export's files."""
     files = {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}
-    record = {"format": form, "dtype": result.dtype, "versions": versions(), "files": files}
+    record = {"format": form, "dtype": dtype, "versions": versions(), "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -169,17 +163,18 @@ def merge(
         notes[0] += f"at most {error:.2%} is left out."
         result = Exported("f32", notes)
         probe = merge_adapter(str(place))
+        facts = gather_all(sources)
         notes.append(
-            f"Loaded beside {Path(base_model(str(place))).name}; merged into it, logits differ by "
-            f"{probe.difference:.2g} on a probe."
+            f"Loaded beside {facts.base}; merged into it, logits differ by {probe.difference:.2g} "
+            "on a probe."
         )
         if into_base:
-            import shutil
-
             result = merged(new, folder, dtype)
             result.notes = notes
             shutil.rmtree(place)
-        finish(folder, output.name, new, result, "merged" if into_base else "peft", None, None)
+        kind = "model" if into_base else "adapter"
+        write_card(folder, model_card(output.name, facts, result, kind, None))
+        write_record(folder, "merged" if into_base else "peft", result.dtype)
     for note in notes:
         say(note)
     say(f"{output}")
@@ -202,9 +197,9 @@ def push(
     Private unless `public`. The token is HF_TOKEN of the environment. With `dry_run`, the files and
     the card are shown and nothing is sent. Raises ValueError for a name that is none, without a
     token, for a damaged export, and for whatever the hub refuses."""
-    from posttrain.export.hub import check_repo, upload
-
     check_repo(repo)
+    if not dry_run:
+        token()  # so that its lack is known before anything is written
     with tempfile.TemporaryDirectory(prefix="posttrain-push-") as temporary:
         folder = Path(name)
         if (folder / RECORD).is_file():

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.model.folder import (
+    REFT_WEIGHTS,
     base_model,
     is_adapter,
     is_reft,
     not_found,
     resolve_model_path,
 )
-from posttrain.model.integrity import check_folder
+from posttrain.model.integrity import INDEX, check_folder
 
+ADAPTER_FILE = "adapter_model.safetensors"
 Kind = Literal["model", "adapter", "reft"]
 
 
@@ -51,6 +53,9 @@ def find_source(name: str) -> Source:
     if not is_adapter(path) and not (path / "config.json").is_file():
         raise ValueError(not_found(str(path)))
     path = path.resolve()
+    weights = ("model.safetensors", INDEX, ADAPTER_FILE, REFT_WEIGHTS)
+    if not any((path / file).is_file() for file in weights):
+        raise ValueError(f"{path} has no weights in safetensors: copy them there")
     run = path.parent if (path.parent / "metrics.jsonl").is_file() else None
     kind: Kind = "reft" if is_reft(path) else "adapter" if is_adapter(path) else "model"
     given = Path(name).stem if name.lower().endswith(".gguf") else path.name

@@ -73,6 +73,8 @@ def own_files(source: Source, folder: Path, dtype: str | None) -> Exported:
             recast(path, folder / path.name, dtype)
         elif path.is_file():
             shutil.copyfile(path, folder / path.name)
+            if path.suffix == ".safetensors":
+                check_finite(folder / path.name)
     templates = source.folder / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, folder / templates.name)
@@ -114,6 +116,16 @@ def cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
         reason = reason if tensor.isfinite().all() else "numbers that are not finite"
         raise ValueError(f"{name} holds {reason}")
     return result
+
+
+def check_finite(file: Path) -> None:
+    """Raise ValueError if a tensor of a safetensors file holds NaN or an infinite number."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        for name in content.keys():  # noqa: SIM118
+            if not content.get_tensor(name).isfinite().all():
+                raise ValueError(f"{name} holds numbers that are not finite: the run had diverged")
 
 
 def stored_dtype(folder: Path) -> str:

@@ -58,14 +58,14 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Give the floating-point parameters of a network a dtype.
+def cast_parameters(network: torch.nn.Module, dtype: torch.dtype, copy: bool = False) -> None:
+    """Give the floating-point parameters of a network a dtype; `copy` those that have it too.
 
     Buffers keep theirs: rounded to bf16, a rotation's frequencies would turn late tokens by
     another angle."""
     for parameter in network.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(dtype, copy=copy)
 
 
 def free_memory(device: torch.device) -> int:

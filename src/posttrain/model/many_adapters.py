@@ -42,8 +42,11 @@ from posttrain.model.quantized import warn_if_stored_otherwise
 
 BASE = -1
 """The number of rows without an adapter."""
-NOT_MIXED = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias")
-"""Keys of adapter_config.json of which no part of a low-rank product is made."""
+NOT_MIXED = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "bias")
+"""Keys of adapter_config.json that change more than low-rank products can."""
+NONE = (None, False, "none", [], {})
+PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
+"""PEFT's layers of a LoRA whose output is the base's and a low-rank product."""
 
 
 @dataclass
@@ -217,7 +220,7 @@ def _check_mixes(folder: str) -> None:
     check_kind(folder)
     saved = adapter_config(folder)
     what = None if saved["peft_type"] == "LORA" else f"is of the kind {saved['peft_type']}"
-    what = next((f"has {key}" for key in NOT_MIXED if saved.get(key)), what)
+    what = next((f"has {key}" for key in NOT_MIXED if saved.get(key) not in NONE), what)
     if what is not None:
         raise ValueError(
             f"{folder} {what}, which cannot share a batch with other adapters: load it as the "
@@ -272,7 +275,8 @@ def _matrices(
         if not hasattr(layer, "lora_A"):
             continue
         name, base = "default", layer.get_base_layer()
-        if id(layer) not in inside or name not in layer.lora_A or layer.lora_variant:
+        plain = type(layer).__name__ in PLAIN and name in layer.lora_A and not layer.lora_variant
+        if id(layer) not in inside or not plain:
             shown = layer_name.removeprefix(ADAPTER_PREFIX)
             raise ValueError(
                 f"{folder} adapts {shown}, which cannot be done for single rows: load it as the "

@@ -184,7 +184,7 @@ def _settle(model: Any, dtype: torch.dtype) -> None:
         if type(module).__module__.startswith("bitsandbytes."):  # of a folder that was quantised
             use_own_product(module)
     model.requires_grad_(False)
-    cast_parameters(model, dtype)
+    cast_parameters(model, dtype, copy=True)  # so that no tensor keeps the files in memory
     # PEFT chooses its layers by these
     kinds = {type(m.weight).__name__ for m in quantised_layers(model)}
     model.is_loaded_in_4bit = "Params4bit" in kinds

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from posttrain.serving import completions, models
+from posttrain.serving import completions, models, page
 from posttrain.serving.errors import Refusal
 from posttrain.serving.http import answer, json_answer, refused
 from posttrain.serving.service import Service
+from posttrain.serving.votes import Votes
+from posttrain.serving.votes import add_to as add_votes
 
 OPEN = ("/", "/health")
 """Paths that need no key: they say nothing about the model."""
@@ -24,23 +26,45 @@ def build_app(
     service: Service,
     key: str | None = None,
     host: str = "127.0.0.1",
+    beside: Service | None = None,
+    votes: Votes | None = None,
 ) -> Any:
-    """Return the ASGI application of a service; with a key, requests must carry it."""
+    """Return the ASGI application of a service; with a key, requests must carry it.
+
+    The API of a second model, `beside`, begins at /beside/v1. `votes` keeps those of the chat page.
+    """
     from fastapi import FastAPI
-    from starlette.exceptions import HTTPException
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        service.worker.start(asyncio.get_running_loop())
-        await asyncio.wrap_future(service.worker.ready)
+        for started in services.values():
+            started.worker.start(asyncio.get_running_loop())
+            await asyncio.wrap_future(started.worker.ready)
         yield
-        service.worker.stop()
-        service.text.shutdown(wait=False, cancel_futures=True)
+        for started in services.values():
+            started.worker.stop()
+            started.text.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    services = {"v1": service} | ({} if beside is None else {"beside/v1": beside})
+    hidden: Any = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(lifespan=lifespan, **hidden)
+    page.add_to(app, services, votes)
+    add_votes(app, service, votes)
+    add_monitor(app, service)
+    if beside is not None:
+        second = FastAPI(**hidden)
+        add_api(second, beside)
+        app.mount("/beside", second)
+    add_api(app, service)
+    return guarded(app, key, host)
+
+
+def add_api(app: Any, service: Service) -> None:
+    """Add the routes of a model, and JSON errors for what is no route."""
+    from starlette.exceptions import HTTPException
+
     completions.add_to(app, service)
     models.add_to(app, service)
-    add_monitor(app, service)
 
     async def unknown(request: Any, error: Any) -> Any:
         what = f"{request.method} {request.url.path}"
@@ -48,7 +72,6 @@ def build_app(
         return refused(Refusal(text, error.status_code))
 
     app.add_exception_handler(HTTPException, unknown)
-    return guarded(app, key, host)
 
 
 def add_monitor(app: Any, service: Service) -> None:

@@ -23,7 +23,7 @@ from posttrain.serving.answers import (
     joined,
     usage_json,
 )
-from posttrain.serving.bodies import ChatBody, CompletionBody, Sampled, read_body
+from posttrain.serving.bodies import ChatBody, CompletionBody, Sampled, read_body, short
 from posttrain.serving.errors import Gone, Refusal
 from posttrain.serving.http import answer, json_answer, read, stream
 from posttrain.serving.service import Prompt, Service
@@ -31,6 +31,8 @@ from posttrain.serving.text import TextStream, decoder
 
 DEFAULT_TOKENS = 16
 """max_tokens of /v1/completions, OpenAI's default; a chat's is what the model has room for."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def add_to(app: Any, service: Service) -> None:
@@ -95,7 +97,13 @@ def chat_prompt(service: Service, body: ChatBody) -> Prompt:
     """Return the prompt of a chat, rendered as in training; raise Refusal if it cannot be."""
     if not service.renderer.chat:
         raise Refusal(f"{service.name} has no chat template: use /v1/completions", param="messages")
-    if body.messages[-1].get("role") == "assistant":
+    for place, message in enumerate(body.messages):
+        if (role := message.get("role")) not in ROLES:
+            raise Refusal(
+                f"messages.{place}: the role must be one of {', '.join(ROLES)}; got {short(role)}",
+                param="messages",
+            )
+    if body.messages[-1]["role"] == "assistant":
         raise Refusal(
             "messages: the last one is the assistant's: end with one to answer", param="messages"
         )

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from posttrain.rollout.native.prefill import prefill
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.serving.app import build_app
 from posttrain.serving.service import Bounds, Service
+from posttrain.serving.votes import Votes
 from posttrain.serving.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class ServeSettings:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
+    beside: str | None = None
+    """A second model, for the comparison on the chat page; its API begins at /beside/v1."""
+    votes: str | None = None
+    """A JSONL file for the preferences that are expressed on the chat page."""
 
 
 def serve(model: str, settings: ServeSettings) -> None:
@@ -62,6 +67,7 @@ def serve(model: str, settings: ServeSettings) -> None:
     import uvicorn
 
     key = check(settings)
+    votes = None if settings.votes is None else Votes(Path(settings.votes))
     listener = listen(settings.host, settings.port)
     with listener:
         service = build_service(model, settings)
@@ -70,10 +76,14 @@ def serve(model: str, settings: ServeSettings) -> None:
                 service.load_now(name, folder)
             except ValueError as error:
                 raise SettingError("adapter", f"{name}: {error}") from None
-        app = build_app(service, key, settings.host)
+        beside = None
+        if settings.beside is not None:
+            beside = build_service(settings.beside, replace(settings, name=None))
+        app = build_app(service, key, settings.host, beside, votes)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {service.name} at http://{shown}:{port}/v1", flush=True)
+        print(f"chat page: http://{shown}:{port}/", flush=True)
         config = uvicorn.Config(
             app,
             log_level="warning",

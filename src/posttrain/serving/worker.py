@@ -158,6 +158,8 @@ class Worker:
             engine.waiting.clear()
             self._fail(error)
         self._report()
+        if not self.jobs:
+            engine.clear()
 
     def _add(self, job: Job) -> None:
         assert self.engine is not None

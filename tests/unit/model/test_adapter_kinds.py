@@ -46,7 +46,13 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings that fit a width of 32; of others a rank of 4, if they have one."""
 RANKED = ("deft", "delora", "glora", "gralora", "hira", "hra", "lora", "rslora", "dora", "pissa")
 RANKED += ("olora", "miss", "peanut", "psoft", "randlora", "shira")
-OFFERED = [name for name, entry in ADAPTERS.items() if entry in (LORA, PEFT)]
+FAST = ("lora", "dora", "pissa", "vera", "ia3", "oft", "ln_tuning", "trainable_tokens", "vblora")
+"""Each differs from the others in how it is stored; the rest take their turn in make test-slow."""
+OFFERED = [
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    for name, entry in ADAPTERS.items()
+    if entry in (LORA, PEFT)
+]
 ROWS = [
     Sequence((torch.arange(n) * step + n) % 250, torch.arange(n) > 2)
     for n, step in ((24, 11), (9, 7), (17, 3))

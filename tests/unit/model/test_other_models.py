@@ -282,4 +282,4 @@ def test_a_classifier_whose_head_is_the_embedding_is_no_start_for_text(tmp_path)
 def test_a_model_that_samples_otherwise_than_it_trains_is_refused(monkeypatch):
     monkeypatch.setattr(alone, "agrees", lambda policy, generate: False)
     with pytest.raises(ValueError, match="LlamaForCausalLM cannot be sampled"):
-        alone.caches_alone(policy("Llama 3"))
+        alone.way_of(policy("Llama 3"))

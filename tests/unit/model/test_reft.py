@@ -139,6 +139,8 @@ def test_no_position_is_edited_twice_and_none_is_missed(f: int, last: int, lengt
         ("f1+l1", 1, [], [0]),
         ("f7+l7", 5, [0, 1], [2, 3, 4]),  # pyreft leaves out the middle one
         ("f7+l7", 14, list(range(7)), list(range(7, 14))),
+        ("f1+l3", 3, [0], [1, 2]),
+        ("f9+l1", 4, [0, 1, 2], [3]),
         ("f2+l1", 10, [0, 1], [9]),
     ],
 )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-
+import architectures
+import peft
 import pytest
 import test_sampler
 import tiny
 import torch
+from torch import Tensor
 
-from posttrain.model.config import ModelConfig
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import prepare_policy
 from posttrain.rollout.native import decode, engine, prefill
 from posttrain.rollout.native.cache import KVCache
+from posttrain.rollout.native.forms import network_of
 from posttrain.rollout.native.sampler import NativeSampler
 
 LLAMA3 = {
@@ -32,7 +33,7 @@ def policy_of(kind: str, lora: bool = False, **changes) -> LanguageModel:
     for name, p in model.named_parameters():
         if "bias" in name or "norm" in name:  # fresh ones are 0 and 1: they would hide themselves
             torch.nn.init.normal_(p, mean=0.5, std=0.3)
-    config = ModelConfig(name="tiny", use_lora=lora)
+    config = tiny.model_config("tiny", use_lora=lora)
     policy = prepare_policy(model, config, tiny.CPU, torch.float32, 0)
     for name, p in policy.named_parameters():
         if "lora_B" in name:
@@ -49,17 +50,37 @@ def in_fp64(rollout) -> list[float]:
     return logprobs[len(rollout.prompt_ids) - 1 :].tolist()
 
 
-def a_cache(policy: LanguageModel, rows: int, columns: int) -> tuple[KVCache, torch.Tensor]:
+def a_cache(policy: LanguageModel, columns: int, dtype=torch.float32) -> tuple[KVCache, Tensor]:
+    """A cache of four rows as the step finds it, with past columns of random numbers."""
     generator = torch.Generator().manual_seed(4)
     config, cache = policy.causal_lm().config, KVCache()
-    shape = rows, config.num_key_value_heads, columns + 3, 8
+    gpt = config.model_type == "gpt2"  # which has no groups of query heads
+    heads = config.num_attention_heads if gpt else config.num_key_value_heads
+    shape = 4, heads, columns + 3, 8
     for layer in range(config.num_hidden_layers):
-        cache.layers[layer] = (
-            torch.randn(shape, generator=generator),
-            torch.randn(shape, generator=generator),
+        cache.layers[layer] = tuple(
+            torch.randn(shape, generator=generator).to(dtype) for _ in range(2)
         )
-    cache.columns, cache.capacity = columns, columns + 3
-    return cache, cache.mask(torch.randint(1, columns, (rows,), generator=generator))
+    cache.columns, cache.capacity = columns + 1, columns + 3
+    return cache, cache.mask(torch.randint(1, columns, (4,), generator=generator))
+
+
+@torch.no_grad()
+def assert_steps_agree(policy: LanguageModel, within: float = 1e-5) -> None:
+    """The written-out step gives the modules' states, keys and values."""
+    network = network_of(policy.eval(), 150)
+    assert network is not None
+    tokens, positions = torch.tensor([5, 9, 40, 7]), torch.tensor([3, 60, 11, 90])
+    found = []
+    for step in (decode.written_out(policy, network), decode.by_modules(policy)):
+        cache, mask = a_cache(policy, 30, policy.autocast or torch.float32)
+        with policy.precision():
+            states = step(tokens, positions, cache, mask)
+        found.append((states, cache.layers))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=within, atol=within)
+    for layer in found[0][1]:
+        for ours, theirs in zip(found[0][1][layer], found[1][1][layer]):
+            torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize(
@@ -70,44 +91,181 @@ def a_cache(policy: LanguageModel, rows: int, columns: int) -> tuple[KVCache, to
         ("llama", {"attention_bias": True, "mlp_bias": True}),
         ("llama", {"rope_parameters": LLAMA3}),
         ("llama", {"lora": True}),
+        ("llama", {"hidden_act": "gelu"}),
         ("qwen2", {"num_key_value_heads": 4}),
         ("qwen2", {"num_key_value_heads": 1}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
     ],
 )
-@torch.no_grad()
 def test_the_step_written_out_equals_the_modules(kind, keys):
-    policy = policy_of(kind, **keys)
-    assert decode._is_llama(policy)
-    tokens, positions = torch.tensor([5, 9, 40, 7]), torch.tensor([3, 60, 11, 90])
-    found = []
-    for step in (decode.decode_step(policy, 100), partial(decode._by_modules, policy)):
-        cache, mask = a_cache(policy, rows=4, columns=12)
-        cache.columns += 1
-        found.append((step(tokens, positions, cache, mask), cache.layers))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
-    for layer in found[0][1]:
-        for ours, theirs in zip(found[0][1][layer], found[1][1][layer]):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert_steps_agree(policy_of(kind, **keys))
+
+
+COVERED = {
+    *("Apertus", "Arcee", "CWM", "Cohere 2", "ERNIE 4.5", "EXAONE 4", "GPT-2", "Gemma", "Gemma 2"),
+    *("Gemma 2 (wide windows)", "Gemma 3", "Granite", "Helium", "Hunyuan", "Llama (yarn)"),
+    *("Llama 1, 2", "Llama 3", "Ministral", "Mistral", "Mistral (wide windows)", "Mixtral"),
+    *("OLMo 2", "OLMo 3", "Qwen2", "Qwen2 (windows)", "Qwen2-MoE", "Qwen3", "Qwen3-MoE"),
+    *("Seed-OSS", "SmolLM3", "StarCoder2", "VaultGemma"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(COVERED))
+def test_every_covered_architecture_steps_as_its_modules(name):
+    assert_steps_agree(architectures.policy(name))
+
+
+@pytest.mark.slow
+def test_no_other_architecture_is_taken_for_a_covered_one():
+    for name in set(architectures.ARCHITECTURES) - COVERED:
+        assert network_of(architectures.policy(name), 150) is None, name
+
+
+WITH_ADAPTER = ("Gemma 3", "GPT-2", "Llama 3", "Mistral", "Qwen3", "SmolLM3", "Cohere 2", "OLMo 2")
+
+
+def random_adapter(policy: LanguageModel) -> LanguageModel:
+    """The policy with an adapter that shows; a fresh one is the identity."""
+    generator = torch.Generator().manual_seed(5)
+    for name, p in policy.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            with torch.no_grad():
+                p.add_(torch.randn(p.shape, generator=generator) * 0.2)
+    return policy
+
+
+@pytest.mark.parametrize("name", WITH_ADAPTER)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_part_of_the_step(name, dtype):
+    """In 16 bits the modules round between the base and the adapter as the step does."""
+    config = tiny.model_config("tiny", adapter={"type": "lora", "alpha": 8.0})
+    compute = getattr(torch, dtype)
+    model = architectures.causal_lm(name).to(compute)  # a frozen base has the compute dtype
+    policy = random_adapter(prepare_policy(model, config, tiny.CPU, compute, 0))
+    assert_steps_agree(policy, 1e-5 if dtype == "float32" else 0.1)
+
+
+@pytest.mark.parametrize("name", ["Llama 3", "Gemma 2", "Qwen3", "GPT-2"])
+def test_autocast_rounds_as_in_the_modules(name):
+    config = tiny.model_config("tiny")
+    policy = prepare_policy(architectures.causal_lm(name), config, tiny.CPU, torch.bfloat16, 0)
+    assert policy.autocast == torch.bfloat16
+    assert_steps_agree(policy, 0.1)
+
+
+VARIANTS = {
+    "rslora": {"type": "rslora", "r": 4},
+    "some layers": {"type": "lora", "target_modules": ["q_proj", "down_proj"], "r": 3},
+    "keys alone": {"type": "lora", "target_modules": ["k_proj"], "layers_to_transform": [1]},
+    "patterns": {"type": "lora", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "dropout": {"type": "lora", "dropout": 0.3},
+    "dora": {"type": "dora", "r": 4},
+    "pissa": {"type": "pissa", "r": 4},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_kind_of_lora_is_in_the_step(variant):
+    model = architectures.causal_lm("Llama 3")
+    config = tiny.model_config("tiny", adapter=variant)
+    policy = random_adapter(prepare_policy(model, config, tiny.CPU, torch.float32, 0))
+    assert_steps_agree(policy.train(), 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("kind", "keys"),
+    "settings",
     [
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
-        ("llama", {"hidden_act": "gelu"}),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"trainable_token_indices": [5, 9]},
+        {"target_modules": ["q_proj"], "lora_bias": True},
+        {"target_modules": ["q_proj", "up_proj"], "bias": "all"},
+        {"target_modules": ["v_proj"], "modules_to_save": ["o_proj"]},
     ],
+    ids=str,
 )
-def test_other_networks_keep_their_modules(kind, keys):
-    policy = policy_of(kind, **keys)
-    assert not decode._is_llama(policy)
-    test_sampler.test_logprobs_are_the_trainers(1.0)
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_what_an_adapter_changes_beside_its_products(kind, settings):
+    """Embeddings (of Qwen2 tied to the head), whole layers, biases; by PEFT, as it would load."""
+    torch.manual_seed(2)
+    keys = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
+    lora = peft.LoraConfig(**({"target_modules": ["k_proj"]} | settings))
+    model = peft.get_peft_model(tiny.causal_lm(kind, **keys), lora)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.2)
+    policy = prepare_policy(model, tiny.model_config("tiny"), tiny.CPU, torch.float32, 0)
+    assert_steps_agree(policy)
 
 
-def test_a_hook_is_not_passed_over():
+def test_an_adapter_that_is_switched_off_or_merged_is_not_added():
+    policy = random_adapter(policy_of("llama", lora=True))
+    with policy.model.disable_adapter():
+        assert_steps_agree(policy)
+    policy.model.merge_adapter()
+    assert_steps_agree(policy)
+    policy.model.unmerge_adapter()
+    assert_steps_agree(policy)
+
+
+def test_two_active_adapters_add_up():
+    policy = random_adapter(policy_of("llama", lora=True))
+    policy.model.add_adapter("other", peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"]))
+    random_adapter(policy)
+    policy.model.base_model.set_adapter(["default", "other"])
+    assert_steps_agree(policy)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_layers_keep_their_product(kind, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from posttrain.model.load import load_policy
+
+    tiny.causal_lm("llama", hidden_size=64, intermediate_size=96).save_pretrained(tmp_path)
+    config = tiny.model_config(str(tmp_path), adapter="lora", quantization=kind, dtype="float32")
+    policy = random_adapter(load_policy(config, str(tmp_path), tiny.CPU, 0)).eval()
+    network, wide = network_of(policy, 150), []
+    assert network is not None
+    for step in (decode.written_out(policy, network), decode.by_modules(policy)):
+        cache = KVCache()
+        cache.columns, cache.capacity = 3, 8
+        for layer in range(2):
+            cache.layers[layer] = torch.ones(4, 2, 8, 16), torch.ones(4, 2, 8, 16)
+        with torch.no_grad():
+            states = step(torch.arange(4), torch.arange(4), cache, torch.zeros(4, 8))
+        wide.append(states)
+    torch.testing.assert_close(*wide, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rotation_that_depends_on_the_length_keeps_its_modules():
+    changes = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert network_of(policy_of("llama", rope_parameters=changes), 100) is None
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_hook_is_not_passed_over(kind):
     policy = policy_of("llama")
-    policy.backbone().layers[1].register_forward_hook(lambda *args: None)
-    assert not decode._is_llama(policy)
+    layer = policy.backbone().layers[1]
+    getattr(layer, f"register_{kind}_hook")(lambda *args: None)
+    assert network_of(policy, 100) is None
+
+
+def test_a_hook_that_says_so_is():
+    def hook(*args):
+        return None
+
+    hook.decode_safe = True
+    policy = policy_of("llama")
+    policy.backbone().layers[1].register_forward_hook(hook)
+    assert network_of(policy, 100) is not None
+
+
+def test_a_layer_of_another_class_keeps_its_modules():
+    """Named as transformers' layer is, but not transformers'."""
+    policy = policy_of("llama")
+    layer = policy.backbone().layers[1]
+    layer.__class__ = type("LlamaDecoderLayer", (type(layer),), {"__module__": "elsewhere"})
+    assert network_of(policy, 100) is None
 
 
 @pytest.mark.parametrize("written_out", [True, False])
@@ -125,7 +283,7 @@ def test_the_way_of_sampling_does_not_show(
     monkeypatch.setattr(engine, "GROW_BY", grow_by)
     monkeypatch.setattr(prefill, "PREFILL_TOKENS", prefill_tokens)
     if not written_out:
-        monkeypatch.setattr(decode, "_is_llama", lambda policy: False)
+        monkeypatch.setattr(decode, "network_of", lambda policy, longest: None)
     found = NativeSampler(policy, places).generate(asked, params, seeds)
     assert [r.response_ids for r in found] == [r.response_ids for r in plain]
     assert [r.finish_reason for r in found] == [r.finish_reason for r in plain]
@@ -141,10 +299,10 @@ def test_rows_enter_while_others_run(monkeypatch):
     once for its whole group."""
     policy = tiny.models().policy
     widths, prefilled = [], []
-    step = decode._written_out
+    step = decode.written_out
 
-    def counting(policy, longest):
-        plain = step(policy, longest)
+    def counting(policy, network):
+        plain = step(policy, network)
 
         def counted(tokens, *rest):
             widths.append(len(tokens))
@@ -158,7 +316,7 @@ def test_rows_enter_while_others_run(monkeypatch):
         prefilled.extend(dict.fromkeys(tuple(p) for p in prompts))
         return plain_prefill(policy, prompts, *rest)
 
-    monkeypatch.setattr(decode, "_written_out", counting)
+    monkeypatch.setattr(decode, "written_out", counting)
     monkeypatch.setattr(engine, "prefill", noting)
     asked = [prompt for prompt in test_sampler.prompts(12) for _ in range(2)]
     native = NativeSampler(policy, 6)

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import tiny
 from command import Capture, complaint, output_of
+from conftest import ROOT
 
 import posttrain
 from posttrain.common import distributed
+from posttrain.evaluation import loading
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.runs import file_job, generate_file, inference, parts
 
@@ -547,6 +549,11 @@ def test_options_win_over_the_file_and_the_file_over_defaults(
     assert (chosen.temperature, chosen.max_new_tokens) == (1.0, 5)
 
 
+def test_the_example_is_read() -> None:
+    chosen = inference.inference_config(ROOT / "examples/inference.yaml", {})
+    assert (chosen.num_samples, chosen.reward and chosen.reward.type) == (4, "math_correctness")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -622,6 +629,97 @@ def test_line_separators_and_escapes_stay_in_one_line(run: Any, tmp_path: Path) 
     assert (row["prompt"], row["nested"]) == (odd, {"x": [odd]})
 
 
+@pytest.fixture(scope="module")
+def adapters(run: posttrain.Run, tmp_path_factory: pytest.TempPathFactory) -> list[posttrain.Run]:
+    """Two LoRA adapters of the model that was trained."""
+    trained = []
+    for rank in (2, 3):
+        tree = tiny.run_config(tmp_path_factory.mktemp("adapter"))
+        tree["model"] = {"name": str(run.folder), "adapter": {"type": "lora", "r": rank}}
+        keys = {"max_steps": 3, "learning_rate": 0.5, "seed": rank}
+        trained.append(posttrain.train(tree, trainer=keys))
+    return trained
+
+
+def test_each_row_is_completed_by_its_own_adapter(
+    run: Any, adapters: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["", str(adapters[0]), None, str(adapters[1].best_checkpoint), str(adapters[0])]
+    rows = [{"prompt": f"{i % 3}?", "adapter": names[i % 5]} for i in range(13)]
+    output, _ = make(run, tmp_path, rows)
+    written = read(output)
+    for name in (None, *adapters):
+        (tmp_path / "alone").mkdir()
+        plain = [{"prompt": row["prompt"]} for row in rows]
+        alone = read(make(name or run, tmp_path / "alone", plain)[0])
+        shutil.rmtree(tmp_path / "alone")
+        folders = ("", None) if name is None else (str(name), str(name.best_checkpoint))
+        own = [i for i, row in enumerate(written) if row["adapter"] in folders]
+        assert own
+        assert [written[i]["completion"] for i in own] == [alone[i]["completion"] for i in own]
+    texts = {row["adapter"]: row["completion"] for row in written[:10:2]}
+    assert len(set(texts.values())) >= 3, "the adapters do nothing"
+    output.unlink()
+    killed_before_the_end(run, tmp_path, monkeypatch, rows=rows)
+    weights = adapters[0].best_checkpoint / "adapter_model.safetensors"
+    saved = weights.read_bytes()
+    weights.write_bytes(saved[:-1] + bytes([saved[-1] ^ 1]))
+    with pytest.raises(ValueError, match="adapters was"):
+        make(run, tmp_path, rows)
+    weights.write_bytes(saved)
+    assert read(make(run, tmp_path, rows)[0]) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("USB-C", "line 2: the column adapter names USB-C, which holds no adapter"),
+        (5, "line 2: adapter must be the text of a path, got 5"),
+        ("${NOTHING_HERE}/x", "line 2: adapter: .*NOTHING_HERE is not set"),
+        ("base", "line 2: the column adapter names .*, which holds no adapter"),
+    ],
+)
+def test_a_column_that_names_no_adapter_is_refused_by_its_line(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, words: str
+) -> None:
+    monkeypatch.setattr(generate_file, "load_sampler", pytest.fail)
+    name = str(run.best_checkpoint) if name == "base" else name
+    with pytest.raises(ValueError, match=words):
+        make(run, tmp_path, [{"prompt": "1", "adapter": None}, {"prompt": "1", "adapter": name}])
+
+
+def test_an_adapter_beside_an_adapter_is_refused(adapters: list[Any], tmp_path: Path) -> None:
+    rows = [{"prompt": "1", "adapter": str(adapters[1])}]
+    with pytest.raises(ValueError, match="line 1: the column adapter needs a model without one"):
+        make(adapters[0], tmp_path, rows)
+
+
+def test_a_resumed_file_keeps_the_day_on_which_it_was_begun(
+    chatting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datetime
+
+    (tmp_path / "model").mkdir()
+    model = shutil.copytree(chatting, tmp_path / "model" / "dated")
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}" + template)
+    (tmp_path / "whole").mkdir()
+    whole, _ = make(model, tmp_path / "whole")
+    killed_before_the_end(model, tmp_path, monkeypatch)
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls) -> Any:
+            return datetime.date(2031, 2, 3)
+
+    monkeypatch.setattr(loading.datetime, "date", Tomorrow)
+    output, _ = make(model, tmp_path)
+    assert output.read_bytes() == whole.read_bytes()
+    (tmp_path / "later").mkdir()
+    later, _ = make(model, tmp_path / "later")
+    assert later.read_bytes() != whole.read_bytes()
+
+
 def processes(tmp_path: Path, arguments: list[str], ranks: int = 1) -> subprocess.Popen[str]:
     """The command in parts of 4 completions, in a process group of its own."""
     script = tmp_path / "command.py"
@@ -648,7 +746,7 @@ def processes(tmp_path: Path, arguments: list[str], ranks: int = 1) -> subproces
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sigkill_at_random_moments(run: Any, tmp_path: Path, ranks: int) -> None:
     (tmp_path / "whole").mkdir()
-    rows = [{"prompt": f"{i} and {i % 7}?"} for i in range(60)]
+    rows = [{"prompt": f"{i} and {i % 7}?"} for i in range(150)]
     keys: dict[str, Any] = {"max_new_tokens": 60, "num_samples": 2, "logprobs": True}
     whole, _ = make(run, tmp_path / "whole", rows, **keys)
     source, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
@@ -663,7 +761,7 @@ def test_sigkill_at_random_moments(run: Any, tmp_path: Path, ranks: int) -> None
         process = processes(tmp_path, arguments, ranks)
         while process.poll() is None and count() == done and not output.exists():
             time.sleep(0.05)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if output.exists():

@@ -36,8 +36,9 @@ def varied(number: int, seed: int = 0, longest: int = 12) -> list[Row]:
     return rows
 
 
-def alone(policy, row: Row):
-    return NativeSampler(policy, 1).generate([row.prompt_ids], row.params, [row.seed])[0]
+def alone(policy, rows: list[Row]):
+    sampler = NativeSampler(policy, 1)
+    return [sampler.generate([row.prompt_ids], row.params, [row.seed])[0] for row in rows]
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def run(engine: Engine) -> None:
 def test_rows_that_come_at_any_time_get_what_they_get_alone(max_cells):
     policy = tiny.models("llama").policy.eval()
     rows = varied(40)
-    wanted = [alone(policy, row) for row in rows]
+    wanted = alone(policy, rows)
     finished = []
     engine = Engine(policy, 6, 64, finished.append, max_cells=max_cells)
     chance, waiting = random.Random(1), list(rows)
@@ -87,7 +88,7 @@ def test_the_cache_stays_within_its_bound():
 def test_a_cancelled_row_ends_and_changes_nothing_else():
     policy = tiny.models("llama").policy.eval()
     rows = varied(12, seed=3)
-    wanted = [alone(policy, row) for row in rows]
+    wanted = alone(policy, rows)
     engine = Engine(policy, 5, 64)
     engine.add(rows)
     for _ in range(3):
@@ -175,8 +176,8 @@ def chats(number: int, shared: int, seed: int = 0) -> list[Row]:
     system = [chance.randrange(4, tiny.VOCAB) for _ in range(shared)]
     rows = []
     for i in range(number):
-        own = [chance.randrange(4, tiny.VOCAB) for _ in range(chance.randint(1, 30))]
-        rows.append(Row(system + own, SamplingParams(8, (3,), 0.8), i))
+        own = [chance.randrange(4, tiny.VOCAB) for _ in range(chance.randint(0, 29))]
+        rows.append(Row([*system, 4 + i, *own], SamplingParams(8, (3,), 0.8), i))
     return rows
 
 

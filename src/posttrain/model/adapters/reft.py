@@ -38,7 +38,7 @@ class ReftConfig(AdapterConfig):
     positions: Annotated[str, AlsoCalled("position")] = "f7+l7"
     """Edited positions: the first and last tokens of the prompt, such as f7+l7, f1 or l1. Of a
     reward model or classifier, those of the whole text. A prompt shorter than both together is
-    divided between them in proportion, the share of the last ones rounded up."""
+    divided between them in proportion, the share of the last ones rounded up, each at least one."""
     layers: Literal["all"] | list[int] = "all"
     """Decoder layers with an edit, from 0, or all."""
     component: Component = "block_output"
@@ -78,7 +78,7 @@ def add(model: Any, section: ReftConfig, seed: int, whole: list[str] | None) -> 
     if whole:
         raise ValueError(
             f"model.resize_embeddings: new rows would have to be trained, and {section.type} "
-            "trains edits alone: use model.adapter: {type: lora}, or a tokenizer that fits the model"
+            "trains edits alone: use model.adapter: lora, or a tokenizer that fits the model"
         )
     return add_edits(model, section, seed)
 

@@ -87,7 +87,7 @@ class Edit(nn.Module):
         directions = torch.randn(rank, width) / math.sqrt(width)
         if self.form.orthogonal:
             directions = orthonormal(directions)
-        self.directions = nn.Parameter(directions)
+        self.directions = nn.Parameter(directions.contiguous())
         """[r, d]: W2, or the rows that `orthonormal` turns into R."""
         self.bias = nn.Parameter(torch.zeros(rank))
         if self.form.learned:
@@ -96,7 +96,7 @@ class Edit(nn.Module):
             if not self.form.learned:
                 nn.init.normal_(self.bias)
         elif self.form.difference:
-            self.weight.data = self.rows().detach().clone()
+            self.weight.data = self.rows().detach().contiguous()
         elif self.form.learned and self.form.orthogonal:
             nn.init.zeros_(self.weight)
         elif self.form.learned:

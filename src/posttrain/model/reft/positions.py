@@ -23,15 +23,16 @@ class Positions:
         """Return the edited positions at the start and at the end of a prompt of `length` tokens.
 
         A prompt of fewer than f + l tokens is divided between the two in proportion, the share of
-        the end rounded up: no position is edited twice, and none of a short prompt is left out. So
-        l1 edits the one token of a prompt of one token, as f1+l1 does.
+        the end rounded up and each at least one token: no position is edited twice, and none of a
+        short prompt is left out. The one token of a prompt of one token is its end.
         """
         wanted = self.first + self.last
         if length >= wanted:
             return range(self.first), range(length - self.last, length)
-        suffix = min(self.last, -(-length * self.last // wanted))
-        prefix = min(self.first, length - suffix)
-        return range(prefix), range(length - suffix, length)
+        suffix = -(-length * self.last // wanted)
+        if self.first and suffix == length > 1:
+            suffix -= 1
+        return range(length - suffix), range(length - suffix, length)
 
 
 def parse_positions(text: str) -> Positions:

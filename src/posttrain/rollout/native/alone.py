@@ -110,18 +110,6 @@ def _calls(way: Way, lengths: list[int], max_num_seqs: int) -> list[list[int]]:
     return calls
 
 
-def generate_alone(
-    policy: LanguageModel, prompt: list[int], params: SamplingParams, seed: int, cached: bool
-) -> Rollout:
-    """Return the completion of one prompt, with the model's cache or by running all of it again."""
-    return generate_apart(policy, Way("alone", cached), [prompt], params, [seed], 1)[0]
-
-
-def caches_alone(policy: LanguageModel) -> bool:
-    """Return whether the model's own cache gives the log-probs of a forward pass."""
-    return way_of(policy).cached
-
-
 def _call(
     policy: LanguageModel,
     prompts: list[list[int]],

@@ -205,15 +205,19 @@ def _layer(
     table = next(iter(tables))
     if len(tables) > 1:
         table = config.layer_types[attention.layer_idx]
-    norms = [None if name is None else _norm(getattr(layer, name), policy) for name in form.norms]
-    first, second = form.query_norms
+    exact = compute is None  # autocast makes the outputs of projections narrow
+
+    def norm(owner: Any, name: str, wide: bool) -> Norm:
+        return _norm(getattr(owner, name), policy, wide)
+
+    norms = [
+        None if name is None else norm(layer, name, place in (0, 2) or exact)
+        for place, name in enumerate(form.norms)
+    ]
     query_norms = None
     if form.query_norm is not None:
-        own = policy.autocast is None  # autocast makes the projections' outputs narrow
-        query_norms = (
-            _norm(getattr(attention, first), policy, own),
-            _norm(getattr(attention, second), policy, own),
-        )
+        first, second = form.query_norms
+        query_norms = norm(attention, first, exact), norm(attention, second, exact)
     return Layer(
         norms,
         joined((attention.q_proj, attention.k_proj, attention.v_proj), compute, adapters),
