@@ -42,7 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "fp4": {"dtype": "float32", "quantization": "fp4"},
 }
-TOKENS, NEW = 512, 32
+TOKENS, NEW = 256, 16
 
 
 def planned(form: str, model: str, data: str) -> Any:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ def served(folder: Path, key: str | None = None, **settings: Any) -> Iterator[Li
     chosen = ServeSettings(port=0, **(defaults | settings))
     service = build_service(str(folder), chosen)
     listener: socket.socket = listen("127.0.0.1", 0)
-    beside = None if chosen.beside is None else build_service(chosen.beside, chosen)
+    second = replace(chosen, name=None)
+    beside = None if chosen.beside is None else build_service(chosen.beside, second)
     votes = None if chosen.votes is None else Votes(Path(chosen.votes))
     app = build_app(service, key, chosen.host, beside, votes)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))

@@ -47,6 +47,13 @@ Output = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="The part to read of a folder, or of a file that holds several.",
+        rich_help_panel=ROWS,
+    ),
+]
 Columns = Annotated[
     list[str] | None,
     typer.Option(
@@ -112,6 +119,7 @@ def generate(
     template: Template = "auto",
     system_prompt: SystemPrompt = None,
     prompt_template: PromptTemplate = None,
+    split: Split = "train",
     columns: Columns = None,
     reward: Reward = None,
     reward_option: RewardOption = None,

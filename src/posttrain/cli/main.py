@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.cli import data, export, generate, models, runs, serve, weights
+from posttrain.cli import chat, data, export, generate, models, runs, serve, weights
 from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
@@ -29,6 +29,7 @@ app = typer.Typer(
 runs.add_to(app)
 models.add_to(app)
 generate.add_to(app)
+chat.add_to(app)
 serve.add_to(app)
 export.add_to(app)
 app.add_typer(data.app, name="data", rich_help_panel="Data")

@@ -24,6 +24,20 @@ def list_models() -> None:
         print(f"{name}  {packaged.licence}  {source}  {packaged.about}")
 
 
+@app.command("from-pyreft")
+def from_pyreft(
+    folder: Annotated[Path, typer.Argument(parser=local_path, help="A folder saved by pyreft.")],
+    output: Annotated[Path, typer.Argument(parser=local_path, help="The folder to write.")],
+    base: Annotated[str, typer.Option(help="The model that was edited: a folder or hub name.")],
+    positions: Annotated[str, typer.Option(help="Edited positions, such as f7+l7 or l1.")],
+    activation: Annotated[str, typer.Option(help="act_fn of the interventions.")] = "linear",
+) -> None:
+    """Convert the edits of ReFT in a folder of pyreft, which stores neither base nor positions."""
+    from posttrain.export.pyreft import from_pyreft as convert
+
+    convert(folder, output, base, positions, activation)
+
+
 @app.command("download")
 def download(
     name: Annotated[str, typer.Argument(help="A name of `posttrain models list`.")],

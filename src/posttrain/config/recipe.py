@@ -12,15 +12,21 @@ from posttrain.common.files import expanded
 from posttrain.config.yaml_values import Loader, parse_value
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the tree in a YAML file. Raises ValueError if the file is missing or holds none."""
+def read_yaml(
+    path: str | Path,
+    what: str = "recipe",
+    content: str = "sections (model, data, trainer, ...)",
+) -> dict[str, Any]:
+    """Return the tree in a YAML file. Raises ValueError if the file is missing or holds none.
+
+    Errors name `what` the file is, and the `content` that it must have."""
     file = Path(expanded(str(path)))
     if not file.is_file():
         recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
         by_stem = {str(p.with_suffix("")): p for p in recipes}  # all end in .yaml
         near = difflib.get_close_matches(str(file.with_suffix("")), by_stem)
         hint = f"; did you mean {by_stem[near[0]]}?" if near else ""
-        raise ValueError(f"no recipe {path}{hint}")
+        raise ValueError(f"no {what} {path}{hint}")
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except UnicodeDecodeError:
@@ -28,7 +34,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}{not_yaml(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold sections (model, data, trainer, ...)")
+        raise ValueError(f"{path} must hold {content}")
     return tree
 
 

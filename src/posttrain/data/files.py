@@ -127,11 +127,13 @@ def read_file(path: Path, split: str | None = None) -> Iterator[Row]:
         raise ValueError(f"{path}: unknown file type; expected one of {', '.join(SUFFIXES)}{fix}")
 
 
-def placed_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Return an iterator over a file's rows, each with the location that names it in errors."""
+def placed_rows(path: Path, split: str | None = None) -> Iterator[tuple[str, Row]]:
+    """Return an iterator over a file's rows, each with the location that names it in errors.
+
+    `split` is that of `read_file`."""
     if suffix_of(path) == ".jsonl":
         return ((f"{path}, line {number}", row) for number, row in read_json_lines(path))
-    return numbered(read_file(path), path)
+    return numbered(read_file(path, split), path)
 
 
 def read_hub(

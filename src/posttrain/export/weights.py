@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.common.errors import SettingError
+from posttrain.export.pyreft import to_pyreft
 from posttrain.export.source import Source
 from posttrain.model.folder import (
     LABELS_FILE,
@@ -223,10 +225,18 @@ def gguf(
     return Exported(kind, notes)
 
 
+def pyreft_files(source: Source, folder: Path, dtype: str | None) -> Exported:
+    """Write the edits of ReFT as pyreft does, in fp32."""
+    if dtype not in (None, "f32"):
+        raise SettingError("dtype", f"pyreft is written in f32, not {dtype}")
+    return Exported("f32", [to_pyreft(source.folder, folder)])
+
+
 Writer = Callable[[Source, Path, str | None], Exported]
 FORMATS: dict[str, Writer] = {
     "safetensors": own_files,
     "merged": merged,
     "peft": adapter_files,
+    "pyreft": pyreft_files,
 }
 """Formats apart from gguf, which has more settings."""

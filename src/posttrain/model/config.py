@@ -79,7 +79,7 @@ class ModelConfig(StrictConfig):
         LocalPath | None,
         AlsoCalled("model_name_or_path", "base_model", "pretrained_model_name_or_path"),
     ] = None
-    """A hub name, a model or adapter folder, or a run directory."""
+    """A hub name, a model or adapter folder, a GGUF file, or a run directory."""
     scratch: ScratchConfig | None = None
     """Random weights instead of `name`."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"

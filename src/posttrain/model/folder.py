@@ -141,7 +141,11 @@ def saved_labels(folder: Path) -> dict[str, Any] | None:
 
 def saved_quantization(folder: str | Path) -> dict[str, Any] | None:
     """Return how the weights below an adapter were stored in its training; None if unquantised."""
-    return read_json(Path(folder) / QUANTIZATION_FILE) or None
+    file = Path(folder) / QUANTIZATION_FILE
+    record = read_json(file)
+    if file.is_file() and "type" not in record:
+        raise ValueError(f"{file} is damaged: it names no type; copy it again")
+    return record or None
 
 
 def generation_stops(name: str | None) -> list[int]:

@@ -163,8 +163,7 @@ def load_tokenizer(name: str, adapter: str | None = None) -> Any:
 
     folder = Path(name)
     check_folder(name)
-    configs = ("config.json", "adapter_config.json")
-    if folder.is_dir() and not any((folder / config).is_file() for config in configs):
+    if folder.is_dir() and not ((folder / "config.json").is_file() or is_adapter(name)):
         raise ValueError(not_found(name, adapter))
     if folder.is_dir() and not has_tokenizer(name):
         if is_adapter(name):

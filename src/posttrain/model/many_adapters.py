@@ -20,10 +20,12 @@ not depend on its neighbours' adapters.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,11 +42,13 @@ from posttrain.model.language_model import LanguageModel
 from posttrain.model.probe import gap, probe_rows
 from posttrain.model.quantized import warn_if_stored_otherwise
 
+log = logging.getLogger(__name__)
+
 BASE = -1
 """The number of rows without an adapter."""
 NOT_MIXED = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "bias")
 """Keys of adapter_config.json that change more than low-rank products can."""
-NONE = (None, False, "none", [], {})
+NONE: tuple[Any, ...] = (None, False, "none", [], {})
 PLAIN = ("Linear", "Linear4bit", "Linear8bitLt")
 """PEFT's layers of a LoRA whose output is the base's and a low-rank product."""
 
@@ -109,6 +113,7 @@ class ManyAdapters:
         if name in self.numbers:
             raise ValueError(f"an adapter is loaded as {name!r} already: unload it first")
         _check_mixes(folder)
+        _warn_of_other_base(self.policy, folder)
         warn_if_stored_otherwise(self.policy, folder)
         number = self.version  # which only grows
         with _quiet(self.policy):
@@ -226,6 +231,14 @@ def _check_mixes(folder: str) -> None:
             f"{folder} {what}, which cannot share a batch with other adapters: load it as the "
             "model itself, or merge it into its base"
         )
+
+
+def _warn_of_other_base(policy: LanguageModel, folder: str) -> None:
+    """Warn if an adapter names another base than the policy's; its shapes may fit all the same."""
+    own = str(policy.causal_lm().config._name_or_path)
+    trained_on = str(adapter_config(folder)["base_model_name_or_path"])
+    if own and Path(own).name != Path(trained_on).name:
+        log.warning("%s was trained on %s, not on %s", folder, trained_on, own)
 
 
 @contextmanager

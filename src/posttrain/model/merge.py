@@ -49,7 +49,7 @@ def merge_adapter(name: str) -> Merged:
     merged model has other logits than the adapter beside the base."""
     folder = resolve_model_path(name)
     if not is_adapter(folder):
-        raise ValueError(f"{name} holds no adapter: its weights are whole already")
+        raise ValueError(f"{name} holds no adapter, so that there is nothing to merge")
     refuse_reft(folder, "merged into its base")
     if quantization_of(None, base_model(folder)) is not None:
         raise ValueError(

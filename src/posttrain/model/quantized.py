@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from posttrain.config.errors import parse
+from posttrain.model.adapters.saved import saved_section
 from posttrain.model.backbone import backbone_of
 from posttrain.model.config import ModelConfig, QuantizationConfig
 from posttrain.model.device import cast_parameters
-from posttrain.model.folder import base_model, saved_quantization
+from posttrain.model.folder import (
+    QUANTIZATION_FILE,
+    base_model,
+    is_adapter,
+    saved_quantization,
+)
 from posttrain.model.kernels.quantized import (
     dequantise,
     layer_classes,
@@ -33,6 +40,14 @@ log = logging.getLogger(__name__)
 # it reports a missing kernel that is not used here
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+BESIDE = (
+    *("lora", "rslora", "dora", "vera", "gralora", "hira", "randlora", "vblora", "fourierft"),
+    *("c3a", "shira", "miss", "oft", "boft", "ia3", "beft", "ln_tuning"),
+    *("loreft", "direft", "noreft", "consreft", "lobireft", "direft_orthogonal"),
+)
+"""Types of adapters that compute the same beside quantised weights as beside these weights whole.
+
+Others of PEFT take the stored numbers for weights, some of them without an error."""
 BLOCK = 64
 """Consecutive weights of a row that share a scale in 4 bits."""
 
@@ -47,7 +62,19 @@ def with_quantization(config: ModelConfig, name: str | None) -> ModelConfig:
             f"model.quantization: weights in {section.type} are frozen, but model.adapter is none: "
             "train an adapter, such as model.adapter: lora"
         )
+    if section is not None and section.type != "none":
+        check_beside(config.adapter.type, section)
     return config.model_copy(update={"quantization": section})
+
+
+def check_beside(adapter: str, section: QuantizationConfig) -> None:
+    """Raise ValueError for a type of adapter that does not work beside quantised weights."""
+    if adapter not in BESIDE:
+        raise ValueError(
+            f"model.quantization: an adapter of the type {adapter} reads the weights below it "
+            f"itself, and not as {section.type}: set model.quantization: none, or choose one of "
+            f"{', '.join(BESIDE)}"
+        )
 
 
 def quantization_of(section: QuantizationConfig | None, name: str) -> QuantizationConfig | None:
@@ -55,17 +82,18 @@ def quantization_of(section: QuantizationConfig | None, name: str) -> Quantizati
 
     A model that was saved quantised stays so; an adapter is read on weights like those that it was
     trained on. Raises ValueError if the section contradicts the files of the weights."""
-    stored = _in_file(name)
+    stored, record = _in_file(name), saved_quantization(name)
     if stored is not None:
         if section is not None and section != stored:
             raise ValueError(
                 f"model.quantization is {section.type}, but the files of {base_model(name)} are "
                 f"quantised already ({stored.type}): remove it, or take the unquantised model"
             )
-        return stored
-    record = saved_quantization(name)
-    if section is None and record is not None:
-        return QuantizationConfig.model_validate(record)
+        section = stored
+    elif section is None and record is not None:
+        section = parse(QuantizationConfig, record, f"{name}/{QUANTIZATION_FILE}")
+    if section is not None and section.type != "none" and is_adapter(name):
+        check_beside(saved_section(name).type, section)
     return section
 
 
@@ -267,7 +295,7 @@ def check_exact(layer: Any) -> None:
     blocks = torch.arange(count, device=packed.device) // state.blocksize
     expected = state.code[indices] * scales[blocks]
     found = dequantise(weight, torch.float32).reshape(-1)[:count]
-    if not torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
+    if not torch.allclose(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True):
         raise ValueError(
             f"model.quantization: bitsandbytes de-quantises a layer of {state.shape[0]} x "
             f"{state.shape[1]} wrongly here (by {(found - expected).abs().max():.2g}): set "

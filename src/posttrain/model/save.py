@@ -14,7 +14,7 @@ from torch import Tensor
 
 from posttrain.common import distributed
 from posttrain.model.adapters.base import is_adapted
-from posttrain.model.adapters.peft import first_names, saved_names
+from posttrain.model.adapters.names import first_names, saved_names
 from posttrain.model.adapters.starts import as_plain_lora, own_part
 from posttrain.model.classifiers import classifier_class
 from posttrain.model.config import HEAD_PREFIXES

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import expanded
+from posttrain.data.contents import suffix_of
 from posttrain.data.files import placed_rows, read_path
 from posttrain.data.forms import standard_form
 from posttrain.data.messages import messages_of
@@ -34,7 +35,15 @@ def read_rows(source: str, config: InferenceConfig) -> tuple[list[str], list[Row
         except SettingError as error:
             raise error.renamed("prompt_template") from None
     location = Path(expanded(source))
-    placed = placed_rows(location) if location.is_file() else numbered(_rows_of(source), source)
+    if location.is_file():
+        if suffix_of(location) == ".txt":
+            raise ValueError(
+                f"{source} is one text: write each prompt into a line of a .jsonl file, as "
+                '{"prompt": "..."}'
+            )
+        placed = placed_rows(location, config.split)
+    else:
+        placed = numbered(read_path(source, config.split), source)
     places, rows = [], []
     for place, row in placed:
         places.append(place)
@@ -42,10 +51,6 @@ def read_rows(source: str, config: InferenceConfig) -> tuple[list[str], list[Row
     if not rows:
         raise ValueError(f"{source}: no rows")
     return places, rows
-
-
-def _rows_of(source: str) -> list[Row]:
-    return read_path(source, "train")
 
 
 def _read(place: str, row: Row, config: InferenceConfig) -> Row:

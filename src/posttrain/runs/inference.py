@@ -16,7 +16,7 @@ from posttrain.config.errors import explain, parse
 from posttrain.config.recipe import read_yaml
 from posttrain.rewards.build import RewardSection
 
-OF_FILES = ("prompt_template", "columns", "reward", "logprobs")
+OF_FILES = ("split", "prompt_template", "columns", "reward", "logprobs")
 """Keys that are read for the rows of a file only."""
 
 
@@ -52,6 +52,8 @@ class InferenceConfig(StrictConfig):
     else as in the model's files."""
     max_num_seqs: int = Field(256, ge=1)
     """Maximum number of concurrent completions; bounds memory."""
+    split: str = "train"
+    """The part to read of a folder, or of a file that holds several."""
     prompt_template: str | None = None
     """The prompt of a row: a template's name (see `posttrain data templates`), or a text with
     {columns}."""
@@ -71,8 +73,10 @@ def inference_config(
     A reward in `settings` without a type changes keys of the file's reward. Raises ValueError that
     names the file, or SettingError if a value of `settings` is wrong.
     """
-    tree = {} if config is None else read_yaml(os.fspath(config))
+    tree: dict[str, Any] = {}
     if config is not None:
+        content = "keys of posttrain generate (temperature, num_samples, ...)"
+        tree = read_yaml(os.fspath(config), "settings file", content)
         parse(InferenceConfig, tree, os.fspath(config))
     reward = settings.get("reward")
     if isinstance(reward, dict) and "type" not in reward:
@@ -95,6 +99,7 @@ def settings_of_prompts(
     """Return the arguments of `generate` for prompts; raise SettingError for a key of files."""
     chosen = inference_config(config, settings).model_dump()
     for name in OF_FILES:
-        if chosen.pop(name):
+        default = InferenceConfig.model_fields[name].get_default(call_default_factory=True)
+        if chosen.pop(name) != default:
             raise SettingError(name, "is for the rows of a file: give file instead of prompts")
     return chosen

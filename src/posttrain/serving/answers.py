@@ -57,14 +57,11 @@ class Choice:
 
     def take(self, news: News) -> Part:
         """Return what is new, and keep it."""
-        ids, stops = news.ids, news.finish_reason == "stop"
-        reason = news.finish_reason
-        for place, token in enumerate(ids):
-            if stops and place == len(ids) - 1:
-                break  # the stop token has no text
-            if self.stream.push(token):
-                ids, reason = ids[: place + 1], "stop"
-                break
+        ids, reason = news.ids, news.finish_reason
+        texts = ids[:-1] if reason == "stop" else ids  # the stop token has no text
+        taken = self.stream.push(*texts) if texts else 0
+        if self.stream.stopped:
+            ids, reason = ids[:taken], "stop"
         self.finish_reason = reason
         logprobs: list[float | None] = list(news.logprobs[: len(ids)])
         tops: list[list[Alternative] | None] = list(news.tops[: len(ids)])

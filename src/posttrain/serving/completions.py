@@ -27,7 +27,7 @@ from posttrain.serving.bodies import ChatBody, CompletionBody, Sampled, read_bod
 from posttrain.serving.errors import Gone, Refusal
 from posttrain.serving.http import answer, json_answer, read, stream
 from posttrain.serving.service import Prompt, Service
-from posttrain.serving.text import TextStream, decoder
+from posttrain.serving.text import TextStream
 
 DEFAULT_TOKENS = 16
 """max_tokens of /v1/completions, OpenAI's default; a chat's is what the model has room for."""
@@ -190,7 +190,7 @@ async def respond(
 ) -> Any:
     """Sample, and return the answer in one piece or as a stream."""
     rows = rows_of(service, body, prompts, wanted, limit)
-    decode = decoder(service.renderer, bool(body.skip_special_tokens))
+    decode = service.decoders[bool(body.skip_special_tokens)]
     choices = [Choice(row, TextStream(decode, body.stops)) for row in rows]
     texts = [prompt.text for prompt in prompts for _ in range(body.n or 1)]
     head = Head(wanted.chat, body.model or service.name)

@@ -67,7 +67,9 @@ class Service:
         # a tokenizer is not to be used by two threads at once, and takes long for long texts
         self.text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self.loading = asyncio.Lock()
-        decode = decoder(renderer)
+        self.decoders = {skip: decoder(renderer, skip) for skip in (False, True)}
+        """By whether special tokens are left out."""
+        decode = self.decoders[False]
         self.piece = functools.lru_cache(maxsize=1 << 16)(lambda token: decode([token]))
         self.meters.watch(self)
 

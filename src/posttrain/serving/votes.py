@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import errno
 import json
 import os
 import threading
@@ -23,8 +24,6 @@ from posttrain.serving.errors import Refusal
 from posttrain.serving.http import answer, json_answer, read
 from posttrain.serving.service import Service
 
-COLUMNS = ("prompt", "chosen", "rejected", "meta")
-
 
 class Answered(BaseModel):
     """One of the two answers."""
@@ -34,6 +33,11 @@ class Answered(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=500)]
     content: str
     finish_reason: Annotated[str, Field(max_length=40)] = "stop"
+
+    @property
+    def side(self) -> tuple[str, str, str]:
+        """Return it as `vote_row` takes it."""
+        return self.model, self.content, self.finish_reason
 
 
 class VoteBody(BaseModel):
@@ -63,28 +67,37 @@ class Votes:
             except ValueError as error:
                 raise SettingError("votes", f"{error}: give another file") from None
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a+b") as rows:  # fails now if it cannot be written
-            if rows.tell() and (rows.seek(-1, os.SEEK_END), rows.read(1))[1] != b"\n":
-                rows.write(b"\n")
+        file.open("ab").close()  # fails now if it cannot be written
 
     def add(self, row: Row) -> int:
-        """Append a row, and return the number of rows; raise OSError and append nothing if full."""
-        line = (json.dumps(row) + "\n").encode()
-        with self.lock, self.file.open("ab", buffering=0) as rows:
-            size = rows.tell()
-            try:
-                if rows.write(line) != len(line):
-                    raise OSError("the disk is full")
-                os.fsync(rows.fileno())
-            except OSError:
-                rows.truncate(size)
-                raise
+        """Append a row, and return the number of rows; raise OSError as `append` does."""
+        with self.lock:
+            append(self.file, row)
             self.count += 1
-        return self.count
+            return self.count
 
     def state(self) -> dict[str, Any]:
         """Return the file's name and its number of rows."""
         return {"file": self.file.name, "count": self.count}
+
+
+def append(file: Path, row: Row) -> None:
+    """Append a row to a JSONL file, as a line of its own; raise OSError and append nothing if not.
+
+    A last line without an end, as an editor may leave it, is ended first."""
+    with file.open("a+b", buffering=0) as rows:
+        size = rows.seek(0, os.SEEK_END)
+        if size:
+            rows.seek(-1, os.SEEK_END)
+        before = b"\n" if size and rows.read(1) != b"\n" else b""
+        line = before + (json.dumps(row) + "\n").encode()
+        try:
+            if rows.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(rows.fileno())
+        except OSError:
+            rows.truncate(size)
+            raise
 
 
 def as_pair_at(place: str, row: Row) -> Row:
@@ -95,37 +108,37 @@ def as_pair_at(place: str, row: Row) -> Row:
         raise ValueError(f"{place}: {error}") from None
 
 
-def row_of(body: VoteBody, now: datetime.datetime) -> Row:
-    """Return the preference row of a vote; raise Refusal for one that teaches nothing."""
-    chosen, rejected = body.chosen, body.rejected
-    try:
-        messages = messages_of({"messages": body.messages}, "messages")
-    except ValueError as error:
-        raise Refusal(str(error), param="messages") from None
-    if messages[-1]["role"] == "assistant":
-        raise Refusal(
-            "messages: the last one is the assistant's: end with what was answered",
-            param="messages",
+def vote_row(
+    messages: list[dict[str, Any]],
+    chosen: tuple[str, str, str],
+    rejected: tuple[str, str, str],
+    settings: dict[str, Any],
+) -> Row:
+    """Return the preference row of a vote; raise ValueError for one that teaches nothing.
+
+    `messages` are the conversation before the answers. An answer is the model's name, its text and
+    why it ended."""
+    read = messages_of({"messages": messages}, "messages")
+    if read[-1]["role"] == "assistant":
+        raise ValueError("messages: the last one is the assistant's: end with what was answered")
+    if not (chosen[1].strip() and rejected[1].strip()):
+        raise ValueError("an answer is empty, which is no completion")
+    if chosen[1] == rejected[1]:
+        raise ValueError("the two answers are the same, which is no preference")
+    if chosen[2] != "stop":
+        raise ValueError(
+            "the better answer is not whole, and a model that is trained on it would learn to end "
+            f"there ({chosen[2]}): let it end, and choose again"
         )
-    for name, side in (("chosen", chosen), ("rejected", rejected)):
-        if not side.content.strip():
-            raise Refusal(f"{name}.content is empty, which is no completion", param=name)
-    if chosen.content == rejected.content:
-        raise Refusal("the two answers are the same, which is no preference", param="rejected")
-    if chosen.finish_reason != "stop":
-        raise Refusal(
-            "the chosen answer is not whole, and a model that is trained on it would learn to stop "
-            f"there (finish_reason is {chosen.finish_reason!r}): let it end, and vote again",
-            param="chosen",
-        )
+    now = datetime.datetime.now(datetime.UTC)
     meta = {
-        "chosen_model": chosen.model,
-        "rejected_model": rejected.model,
-        "rejected_finish_reason": rejected.finish_reason,
-        "settings": body.settings,
+        "chosen_model": chosen[0],
+        "rejected_model": rejected[0],
+        "rejected_finish_reason": rejected[2],
+        "settings": settings,
         "time": now.isoformat(timespec="seconds"),
     }
-    row = {"prompt": messages, "chosen": chosen.content, "rejected": rejected.content, "meta": meta}
+    row = {"prompt": read, "chosen": chosen[1], "rejected": rejected[1], "meta": meta}
     as_pair(row)
     return row
 
@@ -137,7 +150,10 @@ def add_to(app: Any, service: Service, votes: Votes | None) -> None:
         body = read_body(VoteBody, await read(request, service.bounds.max_body))
         if votes is None:
             raise Refusal("votes are not kept: start the server with the option votes", 404)
-        row = row_of(body, datetime.datetime.now(datetime.UTC))
+        try:
+            row = vote_row(body.messages, body.chosen.side, body.rejected.side, body.settings)
+        except ValueError as error:
+            raise Refusal(str(error)) from None
         try:
             await asyncio.to_thread(votes.add, row)
         except OSError as error:

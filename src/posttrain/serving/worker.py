@@ -125,6 +125,7 @@ class Worker:
                     self.longest,
                     max_cells=self.max_cells,
                     prefixes=prefixes if self.policy.edited is None else None,
+                    at_once=True,
                 )
                 self.ready.set_result(None)
                 while self._read_inbox():

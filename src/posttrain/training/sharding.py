@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ def shard(policy: LanguageModel) -> None:
             "model.quantization: quantised weights cannot be sharded: set distributed.strategy: "
             "ddp, in which each rank holds them whole"
         )
+    if share_tensors(policy):
+        raise ValueError(
+            "model.adapter: its tensors belong to several layers and cannot be sharded: set "
+            "distributed.strategy: ddp"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -42,3 +48,10 @@ def shard(policy: LanguageModel) -> None:
         for layer in decoder_layers(network) if network is not None else ():
             fully_shard(layer, **options)
     fully_shard(policy, **options)
+
+
+def share_tensors(policy: LanguageModel) -> bool:
+    """Whether decoder layers have a parameter in common, which FSDP2 would shard in each."""
+    layers = decoder_layers(policy.model)
+    owned = Counter(id(p) for layer in layers for p in layer.parameters())
+    return max(owned.values(), default=0) > 1

@@ -13,14 +13,15 @@ import peft
 import pytest
 import tiny
 import torch
+from conftest import ROOT
 from damage import save_model_folder
 from transformers import AutoModelForCausalLM
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.adapters import ADAPTERS, LORA, PEFT, REFUSED
-from posttrain.model.adapters.peft import KINDS
-from posttrain.model.adapters.peft_kinds import STARTS_ELSEWHERE
-from posttrain.model.adapters.saved import saved_section, with_adapter
+from posttrain.model.adapters.peft import KINDS, load_adapter
+from posttrain.model.adapters.peft_kinds import NOT_OFFERED, STARTS_ELSEWHERE
+from posttrain.model.adapters.saved import check_plain, saved_section, with_adapter
 from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
 from posttrain.model.load import load_policy, load_tokenizer
@@ -94,7 +95,11 @@ def peft_logprobs(base: Path, folder: Path) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(model, folder).eval()
+        return transformers_logprobs(peft.PeftModel.from_pretrained(model, folder).eval())
+
+
+@torch.no_grad()
+def transformers_logprobs(model: Any) -> torch.Tensor:
     parts = []
     for row in ROWS:
         logits = model(input_ids=row.input_ids[None]).logits[0, :-1]
@@ -174,6 +179,19 @@ def test_its_checkpoint_is_what_was_trained(base, trained):
     further = load(trained.folder)
     torch.testing.assert_close(logprobs(further), expected, atol=1e-5, rtol=1e-5)
     check_saving(further)
+
+
+def test_it_merges_into_the_base(base, trained):
+    if trained.kind == "beft":
+        pytest.skip("adds a bias, for which a layer without one has no place")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_adapter(model, str(trained.folder)).merge_and_unload().eval()
+    torch.testing.assert_close(
+        transformers_logprobs(model), logprobs(trained.models), atol=2e-5, rtol=1e-4
+    )
+    assert (
+        model.state_dict().keys() == AutoModelForCausalLM.from_pretrained(base).state_dict().keys()
+    )
 
 
 def test_the_reference_is_the_start(trained):
@@ -391,3 +409,36 @@ def test_a_start_of_another_machine_is_refused(base, tmp_path):
     other.policy.model.lora_start[name] *= -1
     with pytest.raises(ValueError, match="cannot be resumed here: train its checkpoint further"):
         restore_weights(other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "problem"),
+    [
+        ({"type": "vera"}, "not an adapter of the type vera"),
+        ({"type": "pissa"}, "not an adapter of the type pissa"),
+        ({"type": "dora"}, "not an adapter of the type dora"),
+        ({"type": "lora", "modules_to_save": ["norm"]}, r"not model\.adapter\.modules_to_save"),
+        ({"type": "lora", "bias": "all"}, r"not model\.adapter\.bias"),
+        ({"type": "lora", "rank_pattern": {"q_proj": 2}}, r"not model\.adapter\.rank_pattern"),
+        ({"type": "lora", "alpha_pattern": {"q_proj": 2}}, r"not model\.adapter\.alpha_pattern"),
+    ],
+)
+def test_engines_load_plain_loras_only(base, adapter, problem):
+    with pytest.raises(ValueError, match=problem):
+        check_plain(ModelConfig(name="m", adapter=adapter), str(base))
+    check_plain(ModelConfig(name="m", adapter={"type": "rslora", "lr_ratio": 4}), str(base))
+
+
+def test_the_page_lists_every_type():
+    page = (ROOT / "docs/guide/adapters.md").read_text()
+    names = (*ADAPTERS, *REFUSED, *(key for _, key in NOT_OFFERED))
+    assert [name for name in names if f"`{name}`" not in page and name != "none"] == []
+
+
+def test_a_change_at_the_start_is_reported(base, caplog):
+    load(base, settings("vera"))
+    assert "begins with a change" not in caplog.text
+    load(base, settings("vblora"))
+    assert "vblora begins with a change of the model: its log-probs differ by" in caplog.text
+    load(base, {"type": "c3a", "block_size": 8, "init_weights": "gaussian"})
+    assert "c3a begins with a change of the model" in caplog.text

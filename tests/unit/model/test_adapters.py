@@ -134,8 +134,8 @@ def test_an_adapter_with_more_tokens_than_its_base(base, saved, tmp_path):
         (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING"),
         (peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PREFIX_TUNING"),
         (peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "P_TUNING"),
-        (peft.LoHaConfig(target_modules=["q_proj"], r=2), "LOHA"),
-        (peft.VeraConfig(target_modules=["q_proj"], r=2), "VERA"),
+        (peft.AdaLoraConfig(target_modules=["q_proj"], total_step=9), "ADALORA"),
+        (peft.PveraConfig(target_modules=["q_proj"], r=2), "PVERA"),
     ],
 )
 def test_other_kinds_are_refused_by_name(base, config, kind, tmp_path):
@@ -229,12 +229,12 @@ def test_the_recipe_does_not_contradict_an_adapter(base, tmp_path):
         with pytest.raises(ValueError, match=f"model.adapter.{key} is .*, but the adapter .* has"):
             with_adapter(config(**{key: value}), folder)
     plain = with_adapter(config(), folder)
-    assert (plain.lora.r, plain.lora.alpha, plain.lora.dropout) == (2, 4, 0.0)
-    assert plain.lora.target_modules == ["q_proj", "v_proj"]
+    assert (plain.adapter.r, plain.adapter.alpha, plain.adapter.dropout) == (2, 4, 0.0)
+    assert plain.adapter.target_modules == ["q_proj", "v_proj"]
     same = {"r": 2, "alpha": 4, "target_modules": ["v_proj", "q_proj"]}
-    assert with_adapter(config(**same), folder).lora.r == 2
-    saved = config(**plain.lora.model_dump())  # a run's resolved config can be run again
-    assert with_adapter(saved, folder).lora == plain.lora
+    assert with_adapter(config(**same), folder).adapter.r == 2
+    saved = config(**plain.adapter.model_dump())  # a run's resolved config can be run again
+    assert with_adapter(saved, folder).adapter == plain.adapter
     with pytest.raises(ValueError, match=r"model\.lora\.r is 32"):
         load_policy(config(r=32), folder, tiny.CPU, seed=0)
 

@@ -12,6 +12,7 @@ import pytest
 import test_sampler
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from posttrain.common.batch import Sequence, pack
@@ -29,8 +30,11 @@ KINDS = {
 }
 
 
-def base(kind: str = "llama"):
-    return tiny.causal_lm(kind) if kind in ("llama", "qwen2") else architectures.causal_lm(kind)
+def base(kind: str = "llama", **changes):
+    tinies = kind in ("llama", "qwen2")
+    model = tiny.causal_lm(kind, **changes) if tinies else architectures.causal_lm(kind)
+    model.name_or_path = "the base"  # which PEFT writes into the adapter's folder
+    return model
 
 
 def save_adapter(folder: Path, seed: int, kind: str = "llama", std: float = 0.2, **keys) -> str:
@@ -94,7 +98,7 @@ def test_packed_rows_have_the_states_of_their_adapters_alone(folders, dtype):
         wanted = states(alone(folders.get(name), compute=compute), texts, None)
         for i, row in enumerate(ROWS):
             if row == name:
-                within = 1e-5 if dtype == "float32" else 0.05
+                within = 1e-5 if dtype == "float32" else 0.15
                 torch.testing.assert_close(found[i], wanted[i], rtol=within, atol=within)
 
 
@@ -168,11 +172,13 @@ def test_loading_leaves_the_base_as_it_was(folders):
     adapters = load_adapters(policy, folders)
     assert [(n, type(m)) for n, m in policy.named_modules()] == names
     for n, p in policy.named_parameters():
-        assert p.requires_grad == weights[n][0] and torch.equal(p, weights[n][1])
-    assert model.start_hash == "abc" and not hasattr(model, "peft_config")
+        assert p.requires_grad == weights[n][0]
+        assert torch.equal(p, weights[n][1])
+    assert (model.start_hash, hasattr(model, "peft_config")) == ("abc", False)
     for name in folders:
         adapters.remove(name)
-    assert not adapters.stacks and not any(m._forward_hooks for m in policy.modules())
+    assert not adapters.stacks
+    assert not any(m._forward_hooks for m in policy.modules())
     assert all(map(torch.equal, before, states(policy, texts, None)))
 
 
@@ -225,7 +231,7 @@ def test_a_pass_of_another_thread_has_no_adapter(folders):
 def test_what_cannot_be_mixed_is_refused_and_nothing_is_loaded(keys, message, tmp_path):
     bias = keys.get("lora_bias", False)
     torch.manual_seed(0)
-    model = tiny.causal_lm("llama", attention_bias=bool(bias), tie_word_embeddings=False)
+    model = base(attention_bias=bool(bias))
     lora = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **keys))
     lora.save_pretrained(tmp_path)
     policy = policy_of()
@@ -234,7 +240,7 @@ def test_what_cannot_be_mixed_is_refused_and_nothing_is_loaded(keys, message, tm
     with pytest.raises(ValueError, match=message):
         adapters.add("x", str(tmp_path))
     assert [(n, type(m)) for n, m in policy.named_modules()] == names
-    assert not adapters.numbers and not adapters.stacks
+    assert (adapters.numbers, adapters.stacks) == ({}, {})
     assert all(p.requires_grad for p in policy.parameters())
 
 
@@ -243,7 +249,9 @@ def _no_config(folder: Path) -> None:
 
 
 def _other_width(folder: Path) -> None:
-    save_adapter(folder, 0, "Qwen2-MoE", r=2, target_modules=["q_proj"])
+    model = base(hidden_size=64)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(model, lora).save_pretrained(folder)
 
 
 def _ia3(folder: Path) -> None:
@@ -252,7 +260,9 @@ def _ia3(folder: Path) -> None:
 
 
 def _nan(folder: Path) -> None:
-    save_adapter(folder, 0, std=float("nan"), r=2, target_modules=["q_proj"])
+    path = folder / "adapter_model.safetensors"
+    tensors = {name: x * float("nan") for name, x in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
 
 
 def _cut(folder: Path) -> None:
@@ -271,11 +281,21 @@ def test_damaged_folders_are_refused_and_nothing_is_loaded(damage, tmp_path):
     damage(tmp_path)
     policy, texts = policy_of(), packed(2)
     before, adapters = states(policy, texts, None), load_adapters(policy, {})
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=r"adapter|weights|finite|IA3|bias") as error:
         adapters.add("x", str(tmp_path))
     assert "\n" not in str(error.value)
     assert all(map(torch.equal, before, states(policy, texts, None)))
-    assert not adapters.numbers and adapters.version % 2 == 0
+    assert (adapters.numbers, adapters.stacks) == ({}, {})
+
+
+def test_an_adapter_of_a_base_with_another_name_is_noticed(folders, caplog):
+    policy = policy_of()
+    policy.causal_lm().config._name_or_path = "/models/the base"
+    adapters = load_adapters(policy, {"a": folders["a"]})
+    assert "was trained on" not in caplog.text
+    policy.causal_lm().config._name_or_path = "/models/another"
+    adapters.add("b", folders["b"])
+    assert "was trained on the base, not on /models/another" in caplog.text
 
 
 def test_a_policy_with_an_adapter_of_its_own_is_refused(folders):

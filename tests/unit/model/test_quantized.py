@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, G
 
 from posttrain.common.batch import pack
 from posttrain.model import quantized
+from posttrain.model.adapters import ADAPTERS
 from posttrain.model.config import ModelConfig, QuantizationConfig
 from posttrain.model.forward import forward
 from posttrain.model.kernels import quantized as kernels
@@ -179,6 +180,97 @@ def test_sampled_logprobs_are_those_of_a_forward_pass(kind, memory, monkeypatch)
     wanted = forward(policy.eval(), batch).logprobs[batch.loss_mask]
     found = torch.tensor([x for r in rollouts for x in r.logprobs])
     assert (found - wanted).abs().max() < 1e-4
+
+
+FAST = ("lora", "dora", "vera", "ia3", "loreft")
+# settings that fit the tiny model
+KEYS = {"c3a": {"block_size": 32}, "shira": {"r": 4}, "vblora": {"vector_length": 32}}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    "name",
+    [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in quantized.BESIDE],
+)
+def test_adapters_compute_as_beside_the_rounded_weights(name, kind):
+    """Some of PEFT's take the bytes of a quantised weight for its numbers."""
+    model = tiny.causal_lm("llama", **WIDE)
+    plain = copy.deepcopy(model).requires_grad_(False)
+    quantise(model, section(kind), CPU, torch.float32)
+    for path, module in model.named_modules():
+        if kernels.is_quantised(module):
+            whole = kernels.dequantise(module.weight, torch.float32)
+            plain.get_submodule(path).weight.data = whole
+    config = tiny.model_config("tiny", adapter={"type": name, **KEYS.get(name, {})})
+    ours, theirs = (prepare_policy(m, config, CPU, torch.float32, 0) for m in (model, plain))
+    pairs = [dict(p.named_parameters()) for p in (ours, theirs)]
+    trained = [n for n, p in pairs[0].items() if p.requires_grad]
+    assert trained
+    generator = torch.Generator().manual_seed(3)
+    for n in trained:
+        moved = pairs[1][n].data + 0.05 * torch.randn(pairs[1][n].shape, generator=generator)
+        pairs[0][n].data, pairs[1][n].data = moved.clone(), moved.clone()
+    batch = pack(tiny.random_sequences())
+    a, b = forward(ours, batch).logprobs, forward(theirs, batch).logprobs
+    assert (a - b).abs().max() < 1e-4
+    for logprobs in (a, b):
+        logprobs.sum().backward()
+    grads = [{n: p[n].grad for n in trained if p[n].grad is not None} for p in pairs]
+    tiny.assert_same(grads[0], grads[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted({*ADAPTERS} - {*quantized.BESIDE, "none"}))
+def test_other_adapters_are_refused(name):
+    with pytest.raises(ValueError, match=f"an adapter of the type {name} reads the weights"):
+        quantized.check_beside(name, section("nf4"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '"nf4"',
+        "null",
+        "{}",
+        '{"double_quant": true}',
+        '{"type": "int3"}',
+        '{"type": "nf4", "more": 1}',
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantized, "_in_file", lambda name: None)
+    (tmp_path / "quantization.json").write_text(text)
+    with pytest.raises(ValueError, match=r"quantization\.json") as error:
+        quantization_of(None, str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-30, -1.0])
+def test_strange_weights_are_read(kind, value):
+    model = tiny.causal_lm("llama", **WIDE)
+    model.model.layers[0].mlp.up_proj.weight.data.fill_(value)
+    model.model.layers[1].mlp.up_proj.weight.data[3] = 0
+    policy = policy_of(kind, model=model)
+    assert forward(policy, pack(tiny.random_sequences())).logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(kind, value):
+    model = tiny.causal_lm("llama", **WIDE)
+    model.model.layers[0].mlp.up_proj.weight.data[3, 5] = value
+    with pytest.raises(ValueError, match="not finite"):
+        policy_of(kind, model=model)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(0, 64), (64,), (2, 1, 3, 64)])
+def test_inputs_of_any_shape(kind, shape):
+    stored = quantized._stored(nn.Linear(64, 7), section(kind), CPU, torch.float32)
+    assert stored(torch.randn(shape)).shape == (*shape[:-1], 7)
 
 
 def test_layers_that_do_not_fill_blocks_stay_whole():

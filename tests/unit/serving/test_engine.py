@@ -47,14 +47,15 @@ def run(engine: Engine) -> None:
         pass
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("max_cells", [None, 60, 300])
 @torch.no_grad()
-def test_rows_that_come_at_any_time_get_what_they_get_alone(max_cells):
+def test_rows_that_come_at_any_time_get_what_they_get_alone(max_cells, at_once):
     policy = tiny.models("llama").policy.eval()
     rows = varied(40)
     wanted = alone(policy, rows)
     finished = []
-    engine = Engine(policy, 6, 64, finished.append, max_cells=max_cells)
+    engine = Engine(policy, 6, 64, finished.append, max_cells=max_cells, at_once=at_once)
     chance, waiting = random.Random(1), list(rows)
     while waiting or engine.step():
         for _ in range(chance.randint(0, 3)):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from posttrain.model import save
-from posttrain.model.adapters.peft import saved_names
+from posttrain.model.adapters.names import saved_names
 from posttrain.model.config import ModelConfig
 from posttrain.model.folder import CHECKPOINT_INFO, best_or_newest, checkpoints_in
 from posttrain.model.heads import add_value_head

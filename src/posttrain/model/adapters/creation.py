@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from torch import nn
 
 from posttrain.common.suggest import nearest
 from posttrain.model.quirks import not_adapted
+
+log = logging.getLogger(__name__)
 
 PEFT_FAILS = (
     ValueError,
@@ -60,6 +63,32 @@ def add_peft(model: Any, kind: str, keys: dict[str, Any], seed: int) -> Any:
     finally:
         torch.set_rng_state(state)
     return adapted
+
+
+def check_start(model: Any, kind: str) -> None:
+    """Warn if a new adapter begins with a change of the model, and by how much.
+
+    Raises ValueError if it begins with numbers that are not finite.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 9, device=device)[None] % len(model.get_input_embeddings().weight)
+    try:
+        with torch.no_grad():
+            ours = model(input_ids=ids, use_cache=False).logits.float()
+            with model.disable_adapter():
+                base = model(input_ids=ids, use_cache=False).logits.float()
+    except PEFT_FAILS:  # of an architecture that the probe will refuse
+        return
+    if base.isfinite().all() and not ours.isfinite().all():
+        raise ValueError(
+            f"model.adapter: with these settings, {kind} begins with numbers that are not finite"
+        )
+    change = float((ours.log_softmax(-1) - base.log_softmax(-1)).abs().max())
+    if change > (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.1):
+        log.warning(
+            "%s begins with a change of the model: its log-probs differ by up to %.2g", kind, change
+        )
 
 
 def _reason(kind: str, error: Exception) -> str:

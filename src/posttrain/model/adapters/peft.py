@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from posttrain.common.files import sha256
 from posttrain.model.adapters import ADAPTERS, PEFT, REFUSED
 from posttrain.model.adapters.creation import without_deprecations
+from posttrain.model.adapters.names import saved_names
 from posttrain.model.adapters.peft_kinds import NOT_OFFERED
 from posttrain.model.adapters.starts import own_part
 from posttrain.model.folder import (
@@ -193,22 +194,6 @@ def _misfit(name: str, message: str) -> str:
 def adapter_lacks(model: Any, folder: Path) -> list[str]:
     """Return the names of tensors that a PEFT model's adapter has but its file lacks."""
     return sorted(set(saved_names(model)) - set(check_tensors(folder / ADAPTER)))
-
-
-def saved_names(model: Any) -> dict[str, str]:
-    """Return the name in a PEFT model of each tensor in its adapter's file, by the file's name."""
-    from peft import get_peft_model_state_dict
-
-    tensors = model.state_dict()
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    saved = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
-    return {name: names[id(tensor)] for name, tensor in saved.items() if id(tensor) in names}
-
-
-def first_names(model: Any) -> dict[str, str]:
-    """Return the first name of each parameter of a model by its names: tied ones have several."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def brought_weights(model: Any, name: str) -> list[str]:

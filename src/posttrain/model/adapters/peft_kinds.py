@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -21,6 +22,7 @@ STARTS_ELSEWHERE = ("unilora", "vblora")
 NOT_OFFERED = {
     ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
     ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
+    ("hra", "apply_GS"): "its pairs of equal vectors have no orthogonal basis: it begins with NaN",
     ("oft", "coft"): "it changes the trained weights in the forward pass",
 }
 """Keys of PEFT that are refused unless they have their defaults, and why."""
@@ -35,8 +37,8 @@ class PeftKindConfig(AdapterConfig):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str
-    """The kind of adapter."""
+    type: str = "vera"
+    """The kind of adapter, by PEFT's name: docs/guide/adapters.md lists them."""
     target_modules: str | list[str] | None = None
     """Names of the layers to adapt, or a regular expression for their full names. By default all
     linear ones except the output head; for ia3, ln_tuning and trainable_tokens those of PEFT."""
@@ -68,8 +70,6 @@ def check_keys(section: PeftKindConfig) -> dict[str, Any]:
 
 def fields_of(kind: str) -> dict[str, Any]:
     """Return the type of each field that PEFT's config has for this kind alone, by its name."""
-    import typing
-
     import peft
 
     config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
@@ -84,8 +84,7 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     The layers named in `whole` are trained and saved as they are.
     """
     # imported here since they import torch, and settings are read without it
-    from posttrain.model.adapters.creation import add_peft, settle_layers
-    from posttrain.model.vocabulary import num_rows
+    from posttrain.model.adapters.creation import add_peft, check_start, settle_layers
 
     keys, fields = check_keys(section), fields_of(section.type)
     targets = section.target_modules
@@ -94,7 +93,7 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     if targets is not None:
         keys["target_modules"] = targets
     if section.type == "trainable_tokens":
-        _check_tokens(keys.get("token_indices") or [], num_rows(model))
+        _check_tokens(keys.get("token_indices") or [], len(model.get_input_embeddings().weight))
     keys = settle_layers(model, keys, "exclude_modules" in fields)
     if whole and "modules_to_save" not in fields:
         raise ValueError(
@@ -103,7 +102,9 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
         )
     if whole:
         keys["modules_to_save"] = sorted({*(keys.get("modules_to_save") or []), *whole})
-    return add_peft(model, section.type, keys, seed)
+    adapted = add_peft(model, section.type, keys, seed)
+    check_start(adapted, section.type)
+    return adapted
 
 
 def _check_tokens(indices: list[int], rows: int) -> None:

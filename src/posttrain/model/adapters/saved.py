@@ -25,6 +25,16 @@ LORA_KEYS = {
     "bias": "bias",
 }
 """The keys of a LoRA's section, and their names in adapter_config.json."""
+NOT_SERVED = (
+    "modules_to_save",
+    "use_dora",
+    "trainable_token_indices",
+    "lora_bias",
+    "bias",
+    "rank_pattern",
+    "alpha_pattern",
+)
+"""Settings of a LoRA that engines refuse, or ignore as vLLM does the patterns' scales."""
 OF_TRAINING = ("lr_ratio",)
 """Keys of a section that say how an adapter is trained, and not what it is."""
 OF_THE_START = ("init_lora_weights", "init_weights", "init_ia3_weights")
@@ -42,13 +52,14 @@ def check_plain(config: ModelConfig, name: str) -> None:
     kind = config.adapter.type
     plain = kind in ("none", "lora", "rslora")
     extra = None if plain else f"an adapter of the type {kind}"
+    own = config.adapter.model_dump()
+    extra = next((f"model.adapter.{key}" for key in NOT_SERVED if _is_set(own, key)), extra)
     if config.resize_embeddings and config.trains_adapter:
         extra = "model.resize_embeddings"
     if is_adapter(name) and not is_reft(name):
         check_kind(name)
         saved = adapter_config(name)
-        keys = ("modules_to_save", "use_dora", "trainable_token_indices", "lora_bias")
-        extra = next((f"the adapter's {key}" for key in keys if saved.get(key)), extra)
+        extra = next((f"the adapter's {key}" for key in NOT_SERVED if _is_set(saved, key)), extra)
         extra = f"an {saved['peft_type']} adapter" if saved["peft_type"] != "LORA" else extra
     if config.quantization is not None and config.quantization.type != "none":
         raise ValueError(
@@ -109,6 +120,10 @@ def saved_section(name: str) -> AdapterConfig:
     }
     own |= {key: saved[name] for key, name in LORA_KEYS.items() if saved.get(name) is not None}
     return LoraConfig.model_construct(**own)
+
+
+def _is_set(settings: dict[str, Any], key: str) -> bool:
+    return settings.get(key) not in (None, False, "none", {}, [])
 
 
 def _agrees(ours: Any, theirs: Any) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.model.adapters.names import saved_names
+
 
 def check_base(model: Any, kind: str) -> None:
     """Raise ValueError unless a base's weights are fp32, which keeps their change exact."""
@@ -29,8 +31,6 @@ def keep_start(model: Any, kind: str) -> None:
     """Keep A0 and B0 of a PEFT model's new adapter, by the names in its file, in `lora_start`.
 
     Raises ValueError for a layer that PEFT gives another start than the kind's."""
-    from posttrain.model.adapters.peft import saved_names
-
     state, names = model.state_dict(), saved_names(model)
     if other := [name for name in names if ".lora_" in name and not _is_factor(name)]:
         layer = other[0].partition(".lora_")[0].rpartition(".")[2]

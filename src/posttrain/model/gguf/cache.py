@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from posttrain.common.disk import size
+from posttrain.common.disk import size, write_failure
 from posttrain.common.files import expanded, replacing_folder, sha256, write_text
 from posttrain.model.gguf.header import LICENCE, ORIGIN, need_library, read_header
 from posttrain.model.integrity import read_json
@@ -47,8 +47,19 @@ def gguf_folder(name: str) -> str:
     need_library(Path(name))
     if not file.is_file():
         raise ValueError(f"model.name: no such file: {name}")
-    state = file.stat()
-    return _folder_of(file, state.st_size, state.st_mtime_ns, cache_dir())
+    state, cache = file.stat(), cache_dir()
+    try:
+        folder = _folder_of(file, state.st_size, state.st_mtime_ns, cache)
+        if not Path(folder).is_dir():  # it was deleted since
+            _folder_of.cache_clear()
+            folder = _folder_of(file, state.st_size, state.st_mtime_ns, cache)
+    except OSError as error:
+        reason = write_failure(error)
+        raise ValueError(
+            f"{name} cannot be expanded into {cache} ({reason}): set POSTTRAIN_CACHE to a folder "
+            "with room for its weights in fp32"
+        ) from error
+    return folder
 
 
 @functools.lru_cache(maxsize=16)

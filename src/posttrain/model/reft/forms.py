@@ -96,7 +96,7 @@ class Edit(nn.Module):
             if not self.form.learned:
                 nn.init.normal_(self.bias)
         elif self.form.difference:
-            self.weight.data = self.rows().detach().contiguous()
+            self.weight.data = self.rows().detach().contiguous().clone()
         elif self.form.learned and self.form.orthogonal:
             nn.init.zeros_(self.weight)
         elif self.form.learned:

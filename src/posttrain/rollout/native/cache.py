@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 NARROW = 8
 """Width of a head up to which a CPU multiplies faster if the columns are contiguous."""
 
@@ -82,6 +81,13 @@ class KVCache:
                     into.append(packed[:, source].transpose(0, 1))
             self.layers[layer] = _stacked(keys, width, room), _stacked(values, width, room)
         self.columns, self.capacity = width, width + room
+
+    def replace(self, rows: Tensor, prefill: Prefill, source: Tensor) -> None:
+        """Write new prompts over `rows`; `source` is as in lay_out, no wider than the columns."""
+        own = slice(self.columns - source.shape[1], self.columns)
+        for layer in list(prefill.layers):
+            for into, packed in zip(self.layers[layer], prefill.take(layer)):
+                into[rows, :, own] = packed[:, source].transpose(0, 1)
 
     def mask(self, spans: Tensor) -> Tensor:
         """Return the mask [B, capacity], -inf for columns before the row's own, else 0."""

@@ -16,7 +16,7 @@ from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.choose import Drawn, Groups, draw, groups_of, noise_of
 from posttrain.rollout.native.decode import decode_step
-from posttrain.rollout.native.prefill import prefill, rows_of
+from posttrain.rollout.native.prefill import Prefilled, prefill, rows_of
 from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.row import Row, alternatives, scoring
 
@@ -90,13 +90,16 @@ class Engine:
         finished: Callable[[Row], None] = lambda row: None,
         max_cells: int | None = None,
         prefixes: PrefixCache | None = None,
+        at_once: bool = False,
     ) -> None:
         """Take `longest`, the length of the longest prompt with its completion.
 
         `max_cells` bounds rows times columns of the cache, which a single row may exceed: rows
-        wait, or are sent back to waiting, to keep it.
+        wait, or are sent back to waiting, to keep it. Rows enter `at_once` if there is a place, or
+        else, since that is cheaper, when a good share of places is free.
         """
         self.policy, self.max_num_seqs, self.longest = policy, max_num_seqs, longest
+        self.at_once = at_once
         self.finished, self.max_cells, self.prefixes = finished, max_cells, prefixes
         self.device = next(policy.parameters()).device
         self.waiting: list[list[Row]] = []
@@ -193,33 +196,58 @@ class Engine:
         if not (entering or compact or cache.columns == cache.capacity):
             return False
         self.collect()
-        if not entering:
-            kept = self._within_cells(kept)
-        self.running = running.select(kept)
-        self._enter(entering, kept)
+        if not self._take_places(entering):
+            kept = kept if entering else self._within_cells(kept)
+            self.running = running.select(kept)
+            self._enter(entering, kept)
         self.mask = cache.mask(self.running.spans)
         self.groups = groups_of([row.params for row in self.running.rows], self.device)
         self.top = max(row.top for row in self.running.rows)
         return True
 
+    def _take_places(self, entering: list[Row]) -> bool:
+        """Let rows take the places of finished ones, if the cache need not be rebuilt for that."""
+        running, cache = self.running, self.cache
+        places = (~running.alive).nonzero()[: len(entering), 0]
+        longest = max((len(row.ids) for row in entering), default=0)
+        full = cache.columns == cache.capacity
+        if not (self.at_once and entering) or full or longest > cache.columns:
+            return False
+        if len(places) < len(entering):
+            return False
+        new = self._prefill(entering)
+        cache.replace(places, new.past, new.source)
+        others = torch.arange(len(running.rows), device=self.device)
+        whole = running.concat(self._started(entering, new.hidden))
+        self.running = whole.select(
+            others.index_copy(0, places, len(others) + others[: len(places)])
+        )
+        return True
+
     def _enter(self, entering: list[Row], kept: Tensor) -> None:
-        """Rebuild the cache from its kept rows and new ones, which get their first token."""
+        """Rebuild the cache from its kept rows and new ones."""
         span, room = self._columns(len(kept) > 0, entering)
-        seen = scoring(entering, self.logits)
-        names = [row.adapter for row in entering]
-        new = prefill(self.policy, [row.ids for row in entering], names, self.prefixes, seen)
+        new = self._prefill(entering)
         self.cache.lay_out(kept, span, new.past, new.source, room)
-        if not entering:
-            return
-        params, device = [row.params for row in entering], self.device
-        noise = noise_of([row.seed for row in entering], params, device)
-        ages = torch.tensor([len(row.response_ids) for row in entering], device=device)
-        top = max(row.top for row in entering)
-        drawn = draw(self.logits(new.hidden), groups_of(params, device), _at(noise, ages), top)
-        adapters = rows_of(self.policy, names)
-        state = Running.of(entering, drawn.tokens, ages + 1, noise, adapters)
-        self.running = self.running.concat(state)
-        self._note(entering, [drawn])
+        if entering:
+            self.running = self.running.concat(self._started(entering, new.hidden))
+
+    def _prefill(self, rows: list[Row]) -> Prefilled:
+        names = [row.adapter for row in rows]
+        seen = scoring(rows, self.logits)
+        return prefill(self.policy, [row.ids for row in rows], names, self.prefixes, seen)
+
+    def _started(self, rows: list[Row], hidden: Tensor) -> Running:
+        """Return the state of rows that get their first token from the states of their prompts."""
+        params, device = [row.params for row in rows], self.device
+        noise = noise_of([row.seed for row in rows], params, device)
+        ages = torch.tensor([len(row.response_ids) for row in rows], device=device)
+        top = max(row.top for row in rows)
+        drawn = draw(self.logits(hidden), groups_of(params, device), _at(noise, ages), top)
+        adapters = rows_of(self.policy, [row.adapter for row in rows])
+        state = Running.of(rows, drawn.tokens, ages + 1, noise, adapters)
+        self._note(rows, [drawn])
+        return state
 
     def _columns(self, kept: bool, entering: list[Row]) -> tuple[int, int]:
         """Return the columns of the longest running row, and those that the cache has to spare."""
@@ -230,7 +258,7 @@ class Engine:
     def _next(self, alive: Tensor) -> list[Row]:
         """Remove and return the rows that enter now: none until a good share of rows is free."""
         entering: list[Row] = []
-        if len(alive) > COMPACT_BELOW * self.max_num_seqs:
+        if not self.at_once and len(alive) > COMPACT_BELOW * self.max_num_seqs:
             return entering
         free = self.max_num_seqs - len(alive)
         while self.waiting and len(entering) + len(self.waiting[-1]) <= free:
@@ -249,11 +277,21 @@ class Engine:
             return True
         span, room = self._columns(len(alive) > 0, entering)
         width = max(span, *(len(row.ids) for row in entering)) + room
+        if not self._resumes:
+            rows = [*self.running.rows, *entering]
+            width = max(len(row.prompt_ids) + row.params.max_new_tokens for row in rows)
         return (len(alive) + len(entering)) * width <= self.max_cells
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether a prompt can be read again with what was sampled after it.
+
+        ReFT edits states at places that are counted from the prompt's end."""
+        return self.policy.edited is None
 
     def _within_cells(self, kept: Tensor) -> Tensor:
         """Return the rows for which the cache has room, and send the newest others back."""
-        if self.max_cells is None:
+        if self.max_cells is None or not self._resumes:
             return kept
         span, room = self._columns(True, [])
         fitting = max(1, self.max_cells // (span + room))

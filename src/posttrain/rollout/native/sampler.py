@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from posttrain.model.kernels.quantized import dense
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.vocabulary import check_ids
 from posttrain.rollout.native.alone import EQUAL, Way, agrees, generate_apart, way_of
@@ -47,11 +48,12 @@ class NativeSampler:
         if not all(prompts):
             raise ValueError("a prompt is empty")
         check_ids(self.policy.causal_lm(), max(map(max, prompts), default=0))
-        names = list(adapters) if adapters is not None else [None for _ in prompts]
+        names: list[str | None] = list(adapters or [None] * len(prompts))
         was_training = self.policy.training
         self.policy.eval()
+        compute = self.policy.autocast or torch.float32
         try:
-            with torch.no_grad(), self.policy.precision():
+            with torch.no_grad(), self.policy.precision(), dense(self.policy, compute):
                 return self._generate(prompts, params, seeds, finished, names)
         finally:
             self.policy.train(was_training)
