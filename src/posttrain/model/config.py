@@ -110,8 +110,8 @@ class ModelConfig(StrictConfig):
     runs there have the same bits already."""
     adapter: AdapterSection = Field(None, validate_default=False)  # type: ignore[assignment]
     """What is trained on the frozen model, chosen by `type` (lora if there is none); none: all
-    weights are trained. By default a LoRA on a pre-trained model and none on random weights. An adapter that `name` holds
-    is trained further."""
+    weights are trained. By default a LoRA on a pre-trained model and none on random weights. An
+    adapter that `name` holds is trained further."""
     use_lora: Annotated[bool | None, AlsoCalled("use_peft")] = None
     """Short for adapter: lora, or with false for adapter: none."""
     lora: LoraConfig | None = None

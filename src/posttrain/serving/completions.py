@@ -132,6 +132,12 @@ def rows_of(
     room = service.bounds.max_length
     adapter = service.adapter_of(body.model)
     seed = secrets.randbits(63) if body.seed is None else body.seed
+    if wanted.echo and wanted.logprobs and service.worker.policy.edited is not None:
+        raise Refusal(
+            "echo: the model edits the states of its prompts (ReFT), so that log-probs of a prompt "
+            "would not be those of a completion: score with `posttrain eval`",
+            param="echo",
+        )
     stops = set() if body.ignore_eos else set(service.renderer.stop_token_ids)
     stops |= set(body.stop_token_ids or ())
     rows = []

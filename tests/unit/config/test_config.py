@@ -277,7 +277,7 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
         ),
         (SFT, ["model.lora.r=8", "model.adapter=dora"], "either model.adapter or model.lora"),
         (SFT, ["model.use_lora=false", "model.adapter=loreft"], "but model.adapter is loreft"),
-        (SFT, ["model.adapter=lore"], "model.adapter.type 'lore' is not known; did you mean loreft?"),
+        (SFT, ["model.adapter=lore"], "type 'lore' is not known; did you mean loreft?"),
         (SFT, ["model.adapter={rank: 4}"], "model.adapter.rank is a key of another"),
         (
             SFT,

@@ -35,7 +35,8 @@ Rows = list[dict[str, Any]]
 def stories() -> Any:
     """Policy and renderer of a real pre-trained model."""
     name = str(shared("models/stories260k"))
-    policy = load_policy(ModelConfig(name=name, dtype="float32", use_lora=False), name, torch.device("cpu"), 0)
+    config = ModelConfig(name=name, dtype="float32", use_lora=False)
+    policy = load_policy(config, name, torch.device("cpu"), 0)
     return policy, make_renderer(load_tokenizer(name))
 
 

@@ -37,7 +37,8 @@ def adapter(base: Path) -> Path:
 
 
 def load(folder: Path) -> Any:
-    return load_policy(ModelConfig(name=str(folder), dtype="float32", use_lora=False), str(folder), tiny.CPU, 0)
+    config = ModelConfig(name=str(folder), dtype="float32", use_lora=False)
+    return load_policy(config, str(folder), tiny.CPU, 0)
 
 
 def refusal(folder: Path) -> str:

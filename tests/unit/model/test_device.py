@@ -28,7 +28,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 def bf16_policy():
     model = tiny.causal_lm(num_hidden_layers=4, initializer_range=0.4)
-    return prepare_policy(model, ModelConfig(name="tiny", dtype="bfloat16", use_lora=False), tiny.CPU, BF16, 0)
+    config = ModelConfig(name="tiny", dtype="bfloat16", use_lora=False)
+    return prepare_policy(model, config, tiny.CPU, BF16, 0)
 
 
 def test_rounding_that_depends_on_the_batch_is_no_fault_in_bf16(monkeypatch):

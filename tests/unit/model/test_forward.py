@@ -138,7 +138,8 @@ def test_rounding_that_depends_on_the_batch_is_no_reason_to_run_rows_alone(measu
     model.get_input_embeddings().register_forward_hook(rounds_by_size)
     if not measured:
         monkeypatch.setattr("posttrain.model.load.rounding", lambda policy, probe: 0.0)
-    policy = prepare_policy(model, ModelConfig(name="x", use_lora=False), tiny.CPU, torch.float32, 0)
+    config = ModelConfig(name="x", use_lora=False)
+    policy = prepare_policy(model, config, tiny.CPU, torch.float32, 0)
     assert (policy.unpacked is None) == measured
     assert policy.tolerance <= 1e-2
 

@@ -42,7 +42,8 @@ def without(folder: Path, part: str) -> None:
 
 
 def load(folder: Path, scores: bool = False) -> None:
-    load_policy(ModelConfig(name=str(folder), use_lora=False), str(folder), tiny.CPU, seed=0, scores=scores)
+    config = ModelConfig(name=str(folder), use_lora=False)
+    load_policy(config, str(folder), tiny.CPU, seed=0, scores=scores)
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B", "score"])

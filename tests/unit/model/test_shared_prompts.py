@@ -37,7 +37,8 @@ def _windowed(keys: dict) -> Models:
     from posttrain.model.load import prepare_policy
 
     model = tiny.causal_lm(**keys)
-    policy = prepare_policy(model, ModelConfig(name="x", use_lora=False), tiny.CPU, torch.float32, 0)
+    config = ModelConfig(name="x", use_lora=False)
+    policy = prepare_policy(model, config, tiny.CPU, torch.float32, 0)
     return Models(policy, tokenizer=None, stop_token_ids=[tiny.STOP])
 
 

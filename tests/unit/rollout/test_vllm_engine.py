@@ -84,7 +84,8 @@ class FakeLLM:
         model = load_causal_lm(self.model, torch.float32)
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        return prepare_policy(model, ModelConfig(name="served", use_lora=False), tiny.CPU, torch.float32, 0)
+        config = ModelConfig(name="served", use_lora=False)
+        return prepare_policy(model, config, tiny.CPU, torch.float32, 0)
 
     def generate(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import test_reft
 import test_sampler
 import tiny
 import torch
@@ -47,11 +48,21 @@ def run(engine: Engine) -> None:
         pass
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-@pytest.mark.parametrize("max_cells", [None, 60, 300])
+@pytest.mark.parametrize(
+    ("kind", "max_cells", "at_once"),
+    [
+        ("llama", None, False),
+        ("llama", 60, False),
+        ("llama", None, True),
+        ("llama", 60, True),
+        ("llama", 300, True),
+        ("reft", 60, True),
+    ],
+)
 @torch.no_grad()
-def test_rows_that_come_at_any_time_get_what_they_get_alone(max_cells, at_once):
-    policy = tiny.models("llama").policy.eval()
+def test_rows_that_come_at_any_time_get_what_they_get_alone(kind, max_cells, at_once):
+    """Also where the cache is so small that rows are sent back and read again."""
+    policy = (test_reft.moved(type="loreft") if kind == "reft" else tiny.models(kind).policy).eval()
     rows = varied(40)
     wanted = alone(policy, rows)
     finished = []

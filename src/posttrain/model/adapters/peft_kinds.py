@@ -100,11 +100,25 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
             f"model.resize_embeddings: new rows would have to be trained, and {section.type} saves "
             "no layer whole: use model.adapter: {type: lora}"
         )
-    if whole:
-        keys["modules_to_save"] = sorted({*(keys.get("modules_to_save") or []), *whole})
+    if saved := sorted({*(keys.get("modules_to_save") or []), *(whole or [])}):
+        keys["modules_to_save"] = saved
+        _check_untied(model, section.type, saved)
     adapted = add_peft(model, section.type, keys, seed)
     check_start(adapted, section.type)
     return adapted
+
+
+def _check_untied(model: Any, kind: str, saved: list[str]) -> None:
+    """Raise ValueError if one of two tied layers is to be trained, which would take them apart."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return
+    for name, module in model.named_modules():
+        if any(module is end for end in ends) and name.endswith(tuple(saved)):
+            raise ValueError(
+                f"model.adapter: {name} shares its weights with another layer, and {kind} would "
+                "train only one of the two: use model.adapter: {type: lora}"
+            )
 
 
 def _check_tokens(indices: list[int], rows: int) -> None:
