@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"lr_ratio": 4, "modules_to_save": ["norm"], "rank_pattern": {"q_proj": 2}},
 }
 RANKED = ("deft", "delora", "glora", "gralora", "hira", "hra", "lora", "rslora", "dora", "pissa")
-RANKED += ("olora", "miss", "peanut", "psoft", "randlora", "shira")
+RANKED += ("olora", "miss", "peanut", "randlora", "shira")
 KINDS = [name for name, entry in ADAPTERS.items() if entry in (LORA, PEFT)]
 SHARED_TENSORS = ("tinylora", "unilora", "vblora")
 """Kinds whose trained tensors belong to all layers."""

@@ -15,9 +15,15 @@ from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
+from posttrain.common.batch import pack
+from posttrain.data.render import make_renderer
 from posttrain.model.adapters.base import config_of
 from posttrain.model.adapters.reft import ReftConfig
 from posttrain.model.folder import checkpoints_in
+from posttrain.model.forward import forward
+from posttrain.model.heads import add_scoring_head
+from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.rewards.build import build_reward, reward_named
 
 # no layer reads what the last one makes of the first tokens: an edit of its own has no gradient
 KINDS: dict[str, dict[str, Any]] = {
@@ -164,3 +170,22 @@ def test_rows_without_prompts_are_refused(method: str, base: Path, tmp_path: Pat
     tree["model"] = {"name": str(base), "adapter": "loreft"}
     with pytest.raises(ValueError, match=f"edits prompts, and the rows of {method} have none"):
         run(tree)
+
+
+def test_a_reward_model_with_edits_scores_as_it_was_trained(base: Path, tmp_path: Path) -> None:
+    tree = tiny.run_config(tmp_path, "reward_model", max_steps=3)
+    tree["model"] = {"name": str(base), "adapter": KINDS["loreft"]}
+    folder = str(checkpoints_in(run(tree))[-1])
+    section = reward_named("reward_model").config.model_validate(
+        {"type": "reward_model", "path": folder}
+    )
+    prompts, completions = ["1 and 2?", "4 and 5?", "1 and 2?"], ["3", "9 maybe, or not", "8"]
+    scores = build_reward(section)(prompts, completions, None)
+    policy = load_policy(tiny.model_config(folder), folder, tiny.CPU, 0, scores=True)
+    add_scoring_head(policy, folder)
+    renderer = make_renderer(load_tokenizer(folder), "auto", None)
+    for prompt, completion, score in zip(prompts, completions, scores):
+        row = renderer.training_sequence({"prompt": prompt, "completion": completion})
+        with torch.no_grad():
+            alone = forward(policy.eval(), pack([row]), head=True).scores
+        assert score == pytest.approx(float(alone[-1]), abs=1e-5)

@@ -319,3 +319,26 @@ def test_the_quantised_start_is_the_same_in_two_loads(base):
     config = tiny.model_config("x", adapter="lora", quantization="nf4")
     hashes = {weights_hash(load_policy(config, str(base), CPU, 0)) for _ in range(2)}
     assert len(hashes) == 1
+
+
+def test_several_adapters_beside_one_quantised_base(base, tmp_path):
+    from posttrain.model.many_adapters import load_adapters
+    from posttrain.rollout.native.sampler import NativeSampler
+    from posttrain.rollout.sampler import SamplingParams
+
+    folders = {}
+    for name, rate in (("a", 0.02), ("b", 0.05)):
+        run_dir = run(recipe(tmp_path / name, base, learning_rate=rate, max_steps=2))
+        folders[name] = str(checkpoints_in(run_dir)[-1])
+    config = tiny.model_config("x", adapter="none", quantization="nf4", dtype="float32")
+    policy = load_policy(config, str(base), CPU, 0)
+    load_adapters(policy, folders)
+    params = SamplingParams(max_new_tokens=6, stop_token_ids=())
+    prompts, names = [[5, 6, 7]] * 3, ["a", None, "b"]
+    sampler = NativeSampler(policy, 8)
+    together = sampler.generate(prompts, params, [0, 1, 2], adapters=names)
+    for row, name, seed in zip(together, names, range(3)):
+        alone = load_policy(config, folders[name] if name else str(base), CPU, 0)
+        (wanted,) = NativeSampler(alone, 8).generate([[5, 6, 7]], params, [seed])
+        assert row.response_ids == wanted.response_ids
+        assert row.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "os err
 """What libraries say of a full disk, in errors that are not an OSError."""
 TORCH_FAILS = "PytorchStreamWriter failed writing file"
 """What torch.save says of any disk that takes no more."""
+NUMPY_FAILS = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of it, in an error without a number."""
 
 
 def size(num_bytes: float) -> str:
@@ -33,7 +36,8 @@ def is_full(error: BaseException) -> bool:
     """Whether an error, of any library, says that a disk is full."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(words in str(error) for words in (*FULL, TORCH_FAILS))
+    said = str(error)
+    return any(words in said for words in (*FULL, TORCH_FAILS)) or bool(NUMPY_FAILS.search(said))
 
 
 def write_failure(error: BaseException) -> str | None:

@@ -64,7 +64,8 @@ def cast_parameters(network: torch.nn.Module, dtype: torch.dtype, copy: bool = F
     Buffers keep theirs: rounded to bf16, a rotation's frequencies would turn late tokens by
     another angle."""
     for parameter in network.parameters():
-        if parameter.is_floating_point():
+        # four bits may be stored as the bytes of another dtype
+        if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
             parameter.data = parameter.data.to(dtype, copy=copy)
 
 

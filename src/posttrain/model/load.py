@@ -124,7 +124,7 @@ def load_stored(
 ) -> Any:
     """Return the causal LM in a folder in the dtype, or quantised if `quantization_of` says so."""
     how = quantization_of(section, name)
-    model = load_causal_lm(name, load_dtype(how, dtype, compute), scores)
+    model = load_causal_lm(name, load_dtype(how, dtype), scores)
     quantise(model, how, device, compute)
     return model
 
@@ -200,7 +200,7 @@ def load_classifier(
     refuse_reft(folder, "loaded as a classifier of transformers")
     how = quantization_of(section, folder)
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-    options |= {"dtype": load_dtype(how, dtype, dtype)}
+    options |= {"dtype": load_dtype(how, dtype)}
     options |= {"local_files_only": True, "output_loading_info": True}
     base, options["config"] = base_model(folder), build_config(folder)
     if is_adapter(folder):

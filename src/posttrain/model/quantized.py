@@ -105,19 +105,17 @@ def _in_file(name: str) -> QuantizationConfig | None:
         return None
     if record.get("load_in_8bit"):
         return QuantizationConfig(type="int8")
-    kind, double = record.get("bnb_4bit_quant_type"), record.get("bnb_4bit_use_double_quant")
-    return QuantizationConfig.model_validate({"type": kind, "double_quant": bool(double)})
+    kind = record.get("bnb_4bit_quant_type") or "fp4"  # transformers' default
+    double = bool(record.get("bnb_4bit_use_double_quant"))
+    source = f"{base_model(name)}/config.json, quantization_config"
+    return parse(QuantizationConfig, {"type": kind, "double_quant": double}, source)
 
 
-def load_dtype(
-    section: QuantizationConfig | None, dtype: torch.dtype, compute: torch.dtype
-) -> torch.dtype | str:
-    """Return the dtype in which weights are read: `dtype`, or a narrow one to be quantised.
+def load_dtype(section: QuantizationConfig | None, dtype: torch.dtype) -> torch.dtype | str:
+    """Return the dtype in which weights are read: `dtype`, or auto if they are to be quantised.
 
     auto is that of the files, which are then mapped into memory and not copied."""
-    if section is None or section.type == "none":
-        return dtype
-    return "auto" if compute == torch.float32 else compute
+    return dtype if section is None or section.type == "none" else "auto"
 
 
 def quantise(
@@ -135,19 +133,20 @@ def quantise(
         check_available(device)
         backbone = backbone_of(model)
         whole = read_elsewhere(model, backbone)
-        layers = [
-            (name, layer)
+        names = [
+            name
             for name, layer in backbone.named_modules()
             if is_linear(layer) and name not in whole and _fits(kind, layer)
         ]
-        if not layers:
+        if not names:
             plain = any(is_linear(layer) for layer in backbone.modules())
             raise ValueError(
                 f"model.quantization: no layer of {type(model).__name__} can be stored as {kind}: "
                 + (f"no width is a multiple of {BLOCK}" if plain else "none is plainly linear")
             )
-        for name, layer in layers:
-            backbone.set_submodule(name, _stored(layer, section, device, dtype))
+        for name in names:  # no list of the layers, which would keep the old weights
+            new = _stored(backbone.get_submodule(name), section, device, dtype)
+            backbone.set_submodule(name, new)
     if quantised(model):
         _settle(model, dtype)
 

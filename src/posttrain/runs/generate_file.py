@@ -209,7 +209,7 @@ class Progress:
         rate = ranks * self.tokens / (self.shown - self.begun)
         rows = self.rows_before + ranks * self.completions // self.job.config.num_samples
         of_all = f"{min(rows, len(self.job.prompts)):,} of {len(self.job.prompts):,} rows"
-        CONSOLE.print(f"{of_all}, {rate:,.0f} tokens/s", markup=False)
+        CONSOLE.print(f"{of_all}, {rate:,.{int(rate < 10)}f} tokens/s", markup=False)
 
 
 def summary_of(lines: Iterator[str], job: Job) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def serve(model: str, settings: ServeSettings) -> None:
                 raise SettingError("adapter", f"{name}: {error}") from None
         beside = None
         if settings.beside is not None:
-            beside = build_service(settings.beside, replace(settings, name=None))
+            try:
+                beside = build_service(settings.beside, replace(settings, name=None))
+            except ValueError as error:
+                raise SettingError("beside", str(error)) from None
         app = build_app(service, key, settings.host, beside, votes)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -490,6 +490,26 @@ def test_a_folder_that_is_quantised_already_is_read_as_it_is(kind, tmp_path):
         with_quantization(ModelConfig.model_validate({"name": folder, "adapter": "none"}), folder)
 
 
+def test_four_bits_stored_as_the_bytes_of_another_dtype(tmp_path):
+    plain = str(saved(tmp_path, "none"))
+    keys = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    stored = AutoModelForCausalLM.from_pretrained(
+        plain,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(bnb_4bit_quant_storage=torch.bfloat16, **keys),
+    )
+    stored.save_pretrained(tmp_path / "bytes")
+    folder = str(tmp_path / "bytes")
+    config = tiny.model_config(folder, adapter="lora", dtype="float32")
+    read = load_policy(config, folder, CPU, 0)
+    how = {"type": "nf4", "double_quant": False}
+    made = load_policy(
+        tiny.model_config(plain, adapter="lora", dtype="float32", quantization=how), plain, CPU, 0
+    )
+    batch = pack(tiny.random_sequences())
+    assert (forward(read, batch).logprobs - forward(made, batch).logprobs).abs().max() < 1e-4
+
+
 def test_other_quantised_folders_are_refused_by_name(tmp_path):
     folder = saved(tmp_path, "none")
     config = json.loads((folder / "config.json").read_text())

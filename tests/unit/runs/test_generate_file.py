@@ -703,6 +703,36 @@ def test_a_column_that_names_no_adapter_is_refused_by_its_line(
         make(run, tmp_path, [{"prompt": "1", "adapter": None}, {"prompt": "1", "adapter": name}])
 
 
+@pytest.mark.parametrize(
+    ("adapter", "quantization"),
+    [
+        ("loreft", None),
+        ("lora", "nf4"),
+        pytest.param("dora", None, marks=pytest.mark.slow),
+        pytest.param("ia3", None, marks=pytest.mark.slow),
+        pytest.param("direft", None, marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_of_checkpoint_is_sampled_as_by_generate(
+    tmp_path: Path, adapter: str, quantization: str | None
+) -> None:
+    if quantization is not None:
+        pytest.importorskip("bitsandbytes")
+    tree = tiny.run_config(tmp_path / "base")
+    tree["model"]["scratch"] |= {"hidden_size": 64, "intermediate_size": 128}
+    base = posttrain.train(tree, trainer={"max_steps": 1})
+    tree = tiny.run_config(tmp_path / "run")
+    stored = {} if quantization is None else {"quantization": {"type": quantization}}
+    tree["model"] = {"name": str(base.folder), "adapter": {"type": adapter}, **stored}
+    trained = posttrain.train(tree, trainer={"max_steps": 2, "learning_rate": 0.05})
+    written = read(make(trained, tmp_path, logprobs=True)[0])
+    prompts = [row["prompt"] for row in ROWS]
+    wanted = posttrain.generate(trained, prompts, **KEYS)
+    assert [row["token_ids"] for row in written] == [one.token_ids for one in wanted]
+    plain = posttrain.generate(base, prompts, **KEYS)
+    assert [one.token_ids for one in plain] != [one.token_ids for one in wanted]
+
+
 def test_an_adapter_beside_an_adapter_is_refused(adapters: list[Any], tmp_path: Path) -> None:
     rows = [{"prompt": "1", "adapter": str(adapters[1])}]
     with pytest.raises(ValueError, match="line 1: the column adapter needs a model without one"):

@@ -35,7 +35,6 @@ ADAPTERS = {
     "miss": PEFT,
     "oft": PEFT,
     "peanut": PEFT,
-    "psoft": PEFT,
     "randlora": PEFT,
     "road": PEFT,
     "shira": PEFT,
@@ -49,13 +48,16 @@ ADAPTERS = {
 }
 
 VIRTUAL_TOKENS = "it puts virtual tokens in front of the input, which packed rows do not have"
+FACTORISED = (
+    "it factorises the model's weights again at every loading, so that the same file is another "
+    "adapter in another dtype"
+)
 REFUSED = {
     "adalora": "it changes its ranks during the run, by a loss and a schedule of its own",
     "adaption_prompt": "it replaces the attention, which packed rows need",
     "cartridge": VIRTUAL_TOKENS,
     "cpt": VIRTUAL_TOKENS,
-    "frod": "it factorises the model's weights again at every loading, so that the same file is "
-    "another adapter in another dtype",
+    "frod": FACTORISED,
     "lily": "its router averages over all tokens of a batch, later ones and other rows' too",
     "multitask_prompt_tuning": VIRTUAL_TOKENS,
     "osf": "it trains the model's own weights, and projects their gradients in hooks",
@@ -63,6 +65,7 @@ REFUSED = {
     "poly": "it needs a task's number with every row",
     "prefix_tuning": VIRTUAL_TOKENS,
     "prompt_tuning": VIRTUAL_TOKENS,
+    "psoft": FACTORISED,
     "pvera": "it draws its update at random in training",
     "shadow": "it runs a second network beside the model, with a loss of its own",
     "xlora": "it is a router over several trained adapters",

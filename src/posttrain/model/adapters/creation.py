@@ -95,6 +95,8 @@ def _reason(kind: str, error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if layer := re.match(r"Target module (?:for \w+: )?(\w+)\(", text):
         return f"PEFT has no {kind} for layers of the type {layer[1]}: change target_modules"
+    if "specify `target_modules`" in text:
+        return f"PEFT has no layers for {kind} in this architecture: name them in target_modules"
     return f"PEFT cannot build {kind} with these settings: {text[:200].rstrip(' .:')}"
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.common.files import sha256
+from posttrain.common.suggest import did_you_mean
 from posttrain.model.adapters import ADAPTERS, PEFT, REFUSED
 from posttrain.model.adapters.creation import without_deprecations
 from posttrain.model.adapters.names import saved_names
@@ -53,7 +54,7 @@ def check_kind(name: str) -> None:
     config = adapter_config(name)
     kind = str(config.get("peft_type"))
     if kind not in KINDS:
-        reason = REFUSED.get(kind.lower(), f"{', '.join(KINDS)} are")
+        reason = REFUSED.get(kind.lower(), did_you_mean(kind, KINDS, "those that are"))
         raise ValueError(
             f"model.name: {name} is an adapter of the kind {kind}, which is not read: {reason}"
         )

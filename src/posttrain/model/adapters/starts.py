@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posttrain.model.adapters.names import saved_names
+from posttrain.model.adapters.names import first_names, saved_names
 
 
 def check_base(model: Any, kind: str) -> None:
@@ -64,7 +64,8 @@ def as_plain_lora(
 def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
     """Return an adapter's tensors as the model has them, from those in its file.
 
-    Raises ValueError if the file's start is not the model's: the base would be another one."""
+    Raises ValueError if the file's start is not the model's: the base would be another one; and as
+    `check_drawn` does."""
     parts = dict(tensors)
     for name, first in getattr(model, "lora_start", {}).items():
         if name not in tensors:
@@ -78,7 +79,27 @@ def own_part(model: Any, tensors: dict[str, Tensor], path: Path | str) -> dict[s
                 "checkpoint further as a new run, with model.name"
             )
         parts[name] = trained.contiguous()
+    check_drawn(model, parts, path)
     return parts
+
+
+def check_drawn(model: Any, tensors: dict[str, Tensor], path: Path | str) -> None:
+    """Raise ValueError if what an adapter draws and does not train is not what its file holds.
+
+    It is drawn again when a run is resumed, with a seed, and another version of torch may draw
+    other numbers. Sharded tensors are not compared."""
+    state, first = model.state_dict(), first_names(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, own in saved_names(model).items():
+        value = state[own]
+        if first.get(own) in trained or name not in tensors or hasattr(value, "full_tensor"):
+            continue
+        if not torch.equal(value.cpu(), tensors[name].to(value.dtype)):
+            raise ValueError(
+                f"{path}: {name} is not what this machine draws with the same seed, so that the "
+                "run cannot be resumed here: train its checkpoint further as a new run, with "
+                "model.name"
+            )
 
 
 def _is_factor(name: str) -> bool:

@@ -71,7 +71,8 @@ def factors(rope: dict[str, Any], size: int) -> Array:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = length * frequencies / (2 * math.pi)
     smooth = (turns - low) / (high - low)
-    between = 1 / ((1 - smooth) / factor + smooth)
+    with np.errstate(all="ignore"):  # beyond both ends, where it is not used
+        between = 1 / ((1 - smooth) / factor + smooth)
     result = np.where(turns > high, 1.0, np.where(turns < low, factor, between))
     return np.asarray(result, np.float32)
 

@@ -20,6 +20,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Zhang and Sennrich 2019, arXiv 1910.07467, eq. 4.
     """
+    if not torch.is_grad_enabled():  # the call of an autograd function takes as long as the norm
+        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return (x * scale).mul_(weight)
     out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -50,6 +53,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) * up (Shazeer 2020, arXiv 2002.05202, eq. 6)."""
+    if not torch.is_grad_enabled():
+        return silu(gate).mul_(up)
     out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return out
 

@@ -53,7 +53,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
-    out: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled():
+        out: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        out = _onednn(rows, weight, bias)
     return out.view(*x.shape[:-1], len(weight))
 
 

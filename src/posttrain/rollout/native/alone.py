@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -110,6 +110,25 @@ def _calls(way: Way, lengths: list[int], max_num_seqs: int) -> list[list[int]]:
     return calls
 
 
+@dataclass
+class Draw:
+    """What `generate` calls with the scores of every step: chooses the tokens.
+
+    An object, not a function, whose signature `generate` takes milliseconds to find every step."""
+
+    params: SamplingParams
+    noise: Tensor  # [B, max_new_tokens]
+    tokens: list[Tensor] = field(default_factory=list)  # [B] of each step
+    logprobs: list[Tensor] = field(default_factory=list)  # [B] of each step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Choose the next tokens, and leave `generate` no other choice."""
+        drawn = sample(scores.float(), self.params, self.noise[:, len(self.tokens)])
+        self.tokens.append(drawn.tokens)
+        self.logprobs.append(drawn.logprobs)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.tokens[:, None], 0.0)
+
+
 def _call(
     policy: LanguageModel,
     prompts: list[list[int]],
@@ -123,17 +142,7 @@ def _call(
 
     model: Any = policy.causal_lm()
     device = next(policy.parameters()).device
-    noise = noise_of(seeds, [params] * len(seeds), device)
-    tokens: list[Tensor] = []
-    logprobs: list[Tensor] = []
-
-    def draw(input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Choose the next tokens, and leave `generate` no other choice."""
-        drawn = sample(scores.float(), params, noise[:, len(tokens)])
-        tokens.append(drawn.tokens)
-        logprobs.append(drawn.logprobs)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.tokens[:, None], 0.0)
-
+    draw = Draw(params, noise_of(seeds, [params] * len(seeds), device))
     width = max(map(len, prompts))
     inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -153,7 +162,7 @@ def _call(
             generation_config=config,
             logits_processor=transformers.LogitsProcessorList([draw]),
         )
-    ids, values = torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
+    ids, values = torch.stack(draw.tokens, 1).tolist(), torch.stack(draw.logprobs, 1).tolist()
     return [_ended(policy, prompts[i], ids[i], values[i], params) for i in range(len(prompts))]
 
 

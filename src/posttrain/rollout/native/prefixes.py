@@ -32,13 +32,30 @@ class Block:
     """BLOCK tokens of a prompt, after those of the blocks before it."""
 
     number: int
-    layers: dict[int, tuple[Tensor, Tensor]]  # keys and values [H_kv, BLOCK, D]
+    numbers: Tensor
+    """Keys and values of all layers in one piece, since many small ones scatter the memory."""
+    shapes: dict[int, tuple[torch.Size, torch.Size]]
+    """Shapes [H_kv, BLOCK, D] of each layer's keys and values."""
     length: int = BLOCK
+
+    @classmethod
+    def of(cls, number: int, layers: dict[int, tuple[Tensor, Tensor]]) -> Block:
+        """Return a copy of each layer's keys and values."""
+        flat = torch.cat([x.reshape(-1) for pair in layers.values() for x in pair])
+        shapes = {layer: (key.shape, value.shape) for layer, (key, value) in layers.items()}
+        return cls(number, flat, shapes)
+
+    def layers(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return keys and values [H_kv, BLOCK, D] by layer."""
+        shapes = [shape for pair in self.shapes.values() for shape in pair]
+        parts = self.numbers.split([shape.numel() for shape in shapes])
+        tensors = iter(part.view(shape) for part, shape in zip(parts, shapes))
+        return {layer: (next(tensors), next(tensors)) for layer in self.shapes}
 
     @property
     def num_bytes(self) -> int:
         """Return the memory that it takes."""
-        return sum(key.nbytes + value.nbytes for key, value in self.layers.values())
+        return self.numbers.nbytes
 
 
 class PrefixCache:
@@ -85,13 +102,10 @@ class PrefixCache:
                 if key not in self.blocks:
                     where = slice(start + at, start + at + BLOCK)
                     layers = {
-                        layer: (
-                            packs[-1][0][0, :, where].clone(),
-                            packs[-1][1][0, :, where].clone(),
-                        )
+                        layer: (packs[-1][0][0, :, where], packs[-1][1][0, :, where])
                         for layer, packs in past.layers.items()
                     }
-                    self.blocks[key] = Block(next(self.numbers), layers)
+                    self.blocks[key] = Block.of(next(self.numbers), layers)
                     self.num_bytes += self.blocks[key].num_bytes
                 before = self.blocks[key].number
                 keys.append(key)
@@ -122,7 +136,8 @@ class Continued:
     """A prefill whose prompts continue from blocks; what a network calls as its cache."""
 
     def __init__(self, past: Prefill, known: list[list[Block]], lengths: list[int]) -> None:
-        self.past, self.known, self.lengths = past, known, lengths
+        self.past, self.lengths = past, lengths
+        self.known = [[block.layers() for block in blocks] for blocks in known]
 
     def update(
         self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any
@@ -133,7 +148,7 @@ class Continued:
         for which, x in enumerate(pair):
             parts: list[Tensor] = []
             for blocks, own in zip(self.known, x[0].split(self.lengths, dim=1)):
-                parts += [block.layers[layer][which] for block in blocks]
+                parts += [layers[layer][which] for layers in blocks]
                 parts.append(own)
             joined.append(torch.cat(parts, dim=1)[None])
         return self.past.update(joined[0], joined[1], layer)
