@@ -350,7 +350,7 @@ def python_page() -> Iterator[str]:
         "the commands. A `Source` is the path of a recipe or a nested dict with its keys."
     )
     yield ""
-    for name in ("load_config", "train", "evaluate", "generate"):
+    for name in ("load_config", "train", "evaluate", "generate", "generate_file"):
         function = getattr(posttrain, name)
         yield f"## posttrain.{name}"
         yield ""

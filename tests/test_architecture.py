@@ -297,6 +297,7 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs() -> None:
         "PreferenceConfig",
         "RewardConfig",
         "AdapterConfig",
+        "Sampled",
         "MakeConfig",
         "type",  # a class of classes
     }

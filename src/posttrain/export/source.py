@@ -8,7 +8,7 @@ from typing import Literal
 
 from posttrain.model.folder import (
     REFT_WEIGHTS,
-    base_model,
+    adapter_config,
     is_adapter,
     is_reft,
     not_found,
@@ -35,8 +35,10 @@ class Source:
 
     @property
     def base(self) -> str | None:
-        """The folder or hub name of an adapter's base; None for whole weights."""
-        return None if self.kind == "model" else base_model(str(self.folder))
+        """An adapter's base, as it names it: a folder, GGUF file or hub name; else None."""
+        if self.kind == "model":
+            return None
+        return str(adapter_config(self.folder)["base_model_name_or_path"])
 
 
 def find_source(name: str) -> Source:

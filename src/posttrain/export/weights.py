@@ -24,6 +24,7 @@ from posttrain.model.folder import (
     generation_stops,
     refuse_reft,
 )
+from posttrain.model.gguf.cache import is_gguf
 from posttrain.model.gguf.writing import KINDS, write_gguf
 from posttrain.model.integrity import INDEX, read_json
 from posttrain.model.load import load_tokenizer
@@ -163,7 +164,6 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Exported:
     if source.kind == "model":
         return own_files(source, folder, dtype)
     transformers.logging.disable_progress_bar()
-    assert source.base is not None
     result, tokenizer = merge_adapter(str(source.folder)), load_tokenizer(str(source.folder))
     model: Any = result.model
     kind = dtype or base_dtype(source)
@@ -195,7 +195,13 @@ def adapter_files(source: Source, folder: Path, dtype: str | None) -> Exported:
     refuse_reft(source.folder, "exported as peft: PEFT has no ReFT; use the format safetensors")
     if source.kind == "model":
         raise ValueError(f"{source.folder} holds whole weights, no adapter: export it as merged")
-    return own_files(source, folder, dtype)
+    result = own_files(source, folder, dtype)
+    if is_gguf(source.base or ""):
+        result.notes.append(
+            "The adapter names a GGUF file as its base, which PEFT does not load: give PEFT the "
+            "weights that the file was made of, or export it as merged."
+        )
+    return result
 
 
 def gguf(

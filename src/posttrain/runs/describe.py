@@ -10,6 +10,7 @@ from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
 from posttrain.model.adapters.base import AdapterConfig
 from posttrain.model.config import HEAD_PREFIXES
+from posttrain.model.gguf.cache import origin
 from posttrain.model.kernels.quantized import num_parameters
 from posttrain.model.quantized import describe_quantised
 from posttrain.model.vocabulary import size_notes
@@ -28,8 +29,9 @@ def describe(plan: Plan) -> str:
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     parameter = next(policy.parameters())
     compute, save = policy.autocast or torch.float32, plan.config.trainer.save_steps
+    model = plan.base_model and (origin(plan.base_model) or plan.base_model)
     lines = [
-        f"{plan.config.trainer.type}: {plan.base_model or 'random weights'}, {total:,} parameters, "
+        f"{plan.config.trainer.type}: {model or 'random weights'}, {total:,} parameters, "
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
         f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
         *adapter_line(plan),

@@ -305,7 +305,7 @@ def test_generate(trained: Path, capsys: Capture) -> None:
     )
     text = complaint(capsys, "generate", run_dir(trained), "1+1", "--max-new-tokens", "600")
     assert "more than the 512 tokens that the model takes" in text
-    assert "--template: expected auto, chat or plain, got" in complaint(
+    assert "--template: input should be 'auto', 'chat' or 'plain'" in complaint(
         capsys, *arguments, "--template", "x"
     )
     assert "dtype" in complaint(capsys, *arguments, "--dtype", "x")

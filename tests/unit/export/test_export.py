@@ -340,3 +340,16 @@ def test_the_tokenizer_goes_along(made: Made, tmp_path: Path) -> None:
         after = AutoTokenizer.from_pretrained(tmp_path / form)
         assert after.chat_template == before.chat_template
         assert after(TEXTS[1])["input_ids"] == before(TEXTS[1])["input_ids"]
+
+
+def test_an_adapter_that_names_a_gguf_file_says_so(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "adapter"
+    shutil.copytree(next(made[1].glob("checkpoint-*")), copy)
+    export(str(made[0]), "gguf", tmp_path / "g", say=lambda line: None)
+    (file,) = (tmp_path / "g").glob("*.gguf")
+    config = json.loads((copy / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(file)
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    said: list[str] = []
+    export(str(copy), "peft", tmp_path / "x", say=said.append)
+    assert "names a GGUF file as its base, which PEFT does not load" in said[-1]

@@ -20,11 +20,13 @@ from transformers import AutoModelForCausalLM
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.adapters import ADAPTERS, LORA, PEFT, REFUSED
+from posttrain.model.adapters.lora import MUTATING
 from posttrain.model.adapters.peft import KINDS, load_adapter
-from posttrain.model.adapters.peft_kinds import NOT_OFFERED, STARTS_ELSEWHERE
+from posttrain.model.adapters.peft_kinds import NEED_WEIGHTS, NOT_OFFERED, STARTS_ELSEWHERE
 from posttrain.model.adapters.saved import check_plain, saved_section, with_adapter
 from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
+from posttrain.model.kernels.quantized import dequantise, is_quantised
 from posttrain.model.load import load_policy, load_tokenizer
 from posttrain.model.models import Models
 from posttrain.model.save import gather_weights, restore_weights, save_model
@@ -459,3 +461,44 @@ def test_what_is_drawn_and_not_trained_must_be_drawn_again(base, kind, tmp_path)
     save_file(tensors | {drawn: tensors[drawn] + 0.1}, file)
     with pytest.raises(ValueError, match="is not what this machine draws with the same seed"):
         restore_weights(load(base, settings(kind)), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wider(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose widths are multiples of the 64 numbers that nf4 stores together."""
+    config = AutoModelForCausalLM.from_pretrained(base).config
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("wider")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(str(base)).save_pretrained(folder)
+    return folder
+
+
+def load_nf4(folder: Path, adapter: dict[str, Any]) -> Models:
+    keys = {"quantization": {"type": "nf4"}, "dtype": "float32", "device": "cpu"}
+    config = ModelConfig.model_validate({"name": str(folder), "adapter": adapter, **keys})
+    policy = load_policy(config, str(folder), tiny.CPU, seed=0)
+    return Models(policy, load_tokenizer(str(folder)), [3])
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+def test_on_quantised_weights_it_is_what_peft_computes_on_the_same_weights(wider, kind, tmp_path):
+    if kind in (*NEED_WEIGHTS, *MUTATING):
+        with pytest.raises(ValueError, match=r"the model's weights, which model\.quantization"):
+            load_nf4(wider, settings(kind))
+        return
+    models = load_nf4(wider, settings(kind))
+    start = logprobs(models)
+    move(models)
+    save_model(tmp_path, models, gather_weights(models))
+    dense = AutoModelForCausalLM.from_pretrained(wider, dtype=torch.float32)
+    places = dict(dense.named_modules())
+    for name, module in models.policy.causal_lm().named_modules():
+        if is_quantised(module):
+            weight = dequantise(module.weight, torch.float32)
+            places[name.replace(".base_layer", "")].weight.data.copy_(weight)
+    model = peft.PeftModel.from_pretrained(dense, tmp_path).eval()
+    expected = transformers_logprobs(model)
+    torch.testing.assert_close(logprobs(models), expected, atol=2e-5, rtol=1e-4)
+    assert (logprobs(models) - start).abs().max() > 1e-4

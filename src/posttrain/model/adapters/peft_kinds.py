@@ -19,6 +19,20 @@ AS_THE_BASE = {"c3a": {"init_weights": True}, "fourierft": {"init_weights": True
 """Defaults that differ from PEFT's: with those, the adapter would begin with a random change."""
 STARTS_ELSEWHERE = ("unilora", "vblora")
 """Kinds that begin with a small random change of the base."""
+NEED_WEIGHTS = (
+    "adamss",
+    "deft",
+    "delora",
+    "glora",
+    "hra",
+    "loha",
+    "lokr",
+    "peanut",
+    "supertuning",
+    "tinylora",
+    "unilora",
+)
+"""Kinds whose layers compute with the base's weight itself, which is not whole if quantised."""
 NOT_OFFERED = {
     ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
     ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
@@ -85,6 +99,13 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     """
     # imported here since they import torch, and settings are read without it
     from posttrain.model.adapters.creation import add_peft, check_start, settle_layers
+    from posttrain.model.kernels.quantized import quantised
+
+    if section.type in NEED_WEIGHTS and quantised(model):
+        raise ValueError(
+            f"model.adapter: {section.type} needs the model's weights, which model.quantization "
+            "leaves in few bits: use model.adapter: {type: lora}, or no quantization"
+        )
 
     keys, fields = check_keys(section), fields_of(section.type)
     targets = section.target_modules

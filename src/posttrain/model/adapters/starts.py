@@ -15,10 +15,16 @@ import torch
 from torch import Tensor
 
 from posttrain.model.adapters.names import first_names, saved_names
+from posttrain.model.kernels.quantized import quantised
 
 
 def check_base(model: Any, kind: str) -> None:
     """Raise ValueError unless a base's weights are fp32, which keeps their change exact."""
+    if quantised(model):
+        raise ValueError(
+            f"model.adapter: {kind} changes the model's weights, which model.quantization would "
+            "store in few bits again: use model.adapter: {type: lora}, or no quantization"
+        )
     dtype = next(model.parameters()).dtype
     if dtype != torch.float32:
         raise ValueError(

@@ -125,7 +125,8 @@ def _edit_layer(layer: Any, model: Any, section: Any) -> None:
             "block_output"
         )
     holder = modules[place]
-    width = getattr(holder, "out_features", model.get_input_embeddings().weight.shape[1])
+    # an embedding can be narrower than the states (OPT)
+    width = getattr(holder, "out_features", model.config.get_text_config().hidden_size)
     if section.rank > width:
         raise ValueError(
             f"model.adapter.rank: {section.rank} is more than the {width} numbers of a state of "
