@@ -84,6 +84,8 @@ def only_here() -> None:
 def install() -> None:
     """Make torch, which must not be imported yet, have a CUDA device."""
     assert "torch" not in sys.modules, "torch asks for a device only once, when it is imported"
+    # PEFT imports it, and it binds its CUDA library, which a machine without a GPU does not have
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     library, home = build(), _torch_home() / "lib"
     for name in LIBRARIES:
         if (home / name).exists():

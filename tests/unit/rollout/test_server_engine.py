@@ -401,7 +401,7 @@ def test_two_ranks_over_http_equal_one(strategy, trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"use_lora": False}, "set model.use_lora: true, or use rollout.engine: native"),
+        ({"use_lora": False}, "set model.adapter: lora, or use rollout.engine: native"),
         ({"scratch": {}, "name": None, "use_lora": False}, "model.scratch has none"),
     ],
 )

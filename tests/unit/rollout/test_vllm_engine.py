@@ -188,7 +188,7 @@ def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_pa
 def test_ppo_does_not_send_its_value_head(value_model, trained, tmp_path, fake):
     """vLLM's loader raises for a name that the model does not have, as the stand-in does."""
     tree = tiny.run_config(tmp_path, "ppo", max_steps=2, value_model=value_model)
-    tree["model"] = {"name": str(trained)}
+    tree["model"] = {"name": str(trained), "use_lora": False}
     tree["rollout"]["engine"] = "vllm"
     run(tree)
     assert FakeLLM.latest.resets == 2
