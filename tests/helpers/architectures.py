@@ -279,7 +279,7 @@ def greedy_matches(name: str, model: Any, count: int = 10) -> tuple[int, int, bo
             do_sample=False,
             max_new_tokens=count,
             pad_token_id=0,
-            use_cache=sampler.cached,
+            use_cache=sampler.way.cached,
         )
         same += text[0, len(prompt) :].tolist() == rollout.response_ids
     return same, len(prompts), bool(sampler.batched)

@@ -64,9 +64,9 @@ class ServeSettings:
 
 def serve(model: str, settings: ServeSettings) -> None:
     """Serve a model; raise ValueError or SettingError for what cannot be served."""
+    key = check(settings)
     import uvicorn
 
-    key = check(settings)
     votes = None if settings.votes is None else Votes(Path(settings.votes))
     listener = listen(settings.host, settings.port)
     with listener:
