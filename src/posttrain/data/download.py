@@ -353,6 +353,18 @@ def _open(url: str, headers: dict[str, str]) -> Any:
         ) from None
 
 
+def _extract(tarred: tarfile.TarFile, folder: Path) -> None:
+    """Extract files and folders, and nothing else or elsewhere.
+
+    Raises TarError for any other member. Python before 3.11.4 has no filter that does it."""
+    for member in tarred.getmembers():
+        parts = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()) or parts.is_absolute() or ".." in parts.parts:
+            raise tarfile.ExtractError(f"{member.name} is no file inside it")
+    safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    tarred.extractall(folder, **safe)
+
+
 def _unpack(archive: Path, url: str, files: dict[str, Any], write: Callable[[], None]) -> None:
     """Unpack next to the archive, through a separate folder so that a kill leaves no half file."""
     folder, temporary = archive.parent, archive.with_name(f"{archive.name}.unpacking")
@@ -363,7 +375,7 @@ def _unpack(archive: Path, url: str, files: dict[str, Any], write: Callable[[], 
                 zipped.extractall(temporary)
         else:
             with tarfile.open(archive) as tarred:
-                tarred.extractall(temporary, filter="data")
+                _extract(tarred, temporary)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{archive} cannot be unpacked ({error}): delete it") from None
     paths = sorted(

@@ -686,7 +686,10 @@ def test_a_strong_level_does_not_run_tests_that_nothing_confines():
     for without in ("namespaces landlock", "seccomp"):
         assert "the tests cannot be confined" in in_room("namespace", without)["unavailable"]
     weak = in_room("process", "namespaces landlock seccomp")
-    assert set(BREACHES) <= set(weak["check"])
+    wanted = set(BREACHES)
+    if os.geteuid() == 0 and "is root" not in weak["check"]:
+        wanted.remove("can read the user's files")  # the tests run as another user
+    assert wanted <= set(weak["check"])
 
 
 # What a text that a test evaluates could try; here the test does it itself.
