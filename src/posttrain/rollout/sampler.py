@@ -67,7 +67,7 @@ class Sampler(Protocol):
     ) -> list[Rollout]:
         """Return one completion per prompt, in their order.
 
-        Completion i draws its noise from seeds[i] alone, so it does not depend on the other
-        prompts, the batch or the rank. Takes part in no collective.
+        Completion i draws its noise from seeds[i] alone, so that up to rounding it does not depend
+        on the other prompts, the batch or the rank. Takes part in no collective.
         """
         ...
