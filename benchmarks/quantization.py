@@ -144,7 +144,8 @@ def main() -> None:
     for form in FORMS:
         if form != "nf4, plain scales":
             words = [sys.executable, __file__, *sys.argv[1:]]
-            done = subprocess.run([*words, "--memory", form], capture_output=True, text=True)
+            asked = [*words, "--memory", form]
+            done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True)
             print(form, "weights, loaded, after a step (MiB):", done.stdout.strip(), flush=True)
     plans = {form: planned(form, arguments.model, arguments.data) for form in FORMS}
     policies = {form: p.models.policy for form, p in plans.items()}

@@ -4,9 +4,9 @@
     python benchmarks/serving.py load URL MODEL --clients 200 --seconds 600 --pid PID
 
 `throughput` sends chats of ragged lengths, each answered with a fixed number of tokens. `load` also
-leaves in the middle of answers and sends bodies that are no requests; with the server's process id
-it reports file descriptors and resident memory before and after. The servers are started by hand,
-so that those of others can be asked the same.
+asks for completions of plain text, leaves in the middle of answers and sends bodies that are no
+requests; with the server's process id it reports file descriptors and resident memory before and
+after. The servers are started by hand, so that those of others can be asked the same.
 """
 
 from __future__ import annotations
@@ -55,6 +55,15 @@ def chat(model: str, chance: random.Random, tokens: int, **more: Any) -> dict[st
         {"role": "user", "content": text},
     ]
     return {"model": model, "messages": messages, "max_tokens": tokens, **more}
+
+
+def completion(model: str, chance: random.Random, tokens: int, **more: Any) -> dict[str, Any]:
+    """Return a text of a random length to complete."""
+    text = " ".join(chance.choices(WORDS, k=chance.randint(5, 60)))
+    return {"model": model, "prompt": text, "max_tokens": tokens, **more}
+
+
+BODIES = {"/v1/chat/completions": chat, "/v1/completions": completion}
 
 
 async def post(
@@ -159,7 +168,7 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
         chance = random.Random(f"{args.seed} {number}")
         while time.monotonic() < end:
             kind = chance.choices(("whole", "stream", "leave", "malformed"), (5, 3, 1, 1))[0]
-            path = chance.choice(("/v1/chat/completions", "/v1/completions"))
+            path = chance.choice(tuple(BODIES))
             if kind == "malformed":
                 status, _ = await post(args.url, path, chance.choice(MALFORMED))
                 statuses[f"malformed {status}"] += 1
@@ -170,10 +179,10 @@ async def load(args: argparse.Namespace) -> dict[str, Any]:
                 more |= {"stream": chance.random() < 0.8}
                 more |= {"stream_options": {"include_usage": True}} if more["stream"] else {}
             leave = chance.uniform(0, 2) if kind == "leave" else None
-            body = json.dumps(chat(args.model, chance, wanted, **more)).encode()
+            body = json.dumps(BODIES[path](args.model, chance, wanted, **more)).encode()
             started = time.perf_counter()
-            status, data = await post(args.url, "/v1/chat/completions", body, leave)
-            statuses[f"{kind} {status}"] += 1
+            status, data = await post(args.url, path, body, leave)
+            statuses[f"{kind} {path.rpartition('/v1/')[2]} {status}"] += 1
             if status == 200:
                 seconds.append(time.perf_counter() - started)
                 tokens += tokens_of(data)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from test_distributed import launch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 from tiny import CPU
@@ -24,6 +25,8 @@ from posttrain.model.load import load_classifier, load_policy, prepare_policy
 from posttrain.model.merge import merge_adapter
 from posttrain.model.models import Models, weights_hash
 from posttrain.model.quantized import quantise
+from posttrain.rewards import classifier_scores
+from posttrain.rewards.base import RewardFailure
 from posttrain.runs.config import parse_config
 from posttrain.runs.generate import generate
 from posttrain.runs.loading import load_trained
@@ -244,8 +247,35 @@ def test_a_reward_model_scores_with_the_weights_that_it_was_trained_on(base, tmp
     assert wanted.abs() > 1e-6
     merged = merge_adapter(str(checkpoint))
     assert not quantised(merged.model)
+    assert 0 < merged.difference < 1e-3, "nothing was compared"
     assert (merged.model(input_ids=row.input_ids[None]).logits[0, 0] - wanted).abs() > 1e-6
     assert planned.models.policy.head is not None
+
+
+@pytest.mark.parametrize("method", ["reward_model", "classification"])
+@pytest.mark.parametrize("adapter", [{"type": "lora", "r": 4}, {"type": "vera", "r": 8}], ids=str)
+def test_a_merged_classifier_is_compared_with_its_adapter(
+    method, adapter, base, tmp_path, monkeypatch
+):
+    keys = {"kind": None, "adapter": adapter, "learning_rate": 0.05}
+    checkpoint = checkpoints_in(run(recipe(tmp_path, base, method, **keys)))[-1]
+    merged = merge_adapter(str(checkpoint))
+    assert 0 < merged.difference < 1e-3, "nothing was compared"
+    labels = {"reward_model": 1, "classification": 2}[method]
+    assert merged.model.score.weight.shape[0] == merged.model.config.num_labels == labels
+    if labels > 1:
+        with pytest.raises(RewardFailure, match="has 2 outputs; a reward model has one"):
+            classifier_scores.load(str(checkpoint), CPU, torch.float32)
+    whole = BaseTuner.merge_and_unload
+
+    def wrong(self, **keys):
+        model = whole(self, **keys)
+        model.model.layers[0].mlp.up_proj.weight.data.mul_(1.1)
+        return model
+
+    monkeypatch.setattr(BaseTuner, "merge_and_unload", wrong)
+    with pytest.raises(ValueError, match="its logits differ by"):
+        merge_adapter(str(checkpoint))
 
 
 def test_the_sampler_trains_beside_a_copy(base, tmp_path):

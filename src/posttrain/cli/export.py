@@ -100,7 +100,12 @@ def merge(
 def push(
     run: Name,
     repo: Annotated[str, typer.Argument(metavar="HUB-NAME", help="OWNER/NAME on the hub.")],
-    form: Form = "safetensors",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="As of export, for what is none yet; safetensors by default."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the files and the card; send nothing.")
     ] = False,

@@ -89,7 +89,8 @@ TimeLimit = Annotated[
 CacheGib = Annotated[
     float | None,
     typer.Option(
-        help="GiB for keys and values of running completions; by default half of what is free.",
+        help="GiB for keys and values of running completions, of each model; by default all models "
+        "share half of what is free.",
         rich_help_panel=LIMITS,
     ),
 ]

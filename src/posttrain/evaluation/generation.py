@@ -137,17 +137,18 @@ def complete(
             }
         )
     # equal completions of a problem are scored once, since a sandbox takes time
-    first_index: dict[tuple[str, str], int] = {}
-    for i, record in enumerate(records):
-        first_index.setdefault((record["id"], record["completion"]), i)
+    keys = [(x["id"], x["completion"], *r.response_ids) for x, r in zip(records, rollouts)]
+    first_index: dict[tuple[Any, ...], int] = {}
+    for i, key in enumerate(keys):
+        first_index.setdefault(key, i)
     rows = [problems[i // n].row for i in first_index.values()]
     prompts = [row.get("prompt", row.get("messages")) for row in rows]  # no few-shot examples
-    texts = [text for _, text in first_index]
+    texts = [records[i]["completion"] for i in first_index.values()]
     response_ids = [rollouts[i].response_ids for i in first_index.values()]
 
     def scores(reward: RewardFn) -> list[float | None]:
         by_completion = dict(zip(first_index, score(reward, prompts, texts, response_ids, rows)))
-        return [by_completion[record["id"], record["completion"]] for record in records]
+        return [by_completion[key] for key in keys]
 
     for record, value in zip(records, scores(asking.reward) if asking.reward else ()):
         record["reward"] = None if value is None else float(value)

@@ -30,6 +30,11 @@ model = PeftModel.from_pretrained(base, "{name}")""",
     "reft": """import posttrain
 
 print(posttrain.generate("{name}", "Hello")[0])""",
+    "pyreft": """import pyreft
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base!r})
+model = pyreft.ReftModel.load("{name}", base{arguments})""",
 }
 """How to load each kind of folder, in Python."""
 FROM_FILE = """llama-cli -m {name} -p "Hello"
@@ -85,6 +90,7 @@ def _form(form: str, exported: Exported) -> str:
         "classifier": "whole weights of a sequence classifier (safetensors)",
         "adapter": "adapter of PEFT, which needs the base model",
         "reft": "edits of ReFT, which need the base model and posttrain",
+        "pyreft": "edits of ReFT as pyreft stores them, which need the base model",
         "gguf": "GGUF",
     }
     return f"{names[form]}, {exported.dtype}"
@@ -119,6 +125,8 @@ def _results(facts: Facts) -> list[str]:
         lines += [f"Evaluation during training, at step {facts.evaluation['step']}:", ""]
         lines += _table(("metric", "value"), [(k, f"{v:.6g}") for k, v in evaluation.items()])
     for task in facts.tasks:
+        if task.get("checkpoint") is None:
+            lines += ["Of this run; which checkpoint was evaluated is not recorded:", ""]
         rows = [
             (f"{task.get('name', UNKNOWN)}{part}", *_figures(figures))
             for part, figures in _parts(task)
@@ -158,7 +166,8 @@ def _loading(title: str, facts: Facts, form: str, exported: Exported) -> list[st
         return lines + _fenced(
             FROM_FILE.format(name=f"{title}-{exported.dtype.upper()}.gguf"), "sh"
         )
-    return lines + _fenced(LOADING[form].format(name=title, base=facts.base), "python")
+    text = LOADING[form].format(name=title, base=facts.base, arguments=exported.arguments)
+    return lines + _fenced(text, "python")
 
 
 def _fenced(text: str, language: str) -> list[str]:

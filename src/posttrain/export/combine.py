@@ -40,6 +40,8 @@ REFUSED = {
     "trainable_token_indices": "an adapter that trains tokens (trainable_token_indices)",
     "lora_bias": "a LoRA with biases",
 }
+CHANGE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Beginnings of PEFT's starts (init_lora_weights) that take something out of the base's weights."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ def read_lora(folder: str) -> Low:
     for key, what in REFUSED.items():
         if config.get(key):
             raise ValueError(f"{folder} is {what}, which cannot be merged with others")
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(CHANGE_BASE):
+        raise ValueError(
+            f"{folder} has init_lora_weights: {start}, which changes the base, so that it cannot "
+            "be merged with others: save it in PEFT with "
+            "path_initial_model_for_weight_conversion, as a plain LoRA"
+        )
     refuse_not_finite(folder)
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
     pairs = {}

@@ -19,6 +19,10 @@ from posttrain.tracking.report import read_config, read_json, read_metrics, task
 
 UNKNOWN = "unknown"
 FOLDER_CARD = "README.md"
+LOCAL = re.compile(r"([a-z0-9+]+:/{2,}(?=/)|file:|/|~|\.{1,2}/)")
+"""The beginning of a path on this machine, with or without a scheme and no host."""
+WORDS = ("system_prompt", "prompt_template")
+"""Settings that are no paths, though a prompt may begin as one does, as /no_think."""
 Json = dict[str, Any]
 
 
@@ -39,7 +43,8 @@ class Facts:
     evaluation: Json = field(default_factory=dict)
     """Metrics of the last evaluation up to the checkpoint's step, with its `step`."""
     tasks: list[Json] = field(default_factory=list)
-    """Results of `posttrain eval` in the run directory, with their intervals."""
+    """Results of `posttrain eval` in the run directory, with their intervals; `checkpoint` is None
+    where the file does not say which checkpoint of the run was evaluated."""
     versions: Json = field(default_factory=dict)
     machine: str = UNKNOWN
 
@@ -78,9 +83,24 @@ def gather(source: Source, base: str | None = None) -> Facts:
         if step <= facts.step and any(map(is_eval, lines[step])):
             line = {k: v for k, v in lines[step].items() if is_eval(k)}
             facts.evaluation = line | {"step": step}
-    stages = read_json(source.run / "evaluation.json", dict).get("stages") or []
-    facts.tasks = task_results(source.run) + stages
+    facts.tasks = tasks_of(source.run, source.folder)
     return facts
+
+
+def tasks_of(run: Path, checkpoint: Path) -> list[Json]:
+    """Return the results in a run directory, but for those of other models than the checkpoint.
+
+    Those that name the run alone, or nothing, have None as their `checkpoint`."""
+    named = read_json(run / "results.json", dict)
+    stages = read_json(run / "evaluation.json", dict).get("stages") or []
+    found = [stage | {"checkpoint": None} for stage in stages]
+    for task in task_results(run):
+        model = Path(str(named[task["name"]].get("model") or run)).expanduser().resolve()
+        if model.parts[-2:] == (run.name, checkpoint.name):
+            found.append(task | {"checkpoint": checkpoint.name})
+        elif model.name == run.name:
+            found.append(task | {"checkpoint": None})
+    return found
 
 
 def gather_all(sources: Sequence[Source]) -> Facts:
@@ -144,15 +164,19 @@ def licence_of(model: str) -> str:
 
 def public_name(name: str) -> str:
     """Return a name without the folders of this machine that lead to it."""
-    return Path(name).name if name.startswith(("/", "~", ".")) or Path(name).exists() else name
+    local = name.startswith(".") or LOCAL.match(name) or Path(name).exists()
+    return Path(name).name if local else name
 
 
 def without_folders(value: Any) -> Any:
     """Return settings in which a path is its last part, since the rest is this machine's."""
     if isinstance(value, dict):
-        return {key: without_folders(inner) for key, inner in value.items()}
+        return {
+            without_folders(key): inner if key in WORDS else without_folders(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [without_folders(inner) for inner in value]
-    if isinstance(value, str) and re.match(r"(/|~/|\.{1,2}/)[^\s]*$", value):
+    if isinstance(value, str) and "\n" not in value and LOCAL.match(value):
         return Path(value).name
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +34,43 @@ def token() -> str:
 def upload(folder: Path, repo: str, public: bool, api: Any = None) -> str:
     """Create the repository if it is new, upload a folder in one commit, and return its address.
 
-    Raises ValueError if an existing repository is public and `public` is not given, and with the
-    hub's own reason if it refuses."""
+    Raises SettingError if an existing repository is public and `public` is not given, or the
+    reverse, and ValueError with the hub's own reason if it refuses or cannot be reached."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     secret = token()
     api = huggingface_hub.HfApi(token=secret) if api is None else api
-    try:
-        try:
-            private = api.repo_info(repo, repo_type="model").private
-            if not private and not public:
-                raise SettingError(
-                    "public", f"{repo} exists and is public, which was not asked for"
-                )
-        except RepositoryNotFoundError:
-            api.create_repo(repo, private=not public, repo_type="model")
-        result = api.upload_folder(
-            repo_id=repo, folder_path=str(folder), commit_message="Upload by posttrain"
+    private = _asked(lambda: _is_private(api, repo, public), repo, secret)
+    if private == public:
+        problem = (
+            "private: make it public on the hub" if private else "public, which was not asked for"
         )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).replace(secret, "***").split())[:200]
-        raise ValueError(f"the hub did not take {repo}: {reason}") from None
+        raise SettingError("public", f"{repo} exists and is {problem}")
+    result = _asked(
+        lambda: api.upload_folder(
+            repo_id=repo, folder_path=str(folder), commit_message="Upload by posttrain"
+        ),
+        repo,
+        secret,
+    )
     return str(getattr(result, "repo_url", None) or f"https://huggingface.co/{repo}")
+
+
+def _is_private(api: Any, repo: str, public: bool) -> bool:
+    """Return whether a repository is private, after creating it if it is new."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return bool(api.repo_info(repo, repo_type="model").private)
+    except RepositoryNotFoundError:
+        api.create_repo(repo, private=not public, repo_type="model")
+        return not public
+
+
+def _asked(call: Callable[[], Any], repo: str, secret: str) -> Any:
+    """Return what a call of the hub returns; raise ValueError with its reason in one line."""
+    try:
+        return call()
+    except Exception as error:  # httpx2's, Xet's and the hub's own have no nearer base in common
+        reason = " ".join(str(error).replace(secret, "***").split())[:200]
+        raise ValueError(f"the hub did not take {repo}: {reason or type(error).__name__}") from None

@@ -19,8 +19,8 @@ NAME = re.compile(r"\.(\d+)\.(?:.*\.)?reft\.edits\.(\d+)\.(\w+)$")
 """The layer, the number of the edit in it, and the part, in a parameter's name."""
 
 
-def to_pyreft(source: Path, folder: Path) -> str:
-    """Write the edits in a folder in pyreft's form, and return how to use them.
+def to_pyreft(source: Path, folder: Path) -> tuple[str, str]:
+    """Write the edits in a folder in pyreft's form; return more arguments of its load, and a note.
 
     pyreft stores no positions: they are in the note. Raises ValueError for a folder without edits.
     """
@@ -36,7 +36,7 @@ def to_pyreft(source: Path, folder: Path) -> str:
         rows = {place: orthonormal(directions) for place, directions in rows.items()}
     write_pyreft(folder, section, edits, rows)
     function = "" if section.activation == "linear" else f", act_fn={section.activation!r}"
-    return (
+    return function, (
         f"pyreft.ReftModel.load(folder, model){function}; it stores no positions: edit "
         f"{section.positions} of the prompt, counted by posttrain's rule for short prompts"
     )

@@ -39,11 +39,13 @@ def export(
     base: str | None = None,
     licence: str | None = None,
     say: Say = print,
+    title: str | None = None,
 ) -> Path:
     """Write a model in a format into a new folder, with its card, and return the folder.
 
-    Raises SettingError for a target that exists or settings that do not go together, and ValueError
-    for a model that the format cannot hold; nothing is left then.
+    The card calls it `title`, by default as the folder is called. Raises SettingError for a target
+    that exists or settings that do not go together, and ValueError for a model that the format
+    cannot hold; nothing is left then.
     """
     check_form(form, dtype, quant)
     source = find_source(name)
@@ -54,7 +56,7 @@ def export(
         if base is not None and source.kind != "model" and form != "merged" and form != "gguf":
             rename_base(folder, base)
         kind = kind_of(source, form, folder)
-        title = source.name if kind == "gguf" else output.name
+        title = source.name if kind == "gguf" else title or output.name
         facts = gather(source, base)
         write_card(folder, model_card(title, facts, result, kind, licence))
         write_record(folder, form, result.dtype)
@@ -103,6 +105,8 @@ def kind_of(source: Source, form: str, folder: Path) -> str:
     """Return how an export is loaded: a key of the card's recipes."""
     if form == "gguf":
         return "gguf"
+    if form == "pyreft":
+        return form
     if source.kind != "model" and form != "merged":
         return source.kind
     return "classifier" if holds_classifier(folder) else "model"
@@ -144,6 +148,9 @@ def merge(
 
     Without weights, each has 1 / n. The result is loaded beside its base as a probe. Raises
     SettingError or ValueError, and leaves nothing then."""
+    check_form("merged", dtype, None)
+    if dtype is not None and not into_base:
+        raise SettingError("dtype", "only a model is cast (into_base); a merged adapter is in f32")
     check_new(output)
     sources = [find_source(name) for name in adapters]
     even = [1 / max(1, len(adapters))] * len(adapters)
@@ -184,7 +191,7 @@ def merge(
 def push(
     name: str,
     repo: str,
-    form: str = "safetensors",
+    form: str | None = None,
     dry_run: bool = False,
     public: bool = False,
     base: str | None = None,
@@ -195,22 +202,32 @@ def push(
     """Upload an export, or the export of a model, to the hub; return its address.
 
     Private unless `public`. The token is HF_TOKEN of the environment. With `dry_run`, the files and
-    the card are shown and nothing is sent. Raises ValueError for a name that is none, without a
-    token, for a damaged export, and for whatever the hub refuses."""
+    the card are shown and nothing is sent. Raises SettingError for a name that is none and for a
+    format, base or licence of what is an export already, and ValueError without a token, for a
+    damaged export, and for whatever the hub refuses."""
     check_repo(repo)
     if not dry_run:
         token()  # so that its lack is known before anything is written
     with tempfile.TemporaryDirectory(prefix="posttrain-push-") as temporary:
         folder = Path(name)
         if (folder / RECORD).is_file():
+            given = {"format": form, "base_model": base, "license": licence}
+            for field, value in given.items():
+                if value is not None:
+                    reason = f"{name} is an export already, whose files and card are sent as they"
+                    raise SettingError(field, f"{reason} are: leave it out, or export it again")
             check_record(folder)
         else:
             folder = Path(temporary) / repo.split("/")[-1]
-            export(name, form, folder, base=base, licence=licence, say=lambda line: None)
+            form, quiet = form or "safetensors", lambda line: None
+            export(name, form, folder, base=base, licence=licence, say=quiet, title=repo)
         for path in _files(folder):
             say(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        if folder.name != repo and f'"{folder.name}"' in card:
+            say(f"note: its README.md loads the model as {folder.name}: edit it to {repo}")
         if dry_run:
-            say((folder / "README.md").read_text(encoding="utf-8"))
+            say(card)
             say(f"nothing was sent; {repo} would be {'public' if public else 'private'}")
             return None
         address = upload(folder, repo, public, api)

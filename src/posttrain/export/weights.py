@@ -65,6 +65,8 @@ class Exported:
     """The kind of numbers of the weights."""
     notes: list[str] = field(default_factory=list)
     """What was measured or changed on the way."""
+    arguments: str = ""
+    """More arguments of the call that loads it, for the card."""
 
 
 def own_files(source: Source, folder: Path, dtype: str | None) -> Exported:
@@ -216,7 +218,10 @@ def gguf(
         whole = folder / "merged"
         whole.mkdir()
         notes = merged(source, whole, "f32").notes
-    kind = quant or dtype or (stored_dtype(whole) if source.kind == "model" else base_dtype(source))
+    stored = stored_dtype(whole) if source.kind == "model" else base_dtype(source)
+    if stored not in DTYPES:
+        notes.append(f"The weights are stored in {stored} and were read as fp32.")
+    kind = quant or dtype or (stored if stored in DTYPES else "f32")
     file = folder / f"{source.name}-{kind.upper()}.gguf"
     written = write_gguf(whole, file, kind, about)
     if source.kind == "adapter":
@@ -235,7 +240,8 @@ def pyreft_files(source: Source, folder: Path, dtype: str | None) -> Exported:
     """Write the edits of ReFT as pyreft does, in fp32."""
     if dtype not in (None, "f32"):
         raise SettingError("dtype", f"pyreft is written in f32, not {dtype}")
-    return Exported("f32", [to_pyreft(source.folder, folder)])
+    arguments, note = to_pyreft(source.folder, folder)
+    return Exported("f32", [note], arguments)
 
 
 Writer = Callable[[Source, Path, str | None], Exported]

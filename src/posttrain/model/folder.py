@@ -13,7 +13,7 @@ import yaml
 
 from posttrain.common.files import expanded
 from posttrain.model.gguf.cache import gguf_folder, is_gguf
-from posttrain.model.integrity import check_tensors, read_json
+from posttrain.model.integrity import check_tensors, read_json, refuse_quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,8 +103,12 @@ def holds_classifier(folder: Path) -> bool:
 
 
 def saved_head(folder: Path) -> Tensor | None:
-    """Return the head [labels, width] of a reward model or classifier; None for other folders."""
+    """Return the head [labels, width] of a reward model or classifier; None for other folders.
+
+    Raises ValueError for a head in few bits, which is no frozen layer but trained."""
     from safetensors import safe_open  # imports torch
+
+    quantised = refuse_quantised(str(folder), read_json(folder / "config.json"))
 
     keys = {
         "model.safetensors": SAVED_HEAD,
@@ -113,9 +117,15 @@ def saved_head(folder: Path) -> Tensor | None:
     }
     for name, key in keys.items():
         if (folder / name).is_file():
-            check_tensors(folder / name)
+            check_tensors(folder / name, quantised)
             with safe_open(folder / name, "pt") as file:
-                return file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+                head = file.get_tensor(key) if key in file.keys() else None  # noqa: SIM118
+            if head is not None and not head.is_floating_point():
+                raise ValueError(
+                    f"model.name: {folder / name} holds {key} in few bits: save the model with its "
+                    "head whole, as bitsandbytes does by llm_int8_skip_modules"
+                )
+            return head
     return None
 
 

@@ -187,12 +187,12 @@ def load_tokenizer(name: str, adapter: str | None = None) -> Any:
 
 
 def load_classifier(
-    folder: str, dtype: torch.dtype, section: QuantizationConfig | None = None
+    folder: str, dtype: torch.dtype, section: QuantizationConfig | None = None, merge: bool = True
 ) -> tuple[Any, list[str]]:
     """Return the classifier in a folder and the names of weights that the folder lacks.
 
-    An adapter is merged into its base model, unless that is quantised. Neither pickled weights nor
-    code are loaded."""
+    With `merge` an adapter goes into its base's weights, unless they are quantised. Neither
+    pickled weights nor code are loaded."""
     import transformers
 
     transformers.logging.disable_progress_bar()
@@ -203,16 +203,17 @@ def load_classifier(
     options |= {"dtype": load_dtype(how, dtype)}
     options |= {"local_files_only": True, "output_loading_info": True}
     base, options["config"] = base_model(folder), build_config(folder)
-    if is_adapter(folder):
-        options["config"].num_labels = 1
+    head = saved_head(Path(folder)) if is_adapter(folder) else None
+    if head is not None:
+        options["config"].num_labels = len(head)
     with in_one_line(base, "config.json describes no classifier that transformers can build"):
         classifier_class(options["config"])
         model, info = auto.from_pretrained(base, **options)
+    quantise(model, how, torch.device("cpu"), dtype)
     if not is_adapter(folder):
         return model, sorted(info["missing_keys"])
-    if saved_head(Path(folder)) is None:
+    if head is None:
         return model, [SAVED_HEAD]
-    quantise(model, how, torch.device("cpu"), dtype)
     model = load_adapter(model, folder, lenient=True)
     lacking = {*model.lacking, *info["missing_keys"]} - {SAVED_HEAD}
-    return with_adapter_applied(model), sorted(lacking)
+    return with_adapter_applied(model) if merge else model, sorted(lacking)

@@ -103,7 +103,8 @@ class ManyAdapters:
                 known = ", ".join(sorted(self.numbers)) or "none"
                 raise ValueError(f"no adapter is loaded as {name!r}; loaded: {known}")
         numbers = [BASE if name is None else self.numbers[name] for name in names]
-        return torch.tensor(numbers, device=next(self.policy.parameters()).device)
+        device = next(self.policy.parameters()).device
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     def add(self, name: str, folder: str) -> None:
         """Load the adapter in a folder under a name.

@@ -58,11 +58,12 @@ def merge_adapter(name: str) -> Merged:
         )
     if holds_classifier(Path(folder)):
         # its head is trained whole, so that only the layers below it are merged
-        merged, lacking = load_classifier(folder, torch.float32, UNQUANTISED)
+        model, lacking = load_classifier(folder, torch.float32, UNQUANTISED, merge=False)
         if lacking:
             raise ValueError(f"{name} lacks weights: {', '.join(lacking[:3])}")
-        return Merged(merged.eval(), 0.0, saved_quantization(folder))
-    model = load_adapter(load_causal_lm(folder, torch.float32), folder).eval()
+    else:
+        model = load_adapter(load_causal_lm(folder, torch.float32), folder)
+    model.eval()
     before = _logits(model)
     _untie(model)
     try:
@@ -91,6 +92,8 @@ def _untie(model: Any) -> None:
     """Give the output head its own weight if it or the embedding, which it is, has an adapter."""
     base = model.get_base_model()
     ends = base.get_input_embeddings(), base.get_output_embeddings()
+    if ends[1] is None:  # a classifier
+        return
     inner = [getattr(end, "base_layer", end) for end in ends]
     adapted = any(hasattr(end, "base_layer") for end in ends)
     if adapted and inner[0].weight is inner[1].weight:
@@ -102,7 +105,7 @@ def _tie(model: Any) -> None:
 
     A head of equal weights becomes the embedding."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not getattr(model.config, "tie_word_embeddings", False):
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return
     if torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight

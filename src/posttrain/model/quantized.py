@@ -42,7 +42,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 BESIDE = (
     *("lora", "rslora", "dora", "vera", "gralora", "hira", "randlora", "vblora", "fourierft"),
-    *("c3a", "shira", "miss", "oft", "boft", "ia3", "beft", "ln_tuning"),
+    *("c3a", "shira", "miss", "oft", "boft", "ia3", "beft", "ln_tuning", "road", "waveft"),
+    "trainable_tokens",
     *("loreft", "direft", "noreft", "consreft", "lobireft", "direft_orthogonal"),
 )
 """Types of adapters that compute the same beside quantised weights as beside these weights whole.

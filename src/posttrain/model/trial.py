@@ -19,10 +19,12 @@ from posttrain.common.batch import Sequence, pack
 from posttrain.common.disk import temporary_is_full
 from posttrain.model.adapters.base import is_adapted
 from posttrain.model.adapters.peft import check_read
+from posttrain.model.folder import REFT_CONFIG
 from posttrain.model.forward import forward
 from posttrain.model.load import load_causal_lm, load_classifier
 from posttrain.model.models import Models
 from posttrain.model.probe import CODE_FAILS, expected, first_line
+from posttrain.model.reft.folder import read_section
 from posttrain.model.save import buffers, gather_weights, load_named, save_model, saved_weights
 from posttrain.model.suited import read_config
 
@@ -67,6 +69,8 @@ def _try(models: Models, folder: Path) -> None:
         check_read(policy.model, str(folder))
         return
     if is_adapted(policy.model):
+        if read_section(str(folder)) != policy.model.reft_config:
+            raise ValueError(f"{REFT_CONFIG} does not describe the edits that are trained")
         return
     if policy.head_kind in ("score", "labels"):
         model, missing = load_classifier(str(folder), torch.float32)

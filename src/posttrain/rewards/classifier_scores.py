@@ -31,6 +31,10 @@ def load(path: str, device: torch.device, dtype: torch.dtype) -> Any:
             f"reward.path: {path} lacks weights ({missing}): with random weights in their place "
             "the scores would mean nothing"
         )
+    if model.config.num_labels != 1:
+        raise RewardFailure(
+            f"reward.path: {path} has {model.config.num_labels} outputs; a reward model has one"
+        )
     model.requires_grad_(False)
     return model.eval().to(device)
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, ForEngines, Free, StrictConfig, marks
 from posttrain.config.paths import LocalPath
+from posttrain.rollout.check import LEAST_TEMPERATURE
 
 
 class RolloutConfig(StrictConfig):
@@ -24,7 +25,7 @@ class RolloutConfig(StrictConfig):
         ),
     ] = Field(512, ge=1)
     """Maximum completion length in tokens, including the stop token."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     """Divides the logits; log-probs are those of the distribution sampled from."""
     max_resamples: int = Field(0, ge=0)
     """How often a group without a signal (all rewards equal) is replaced by another prompt's group

@@ -9,6 +9,7 @@ import datetime
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from posttrain.common.console import CONSOLE
@@ -111,6 +112,7 @@ def prepare(
         "num_rows": len(rows),
         "rows": short_hash(json.dumps(rows, default=str)),
         "prompts": short_hash([prompt.input_ids for prompt in prompts]),
+        "model": model_facts(model),
         "adapters": {name: contents_hash(name) for name in sorted(folders)},
         "reward": reward_facts(config.reward),
     }
@@ -177,6 +179,22 @@ def render(
     for line in note_lines(source[-31:], len(rows), notes):
         CONSOLE.print(line.strip(), markup=False)
     return prompts
+
+
+def model_facts(model: str) -> list[str | None]:
+    """Return what tells a model from others without loading it, and the same of an adapter's base.
+
+    It is a hash of the files in a folder, and the revision of a model of the hub."""
+    from transformers.utils.hub import cached_file
+
+    place = resolve_model_path(model)
+    facts = []
+    for name in dict.fromkeys([place, resolve_model_path(base_model(place))]):
+        if Path(name).exists():
+            facts.append(contents_hash(name))
+        else:
+            facts.append(f"{name}@{Path(str(cached_file(name, 'config.json'))).parent.name}")
+    return facts
 
 
 def reward_facts(reward: RewardConfig | None) -> dict[str, Any] | None:

@@ -85,6 +85,7 @@ def generate_file(
                 parts.join(facts, summary_of(parts.lines(), job) | {"versions": versions()})
         else:
             make(parts, job, sampler)
+            parts.wait_for_file()
     elif distributed.rank() == 0:
         parts.clean()
         CONSOLE.print(f"{target} is already finished", markup=False)
@@ -164,25 +165,27 @@ def written(job: Job, rows: range, rollouts: list[Rollout]) -> Iterator[Row]:
 
 
 def scored(job: Job, rows: range, rollouts: list[Rollout], texts: list[str]) -> list[float | None]:
-    """Return the scores of a part's completions; equal ones of a row are scored once."""
+    """Return the scores of a part's completions; those of a row with equal ids are scored once."""
     assert job.reward is not None
     n = job.config.num_samples
     calls, keys = [], []
     for number, i in enumerate(rows):
         share = slice(number * n, (number + 1) * n)
-        distinct = {t: r.response_ids for t, r in zip(texts[share], rollouts[share])}
+        own = [tuple(rollout.response_ids) for rollout in rollouts[share]]
+        distinct = dict(zip(own, texts[share]))
         prompt = job.prompts[i]
         asked, columns = [asked_of(prompt, job.renderers[None])] * len(distinct), [prompt.row]
-        calls.append((asked, list(distinct), list(distinct.values()), columns * len(distinct)))
-        keys.append(texts[share])
+        ids = [list(key) for key in distinct]
+        calls.append((asked, list(distinct.values()), ids, columns * len(distinct)))
+        keys.append(own)
     try:
         results = score_each(job.reward, calls)
     except RewardFailure as error:
         raise ValueError(
             f"{job.places[rows[0]]} to {job.places[rows[-1]].rpartition(', ')[2]}: {error}"
         ) from None
-    scores = [dict(zip(call[1], values)) for call, values in zip(calls, results)]
-    return [known[text] for known, own in zip(scores, keys) for text in own]
+    scores = [dict(zip(dict.fromkeys(own), found)) for own, found in zip(keys, results)]
+    return [known[ids] for known, own in zip(scores, keys) for ids in own]
 
 
 class Progress:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from posttrain.common.errors import SettingError
 from posttrain.config.base import AlsoCalled, StrictConfig
 from posttrain.config.errors import explain, parse
 from posttrain.config.recipe import read_yaml
 from posttrain.rewards.build import RewardSection
+from posttrain.rollout.check import drawable
 
 OF_FILES = ("split", "prompt_template", "columns", "reward", "logprobs")
 """Keys that are read for the rows of a file only."""
@@ -63,6 +64,14 @@ class InferenceConfig(StrictConfig):
     """A reward that scores each completion, as in a recipe."""
     logprobs: bool = False
     """Write the token ids of each completion and their log-probs."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _drawable(cls, temperature: float) -> float:
+        try:
+            return drawable(temperature)
+        except ValueError as error:
+            raise ValueError(f"temperature: {error}") from None
 
 
 def inference_config(

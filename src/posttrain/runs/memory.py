@@ -10,6 +10,8 @@ import torch
 from posttrain.common.batch import sequences_of
 from posttrain.model.kernels.quantized import dense_bytes, fits_dense, stored_bytes
 from posttrain.model.output_head import chunk_elements
+from posttrain.model.quantized import BESIDE
+from posttrain.runs.config import Config
 from posttrain.runs.plan import Plan
 
 GIB = 2**30
@@ -124,7 +126,7 @@ def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
     model, fixes = plan.config.model, []
     if not model.trains_adapter and model.scratch is None:
         fixes.append("model.adapter=lora")
-    elif model.quantization is None and model.scratch is None:
+    elif _may_quantise(plan.config):
         fixes.append("model.quantization=nf4")
     if sum(needed.fixed.values()) >= room:
         fixes.append("a smaller model")
@@ -133,3 +135,12 @@ def verdict(plan: Plan, needed: Estimate, room: int) -> list[str]:
         fixes.append("model.gradient_checkpointing=true")
     fixes.append(f"a length.max_length below {needed.longest:,}")
     return [f"{problem}, with any trainer.micro_batch_tokens; try {', '.join(fixes)}"]
+
+
+def _may_quantise(config: Config) -> bool:
+    """Whether a run with whole weights would be accepted with weights in few bits."""
+    model, rollout = config.model, config.rollout
+    whole = model.quantization is None and model.scratch is None
+    native = rollout is None or rollout.engine == "native"
+    sharded = config.distributed.strategy == "fsdp"
+    return whole and native and not sharded and model.adapter.type in BESIDE

@@ -91,6 +91,11 @@ class Parts:
         while self.missing():
             time.sleep(POLL_SECONDS)
 
+    def wait_for_file(self) -> None:
+        """Wait, in another rank, until rank 0 has joined the parts; for the same reason so."""
+        while not self.file.exists():
+            time.sleep(POLL_SECONDS)
+
     def lines(self) -> Iterator[str]:
         """Yield the lines of all parts in order, with their line ends."""
         for number in range(self.count):

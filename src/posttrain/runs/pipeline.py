@@ -27,6 +27,7 @@ from posttrain.evaluation.loading import as_trained, load_for_sampling
 from posttrain.evaluation.statistics import wilson
 from posttrain.model.folder import checkpoints_in
 from posttrain.rewards.build import RewardSection, build_reward
+from posttrain.rollout.check import LEAST_TEMPERATURE
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs.config import Config, parse_config
 from posttrain.runs.synthesize import MakingConfig, make, parse_making
@@ -58,7 +59,7 @@ class ComparisonConfig(StrictConfig):
     """The function that scores the completions."""
     max_new_tokens: int = Field(512, ge=1)
     """Maximum completion length in tokens, including the stop token."""
-    sampled_temperature: float = Field(1.0, gt=0)
+    sampled_temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     """Temperature of one more completion of each problem, in addition to the greedy one."""
 
 

@@ -44,6 +44,7 @@ from posttrain.rewards.base import RewardFn
 from posttrain.rewards.build import RewardSection, build_reward, check_columns
 from posttrain.rewards.score import verdict_of
 from posttrain.rewards.scoring import score_each
+from posttrain.rollout.check import LEAST_TEMPERATURE
 from posttrain.rollout.sampler import Sampler, SamplingParams
 from posttrain.runs.config import dump
 
@@ -89,7 +90,7 @@ class SamplingConfig(StrictConfig):
     """Completions of each prompt."""
     max_new_tokens: int = Field(512, ge=1)
     """Maximum completion length in tokens, including the stop token."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE)
     """Logits are divided by it."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the most likely tokens that together have this probability."""
@@ -221,16 +222,16 @@ def sample_and_score(
     calls = []
     texts_of = [[renderer.decode(rollout.response_ids) for rollout in group] for group in groups]
     for prompt, group, texts in zip(prompts, groups, texts_of):
-        # equal texts are scored once: a judge costs money, a sandbox time
-        distinct = {text: rollout.response_ids for text, rollout in zip(texts, group)}
+        # equal completions are scored once: a judge costs money, a sandbox time
+        distinct = {tuple(rollout.response_ids): text for text, rollout in zip(texts, group)}
         asked, rows = [asked_of(prompt, renderer)] * len(distinct), [prompt.row] * len(distinct)
-        calls.append((asked, list(distinct), list(distinct.values()), rows))
+        calls.append((asked, list(distinct.values()), [list(ids) for ids in distinct], rows))
     result: list[Scored] = []
     for group, texts, call, scores in zip(groups, texts_of, calls, score_each(reward, calls)):
-        score_of = dict(zip(call[1], scores))
+        score_of = dict(zip(map(tuple, call[2]), scores))
         result.append([])
         for rollout, text in zip(group, texts):
-            score = score_of[text]
+            score = score_of[tuple(rollout.response_ids)]
             result[-1].append(
                 {
                     "text": text,

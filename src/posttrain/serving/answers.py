@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.rollout.native.row import Alternative, Row
+from posttrain.serving.errors import Refusal
 from posttrain.serving.text import HALF, TextStream
 from posttrain.serving.worker import News
 
@@ -78,7 +79,7 @@ class Choice:
 def echoed(row: Row, prompt: str) -> Part:
     """Return the prompt as a part; its first token has no log-prob."""
     logprobs: list[float | None] = [None, *row.prompt_logprobs]
-    tops: list[list[Alternative] | None] = [None, *row.prompt_tops]
+    tops: list[list[Alternative] | None] = [None, *row.prompt_tops] if row.top else []
     return Part(prompt, row.prompt_ids, logprobs, tops, None)
 
 
@@ -153,7 +154,7 @@ def legacy_logprobs(part: Part, wanted: Wanted, piece: Piece, offset: int) -> di
     tops: list[dict[str, float] | None] = []
     offsets = []
     write = _writer(wanted, piece)
-    for token, best in zip(part.ids, part.tops or [None] * len(part.ids)):
+    for token, best in zip(part.ids, part.tops or [None] * len(part.ids), strict=True):
         offsets.append(offset)
         offset += len(piece(token))
         tops.append(None if best is None else {})
@@ -182,7 +183,7 @@ def chat_logprobs(part: Part, wanted: Wanted, piece: Piece, offset: int) -> dict
     content = [
         entry(token, logprob) | {"top_logprobs": [entry(*other) for other in best or ()]}
         for token, logprob, best in zip(
-            part.ids, part.logprobs, part.tops or [None] * len(part.ids)
+            part.ids, part.logprobs, part.tops or [None] * len(part.ids), strict=True
         )
     ]
     return {"content": content, "refusal": None}
@@ -202,4 +203,6 @@ def _writer(wanted: Wanted, piece: Piece) -> Piece:
 
 
 def _finite(logprob: float) -> float:
-    return logprob if math.isfinite(logprob) else LEAST
+    if math.isnan(logprob):
+        raise Refusal("the model's log-probs are no numbers: its weights may be damaged", 500)
+    return LEAST if logprob == -math.inf else logprob

@@ -50,7 +50,7 @@ def build_app(
     app = FastAPI(lifespan=lifespan, **hidden)
     page.add_to(app, services, votes)
     add_votes(app, service, votes)
-    add_monitor(app, service)
+    add_monitor(app, list(services.values()))
     if beside is not None:
         second = FastAPI(**hidden)
         add_api(second, beside)
@@ -74,23 +74,30 @@ def add_api(app: Any, service: Service) -> None:
     app.add_exception_handler(HTTPException, unknown)
 
 
-def add_monitor(app: Any, service: Service) -> None:
-    """Add /health and /metrics."""
+def add_monitor(app: Any, services: list[Service]) -> None:
+    """Add /health and /metrics of all services, whose meters become those of the first."""
     from fastapi import Response
 
+    first = services[0]
+    for service in services:
+        service.meters = first.meters
+    first.meters.watch(*services)
+
     async def health(request: Any) -> Any:
-        worker = service.worker
-        if not worker.thread.is_alive():
-            raise Refusal("the sampler has ended: restart the server", 503)
-        if worker.busy and time.monotonic() - worker.beat > STUCK:
-            raise Refusal(f"the sampler has made no step for {STUCK:g} s", 503)
+        for service in services:
+            worker = service.worker
+            if not worker.thread.is_alive():
+                raise Refusal(f"the sampler of {service.name} has ended: restart the server", 503)
+            if worker.busy and time.monotonic() - worker.beat > STUCK:
+                stuck = f"the sampler of {service.name} has made no step for {STUCK:g} s"
+                raise Refusal(stuck, 503)
         return json_answer({"status": "ok"})
 
     async def metrics(request: Any) -> Any:
-        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+        return Response(first.meters.text(), media_type="text/plain; version=0.0.4")
 
-    app.add_api_route("/health", answer(service, health), methods=["GET"])
-    app.add_api_route("/metrics", answer(service, metrics), methods=["GET"])
+    app.add_api_route("/health", answer(first, health), methods=["GET"])
+    app.add_api_route("/metrics", answer(first, metrics), methods=["GET"])
 
 
 def guarded(app: Any, key: str | None, host: str) -> Any:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from posttrain.common.suggest import did_you_mean
+from posttrain.rollout.check import drawable
 from posttrain.serving.errors import Refusal
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -22,6 +23,7 @@ MOST_CHOICES = 128
 TokenId = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Text = Annotated[str, Field(min_length=1)]
+Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), AfterValidator(drawable)]
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -63,7 +65,7 @@ class Sampled(BaseModel):
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -173,7 +175,9 @@ def explained(error: ValidationError, kind: type[BaseModel]) -> Refusal:
             param=name,
         )
     # of a field that takes several kinds, the complaints about each
-    reasons = dict.fromkeys(d["msg"] for d in details if d["loc"][:1] == detail["loc"][:1])
+    reasons = dict.fromkeys(
+        d["msg"].removeprefix("Value error, ") for d in details if d["loc"][:1] == detail["loc"][:1]
+    )
     where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained"))
     return Refusal(f"{where}: {'; or '.join(reasons)}; got {short(detail['input'])}", param=name)
 

@@ -83,12 +83,24 @@ class Talk:
     messages: list[Message] = field(default_factory=list)
     open: list[Answer] = field(default_factory=list)
     """The answers of which one is to become part of the conversation."""
+    question: tuple[list[Message], ChatSettings] | None = None
+    """What the open answers were made with: all messages, and the settings."""
+
+    def settled(self, place: int = 0) -> list[Message]:
+        """Return the messages if that answer, should any be open, becomes one of them.
+
+        A turn without text is left out."""
+        if not self.open:
+            return self.messages
+        text = self.open[place].text
+        answer = {"role": "assistant", "content": text}
+        return [*self.messages, answer] if text else self.messages[:-1]
 
     @property
     def asked(self) -> list[Message]:
         """Return the conversation so far, with the system prompt."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, *self.messages]
+        return [*system, *self.settled()]
 
 
 def load_speaker(
@@ -159,7 +171,6 @@ def obey(conversation: Talk, line: str) -> bool:
         case "/better":
             conversation.say(prefer(conversation, rest))
         case "/save":
-            settle(conversation)
             save(conversation, rest)
             conversation.say(f"saved to {rest}\n")
         case _:
@@ -184,9 +195,10 @@ def changed(settings: ChatSettings, text: str) -> ChatSettings:
 
 def respond(conversation: Talk, text: str) -> None:
     """Let each model answer a message, and print the answers as they come."""
-    settle(conversation)
     asked = [*conversation.asked, {"role": "user", "content": text}]
     prompts = [prompt_of(speaker, asked, conversation) for speaker in conversation.speakers]
+    settle(conversation)  # only now, so that a message that is refused takes no choice away
+    conversation.question = asked, conversation.settings
     answers = []
     for letter, speaker, ids in zip("AB", conversation.speakers, prompts):
         if len(prompts) > 1:
@@ -269,14 +281,7 @@ def plain(text: str) -> str:
 
 def settle(conversation: Talk, place: int = 0) -> None:
     """Make one of the open answers part of the conversation; leave a turn without text out."""
-    if not conversation.open:
-        return
-    text = conversation.open[place].text
-    if text:
-        conversation.messages.append({"role": "assistant", "content": text})
-    else:
-        conversation.messages.pop()
-    conversation.open = []
+    conversation.messages, conversation.open = conversation.settled(place), []
 
 
 def prefer(conversation: Talk, which: str) -> str:
@@ -295,7 +300,9 @@ def prefer(conversation: Talk, which: str) -> str:
             for speaker, answer in zip(conversation.speakers, conversation.open, strict=True)
         ]
         better, worse = sides[place], sides[1 - place]
-        row = vote_row(conversation.asked, better, worse, vars(conversation.settings))
+        assert conversation.question is not None
+        asked, settings = conversation.question
+        row = vote_row(asked, better, worse, vars(settings))
         count = conversation.votes.add(row)
         words = f"saved as row {count} of {conversation.votes.file}\n"
     settle(conversation, place)
@@ -303,16 +310,17 @@ def prefer(conversation: Talk, which: str) -> str:
 
 
 def save(conversation: Talk, name: str) -> None:
-    """Append the conversation to a JSONL file; raise ValueError if that cannot be."""
+    """Settle the conversation and append it to a JSONL file; raise ValueError if that cannot be."""
     if not name.endswith(".jsonl"):
         raise ValueError(f"/save takes the name of a .jsonl file, got {name!r}")
-    if not conversation.messages:
+    if not conversation.settled():
         raise ValueError("nothing has been said that could be saved")
     file = Path(expanded(name))
     try:
         append(file, {"messages": conversation.asked})
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror or error}") from None
+    settle(conversation)
 
 
 def typed(prompt: str) -> Iterator[str]:

@@ -87,7 +87,10 @@ def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
             prompts.append(Prompt(list(prompt), text))
         elif renderer.chat:
             ids = encoded(renderer.tokenizer, prompt)
-            prompts.append(Prompt(ids[:-1] if ids[-1:] == [renderer.turn_end] else ids, prompt))
+            bare = encoded(renderer.tokenizer, prompt, add_special_tokens=False)
+            # without the end that the tokenizer adds, with one that the prompt holds
+            ended = ids[-1 - len(bare) :] == [*bare, renderer.turn_end]
+            prompts.append(Prompt(ids[:-1] if ended else ids, prompt))
         else:  # the model was trained on bare text, perhaps with a system prompt
             prompts.append(Prompt(rendered(service, {"prompt": prompt}, "prompt"), prompt))
     return prompts
@@ -198,7 +201,8 @@ async def respond(
     rows = rows_of(service, body, prompts, wanted, limit)
     decode = service.decoders[bool(body.skip_special_tokens)]
     choices = [Choice(row, TextStream(decode, body.stops)) for row in rows]
-    texts = [prompt.text for prompt in prompts for _ in range(body.n or 1)]
+    n = body.n or 1
+    texts = [prompt.text for prompt in prompts for _ in range(n)]
     head = Head(wanted.chat, body.model or service.name)
     service.meters.read.inc(sum(len(prompt.ids) for prompt in prompts))
     usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -208,7 +212,7 @@ async def respond(
             raise Refusal("stream_options.continuous_usage_stats is not supported: leave it out")
         # the first part is awaited here, so that a refusal has its status
         first = await anext(parts, None)
-        events = chunks(service, parts, first, choices, texts, head, wanted, usage)
+        events = chunks(service, parts, first, choices, texts, head, wanted, usage, n)
         return stream(events)
     async for _ in parts:
         pass
@@ -219,7 +223,7 @@ async def respond(
         ids = choice.row.prompt_ids
         found.append(choice_json(index, part, wanted, service.piece, 0, ids))
     tree = head.object(found)
-    tree["usage"] = usage_of(choices, body.n or 1)
+    tree["usage"] = usage_of(choices, n)
     return json_answer(tree)
 
 
@@ -270,13 +274,13 @@ async def chunks(
     head: Head,
     wanted: Wanted,
     usage: bool,
+    n: int,
 ) -> AsyncIterator[str]:
-    """Yield the events of a stream."""
+    """Yield the events of a stream of `n` completions of each prompt."""
 
     def event(found: list[dict[str, Any]]) -> str:
         return f"data: {json.dumps(head.object(found, chunk=True), ensure_ascii=False)}\n\n"
 
-    n = len(choices) // max(1, len({id(choice.row.prompt_ids) for choice in choices}))
     begun: set[int] = set()
     try:
         while first is not None:
@@ -291,7 +295,11 @@ async def chunks(
                     yield event([{"index": index, "delta": role, "finish_reason": None}])
                 if wanted.echo:
                     part = joined(echoed(choice.row, texts[index]), part)
-            if part.text or part.finish_reason or ((wanted.logprobs or ids) and part.ids):
+            if (
+                part.text
+                or part.finish_reason
+                or ((wanted.logprobs or wanted.token_ids) and part.ids)
+            ):
                 offset = choice.shown
                 choice.shown += sum(len(service.piece(token)) for token in part.ids)
                 yield event(
@@ -303,7 +311,10 @@ async def chunks(
             yield f"data: {json.dumps(tree)}\n\n"
     except Refusal as refusal:  # too late for a status
         yield f"data: {json.dumps(refusal.body())}\n\n"
-    except Gone:
+    except (Gone, GeneratorExit, asyncio.CancelledError) as error:  # who of us noticed it first
+        service.meters.left.inc()
+        if not isinstance(error, Gone):
+            raise
         return
     finally:
         await parts.aclose()  # type: ignore[attr-defined]

@@ -68,13 +68,13 @@ def answer(service: Any, handle: Callable[[Any], Awaitable[Any]]) -> Any:
             response = refused(refusal)
         except asyncio.CancelledError:
             raise
-        except Exception as error:
-            if isinstance(error, Gone | ClientDisconnect):
-                service.meters.left.inc()
-            else:
-                log.exception("a request has failed")
+        except (Gone, ClientDisconnect):
+            service.meters.left.inc()
+            response = refused(Refusal("the client has left", 499))  # nginx's number for it
+        except Exception:
+            log.exception("a request has failed")
             response = refused(Refusal("the server has failed; its log says how", 500))
-        path = request.scope["route"].path
+        path = request.scope.get("root_path", "") + request.scope["route"].path
         service.meters.requests.labels(path, str(response.status_code)).inc()
         service.meters.seconds.labels(path).observe(time.monotonic() - started)
         return response

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Meters:
-    """What /metrics shows; every server has its own."""
+    """What /metrics shows; every server has its own, of all its models together."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -44,29 +45,32 @@ class Meters:
             )
         }
 
-    def watch(self, service: Any) -> None:
-        """Show the state of a service."""
+    def watch(self, *services: Any) -> None:
+        """Show the state of services, as sums."""
 
-        def engine() -> Any:
-            return service.worker.engine
+        def total(name: str) -> float:
+            return float(sum(state_of(service)[name] for service in services))
 
-        def prefix(name: str) -> float:
-            return float(getattr(getattr(engine(), "prefixes", None), name, 0))
-
-        values = {
-            "running": lambda: float(len(engine().running.rows)) if engine() else 0.0,
-            "waiting": lambda: float(engine().num_waiting) if engine() else 0.0,
-            "in_flight": lambda: float(service.in_flight),
-            "prefix_bytes": lambda: prefix("num_bytes"),
-            "prefix_tokens_asked": lambda: prefix("asked"),
-            "prefix_tokens_found": lambda: prefix("found"),
-            "adapters": lambda: float(len(service.adapters)),
-        }
-        for name, value in values.items():
-            self.gauges[name].set_function(value)
+        for name, gauge in self.gauges.items():
+            gauge.set_function(partial(total, name))
 
     def text(self) -> bytes:
         """Return all of them as text."""
         from prometheus_client import generate_latest
 
         return bytes(generate_latest(self.registry))
+
+
+def state_of(service: Any) -> dict[str, int]:
+    """Return the gauges of a service."""
+    engine = service.worker.engine
+    prefixes = getattr(engine, "prefixes", None)
+    return {
+        "running": len(engine.running.rows) if engine else 0,
+        "waiting": engine.num_waiting if engine else 0,
+        "in_flight": service.in_flight,
+        "prefix_bytes": getattr(prefixes, "num_bytes", 0),
+        "prefix_tokens_asked": getattr(prefixes, "asked", 0),
+        "prefix_tokens_found": getattr(prefixes, "found", 0),
+        "adapters": len(service.adapters),
+    }

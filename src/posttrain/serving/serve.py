@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import logging
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ import torch
 from posttrain.common.errors import SettingError
 from posttrain.common.http import bearer_key
 from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
+from posttrain.model.device import free_memory
 from posttrain.rollout.check import check_at_least
 from posttrain.rollout.native.prefill import prefill
 from posttrain.rollout.native.sampler import NativeSampler
@@ -49,7 +49,7 @@ class ServeSettings:
     max_length: int | None = None
     time_limit: float = 600.0
     cache_gib: float | None = None
-    """Memory for keys and values; by default half of what is free."""
+    """Memory for keys and values of each model; by default all share half of what is free."""
     prefix_gib: float = 0.5
     template: str = "auto"
     system_prompt: str | None = None
@@ -159,29 +159,21 @@ def build_service(model: str, settings: ServeSettings) -> Service:
     )
     policy = sampler.policy
     with torch.no_grad(), policy.eval().precision():
-        cells = cells_of(sampler, settings.cache_gib) if sampler.shares_cache(1) else None
+        models = 1 if settings.beside is None else 2
+        cells = cells_of(sampler, settings.cache_gib, models) if sampler.shares_cache(1) else None
     worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB))
     root = str(Path(model).resolve()) if Path(model).exists() else model
     bounds = Bounds(limit, settings.max_waiting, settings.time_limit)
     return Service(settings.name or model, root, renderer, worker, bounds)
 
 
-def cells_of(sampler: NativeSampler, gib: float | None) -> int:
-    """Return how many columns of rows fit into memory for keys and values."""
+def cells_of(sampler: NativeSampler, gib: float | None, models: int = 1) -> int:
+    """Return how many columns of rows fit into memory for keys and values.
+
+    Without a size it is half of what is free, shared with the caches of the server's models."""
     policy = sampler.policy
     layers = prefill(policy, [[0]], [None]).past.layers.values()
     size = sum(x.nbytes for packs in layers for pair in packs for x in pair)
     device = next(policy.parameters()).device
-    room = int(gib * GIB) if gib is not None else free_memory(device) // 2
+    room = int(gib * GIB) if gib is not None else free_memory(device) // 2 // models
     return max(1, room // size)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that are free, of the device or of the machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -71,7 +71,6 @@ class Service:
         """By whether special tokens are left out."""
         decode = self.decoders[False]
         self.piece = functools.lru_cache(maxsize=1 << 16)(lambda token: decode([token]))
-        self.meters.watch(self)
 
     async def in_text(self, function: Any, *arguments: Any) -> Any:
         """Run what renders and tokenises, beside the event loop."""
@@ -100,13 +99,15 @@ class Service:
         if name == self.name or name in self.adapters:
             raise ValueError(f"The lora adapter '{name}' has already been loaded.")
         policy, adapter = self.worker.policy, Adapter(folder, next(self.numbers))
-        if policy.adapters is None:
-            load_adapters(policy, {})
-        assert policy.adapters is not None
-        policy.adapters.add(adapter.key, adapter.folder)
-        policy.eval()
-        if self.worker.engine is not None:
-            self.worker.engine.refresh()
+        try:
+            if policy.adapters is None:
+                load_adapters(policy, {})
+            assert policy.adapters is not None
+            policy.adapters.add(adapter.key, adapter.folder)
+        finally:  # an adapter that is refused can be the first, too
+            policy.eval()
+            if self.worker.engine is not None:
+                self.worker.engine.refresh()
         self.adapters[name] = adapter
 
     async def unload_adapter(self, name: str) -> None:

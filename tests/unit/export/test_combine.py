@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from command import Capture, complaint, output_of
-from gguf_models import model_folder
+from command import Capture, command, complaint, output_of, recipe
+from gguf_models import TEXTS, model_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -194,6 +194,12 @@ REFUSED = {
     "too dense": (["{a0}", "{a1}", "--method", "ties", "--density", "2"], "at most 1, got 2"),
     "a rank": (["{a0}", "{a1}", "--rank", "2"], "--rank: linear keeps all ranks"),
     "no rank": (["{a0}", "{a1}", "--method", "svd", "--rank", "0"], "at least 1"),
+    "a dtype": (["{a0}", "{a1}", "--dtype", "f16"], "--dtype: only a model is cast"),
+    "no dtype": (["{a0}", "{a1}", "--dtype", "fp16"], "--dtype: expected one of f32, bf16, f16"),
+    "no dtype of a model": (
+        ["{a0}", "{a1}", "--into-base", "--dtype", "fp16"],
+        "--dtype: expected",
+    ),
     "no adapter": (["{a0}", "{base}"], "holds no adapter"),
     "nowhere": (["{a0}", "{base}/x"], "no folder|does not exist"),
     "negative ties": (
@@ -244,6 +250,57 @@ def test_other_adapters_are_refused_by_name(
     with pytest.raises(ValueError, match=message):
         merge([str(made[1][0]), str(other)], tmp_path / "x", say=lambda line: None)
     assert not (tmp_path / "x").exists()
+
+
+STARTS: tuple[Any, ...] = (True, False, "gaussian", "orthogonal", "eva", "mica", "olora")
+STARTS += ("pissa", "pissa_niter_4", "corda", "loftq", "lora_ga")
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_starts_that_change_the_base_are_refused_and_no_others(
+    start: Any, made: Any, tmp_path: Path
+) -> None:
+    """What an adapter adds is not its own product then: PEFT subtracts its start from the base."""
+    other = changed(tmp_path / "other", made[1][0], init_lora_weights=start)
+    names = [str(other), str(made[1][0])]
+    if str(start).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        with pytest.raises(ValueError, match=f"init_lora_weights: {start}, which"):
+            merge(names, tmp_path / "x", say=lambda line: None)
+        assert not (tmp_path / "x").exists()
+    else:
+        merge(names, tmp_path / "x", say=lambda line: None)
+        assert close(added(made[0], tmp_path / "x"), added(made[0], made[1][0]))
+
+
+def test_an_adapter_of_peft_that_changes_the_base_is_refused(made: Any, tmp_path: Path) -> None:
+    """PEFT's own olora: what it adds is far from its product, which is what would be merged."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=2, init_lora_weights="olora", target_modules=["q_proj"]
+    )
+    get_peft_model(base_model(made[0]), config).save_pretrained(str(tmp_path / "olora"))
+    assert all(x.abs().max() < 1e-4 for x in added(made[0], tmp_path / "olora").values())
+    tensors = load_file(tmp_path / "olora/adapter_model.safetensors")
+    assert any(x.abs().max() > 0.1 for name, x in tensors.items() if "lora_B" in name)
+    with pytest.raises(ValueError, match="changes the base, so that it cannot be merged"):
+        merge([str(tmp_path / "olora")] * 2, tmp_path / "x", say=lambda line: None)
+
+
+def test_a_pissa_of_posttrain_is_a_plain_lora_and_merges(made: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": text[:20], "completion": text[20:40]} for text in TEXTS]
+    keys = {"type": "sft", "max_steps": 2, "batch_size": 4, "learning_rate": 1e-2}
+    file = recipe(
+        tmp_path,
+        rows,
+        model={"name": str(made[0]), "dtype": "float32", "adapter": {"type": "pissa", "r": 2}},
+        trainer=keys | {"output_dir": str(tmp_path / "out")},
+    )
+    assert command("train", file) == 0
+    pissa = next((tmp_path / "out").glob("*/checkpoint-*"))
+    merge([str(pissa), str(made[1][0])], tmp_path / "x", [0.5, 2.0], say=lambda line: None)
+    deltas = [added(made[0], pissa), added(made[0], made[1][0])]
+    assert any(x.abs().max() > 1e-4 for x in deltas[0].values())
+    wanted = {n: 0.5 * deltas[0][n] + 2.0 * deltas[1][n] for n in deltas[0]}
+    assert close(added(made[0], tmp_path / "x"), wanted)
 
 
 def test_tensors_that_are_no_pairs_are_refused(made: Any, tmp_path: Path) -> None:

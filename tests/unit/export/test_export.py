@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.export import run, target
+from posttrain.export.facts import public_name, without_folders
 from posttrain.export.run import export
 from posttrain.model.gguf.reading import convert_gguf
 from posttrain.runs.loading import load_trained
@@ -183,6 +184,98 @@ def test_the_card_names_licences_and_intervals_that_are_recorded(
     assert yaml.safe_load(card.split("---")[1])["datasets"] == ["gsm8k"]
 
 
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("out/{run}/checkpoint-4", "of the checkpoint"),
+        ("{parent}/{run}/checkpoint-4", "of the checkpoint"),
+        ("{parent}/{run}", "of the run"),
+        (None, "of the run"),
+        ("{parent}/{run}/checkpoint-2", "not at all"),
+        ("o/base", "not at all"),
+    ],
+)
+def test_results_are_attributed_to_the_checkpoint_that_was_evaluated(
+    model: str | None, shown: str, made: Made, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(made[2], copy)
+    figures: dict[str, Any] = {"accuracy": 0.25, "ci95": [0.2, 0.3], "num_problems": 400}
+    if model is not None:
+        figures["model"] = model.format(run="run", parent=tmp_path)
+    (copy / "results.json").write_text(json.dumps({"gsm8k": figures}))
+    export(str(copy / "checkpoint-4"), output=tmp_path / "x", say=lambda line: None)
+    card = (tmp_path / "x/README.md").read_text()
+    assert ("| gsm8k | 0.2500 |" in card) == (shown != "not at all")
+    assert ("which checkpoint was evaluated is not recorded" in card) == (shown == "of the run")
+
+
+def test_results_of_a_pipeline_do_not_name_a_checkpoint(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(made[2], copy)
+    stage = {"name": "sft", "accuracy": 0.5, "ci95": [0.4, 0.6], "num_problems": 9}
+    (copy / "evaluation.json").write_text(json.dumps({"stages": [stage]}))
+    export(str(copy / "checkpoint-4"), output=tmp_path / "x", say=lambda line: None)
+    card = (tmp_path / "x/README.md").read_text()
+    assert "| sft | 0.5000 |" in card
+    assert "which checkpoint was evaluated is not recorded" in card
+
+
+HOME = "/home/alice/My Data/x.jsonl"
+PATHS = {
+    HOME: "x.jsonl",
+    "/home/alice/x": "x",
+    "~bob/My Data/x": "x",
+    "~/x": "x",
+    "./a b/x": "x",
+    "../x": "x",
+    "file:///home/alice/x": "x",
+    "file:/home/alice/x": "x",
+    "sqlite:////home/alice/runs.db": "runs.db",
+    "https://host/home/alice/x": "https://host/home/alice/x",
+    "HuggingFaceTB/SmolLM2": "HuggingFaceTB/SmolLM2",
+    "a/b": "a/b",
+    "1 / 2": "1 / 2",
+    "/a\n{{ b }}/c": "/a\n{{ b }}/c",
+}
+
+
+@pytest.mark.parametrize("path", list(PATHS))
+def test_no_folder_of_this_machine_is_published(path: str) -> None:
+    shown = PATHS[path]
+    assert without_folders({"a": [path, {"b": path}], path: 1, "n": 3}) == {
+        "a": [shown, {"b": shown}],
+        shown: 1,
+        "n": 3,
+    }
+    assert without_folders({"system_prompt": path}) == {"system_prompt": path}
+    assert "alice" not in public_name(path) or path.startswith("https")
+
+
+def test_the_card_of_a_run_with_paths_everywhere_names_none(made: Made, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(made[2], copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["data"] = [{"path": HOME}, {"path": "file://" + HOME}, {"path": "~alice/x"}]
+    config["tracking"] = {HOME: {"uri": "sqlite:///" + HOME}}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    export(str(copy), output=tmp_path / "x", say=lambda line: None)
+    assert "alice" not in (tmp_path / "x/README.md").read_text()
+
+
+def test_weights_in_fp64_become_a_gguf_file_in_fp32(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    wide = {name: tensor.double() for name, tensor in tensors.items()}
+    save_file(wide, base / "model.safetensors", {"format": "pt"})
+    said: list[str] = []
+    export(str(base), "gguf", tmp_path / "g", say=said.append)
+    assert "The weights are stored in f64 and were read as fp32." in said
+    convert_gguf(tmp_path / "g/base-F32.gguf", tmp_path / "back")
+    after = load_file(tmp_path / "back/model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in tensors.items())
+
+
 def test_a_folder_without_a_run_has_a_card_of_unknowns(tmp_path: Path) -> None:
     model_folder(tmp_path / "base")
     export(str(tmp_path / "base"), output=tmp_path / "x", say=lambda line: None)
@@ -292,7 +385,13 @@ def test_edits_of_reft_are_copied_and_never_merged(tmp_path: Path, capsys: Captu
         assert "ReFT" in text
         assert message in text
     assert not (tmp_path / "new").exists()
+    export(str(made_run), "pyreft", tmp_path / "p", say=lambda line: None)
+    card = (tmp_path / "p/README.md").read_text()
+    assert 'model = pyreft.ReftModel.load("p", base)\n```' in card
+    assert "import posttrain" not in card
+    assert "as pyreft stores them" in card
     export(str(made_run), output=tmp_path / "x", say=lambda line: None)
+    assert 'posttrain.generate("x", "Hello")' in (tmp_path / "x/README.md").read_text()
     ask = ("--max-new-tokens", 6, "--temperature", 0, "--template", "plain")
     expected = output_of(capsys, "generate", made_run, "The cat", *ask)
     assert output_of(capsys, "generate", tmp_path / "x", "The cat", *ask) == expected

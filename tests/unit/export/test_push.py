@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from command import Capture, complaint, output_of, state
 from gguf_models import model_folder
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from posttrain.common.errors import SettingError
 from posttrain.export.run import export, push
 
 SECRET = "hf_secretsecret"
@@ -124,6 +127,56 @@ def test_what_the_hub_says_is_one_line_without_the_token(error: Exception, expor
         push(str(exported), "me/model", api=hub, say=lambda line: None)
     assert SECRET not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub's own client, whose errors of a connection are no OSError."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        api = HfApi(f"http://127.0.0.1:{closed.getsockname()[1]}", SECRET)
+        with pytest.raises(ValueError, match=r"the hub did not take me/model: .*refused") as raised:
+            push(str(exported), "me/model", api=api, say=lambda line: None)
+    assert SECRET not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_private_repository_is_not_written_to_as_public(exported: Path) -> None:
+    hub = Hub(**{"me/model": True})
+    with pytest.raises(SettingError, match="public: me/model exists and is private"):
+        push(str(exported), "me/model", public=True, api=hub, say=lambda line: None)
+    assert not hub.files
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--format", "gguf"),
+        ("--format", "safetensors"),
+        ("--base-model", "o/b"),
+        ("--license", "mit"),
+    ],
+)
+def test_what_is_settled_in_an_export_cannot_be_given_again(
+    option: str, value: str, exported: Path, capsys: Capture
+) -> None:
+    text = complaint(capsys, "push", exported, "me/model", "--dry-run", option, value)
+    assert f"{option}: {exported} is an export already" in text
+
+
+def test_the_card_of_an_upload_loads_the_model_by_its_name_on_the_hub(
+    exported: Path, tmp_path: Path
+) -> None:
+    hub = Hub()
+    push(str(tmp_path / "base"), "me/model", api=hub, say=lambda line: None)
+    said: list[str] = []
+    push(str(tmp_path / "base"), "me/model", dry_run=True, say=said.append)
+    assert 'AutoModelForCausalLM.from_pretrained("me/model")' in "".join(said)
+    said.clear()
+    push(str(exported), "me/model", api=hub, say=said.append)
+    assert "its README.md loads the model as x: edit it to me/model" in said[-2]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added", "linked"])

@@ -161,3 +161,10 @@ def test_the_page_has_the_recorded_costs(monkeypatch):
 
     costs = gpu_costs.json.loads(gpu_costs.BUDGET.read_text())
     assert gpu_costs.page(costs) == gpu_costs.PAGE.read_text(), "run scripts/gpu_costs.py"
+
+
+def test_free_memory_has_one_definition():
+    from posttrain.model.kernels import quantized
+    from posttrain.serving import serve
+
+    assert quantized.free_memory is serve.free_memory is devices.free_memory

@@ -25,9 +25,9 @@ from posttrain.common.files import sha256
 from posttrain.model import packaged
 from posttrain.model.gguf.architectures import config_of
 from posttrain.model.gguf.cache import _folder_of
-from posttrain.model.gguf.header import read_header
+from posttrain.model.gguf.header import Header, TensorInfo, read_header
 from posttrain.model.gguf.reading import convert_gguf, read_tensor
-from posttrain.model.gguf.tokens import build_tokenizer
+from posttrain.model.gguf.tokens import build_tokenizer, stops_of
 from posttrain.model.gguf.writing import write_gguf as write_folder
 from posttrain.model.load import load_tokenizer
 from posttrain.model.packaged import PACKAGED, Packaged, download_model
@@ -203,6 +203,124 @@ def test_settings_that_make_no_sense_are_refused(what: str, whole: Any, tmp_path
     with pytest.raises(ValueError, match=message) as raised:
         convert_gguf(tmp_path / "x.gguf", tmp_path / "folder")
     assert "\n" not in str(raised.value)
+
+
+ODD: tuple[Any, ...] = (None, [], ["a"], [1], "", "2", -1, 0, 2**40, True, False, 0.5)
+ODD += (float("nan"), float("inf"), [float("nan")])
+
+
+@pytest.mark.parametrize("name", ["llama", "llama (linear rope)"])
+def test_odd_values_of_every_setting_are_read_or_refused_in_one_line(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.gguf"
+    write_folder(model_folder(tmp_path / "source", name), file, "f32", {})
+    header = read_header(file)
+    more = ("attention.causal", "rope.scaling.factor", "rope.scaling.original_context_length")
+    extra = {f"llama.{key}" for key in more} | {K + f"e{x}_token_id" for x in ("ot", "om")}
+    for key in sorted(header.settings.keys() | extra):
+        before = header.settings.get(key)
+        items = before if isinstance(before, list) else []  # all of one type, as a file has them
+        lists = [[*items[:-1], odd] for odd in ODD if items and type(odd) is type(items[0])]
+        for value in (*ODD, *lists):
+            changed = Header(header.settings | {key: value}, header.tensors)
+            said = f"{file}"
+            try:
+                config_of(changed, file)
+                build_tokenizer(changed.settings, file)
+                stops_of(changed.settings, file)
+            except ValueError as error:
+                said = str(error)
+            assert "\n" not in said, (key, value)
+            assert "x.gguf" in said, (key, value)
+
+
+@pytest.mark.parametrize("key", ["split.count", "general.alignment"])
+@pytest.mark.parametrize("value", ["2", [2], [], 1.0, True])
+def test_odd_values_in_the_header_are_refused(
+    key: str, value: Any, whole: Any, tmp_path: Path
+) -> None:
+    write_by_hand(tmp_path / "x.gguf", whole[0] | {key: value}, whole[1])
+    with pytest.raises(ValueError, match=f"{key} is .*, not an int"):
+        read_header(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("attention.causal", False, False),
+        ("attention.causal", True, True),
+        ("expert_count", 0, True),
+        ("attention.sliding_window", 0, True),
+        ("rope.scaling.attn_factor", 0.0, False),
+        ("made_up", 0, False),
+        ("made_up", "", False),
+        ("made_up", False, False),
+    ],
+)
+def test_settings_that_are_not_known_are_refused_whatever_their_value(
+    key: str, value: Any, neutral: bool, whole: Any
+) -> None:
+    header = Header(whole[0] | {f"llama.{key}": value}, whole_tensors(whole))
+    if neutral:
+        config_of(header, Path("x.gguf"))
+    else:
+        with pytest.raises(ValueError, match=f"x.gguf sets llama.{key} to .*, which is not read"):
+            config_of(header, Path("x.gguf"))
+
+
+def whole_tensors(whole: Any) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(tuple(x.shape), 0, 0, 0) for name, x in whole[1].items()}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "rope"),
+    [
+        ({"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"factor": 4.0, "type": "linear"}, {"rope_type": "linear", "factor": 4.0}),
+        ({"factor": 4.0, "type": "none"}, {"rope_type": "default"}),
+        ({}, {"rope_type": "default"}),
+    ],
+)
+def test_a_scaled_rotation_is_linear_where_its_type_is_left_out(
+    scaling: dict[str, Any], rope: dict[str, Any], whole: Any
+) -> None:
+    """As in llama.cpp, whose default of rope.scaling.type is linear."""
+    more = {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
+    config = config_of(Header(whole[0] | more, whole_tensors(whole)), Path("x.gguf"))
+    found = config.rope_parameters
+    assert {k: found[k] for k in ("rope_type", "factor") if k in found} == rope
+
+
+def test_factors_are_not_scaled_a_second_time(whole: Any, tmp_path: Path) -> None:
+    more = {"llama.rope.scaling.factor": 4.0}
+    tensors = whole[1] | {"rope_freqs.weight": torch.ones(8)}
+    write_by_hand(tmp_path / "x.gguf", whole[0] | more, tensors)
+    with pytest.raises(ValueError, match="scales its rotation twice, by linear"):
+        convert_gguf(tmp_path / "x.gguf", tmp_path / "folder")
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "padding_token_id", "eot_token_id"])
+@pytest.mark.parametrize("name", ["llama", "llama (linear rope)"])
+def test_a_special_token_among_the_unused_ones_keeps_its_number(
+    key: str, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.gguf"
+    write_folder(model_folder(tmp_path / "source", name), file, "f32", {})
+    settings = dict(read_header(file).settings)
+    count = len(settings[K + "tokens"])
+    settings[K + "tokens"] = [*settings[K + "tokens"], "[PAD0]", "[PAD1]", "[PAD2]"]
+    settings[K + "token_type"] = [*settings[K + "token_type"], 5, 5, 5]
+    if K + "scores" in settings:
+        settings[K + "scores"] = [*settings[K + "scores"], 0.0, 0.0, 0.0]
+    assert len(build_tokenizer(settings, file)) == count
+    found = build_tokenizer(settings | {K + key: count + 1, K + "add_bos_token": True}, file)
+    assert len(found) == count + 2  # and the last one still fills up a row
+    assert found.convert_tokens_to_ids("[PAD1]") == count + 1
+    if key == "padding_token_id":
+        assert found.pad_token_id == count + 1
+    if key == "bos_token_id":
+        assert found("cat")["input_ids"][0] == count + 1
 
 
 @pytest.mark.parametrize("what", ["lacks", "other", "shape", "nan", "rope"])

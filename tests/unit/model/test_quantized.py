@@ -13,18 +13,30 @@ import tiny
 import torch
 from tiny import CPU
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+)
 
 from posttrain.common.batch import pack
 from posttrain.model import quantized
 from posttrain.model.adapters import ADAPTERS
 from posttrain.model.config import ModelConfig, QuantizationConfig
+from posttrain.model.folder import saved_head
 from posttrain.model.forward import forward
+from posttrain.model.heads import add_scoring_head
 from posttrain.model.kernels import quantized as kernels
 from posttrain.model.load import load_policy, load_reference, prepare_policy
 from posttrain.model.loaded import weights_hash
+from posttrain.model.models import Models
 from posttrain.model.models import weights_hash as hash_of_all
 from posttrain.model.quantized import quantise, quantization_of, with_quantization
+from posttrain.model.save import gather_weights, save_model
+from posttrain.rewards import classifier_scores
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 
@@ -188,12 +200,17 @@ def test_sampled_logprobs_are_those_of_a_forward_pass(kind, memory, monkeypatch)
     assert (found - wanted).abs().max() < 1e-4
 
 
-FAST = ("lora", "dora", "vera", "ia3", "loreft")
+FAST = ("lora", "dora", "vera", "ia3", "loreft", "road", "trainable_tokens")
 # settings that fit the tiny model
 KEYS = {"c3a": {"block_size": 32}, "shira": {"r": 4}, "vblora": {"vector_length": 32}}
+KEYS |= {
+    "road": {"group_size": 8},
+    "waveft": {"n_frequency": 20},
+    "trainable_tokens": {"token_indices": [5, 6, 11]},
+}
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize(
     "name",
     [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in quantized.BESIDE],
@@ -547,3 +564,70 @@ def test_the_dtype_of_the_files_does_not_matter_and_the_reference_is_quantised_t
     batch = pack(tiny.random_sequences())
     wanted = forward(narrow.eval(), batch).logprobs
     assert (forward(reference, batch).logprobs - wanted).abs().max() < 1e-4
+
+
+def classifier_folder(folder: Path, kind: str, **skips) -> str:
+    """A reward model that transformers saved in few bits."""
+    config = tiny.causal_lm("llama", **WIDE).config
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(folder / "whole")
+    how = {"load_in_8bit": True} if kind == "int8" else {"load_in_4bit": True}
+    if kind != "int8":
+        how["bnb_4bit_quant_type"] = kind
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder / "whole",
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(**how, **skips),
+    )
+    model.save_pretrained(folder / "stored")
+    return str(folder / "stored")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_score_of_a_quantised_classifier_does_not_depend_on_other_rows(kind, tmp_path):
+    folder = classifier_folder(tmp_path, kind)
+    model = classifier_scores.load(folder, CPU, torch.float32)
+    layers = kernels.quantised_layers(model)
+    assert len(layers) == 14
+    assert {type(layer) for layer in layers} <= set(kernels.layer_classes())
+    rows = [list(range(1, 10)), list(range(5, 14)), [60, 2, 50, 4, 7, 7, 7, 9, 30]]
+    together = classifier_scores.score_ids(model, rows, 1000)
+    alone = [classifier_scores.score_ids(model, [row], 1000)[0] for row in rows]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_quantised_classifier_is_trained_further(kind, tmp_path):
+    folder = classifier_folder(tmp_path, kind)
+    config = tiny.model_config(folder, adapter="lora", dtype="float32")
+    policy = load_policy(config, folder, CPU, 0, scores=True)
+    add_scoring_head(policy, folder)
+    row = tiny.random_sequences()[0]
+    ours = forward(policy.eval(), pack([row]), head=True).scores[-1]
+    model = classifier_scores.load(folder, CPU, torch.float32)
+    (theirs,) = classifier_scores.score_ids(model, [row.input_ids.tolist()], 1000)
+    assert float(ours.detach()) == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_head_in_few_bits_is_refused(tmp_path):
+    folder = classifier_folder(tmp_path, "int8", llm_int8_skip_modules=["none"])
+    with pytest.raises(ValueError, match=r"holds score\.weight in few bits"):
+        saved_head(Path(folder))
+
+
+@pytest.mark.parametrize("trained", ["none", *TYPES])
+@pytest.mark.parametrize("read", ["none", *TYPES])
+def test_edits_are_read_on_weights_that_are_stored_otherwise(trained, read, tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "edits"
+    tiny.causal_lm("llama", **WIDE).save_pretrained(base)
+    folder.mkdir()
+    adapter = {"type": "loreft", "rank": 2, "positions": "f1+l1"}
+    keys = {"adapter": adapter, "quantization": trained, "dtype": "float32"}
+    policy = load_policy(tiny.model_config(str(base), **keys), str(base), CPU, 0)
+    tokenizer = SimpleNamespace(pad_token_id=0, save_pretrained=lambda folder: None)
+    models = Models(policy, tokenizer, [3])
+    save_model(folder, models, gather_weights(models))
+    keys = {"adapter": "loreft", "quantization": read, "dtype": "float32"}
+    again = load_policy(tiny.model_config(str(folder), **keys), str(folder), CPU, 0)
+    assert (kernels.stored_as(again) or {"type": "none"})["type"] == read

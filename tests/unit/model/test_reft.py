@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -555,3 +556,74 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, capsys: Any) -> None
     with pytest.raises(ValueError, match="holds no tensors that can be read safely"):
         read_pyreft(str(tmp_path), "l1")
     assert "run" not in capsys.readouterr().out
+
+
+KEY = "layer_0_comp_block_output_unit_pos_nunit_1#0"
+KIND = "<class 'pyreft.interventions.{}'>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"intervention_types": None}, "no folder that pyreft saved: .* intervention_types"),
+        ({"sorted_keys": None}, "no folder that pyreft saved: .* sorted_keys"),
+        ({"intervention_types": "LoreftIntervention"}, "a list of texts, intervention_types"),
+        ({"sorted_keys": [1, 2]}, "a list of texts, sorted_keys"),
+        ({"sorted_keys": {}}, "a list of texts, sorted_keys"),
+        ({"sorted_keys": []}, "a list of texts, sorted_keys"),
+        ({"sorted_keys": ["layer_x"]}, "expected edits of one form and one component"),
+        ({"sorted_keys": [KEY.replace("0", "1", 1)]}, "holds no tensors .*No such file"),
+        ({"intervention_types": ["?"]}, "expected edits of one form and one component"),
+    ],
+)
+def test_what_is_no_folder_of_pyreft_is_one_line(
+    changes: Any, message: str, tmp_path: Path
+) -> None:
+    config = {"intervention_types": [KIND.format(CLASSES["loreft"])], "sorted_keys": [KEY]}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    torch.save(pyrefts("loreft", 0)[0], tmp_path / f"intkey_{KEY}.bin")
+    with pytest.raises(ValueError, match=message) as error:
+        read_pyreft(str(tmp_path), "l1")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def damaged_files(form: str) -> Any:
+    """What a .bin may hold instead of an edit's tensors."""
+    state = pyrefts(form, 0)[0]
+    yield from ([], None, 3, "text", torch.ones(3), {}, {"a": 1}, {1: torch.ones(2)})
+    unread = "proj_layer.bias" if form == "direft" else None
+    for key, tensor in state.items():
+        if key == unread:
+            continue
+        yield {name: x for name, x in state.items() if name != key}
+        others = [torch.tensor(1.0), tensor[..., :1, None], torch.zeros(0), tensor + math.nan]
+        yield from (state | {key: other} for other in (*others, None, [1.0], "text"))
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_what_is_no_edit_of_pyreft_is_one_line(form: str, tmp_path: Path) -> None:
+    config = {"intervention_types": [KIND.format(CLASSES[form])], "sorted_keys": [KEY]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / f"intkey_{KEY}.bin"
+    torch.save(pyrefts(form, 0)[0], file)
+    raw = file.read_bytes()
+    for content in (b"", b"x", raw[:100], raw[:-200], *damaged_files(form)):
+        torch.save(content, file)
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(file))) as error:
+            read_pyreft(str(tmp_path), "l1")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("positions", "activation"), [("x7", "linear"), ("l1", "sine")])
+def test_what_pyreft_does_not_store_is_checked(
+    positions: str, activation: str, tmp_path: Path
+) -> None:
+    config = {"intervention_types": [KIND.format(CLASSES["loreft"])], "sorted_keys": [KEY]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(pyrefts("loreft", 0)[0], tmp_path / f"intkey_{KEY}.bin")
+    with pytest.raises(ValueError, match=r"positions|activation") as error:
+        read_pyreft(str(tmp_path), positions, activation)
+    assert "\n" not in str(error.value)

@@ -59,6 +59,20 @@ def test_a_tokenizer_that_cannot_be_saved_is_found_before_the_first_step():
         check_saving(models)
 
 
+@pytest.mark.parametrize("change", [{"positions": "f1+l1"}, {"layers": [0]}, {"dropout": 0.5}])
+def test_settings_of_edits_that_are_not_those_trained_are_found(change, monkeypatch):
+    tokenizer = SimpleNamespace(pad_token_id=0, save_pretrained=lambda folder: None)
+    models = tiny.models("llama", adapter={"type": "loreft", "rank": 2})
+    models.tokenizer = tokenizer
+    check_saving(models)
+    trained = models.policy.model.reft_config
+    models.policy.model.reft_config = trained.model_copy(update=change)
+    dump = type(trained).model_dump
+    monkeypatch.setattr(type(trained), "model_dump", lambda self, **keys: dump(trained, **keys))
+    with pytest.raises(ValueError, match=r"reft_config\.json does not describe the edits"):
+        check_saving(models)
+
+
 def test_a_dry_run_tries_it(tmp_path, monkeypatch):
     from posttrain.runs import plan
     from posttrain.runs.config import Config

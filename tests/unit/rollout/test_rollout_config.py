@@ -46,6 +46,10 @@ def parse(*overrides: str) -> Config:
         (["rollout.timeout=3"], "rollout.timeout is for rollout.engine: server, not for native"),
         ([*SERVER, "rollout.max_num_seqs=3"], "max_num_seqs is for rollout.engine: native or vllm"),
         (["rollout.gpu_memory_utilization=0.5"], "is for rollout.engine: vllm, not for native"),
+        (
+            ["rollout.temperature=1e-9"],
+            "rollout.temperature: input should be greater than or equal",
+        ),
         (["rollout.engine=server"], r"rollout.engine: server needs rollout.servers"),
         (["rollout.engine=vlm"], r"rollout.engine: .*\(got 'vlm'\)"),
         ([*SERVER, "rollout.server_type=tgi"], r"rollout.server_type: .*\(got 'tgi'\)"),

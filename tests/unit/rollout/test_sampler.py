@@ -10,7 +10,9 @@ import torch
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.forward import forward
+from posttrain.rollout.check import LEAST_TEMPERATURE, check_sampling
 from posttrain.rollout.native import engine as engine_module
+from posttrain.rollout.native.choose import sample
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 
@@ -146,3 +148,25 @@ def test_sampling_leaves_the_weights_as_they_are():
 def test_an_empty_prompt_is_an_error():
     with pytest.raises(ValueError, match="prompt is empty"):
         NativeSampler(tiny.models().policy, 4).generate([[5], []], params(), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "temperature", [1e-42, 1e-38, 1e-30, 1e-7, -1.0, float("nan"), float("inf")]
+)
+def test_a_temperature_without_a_distribution_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"^temperature: expected 0 \(greedy\) or at least 1e-06"):
+        check_sampling(1, temperature, 1.0, 0)
+
+
+@pytest.mark.parametrize("temperature", [LEAST_TEMPERATURE, 1e-3])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_the_least_temperature_draws_the_likeliest(temperature, scale):
+    check_sampling(1, temperature, 1.0, 0)
+    logits = scale * torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(64, generator=torch.Generator().manual_seed(1))
+    drawn = sample(logits, SamplingParams(1, (), temperature), noise)
+    assert drawn.logprobs.isfinite().all()
+    two = logits.topk(2).values
+    clear = two[:, 0] - two[:, 1] > 40 * temperature
+    assert clear.sum() > 32
+    assert (drawn.tokens == logits.argmax(-1))[clear].all()

@@ -97,6 +97,16 @@ def test_ids_alone_are_sent_and_every_sampling_parameter_is_set(model, tmp_path)
     assert (body["min_p"], body["repetition_penalty"]) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("kind", list(DIALECTS))
+def test_every_setting_of_sampling_is_in_the_request(kind):
+    params = SamplingParams(7, (3, 5), temperature=0.6, top_p=0.8, top_k=9, min_p=0.05)
+    body = DIALECTS[kind].request([1, 2], params, 4, None, "base")
+    sent = body.get("sampling_params", body)
+    for name, value in vars(params).items():
+        key = {"max_new_tokens": "max_tokens"}.get(name, name) if kind == "vllm" else name
+        assert sent[key] == (list(value) if isinstance(value, tuple) else value), name
+
+
 def test_ids_are_read_from_servers_without_return_token_ids(model, tmp_path):
     policy = adapter_policy()
     with CompletionServer(model) as server:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ import posttrain
 from posttrain.common import distributed
 from posttrain.evaluation import loading
 from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.sampler import Rollout
 from posttrain.runs import file_job, generate_file, inference, parts
 
 ROWS = [{"prompt": f"{i} and {i % 3}?", "answer": str(i), "id": i} for i in range(11)]
@@ -91,7 +93,7 @@ def test_rows_have_the_completions_of_generate(run: posttrain.Run, tmp_path: Pat
         assert row["token_ids"] == expected.token_ids
         assert row["num_tokens"] == len(expected.token_ids)
         assert row["logprobs"] == pytest.approx(expected.logprobs, abs=1e-5)
-    assert summary["num_rows"], summary["num_completions"] == (11, 22)
+    assert (summary["num_rows"], summary["num_completions"]) == (11, 22)
     assert summary["num_tokens"] == sum(row["num_tokens"] for row in rows)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "out.jsonl",
@@ -258,6 +260,55 @@ def test_the_number_of_ranks_changes_nothing(
     assert (tmp_path / "out.jsonl").read_bytes() == whole.read_bytes()
 
 
+def test_a_rank_that_is_done_waits_in_no_collective(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collectives have a time limit, and the parts of other ranks have none."""
+    from test_evaluation_ranks import on_ranks
+
+    source, output = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "out.jsonl"
+    monkeypatch.setattr(generate_file.CONSOLE, "quiet", False)  # reset at the end
+    make_parts, join, sample = generate_file.make, parts.Parts.join, generate_file.sample
+    load, lock = loading.load_sampler, threading.Lock()
+
+    def alone(function: Any) -> Any:
+        def locked(*arguments: Any) -> Any:
+            with lock:
+                return function(*arguments)
+
+        return locked
+
+    done, file_was_there = set[int](), list[bool]()
+
+    def making(*arguments: Any) -> None:
+        make_parts(*arguments)
+        time.sleep(0.3 * (distributed.rank() == 0))
+        done.add(distributed.rank())
+
+    def joining(*arguments: Any) -> None:
+        time.sleep(0.3)
+        join(*arguments)
+
+    def from_rank_0(value: Any) -> Any:
+        if distributed.rank() in done:
+            file_was_there.append(output.exists())
+        return distributed.from_rank_0(value)
+
+    watched = SimpleNamespace(
+        start=lambda device: None,
+        rank=lambda: distributed.rank(),
+        num_ranks=lambda: distributed.num_ranks(),
+        from_rank_0=from_rank_0,
+    )
+    monkeypatch.setattr(generate_file, "distributed", watched)
+    monkeypatch.setattr(generate_file, "load_sampler", alone(load))
+    monkeypatch.setattr(generate_file, "sample", alone(sample))
+    monkeypatch.setattr(generate_file, "make", making)
+    monkeypatch.setattr(parts.Parts, "join", joining)
+    on_ranks(monkeypatch, 3, lambda rank: posttrain.generate_file(run, source, output, **KEYS))
+    assert file_was_there == [True] * 3
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -270,7 +321,7 @@ def test_the_number_of_ranks_changes_nothing(
         ({"rows": ROWS[:-1]}, "num_rows was 11, is 10"),
         ({"rows": [*ROWS[:-1], {"prompt": "x", "answer": "10", "id": 10}]}, "rows was"),
         ({"rows": [*ROWS[:-1], ROWS[-1] | {"id": "10"}]}, "rows was"),
-        ({"weights": True}, "weights was"),
+        ({"weights": True}, "model was"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -289,8 +340,6 @@ def test_other_settings_rows_or_weights_are_refused(
         killed_before_the_end(run, tmp_path, monkeypatch)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     if "weights" in change:
-        if finished:
-            pytest.skip("a finished file is not compared with weights, which take long to load")
         change, other = {}, tiny.run_config(tmp_path / "others")
         model = posttrain.train(other, trainer={"max_steps": 1})
     with pytest.raises(ValueError, match=r"^output: ") as caught:
@@ -299,6 +348,33 @@ def test_other_settings_rows_or_weights_are_refused(
     assert "\n" not in str(caught.value)
     del before[tmp_path / "rows.jsonl"]
     assert {file: file.read_bytes() for file in before} == before
+
+
+def test_what_tells_models_apart_is_found_without_loading_them(
+    run: Any, adapters: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import hub
+
+    own = file_job.model_facts(str(run))
+    assert own == file_job.model_facts(
+        str(shutil.copytree(run.best_checkpoint, tmp_path / "moved"))
+    )
+    both = file_job.model_facts(str(adapters[0]))
+    assert len(set(own + both)) == 2
+    assert both[1:] == own
+    base = tmp_path / "moved" / "model.safetensors"
+    adapter = shutil.copytree(adapters[0].best_checkpoint, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base.parent)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    before = file_job.model_facts(str(adapter))
+    base.write_bytes(base.read_bytes()[:-1] + b"\x01")
+    after = file_job.model_facts(str(adapter))
+    assert (before[0], before[1] != after[1]) == (after[0], True)
+    for revision in ("abc", "def"):
+        found = f"cache/models--org--name/snapshots/{revision}/config.json"
+        monkeypatch.setattr(hub, "cached_file", lambda name, file, found=found: found)
+        assert file_job.model_facts("org/name") == [f"org/name@{revision}"]
 
 
 def test_max_num_seqs_may_change_at_a_resume(
@@ -460,6 +536,26 @@ def test_rewards_score_each_completion(run: Any, tmp_path: Path) -> None:
         make(run, tmp_path, reward=section, temperature=0.0)
 
 
+def test_a_reward_gets_the_ids_of_each_completion(chatting: Path, tmp_path: Path) -> None:
+    """Also of two that read alike: one was cut off, or has its text in other tokens."""
+    (tmp_path / "reward.py").write_text(
+        "def reward(prompts, completions, completion_ids, **columns):\n"
+        "    return [float(len(ids)) for ids in completion_ids]\n"
+    )
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "1?"}, {"prompt": "2?"}])
+    section = {"type": "custom", "path": str(tmp_path / "reward.py")}
+    config = inference.inference_config(None, KEYS | {"num_samples": 4, "reward": section})
+    job, _ = file_job.prepare(str(chatting), str(source), config)
+    renderer = job.renderers[None]
+    ids = renderer.tokenizer("the", add_special_tokens=False)["input_ids"]
+    whole = [*ids, renderer.turn_end]
+    drawn = [whole, ids, whole, [*ids, *ids], ids, whole, ids, whole]
+    rollouts = [Rollout([1], x, [0.0] * len(x), "stop", 0) for x in drawn]
+    rows = list(generate_file.written(job, range(2), rollouts))
+    assert rows[0]["completion"] == rows[1]["completion"] != rows[3]["completion"]
+    assert [row["score"] for row in rows] == [float(len(x)) for x in drawn]
+
+
 def test_verdicts_are_written_and_counted(run: Any, tmp_path: Path) -> None:
     output, summary = make(run, tmp_path, reward={"type": "math_correctness"})
     verdicts = [row["verdict"] for row in read(output)]
@@ -583,6 +679,7 @@ def test_the_example_is_read() -> None:
         ("a: [", "not valid YAML"),
         ("logprobs: 3", "logprobs: input should be"),
         ("temperature: .nan", "temperature: input should be"),
+        ("temperature: 1.0e-7", "temperature: expected 0 (greedy) or at least 1e-06"),
     ],
 )
 def test_a_wrong_key_of_the_file_gets_a_line(tmp_path: Path, text: str, words: str) -> None:
@@ -606,6 +703,7 @@ def test_a_wrong_key_of_the_file_gets_a_line(tmp_path: Path, text: str, words: s
         (("hello", "--columns", "a=b"), "--columns: is for the rows of a file"),
         (("hello", "--prompt-template", "{a}"), "--prompt-template: is for the rows of a file"),
         (("hello", "--top-p", "0"), "--top-p: input should be greater than 0"),
+        (("hello", "--temperature", "1e-9"), "--temperature: expected 0 (greedy) or at least"),
         (("hello", "--dtype", "fp8"), "--dtype: input should be"),
         (("hello", "--config", "none.yaml"), "no settings file none.yaml"),
         (("hello", "--split", "test"), "--split: is for the rows of a file"),

@@ -10,9 +10,13 @@ import pytest
 import tiny
 import torch
 
+from posttrain.model.config import ModelConfig
+from posttrain.model.quantized import BESIDE
+from posttrain.rollout.config import RolloutConfig
 from posttrain.runs.config import parse_config
 from posttrain.runs.memory import available, estimate, measure, verdict
 from posttrain.runs.plan import Plan, plan
+from posttrain.training.config import DistributedConfig
 
 
 def planned(tmp_path: Path, method: str = "sft", **trainer: Any) -> Plan:
@@ -75,3 +79,30 @@ def test_where_no_value_fits_something_else_is_named(
     found = replace(measure(run), per_token=1e6)
     (line,) = verdict(run, found, round(share * sum(found.fixed.values())))
     assert expected in line
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return planned(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera", "pissa", "hra", "tinylora", "road"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", [None, "native", "vllm", "server"])
+@pytest.mark.parametrize("stored", [None, "none", "nf4"])
+def test_only_what_would_be_accepted_is_proposed(
+    once: Plan, kind: str, strategy: str, engine: str | None, stored: str | None
+) -> None:
+    keys = {"name": "m", "adapter": {"type": kind}, "quantization": stored}
+    changes: dict[str, Any] = {
+        "model": ModelConfig.model_validate(keys),
+        "distributed": DistributedConfig(strategy=strategy),
+        "rollout": None if engine is None else RolloutConfig.model_construct(engine=engine),
+    }
+    run = replace(once, config=once.config.model_copy(update=changes))
+    found = replace(measure(once), per_token=1e6)
+    (line,) = verdict(run, found, round(0.5 * sum(found.fixed.values())))
+    beside, native = kind in BESIDE, engine in (None, "native")
+    accepted = beside and strategy == "ddp" and native and stored is None
+    assert ("model.quantization=nf4" in line) == accepted
+    assert "a smaller model" in line

@@ -80,6 +80,7 @@ def test_commands(model: Path, tmp_path: Path) -> None:
         "/set tempo=1",
         "/set temperature=hot",
         "/set temperature=-1",
+        "/set temperature=1e-42",
         "/set top_k=true",
         "/set max_new_tokens=2.5",
         "/better A",
@@ -102,7 +103,8 @@ def test_commands(model: Path, tmp_path: Path) -> None:
     errors = [text for text in said if text.startswith("error: ")]
     words = ["name of a .jsonl file", "nothing has been said", "did you mean /system", "/set takes"]
     words += ["/set takes", "keys are max_new_tokens", "expected a number, got 'hot'"]
-    words += ["expected at least 0", "expected a number", "expected a number", "two models"]
+    words += ["expected 0 (greedy) or at least"] * 2
+    words += ["expected a number", "expected a number", "two models"]
     words += ["No such file"]
     assert len(errors) == len(words)
     for error, part in zip(errors, words):
@@ -205,6 +207,38 @@ def test_two_models_answer_and_the_better_answer_stays(
     assert "the better answer is not whole" in said[-1]
     chat.talk(conversation, iter(["/better B"]))
     assert Votes(tmp_path / "votes.jsonl").count == 2
+
+
+def test_a_vote_holds_what_its_answers_were_made_with(
+    model: Path, other: Path, tmp_path: Path
+) -> None:
+    conversation, _ = speaking(model, other, votes=Votes(tmp_path / "votes.jsonl"))
+    chat.talk(conversation, iter(["/system Be brief.", "1?"]))
+    for answer in conversation.open:
+        answer.finish_reason = "stop"
+    chat.talk(conversation, iter(["/system You are a pirate.", "/set temperature=0", "/better B"]))
+    (row,) = map(json.loads, (tmp_path / "votes.jsonl").read_text().splitlines())
+    assert row["prompt"] == [{"role": "system", "content": "Be brief."}, user("1?")]
+    assert row["meta"]["settings"]["temperature"] == 0.7
+    assert row["meta"]["settings"]["max_new_tokens"] == 12
+
+
+@pytest.mark.parametrize(
+    "line", ["/save x.txt", "/save {}/none/a.jsonl", "word " * 300, "/sav", "/set seed=x"]
+)
+def test_what_is_refused_takes_no_choice_away(
+    model: Path, other: Path, tmp_path: Path, line: str
+) -> None:
+    conversation, said = speaking(model, other, votes=Votes(tmp_path / "votes.jsonl"))
+    chat.talk(conversation, iter(["1?"]))
+    for answer in conversation.open:
+        answer.finish_reason = "stop"
+    better = conversation.open[1].text
+    said.clear()
+    chat.talk(conversation, iter([line.format(tmp_path), "/better B"]))
+    assert said[0].startswith("error: ")
+    assert said[1].startswith("saved as row 1 ")
+    assert conversation.messages == [user("1?"), assistant(better)]
 
 
 def test_the_command(

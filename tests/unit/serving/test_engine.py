@@ -12,6 +12,7 @@ import torch
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.forward import forward
+from posttrain.model.many_adapters import load_adapters
 from posttrain.rollout.native.engine import Engine
 from posttrain.rollout.native.prefixes import BLOCK, PrefixCache
 from posttrain.rollout.native.row import Row
@@ -117,6 +118,33 @@ def test_a_cancelled_row_ends_and_changes_nothing_else():
         else:
             assert row.response_ids == rollout.response_ids
     assert not waiting.response_ids
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+@torch.no_grad()
+def test_adapters_may_be_loaded_while_rows_run(at_once, told):
+    """An engine that was not told of them refuses to mix rows with and without a number."""
+    policy = tiny.models("llama").policy.eval()
+    rows = [Row([5, 6, 7 + i], SamplingParams(20, ()), i) for i in range(8)]
+    wanted = alone(policy, rows)
+    engine = Engine(policy, 6, 64, at_once=at_once)
+    engine.add(rows[:4])
+    for _ in range(3):
+        engine.step()
+    load_adapters(policy, {})
+    if told:
+        engine.refresh()
+    engine.add(rows[4:])
+    if not told:
+        with pytest.raises(AssertionError, match=r"refresh\(\) was not called"):
+            run(engine)
+        return
+    run(engine)
+    assert [row.response_ids for row in rows] == [rollout.response_ids for rollout in wanted]
+    engine.add(again := [Row(row.prompt_ids, row.params, row.seed) for row in rows])
+    run(engine)
+    assert [row.response_ids for row in again] == [rollout.response_ids for rollout in wanted]
 
 
 @torch.no_grad()

@@ -7,10 +7,13 @@ import json
 import random
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import openai
 import pytest
+import serving
 import torch
 from damage import save_adapter_folder
 from serving import Live, chat_model, served
@@ -19,6 +22,9 @@ from posttrain.common.seeds import mix
 from posttrain.evaluation.loading import load_for_sampling
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs.generate import generate
+from posttrain.serving import serve
+from posttrain.serving.bodies import CompletionBody
+from posttrain.serving.completions import completion_prompts
 
 CHAT = [{"role": "user", "content": "What is 12 plus 5?"}]
 KEYS = {"max_tokens": 24, "seed": 5}
@@ -126,17 +132,26 @@ def test_a_streamed_chat_equals_one_in_a_piece(keys, client):
             assert [x.logprob for x in choice.logprobs.content] == values
 
 
+@pytest.mark.parametrize("logprobs", [None, 0, 2])
 @pytest.mark.parametrize("echo", [False, True])
-def test_a_streamed_completion_equals_one_in_a_piece(echo, client):
+def test_a_streamed_completion_equals_one_in_a_piece(echo, logprobs, client):
     keys = KEYS | {"model": "tiny", "prompt": ["the cat", "on the mat"], "echo": echo}
-    whole = client.completions.create(logprobs=2, **keys)
-    texts, values = ["", ""], [[], []]
-    for chunk in client.completions.create(logprobs=2, stream=True, **keys):
+    keys |= {"logprobs": logprobs, "extra_body": {"return_token_ids": True, "ignore_eos": True}}
+    whole = client.completions.create(**keys)
+    texts, ids, values, prompts = ["", ""], [[], []], [[], []], {}
+    for chunk in client.completions.create(stream=True, **keys):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
-            values[choice.index] += choice.logprobs.token_logprobs
+            ids[choice.index] += choice.token_ids
+            if choice.logprobs:
+                values[choice.index] += choice.logprobs.token_logprobs
+            if given := getattr(choice, "prompt_token_ids", None):
+                prompts[choice.index] = given
     assert texts == [choice.text for choice in whole.choices]
-    assert values == [choice.logprobs.token_logprobs for choice in whole.choices]
+    assert ids == [choice.token_ids for choice in whole.choices]
+    assert prompts == {choice.index: choice.prompt_token_ids for choice in whole.choices}
+    if logprobs is not None:
+        assert values == [choice.logprobs.token_logprobs for choice in whole.choices]
     assert all(text.startswith("the cat") or not echo for text in texts[:1])
 
 
@@ -149,7 +164,10 @@ def test_events_end_with_done(live):
     lines = [line for line in reply.read().decode().split("\n\n") if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
-    assert [json.loads(line[6:])["choices"][0]["finish_reason"] for line in lines[:-1]][-1]
+    reasons = [json.loads(line[6:])["choices"][0]["finish_reason"] for line in lines[:-1]]
+    assert len(reasons) > 2
+    assert reasons == [None] * (len(reasons) - 1) + [reasons[-1]]
+    assert reasons[-1] in ("stop", "length")
 
 
 # what ends a text, and its log-probs
@@ -193,6 +211,57 @@ def test_echo_scores_the_prompt(model, client):
         assert answer.usage.completion_tokens == limit
 
 
+@pytest.mark.parametrize("top", [0, 3])
+def test_lists_of_logprobs_are_of_equal_length(top, client):
+    for keys in ({"echo": True, "max_tokens": 4}, {"echo": True, "max_tokens": 0}, {}):
+        (choice,) = client.completions.create(
+            model="tiny", prompt="the cat sat", logprobs=top, seed=1,
+            extra_body={"return_token_ids": True}, **keys,
+        ).choices  # fmt: skip
+        count = len(choice.token_ids)
+        assert count > 2
+        logprobs = choice.logprobs
+        for values in (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset):
+            assert len(values) == count
+        assert logprobs.top_logprobs is None if top == 0 else len(logprobs.top_logprobs) == count
+
+
+def test_logprobs_that_are_no_numbers_are_not_sent(model):
+    with served(model) as live:
+        sampling = live.service.worker.engine
+        sampling.logits = lambda hidden: torch.full((len(hidden), 300), torch.nan)
+        body = {"prompt": "the", "max_tokens": 3, "logprobs": 1}
+        status, answer = live.ask("POST", "/v1/completions", body)
+        assert status == 500
+        assert "log-probs are no numbers" in answer["error"]["message"]
+
+
+def test_a_prompt_keeps_the_end_of_a_turn_that_it_holds(live):
+    """And loses the one that a tokenizer adds of itself."""
+    renderer = live.service.renderer
+    end, tokenizer = renderer.turn_end, renderer.tokenizer
+    ended = tokenizer.decode([end])
+    plain = tokenizer("hi", add_special_tokens=False)["input_ids"]
+
+    def read(prompt: str) -> list[int]:
+        (prompt_read,) = completion_prompts(live.service, CompletionBody(prompt=prompt, echo=True))
+        assert prompt_read.text == prompt
+        return prompt_read.ids
+
+    def adding(text, add_special_tokens=True, **keys):
+        found = tokenizer(text, add_special_tokens=False, **keys)
+        found["input_ids"] += [end] if add_special_tokens else []
+        return found
+
+    for _ in range(2):
+        assert read("hi") == plain
+        assert read("hi" + ended) == [*plain, end]
+        assert read(ended) == [end]
+        assert read(ended * 2) == [end, end]
+        live.service.renderer = replace(renderer, tokenizer=adding)
+    live.service.renderer = renderer
+
+
 def test_other_tokens_are_listed_with_their_logprobs(client):
     answer = client.chat.completions.create(
         model="tiny", messages=CHAT, logprobs=True, top_logprobs=4, temperature=0, max_tokens=5
@@ -228,6 +297,8 @@ BAD = {
     "tokens as a float": {"prompt": "a", "max_tokens": 5.5},
     "tokens as a boolean": {"prompt": "a", "max_tokens": True},
     "cold": {"prompt": "a", "temperature": -1},
+    "almost greedy": {"prompt": "a", "temperature": 1e-7},
+    "a temperature that float32 lacks": {"prompt": "a", "temperature": 1e-42},
     "hot": {"prompt": "a", "temperature": 1e9},
     "temperature as text": {"prompt": "a", "temperature": "1"},
     "top_p of 0": {"prompt": "a", "top_p": 0},
@@ -336,6 +407,7 @@ def test_messages_say_what_to_do(live):
     assert "did you mean temperature?" in said(temprature=1)
     assert "leave it out, or send 0" in said(presence_penalty=1)
     assert "served: tiny" in said(model="other")
+    assert "temperature: expected 0 (greedy) or at least 1e-06" in said(temperature=1e-30)
     assert "max_tokens is 1000, but the model takes 256" in said(max_tokens=1000)
 
 
@@ -399,6 +471,7 @@ def slow(live: Live, **body) -> http.client.HTTPConnection:
 
 
 def test_a_client_that_leaves_frees_its_rows(live):
+    left = counted(live, "disconnects_total")
     streamed = slow(live, n=4)
     streamed.getresponse().read(100)
     whole = slow(live, n=4, stream=False)
@@ -408,6 +481,12 @@ def test_a_client_that_leaves_frees_its_rows(live):
         connection.sock.shutdown(socket.SHUT_RDWR)
         connection.close()
     assert live.idle()
+    deadline = time.monotonic() + 10
+    while counted(live, "disconnects_total") < left + 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert counted(live, "disconnects_total") == left + 2
+    assert counted(live, 'requests_total{route="/v1/completions",status="499"}') == 1
+    assert 'status="500"' not in live.ask("GET", "/metrics")[1]
     assert live.complete(prompt="the", **KEYS)
 
 
@@ -498,13 +577,18 @@ def test_without_a_key_other_hosts_are_refused(live):
     assert live.ask("GET", "/v1/models", Host="[::1]:1")[0] == 200
 
 
+def counted(live: Live, name: str) -> float:
+    """A value of /metrics."""
+    status, text = live.ask("GET", "/metrics")
+    assert status == 200
+    lines = [line for line in text.splitlines() if line.startswith(f"posttrain_{name}")]
+    assert lines, name
+    return float(lines[0].rpartition(" ")[2])
+
+
 def test_metrics_count(live):
     def value(name: str) -> float:
-        status, text = live.ask("GET", "/metrics")
-        assert status == 200
-        lines = [line for line in text.splitlines() if line.startswith(f"posttrain_{name}")]
-        assert lines, name
-        return float(lines[0].rpartition(" ")[2])
+        return counted(live, name)
 
     before = value("completion_tokens_total")
     answer = live.complete(prompt="the cat", **KEYS)
@@ -518,6 +602,54 @@ def test_metrics_count(live):
         'posttrain_requests_total{route="/v1/completions",status="200"}'
         in (live.ask("GET", "/metrics")[1])
     )
+
+
+def test_both_models_are_watched(model, monkeypatch):
+    built = []
+    build = serving.build_service
+
+    def building(*arguments):
+        built.append(build(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(serving, "build_service", building)
+    with served(model, name="tiny", beside=str(model)) as live:
+        _, second = built
+        body = {"prompt": "the cat", "max_tokens": 5, "ignore_eos": True}
+        assert live.ask("POST", "/beside/v1/completions", body)[0] == 200
+        assert counted(live, "completion_tokens_total") == 5
+        assert counted(live, 'requests_total{route="/beside/v1/completions",status="200"}') == 1
+        assert live.complete(**body)
+        assert counted(live, "completion_tokens_total") == 10
+        assert counted(live, 'requests_total{route="/v1/completions",status="200"}') == 1
+        second.in_flight += 3
+        live.service.in_flight += 2
+        assert counted(live, "in_flight") == 5
+        second.in_flight -= 3
+        live.service.in_flight -= 2
+        assert live.ask("GET", "/health")[0] == 200
+        second.worker.stop()
+        second.worker.thread.join(20)
+        status, answer = live.ask("GET", "/health")
+        assert (status, str(model) in answer["error"]["message"]) == (503, True)
+
+
+def test_two_models_share_the_memory_for_keys_and_values(model, monkeypatch):
+    monkeypatch.setattr(serve, "free_memory", lambda device: 1 << 20)
+    settings = serve.ServeSettings(device="cpu", dtype="float32")
+    alone = serve.build_service(str(model), settings).worker.max_cells
+    both = [
+        serve.build_service(str(model), replace(settings, beside="x")).worker.max_cells
+        for _ in range(2)
+    ]
+    assert alone is not None
+    assert alone - 1 <= sum(both) <= alone
+    given = replace(settings, cache_gib=0.001)
+    sizes = [
+        serve.build_service(str(model), s).worker.max_cells
+        for s in (given, replace(given, beside="x"))
+    ]
+    assert sizes[0] == sizes[1] > alone
 
 
 def test_models_are_listed(live, model, client):
@@ -568,6 +700,31 @@ def test_adapters_come_and_go(model, live, client, tmp_path):
     answer = client.completions.create(model="a", prompt="the cat", **KEYS)
     assert answer.choices[0].text == texts["b"]
     live.ask("POST", "/v1/unload_lora_adapter", {"lora_name": "a"})
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_rows_in_flight_do_not_notice_the_first_adapter(good, model, tmp_path):
+    """Also one that is refused."""
+    folder = save_adapter_folder(tmp_path / "a", model, r=2) if good else tmp_path / "none"
+    body = {"prompt": "the cat", "max_tokens": 100, "seed": 1, "ignore_eos": True, "n": 3}
+    body |= {"return_token_ids": True}
+    later = {"model": "a" if good else "tiny", "max_tokens": 10, "n": 2}
+    with served(model, name="tiny", max_num_seqs=8) as live:
+        wanted = live.complete(**body)["choices"]
+        delay(live)
+        with ThreadPoolExecutor() as pool:
+            begun = pool.submit(live.complete, **body)
+            while not live.service.worker.engine.running.rows:
+                time.sleep(0.01)
+            load = {"lora_name": "a", "lora_path": str(folder)}
+            status, _ = live.ask("POST", "/v1/load_lora_adapter", load)
+            assert status == (200 if good else 400)
+            beside = live.complete(**body | later)["choices"]
+            assert not begun.done()
+            assert begun.result()["choices"] == wanted
+        assert live.complete(**body | later)["choices"] == beside
+        same = [a["token_ids"] == b["token_ids"][:10] for a, b in zip(beside, wanted)]
+        assert same == [not good] * 2
 
 
 @pytest.mark.parametrize("path", [None, "", "nowhere", "/", "/etc/passwd", "a\u0000b", "~"])

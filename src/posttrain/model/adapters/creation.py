@@ -29,6 +29,8 @@ PEFT_FAILS = (
     ImportError,
 )
 """What PEFT raises for settings that make no sense together, or not for this model."""
+LARGEST_ROUNDING = 1e-2
+"""Nats by which an adapter that changes fp32 weights may change the model at its start."""
 BY_LAYER = ("target_modules", "exclude_modules", "modules_to_save")
 """Keys that name layers; those that end in _pattern have such names as keys."""
 
@@ -65,26 +67,40 @@ def add_peft(model: Any, kind: str, keys: dict[str, Any], seed: int) -> Any:
     return adapted
 
 
-def check_start(model: Any, kind: str) -> None:
-    """Warn if a new adapter begins with a change of the model, and by how much.
+@torch.no_grad()
+def logits_of(model: Any) -> torch.Tensor | None:
+    """Return the logits [1, 8, vocab] of a text; None of a model that cannot run.
 
-    Raises ValueError if it begins with numbers that are not finite.
-    """
+    The probe will refuse such an architecture in words."""
     model.eval()
     device = next(model.parameters()).device
     ids = torch.arange(1, 9, device=device)[None] % len(model.get_input_embeddings().weight)
     try:
-        with torch.no_grad():
-            ours = model(input_ids=ids, use_cache=False).logits.float()
-            with model.disable_adapter():
-                base = model(input_ids=ids, use_cache=False).logits.float()
-    except PEFT_FAILS:  # of an architecture that the probe will refuse
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    except PEFT_FAILS:
+        return None
+    return logits
+
+
+def check_start(model: Any, kind: str, base: torch.Tensor | None, changes_base: bool) -> None:
+    """Warn if a new adapter begins with a change of the model, and by how much.
+
+    `base` are its logits before. Raises ValueError if it begins with numbers that are not finite,
+    and for a change beyond rounding by an adapter that `changes_base`, whose checkpoint would
+    be another model."""
+    ours = logits_of(model)
+    if base is None or ours is None:
         return
     if base.isfinite().all() and not ours.isfinite().all():
         raise ValueError(
             f"model.adapter: with these settings, {kind} begins with numbers that are not finite"
         )
     change = float((ours.log_softmax(-1) - base.log_softmax(-1)).abs().max())
+    if changes_base and change > LARGEST_ROUNDING:
+        raise ValueError(
+            f"model.adapter: {kind} begins with a change of the model by {change:.2g} nats, which "
+            "its checkpoint would not have: use model.adapter: {type: lora}"
+        )
     if change > (1e-4 if next(model.parameters()).dtype == torch.float32 else 0.1):
         log.warning(
             "%s begins with a change of the model: its log-probs differ by up to %.2g", kind, change

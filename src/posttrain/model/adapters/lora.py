@@ -112,7 +112,7 @@ def add(model: Any, section: LoraConfig, seed: int, whole: list[str] | None) -> 
     The layers named in `whole` are trained and saved as they are, not by a low rank.
     """
     # imported here since they import torch, and settings are read without it
-    from posttrain.model.adapters.creation import add_peft, settle_layers
+    from posttrain.model.adapters.creation import add_peft, check_start, logits_of, settle_layers
     from posttrain.model.adapters.starts import check_base, keep_start
     from posttrain.model.quirks import are_tied
 
@@ -128,12 +128,15 @@ def add(model: Any, section: LoraConfig, seed: int, whole: list[str] | None) -> 
         "ensure_weight_tying": bool(saved) and are_tied(model),
     }
     keys = settle_layers(model, keys)
+    before = None
     if section.type in MUTATING:
         check_base(model, section.type)
+        before = logits_of(model)
     adapted = add_peft(model, "lora", keys, seed)
     _check_ranks(adapted)
     if section.type in MUTATING:
         keep_start(adapted, section.type)
+        check_start(adapted, section.type, before, changes_base=True)
     return adapted
 
 

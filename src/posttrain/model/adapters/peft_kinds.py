@@ -19,20 +19,6 @@ AS_THE_BASE = {"c3a": {"init_weights": True}, "fourierft": {"init_weights": True
 """Defaults that differ from PEFT's: with those, the adapter would begin with a random change."""
 STARTS_ELSEWHERE = ("unilora", "vblora")
 """Kinds that begin with a small random change of the base."""
-NEED_WEIGHTS = (
-    "adamss",
-    "deft",
-    "delora",
-    "glora",
-    "hra",
-    "loha",
-    "lokr",
-    "peanut",
-    "supertuning",
-    "tinylora",
-    "unilora",
-)
-"""Kinds whose layers compute with the base's weight itself, which is not whole if quantised."""
 NOT_OFFERED = {
     ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
     ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
@@ -98,14 +84,7 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     The layers named in `whole` are trained and saved as they are.
     """
     # imported here since they import torch, and settings are read without it
-    from posttrain.model.adapters.creation import add_peft, check_start, settle_layers
-    from posttrain.model.kernels.quantized import quantised
-
-    if section.type in NEED_WEIGHTS and quantised(model):
-        raise ValueError(
-            f"model.adapter: {section.type} needs the model's weights, which model.quantization "
-            "leaves in few bits: use model.adapter: {type: lora}, or no quantization"
-        )
+    from posttrain.model.adapters.creation import add_peft, check_start, logits_of, settle_layers
 
     keys, fields = check_keys(section), fields_of(section.type)
     targets = section.target_modules
@@ -124,8 +103,9 @@ def add(model: Any, section: PeftKindConfig, seed: int, whole: list[str] | None)
     if saved := sorted({*(keys.get("modules_to_save") or []), *(whole or [])}):
         keys["modules_to_save"] = saved
         _check_untied(model, section.type, saved)
+    before = logits_of(model)
     adapted = add_peft(model, section.type, keys, seed)
-    check_start(adapted, section.type)
+    check_start(adapted, section.type, before, changes_base=False)
     return adapted
 
 

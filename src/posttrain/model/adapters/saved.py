@@ -39,6 +39,10 @@ OF_TRAINING = ("lr_ratio",)
 """Keys of a section that say how an adapter is trained, and not what it is."""
 OF_THE_START = ("init_lora_weights", "init_weights", "init_ia3_weights")
 """Keys of a section about the start, which a trained adapter has behind it."""
+FORMS = {"miss": {"init_weights"}}
+"""Of these types, keys with such a name that choose how the adapter computes."""
+OF_LORA = ("lora", "rslora", "dora")
+"""Types of saved adapters that the short keys use_lora and lora are about."""
 
 
 def load_saved(model: Any, name: str, trainable: bool = False) -> Any:
@@ -84,14 +88,18 @@ def with_adapter(config: ModelConfig, name: str | None) -> ModelConfig:
     if name is None or not is_adapter(name):
         return config
     saved, section = saved_section(name), config.adapter
-    written = section.model_fields_set
-    if section.type != saved.type and ("type" in written or section.type == "none"):
+    written, short = section.model_fields_set, config.short_form
+    asked = "type" in written or section.type == "none"
+    other = section.type != saved.type if asked else short and saved.type not in OF_LORA
+    if other:
+        said = f"{short} asks for" if short else "adapter is"
         raise ValueError(
-            f"model.adapter is {section.type}, but {name} holds an adapter of the type "
-            f"{saved.type}, which is trained further: remove model.adapter, or merge the adapter "
+            f"model.{said} {section.type}, but {name} holds an adapter of the type {saved.type}, "
+            f"which is trained further: remove model.{short or 'adapter'}, or merge the adapter "
             "into its base first"
         )
-    for key in sorted(written - {"type", *OF_TRAINING, *OF_THE_START}):
+    left_out = {"type", *OF_TRAINING, *OF_THE_START} - FORMS.get(saved.type, set())
+    for key in sorted(written - left_out):
         ours, theirs = getattr(section, key), getattr(saved, key, None)
         if not _agrees(ours, theirs):
             raise ValueError(

@@ -8,6 +8,7 @@ columns of B are the trained ones, from which a run resumes.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,10 @@ import torch
 from torch import Tensor
 
 from posttrain.model.adapters.names import first_names, saved_names
-from posttrain.model.kernels.quantized import quantised
 
 
 def check_base(model: Any, kind: str) -> None:
     """Raise ValueError unless a base's weights are fp32, which keeps their change exact."""
-    if quantised(model):
-        raise ValueError(
-            f"model.adapter: {kind} changes the model's weights, which model.quantization would "
-            "store in few bits again: use model.adapter: {type: lora}, or no quantization"
-        )
     dtype = next(model.parameters()).dtype
     if dtype != torch.float32:
         raise ValueError(
@@ -36,16 +31,34 @@ def check_base(model: Any, kind: str) -> None:
 def keep_start(model: Any, kind: str) -> None:
     """Keep A0 and B0 of a PEFT model's new adapter, by the names in its file, in `lora_start`.
 
-    Raises ValueError for a layer that PEFT gives another start than the kind's."""
+    Raises ValueError for a layer that PEFT gives another start than the kind's, and for one whose
+    weight is another layer's too, such as the embedding's: PEFT has changed both then."""
     state, names = model.state_dict(), saved_names(model)
     if other := [name for name in names if ".lora_" in name and not _is_factor(name)]:
         layer = other[0].partition(".lora_")[0].rpartition(".")[2]
         raise ValueError(
             f"model.adapter.target_modules: {kind} is defined for linear layers, not for {layer}"
         )
+    if shared := _shares_its_weight(model):
+        raise ValueError(
+            f"model.adapter.target_modules: {kind} would change the weight of {shared}, which is "
+            "another layer's too, as a tied head's is the embedding's: leave it out, or use type: "
+            "lora"
+        )
     model.lora_start = {
         name: state[own].detach().cpu().clone() for name, own in names.items() if _is_factor(name)
     }
+
+
+def _shares_its_weight(model: Any) -> str | None:
+    """Return the name of an adapted layer whose weight another layer holds too; None if none is."""
+    named = model.named_parameters(remove_duplicate=False)
+    holders = Counter(id(parameter) for _, parameter in named)
+    for name, module in model.named_modules():
+        base = getattr(module, "base_layer", None)
+        if hasattr(module, "lora_A") and base is not None and holders[id(base.weight)] > 1:
+            return str(name.rpartition(".")[2])
+    return None
 
 
 def as_plain_lora(

@@ -6,6 +6,7 @@ is found by comparing the config that a file describes with the model's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,31 @@ INERT = {
     "rope.scaling.finetuned",
 }
 """Settings that are read apart, or that repeat what other settings or tensors say."""
+NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "attention.clamp_kqv": 0,
+    "attention.max_alibi_bias": 0,
+    "attention.scale": 0,
+    "attention.sliding_window": 0,
+    "embedding_scale": 0,
+    "expert_count": 0,
+    "expert_feed_forward_length": 0,
+    "expert_shared_count": 0,
+    "expert_used_count": 0,
+    "leading_dense_block_count": 0,
+    "logit_scale": 0,
+    "pooling_type": 0,
+    "residual_scale": 0,
+}
+"""Settings that are read with one value alone: what llama.cpp takes where they are left out."""
+OPTIONAL: dict[str, type] = {
+    "rope.dimension_count": int,
+    "attention.value_length": int,
+    "rope.freq_base": float,
+    "rope.scaling.factor": float,
+    "rope.scaling.original_context_length": int,
+}
+"""Numbers of INERT that are read."""
 NO_NETWORK = {
     "architectures",
     "model_type",
@@ -166,13 +192,13 @@ NO_NETWORK = {
 
 def architecture_of(header: Header, file: Path) -> Architecture:
     """Return the entry for a file; raise ValueError for an architecture that is not read."""
-    name = header.settings.get("general.architecture")
+    name = str(header.settings.get("general.architecture"))
     if name not in ARCHITECTURES:
         raise ValueError(
             f"{file} holds a model of the architecture {name}, which is not read from GGUF files; "
             f"{', '.join(ARCHITECTURES)} are: take the model's folder with safetensors"
         )
-    return ARCHITECTURES[str(name)]
+    return ARCHITECTURES[name]
 
 
 def plain(value: Any) -> Any:
@@ -228,19 +254,21 @@ def _settings(header: Header, architecture: Architecture, file: Path) -> dict[st
     begin = f"{architecture.name}."
     given = {k.removeprefix(begin): v for k, v in header.settings.items() if k.startswith(begin)}
     for key, value in given.items():
-        if key not in INERT and key not in architecture.settings.values() and value:
+        known = key in INERT or key in architecture.settings.values()
+        if not known and (key not in NEUTRAL or value != NEUTRAL[key]):
             raise ValueError(
                 f"{file} sets {begin}{key} to {value}, which is not read: take the model's folder "
                 "with safetensors"
             )
-    optional = ("attention.head_count_kv", "attention.key_length")
-    for key in architecture.settings.values():
-        value = given.get(key)
-        if value is None and key in optional:
+    needed = {k: float if k.endswith("epsilon") else int for k in architecture.settings.values()}
+    for key, kind in (needed | OPTIONAL).items():
+        number: Any = given.get(key)
+        if number is None and key in (*OPTIONAL, "attention.head_count_kv", "attention.key_length"):
             continue
-        kind = float if key.endswith("epsilon") else int
-        if type(value) is not kind or not 0 < value < 2**31:
-            raise ValueError(f"{file} is damaged: {begin}{key} is {value!r}, not a {kind.__name__}")
+        suits = type(number) is kind
+        if not suits or not 0 < number < (2**31 if kind is int else math.inf):
+            problem = f"{begin}{key} is {number!r}, not a {kind.__name__}"
+            raise ValueError(f"{file} is damaged: {problem}")
     heads, kv = given["attention.head_count"], given.get("attention.head_count_kv")
     if given["embedding_length"] % heads and "attention.key_length" not in given:
         raise ValueError(f"{file} is damaged: {heads} heads do not divide its width")

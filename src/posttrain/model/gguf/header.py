@@ -149,6 +149,9 @@ def _parse(file: Path, content: mmap.mmap) -> Header:
         if name in settings:
             raise cursor.fail(f"it sets {name!r} twice")
         settings[name] = cursor.value(cursor.number("I"))
+    for name in (SPLIT, "general.alignment"):
+        if type(settings.get(name, 1)) is not int:
+            raise cursor.fail(f"{name} is {settings[name]!r}, not an int")
     if settings.get(SPLIT, 1) > 1:
         raise ValueError(
             f"{file} is one of {settings[SPLIT]} parts: join them with llama.cpp's llama-gguf-split"

@@ -24,7 +24,8 @@ def rope_of(
     Raises ValueError for a rotation that is not read.
     """
     theta = float(str(np.float32(given.get("rope.freq_base", 10000.0))))
-    kind = given.get("rope.scaling.type", "none")
+    factor = given.get("rope.scaling.factor")
+    kind = given.get("rope.scaling.type", "linear" if factor else "none")  # as llama.cpp does
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if FACTORS in tensors:
         if kind != "none":
@@ -35,7 +36,6 @@ def rope_of(
         return rope | llama3_of(np.fromfile(file, "<f4", size // 2, offset=place.offset), theta)
     if kind == "none":
         return rope
-    factor = given.get("rope.scaling.factor")
     if kind not in ("linear", "yarn") or not isinstance(factor, float) or factor <= 0:
         raise ValueError(f"{file}: a rotation scaled by {kind} (factor {factor}) is not read")
     rope |= {"rope_type": kind, "factor": float(str(np.float32(factor)))}

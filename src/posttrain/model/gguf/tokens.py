@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ SPECIAL = {
 }
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The file's keys of tokens that end a completion."""
+FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
 TEMPLATE = "tokenizer.chat_template"
 SPACE = "\u2581"
 PROBE = (
@@ -65,17 +67,21 @@ def build_tokenizer(settings: dict[str, Any], file: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    kind = settings.get(KEY + "model")
+    kind = str(settings.get(KEY + "model"))
     if kind not in MODELS:
         names = " and ".join(f"{name} ({what})" for name, what in MODELS.items())
         raise ValueError(
             f"{file} has a tokenizer of the kind {kind}, which is not read; {names} are"
         )
+    for key in FLAGS:
+        if type(settings.get(KEY + key, True)) is not bool:
+            raise ValueError(f"{file} is damaged: {key} is {settings[KEY + key]!r}, not a bool")
     tokens, types = _tokens(settings, file)
     parts = (
         _bytes_of(settings, tokens, file) if kind == "gpt2" else _pieces_of(settings, tokens, file)
     )
-    kept = _kept(types)
+    ids = {key: _token_id(settings, key, len(tokens), file) for key in (*SPECIAL.values(), *ENDS)}
+    kept = max(_kept(types), 1 + max((i for i in ids.values() if i is not None), default=0))
     vocab = {token: i for i, token in enumerate(tokens[:kept])}
     model = {"type": "BPE", "vocab": vocab, "dropout": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None} | parts.pop("model")
@@ -86,10 +92,7 @@ def build_tokenizer(settings: dict[str, Any], file: Path) -> Any:
         if types[i] in (CONTROL, OWN) or (types[i] == UNKNOWN and kind == "llama")
     ]
     frame = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
-    special = {}
-    for name, key in SPECIAL.items():
-        if (number := _token_id(settings, key, len(tokens), file)) is not None:
-            special[name] = tokens[number]
+    special = {name: tokens[i] for name, key in SPECIAL.items() if (i := ids[key]) is not None}
     content = frame | parts | {"model": model, "post_processor": _around(settings, special, vocab)}
     try:
         inner = Tokenizer.from_str(json.dumps(content))
@@ -148,7 +151,8 @@ def _bytes_of(settings: dict[str, Any], tokens: list[str], file: Path) -> dict[s
         )
     normal, steps, whole = rule
     known, merges = set(tokens), []
-    for merge in settings.get(KEY + "merges") or []:
+    given = settings.get(KEY + "merges")
+    for merge in given if isinstance(given, list) else []:
         pair = merge.split(" ") if isinstance(merge, str) else []
         if len(pair) != 2 or not {*pair, "".join(pair)} <= known:
             raise ValueError(f"{file} is damaged: {merge!r} is not a merge of two of its tokens")
@@ -180,7 +184,8 @@ def merges_of(scores: dict[str, float]) -> list[list[str]]:
 def _pieces_of(settings: dict[str, Any], tokens: list[str], file: Path) -> dict[str, Any]:
     """Return the parts of a SentencePiece BPE in the format of tokenizer.json."""
     scores = settings.get(KEY + "scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    known = isinstance(scores, list) and all(type(s) is float and isfinite(s) for s in scores)
+    if not isinstance(scores, list) or not known or len(scores) != len(tokens):
         raise ValueError(f"{file} is damaged: it does not have a score for each token")
     types = settings.get(KEY + "token_type", [NORMAL] * len(tokens))
     normal = {t: s for t, s, k in zip(tokens, scores, types) if k == NORMAL}

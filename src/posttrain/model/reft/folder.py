@@ -15,6 +15,7 @@ from posttrain.common.files import sha256
 from posttrain.model.adapters.reft import ReftConfig
 from posttrain.model.folder import REFT_CONFIG, REFT_WEIGHTS, SAVED_HEAD, adapter_config
 from posttrain.model.integrity import check_tensors
+from posttrain.model.kernels.quantized import num_weights
 from posttrain.model.loaded import note_start
 from posttrain.model.reft.attach import add_edits
 
@@ -45,8 +46,8 @@ def saved_edits(folder: Path) -> dict[str, Tensor]:
 
 
 def base_parameters(model: Any) -> int:
-    """Return the number of a model's parameters without its edits."""
-    return sum(p.numel() for name, p in model.named_parameters() if ".reft." not in name)
+    """Return the number of a model's parameters without its edits, quantised or not."""
+    return sum(num_weights(p) for name, p in model.named_parameters() if ".reft." not in name)
 
 
 def read_section(name: str) -> ReftConfig:

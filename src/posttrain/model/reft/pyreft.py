@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
+from posttrain.config.errors import parse
 from posttrain.model.adapters.reft import ReftConfig
 from posttrain.model.integrity import read_json
 from posttrain.model.reft.forms import FORMS
@@ -42,6 +43,8 @@ COMPONENTS = {
 """pyvene's names of components by ours."""
 ROUNDING = 0.05
 """How far bf16 may take rows from orthonormal ones."""
+DAMAGED = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What torch and Python raise for a file that holds something else."""
 KEY = re.compile(r"layer_(\d+)_comp_(\w+?)_unit_pos_nunit_1#(\d+)")
 
 Edit = dict[str, Tensor]
@@ -57,7 +60,14 @@ def read_pyreft(
 
     Raises ValueError for a folder that is none, or that mixes forms, components or ranks."""
     folder, config = Path(name), read_json(Path(name) / "config.json")
-    kinds = {str(kind).rpartition(".")[2].rstrip("'>") for kind in config["intervention_types"]}
+    for needed in ("intervention_types", "sorted_keys"):
+        found = config.get(needed)
+        if not isinstance(found, list) or not found or not all(isinstance(x, str) for x in found):
+            raise ValueError(
+                f"{name} is no folder that pyreft saved: expected a config.json with a list of "
+                f"texts, {needed}"
+            )
+    kinds = {kind.rpartition(".")[2].rstrip("'>") for kind in config["intervention_types"]}
     forms = [ours for ours, theirs in CLASSES.items() if theirs in kinds]
     matches = [KEY.fullmatch(key) for key in config["sorted_keys"]]
     components = {match[2] if match else "?" for match in matches}
@@ -88,23 +98,42 @@ def read_pyreft(
         raise ValueError(f"{name}: expected one or two edits of one rank in each of its layers")
     keys = {"type": forms[0], "component": ours[0], "layers": layers, "rank": ranks.pop()}
     keys |= {"positions": positions, "activation": activation, "share_weights": len(ends) == 1}
-    return ReftConfig.model_validate(keys), edits
+    return parse(ReftConfig, keys, f"{name}, read with these positions and activation"), edits
 
 
 def _read(file: Path, form: str) -> Edit:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, pickle.UnpicklingError, EOFError, *DAMAGED) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} holds no tensors that can be read safely: {reason}") from error
-    state = {key: x.float() for key, x in state.items()}
+    try:
+        edit = _edit({key: x.float() for key, x in state.items()}, form)
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{file} does not hold the tensors of {CLASSES[form]}: {type(error).__name__}: {reason}"
+        ) from error
+    rank, width = (*edit["directions"].shape, 0, 0)[:2]
+    shapes = {"directions": (rank, width), "weight": (rank, width), "bias": (rank,)}
+    for part, tensor in edit.items():
+        if rank < 1 or tensor.shape != shapes[part] or not tensor.isfinite().all():
+            raise ValueError(
+                f"{file}: expected finite numbers of one rank and width, got {list(tensor.shape)} "
+                f"for the {part} of an edit of {rank} directions"
+            )
+    return edit
+
+
+def _edit(state: dict[str, Tensor], form: str) -> Edit:
+    """Return an edit from pyreft's tensors; raise one of DAMAGED for others."""
     if form == "loreft":
         edit = {"directions": state["rotate_layer"].T, "weight": state["weight"]}
         return edit | {"bias": state["bias"]}
     if form in ("direft", "noreft"):
         bias = state["learned_source.bias"]
         if form == "noreft":  # pyreft subtracts W2 h + its bias
-            bias = bias - state["proj_layer.bias"]
+            bias = torch.stack([bias, -state["proj_layer.bias"]]).sum(0)  # of equal shapes
         edit = {"directions": state["proj_layer.weight"], "weight": state["learned_source.weight"]}
         return edit | {"bias": bias}
     edit = {"directions": _rotation(state).T}

@@ -110,7 +110,8 @@ class Engine:
     def clear(self) -> None:
         """Forget the running rows, and free the cache."""
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        self.running = Running.of([], none, none, none[:, None].float())
+        adapters = rows_of(self.policy, [])
+        self.running = Running.of([], none, none, none[:, None].float(), adapters)
         self.cache, self.mask = KVCache(), torch.empty(0)
         self.drawn: list[Drawn] = []
         """What the running rows have got and not noted yet."""
@@ -123,6 +124,9 @@ class Engine:
             decode_step(self.policy, self.longest),
             self.policy.sampling_head(),
         )
+        if self.running.adapters is None:  # of rows that began before there was any adapter
+            names = [row.adapter for row in self.running.rows]
+            self.running.adapters = rows_of(self.policy, names)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Let rows wait, behind those that wait already."""
@@ -314,7 +318,8 @@ def _at(noise: Tensor, ages: Tensor) -> Tensor:
 def _below(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """Return two tensors one below the other; a narrower matrix is filled up with -1."""
     if a is None or b is None:
-        return b
+        assert a is b, "rows with and without adapters: refresh() was not called"
+        return None
     if a.dim() > 1:
         width = max(a.shape[1], b.shape[1])
         a, b = (torch.nn.functional.pad(x, (0, width - x.shape[1]), value=-1) for x in (a, b))
