@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.config.paths import LocalPath
@@ -134,12 +134,12 @@ class ModelConfig(StrictConfig):
     gradient_checkpointing: bool = False
     """Keep only each layer's input and recompute the rest in the backward pass."""
 
-    _short_form: str | None = PrivateAttr(None)
-
     @property
     def short_form(self) -> str | None:
         """The short form that the adapter was given in, lora or use_lora; None for neither."""
-        return self._short_form
+        if "adapter" in self.model_fields_set or not self.trains_adapter:
+            return None
+        return next((key for key in ("lora", "use_lora") if key in self.model_fields_set), None)
 
     @field_validator("adapter", mode="before")
     @classmethod
@@ -174,9 +174,9 @@ class ModelConfig(StrictConfig):
         if self.scratch is not None and section.type != "none":
             key = "use_lora" if use else "lora" if lora is not None else "adapter"
             raise ValueError(f"model.{key} needs a pre-trained model, not model.scratch")
-        if lora is not None or (use and self.adapter is None):
-            self._short_form = "use_lora" if lora is None else "lora"
+        written = {name for name in self.model_fields_set if getattr(self, name) is not None}
         self.adapter, self.use_lora, self.lora = section, None, None
+        self.model_fields_set.intersection_update(written)  # an assignment counts as written
         return self
 
     @property
