@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -257,8 +258,14 @@ def test_what_is_hardly_http_ends_in_one_line(
                 except OSError:  # closed: the test is over
                     return
                 with connection:
+                    connection.settimeout(10)
                     connection.recv(65536)
                     connection.sendall(raw)
+                    connection.shutdown(socket.SHUT_WR)
+                    # what is left unread would reset the connection before the reply arrives
+                    with suppress(OSError):
+                        while connection.recv(65536):
+                            pass
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
