@@ -168,7 +168,8 @@ class Ours:
 
         if not self.sampler.batched:
             way = self.sampler.way
-            return f"generate, {way.batches}" + ("" if way.cached else ", without a cache")
+            run = "generate" if way.generated else "own cache"
+            return f"{run}, {way.batches}" + ("" if way.cached else ", without a cache")
         return "modules" if network_of(self.policy, 16) is None else "written out"
 
 

@@ -40,6 +40,7 @@ LAYERS = (
     "serving",
     "runs",
     "export",
+    "imports",
     "cli",
 )
 # Modules that import others of ours inside functions, and why.
@@ -49,6 +50,7 @@ LAZY = {
     "posttrain.cli.runs": "the same",
     "posttrain.cli.models": "the same",
     "posttrain.cli.serve": "the same",
+    "posttrain.cli.import_": "the same",
     "posttrain.cli.generate": "the same",
     "posttrain.cli.chat": "the same",
     "posttrain.cli.data": "the same",
@@ -61,6 +63,7 @@ LAZY = {
     "posttrain.model.adapters.reft": "its settings are read without torch",
     "posttrain.model.gguf.cache": "the name of a model is resolved without numpy",
     "posttrain.cli.export": "start-up time: a command loads what it needs",
+    "posttrain.cli.experiments": "the same",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
 HEAVY = {
@@ -87,6 +90,7 @@ HEAVY = {
     "importlib",
     "gguf",
     "huggingface_hub",
+    "optuna",
     # in programs sent to the sandbox
     "fcntl",
     "marshal",

@@ -12,6 +12,7 @@ import runpy
 import socket
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,34 @@ def command(ranks: int, folder: Path, arguments: list[str]) -> str:
 
     Raise AssertionError with the first failed rank's stderr; the other ranks are killed then.
     """
+    processes = start(ranks, folder, arguments)
+    failed = _first_failure(processes)
+    for process in processes:
+        process.kill()
+        process.join()
+    if failed is not None:
+        stderr = (folder / f"{failed}.stderr").read_text()
+        raise AssertionError(f"rank {failed}: {processes[failed].exitcode}\n{stderr[-3000:]}")
+    return (folder / "0.stdout").read_text()
+
+
+def exit_codes(
+    ranks: int, folder: Path, arguments: list[str], meanwhile: Callable[[list[Any]], None]
+) -> list[int]:
+    """Return the exit codes of all ranks, after `meanwhile` did something to their processes."""
+    processes = start(ranks, folder, arguments)
+    try:
+        meanwhile(processes)
+        for process in processes:
+            process.join(TIMEOUT)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def start(ranks: int, folder: Path, arguments: list[str]) -> list[Any]:
+    """Return the processes of `posttrain ARGUMENTS`, which write to RANK.stdout and RANK.stderr."""
     shared = os.environ | {"OMP_NUM_THREADS": "1"}
     if ranks > 1:
         shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
@@ -48,14 +77,7 @@ def command(ranks: int, folder: Path, arguments: list[str]) -> str:
         process = context.Process(target=_rank, args=(arguments, shared | own, folder / f"{rank}"))
         process.start()
         processes.append(process)
-    failed = _first_failure(processes)
-    for process in processes:
-        process.kill()
-        process.join()
-    if failed is not None:
-        stderr = (folder / f"{failed}.stderr").read_text()
-        raise AssertionError(f"rank {failed}: {processes[failed].exitcode}\n{stderr[-3000:]}")
-    return (folder / "0.stdout").read_text()
+    return processes
 
 
 def _first_failure(processes: list[Any]) -> int | None:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.config.paths import LocalPath, RunName
 from posttrain.model.config import HeadKind
+from posttrain.tracking.config import Logger
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cuda": 8192, "cpu": 768}
 """trainer.micro_batch_tokens by type of device, if it is not set."""
@@ -112,10 +113,10 @@ class TrainerConfig(StrictConfig):
     resume_from_checkpoint: Annotated[LocalPath | None, Free()] = None
     """A run or checkpoint directory to resume from, or latest: the newest run of this run_name.
     true is latest."""
-    logger: Annotated[list[Literal["tensorboard"]], Free(), AlsoCalled("report_to")] = Field(
+    logger: Annotated[list[Logger], Free(), AlsoCalled("report_to")] = Field(
         default=["tensorboard"]
     )
-    """Where metrics go in addition to metrics.jsonl."""
+    """Where metrics go in addition to metrics.jsonl: views of it, with the keys of `tracking`."""
 
     @field_validator("resume_from_checkpoint", mode="before")
     @classmethod

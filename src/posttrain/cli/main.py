@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.cli import chat, data, export, generate, models, runs, serve, weights
+from posttrain.cli import chat, data, export, generate, import_, models, runs, serve, weights
 from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
+from posttrain.common.interrupt import Interrupted
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says of memory, of a GPU or of the machine, that is used up."""
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 runs.add_to(app)
+import_.add_to(app)
 models.add_to(app)
 generate.add_to(app)
 chat.add_to(app)
@@ -61,16 +63,17 @@ def main() -> None:
         code = app(standalone_mode=False)
         if code == 130:  # typer returns this after an interrupt
             fail("interrupted", code)
-        if "RANK" in os.environ and not code:
-            from posttrain.common import distributed
-
-            distributed.leave()
+        if not code:
+            leave(0)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (ValueError, OSError) as error:
         if os.environ.get("POSTTRAIN_TRACEBACK"):
             raise
         fail(as_option(error))
+    except Interrupted as stop:
+        print(f"interrupted: {stop}", file=sys.stderr)
+        leave(stop.code)
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except Exception as error:
@@ -82,6 +85,16 @@ def main() -> None:
         if not usage():  # a bare `posttrain`, which has printed its help
             sys.exit(2)
         fail(usage() + without_dashes(usage()))
+
+
+def leave(code: int) -> None:
+    """Exit, if this is a rank; a single process just ends, unless there is a code to return."""
+    if "RANK" in os.environ:
+        from posttrain.common import distributed
+
+        distributed.leave(code)
+    if code:
+        sys.exit(code)
 
 
 def of_the_machine(error: Exception) -> str:

@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.experiments import (
+    Model,
+    ModelIndex,
+    OutputDir,
+    Overrides,
+    Retrain,
+    read_tree,
+    sweep,
+    train_models,
+)
 from posttrain.cli.paths import local_path
 
 PANEL = "Training"
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[section.key=value]...", help="Keys of the recipe to change, as YAML values."
-    ),
-]
 
 
 def train(
@@ -25,13 +29,34 @@ def train(
         bool,
         typer.Option("--dry-run", help="Check everything; train nothing and write nothing."),
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Resume the newest run of this recipe; start one if there is none."
+        ),
+    ] = False,
+    output_dir: OutputDir = None,
+    model: Model = None,
+    model_index: ModelIndex = None,
+    retrain: Retrain = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(parser=local_path, hidden=True, help="The run directory.")
+    ] = None,
 ) -> None:
-    """Train from a recipe."""
+    """Train from a recipe: one run, or one for each of its `models`."""
     from posttrain.common import distributed
     from posttrain.model.folder import best_or_newest
-    from posttrain.runs.config import load_config
+    from posttrain.runs.config import parse_config
 
-    config = load_config(recipe, overrides)
+    tree = read_tree(recipe, overrides, output_dir)
+    if "models" in tree or retrain or model is not None or model_index is not None:
+        train_models(tree, recipe, model, model_index, dry_run, retrain)
+        return
+    config = parse_config(tree, recipe)
+    if resume:
+        from posttrain.runs.resume import resuming
+
+        config = resuming(config)
     if dry_run:
         from posttrain.runs.describe import describe
         from posttrain.runs.memory import estimate
@@ -44,7 +69,7 @@ def train(
     from posttrain.runs.train import train as run
 
     try:
-        run_dir = run(config)
+        run_dir = run(config, run_dir)
         if distributed.rank() == 0:
             if config.trainer.early_stopping is not None:
                 print(f"best checkpoint: {best_or_newest(run_dir)}")
@@ -86,6 +111,32 @@ def report(
     print(write_report(runs, output))
 
 
+def list_runs(
+    folder: Annotated[
+        Path,
+        typer.Argument(parser=local_path, help="A folder with run directories, at any depth."),
+    ] = Path("results"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object for each run.")
+    ] = False,
+) -> None:
+    """List the runs in a folder: state, step, metric, size; newest first.
+
+    A run is running, finished, failed, interrupted (it saved and can be resumed) or killed.
+    """
+    import json
+    from dataclasses import asdict
+
+    from posttrain.runs.listing import runs_in, table
+
+    found = runs_in(folder)
+    if as_json:
+        for run in found:
+            print(json.dumps(asdict(run) | {"folder": str(run.folder)}))
+    else:
+        print(table(found, folder))
+
+
 def doctor() -> None:
     """Show what this machine offers: devices, precision, sandbox, extras, disk, hub.
 
@@ -100,5 +151,6 @@ def doctor() -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (train, pipeline, report, doctor):
+    for command in (train, sweep, pipeline, report, doctor):
         app.command(rich_help_panel=PANEL)(command)
+    app.command("runs", rich_help_panel=PANEL)(list_runs)

@@ -38,8 +38,8 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
-def leave() -> None:
-    """Exit with status 0 and skip Python's finalization, for a rank whose work is done.
+def leave(code: int = 0) -> None:
+    """Exit with a status and skip Python's finalization, for a rank whose work is done.
 
     gloo's threads outlive the process group if DTensor's caches hold it. A thread that drops its
     last tensor while the interpreter shuts down cannot take the interpreter's lock and aborts the
@@ -49,7 +49,7 @@ def leave() -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def rank() -> int:

@@ -43,8 +43,8 @@ class Facts:
     evaluation: Json = field(default_factory=dict)
     """Metrics of the last evaluation up to the checkpoint's step, with its `step`."""
     tasks: list[Json] = field(default_factory=list)
-    """Results of `posttrain eval` in the run directory, with their intervals; `checkpoint` is None
-    where the file does not say which checkpoint of the run was evaluated."""
+    """Results of `posttrain eval` and of a pipeline in the run directory, with their intervals;
+    `checkpoint` is None if the file does not say which checkpoint of the run was evaluated."""
     versions: Json = field(default_factory=dict)
     machine: str = UNKNOWN
 
@@ -88,12 +88,13 @@ def gather(source: Source, base: str | None = None) -> Facts:
 
 
 def tasks_of(run: Path, checkpoint: Path) -> list[Json]:
-    """Return the results in a run directory, but for those of other models than the checkpoint.
+    """Return the results in a run directory, except those of other models than the checkpoint.
 
     Those that name the run alone, or nothing, have None as their `checkpoint`."""
     named = read_json(run / "results.json", dict)
     stages = read_json(run / "evaluation.json", dict).get("stages") or []
-    found = [stage | {"checkpoint": None} for stage in stages]
+    named_by_stage = [{"checkpoint": None} | stage for stage in stages]
+    found = [s for s in named_by_stage if s["checkpoint"] in (None, checkpoint.name)]
     for task in task_results(run):
         model = Path(str(named[task["name"]].get("model") or run)).expanduser().resolve()
         if model.parts[-2:] == (run.name, checkpoint.name):

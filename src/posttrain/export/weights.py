@@ -16,13 +16,16 @@ from torch import Tensor
 from posttrain.common.errors import SettingError
 from posttrain.export.pyreft import to_pyreft
 from posttrain.export.source import Source
+from posttrain.model.classifiers import describe_classifier
 from posttrain.model.folder import (
     LABELS_FILE,
     QUANTIZATION_FILE,
     REFT_CONFIG,
     STEPS_FILE,
     generation_stops,
+    holds_classifier,
     refuse_reft,
+    saved_labels,
 )
 from posttrain.model.gguf.cache import is_gguf
 from posttrain.model.gguf.writing import KINDS, write_gguf
@@ -172,10 +175,14 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Exported:
     for name, tensor in model.named_parameters():
         tensor.data = cast(name, tensor.data, kind)
     model = model.to(DTYPES[kind])
+    scores = holds_classifier(source.folder)
     if stops := generation_stops(str(source.folder)):
-        model.config.eos_token_id = stops[0] if len(stops) == 1 else stops
-        model.generation_config.eos_token_id = model.config.eos_token_id
-    without_idle_flags(model.generation_config)
+        for settings in (model.config,) if scores else (model.config, model.generation_config):
+            settings.eos_token_id = stops[0] if len(stops) == 1 else stops
+    if scores:
+        describe_classifier(model.config, saved_labels(source.folder))
+    else:
+        without_idle_flags(model.generation_config)
     model.config.dtype = DTYPES[kind]
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)

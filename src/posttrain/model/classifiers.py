@@ -45,6 +45,23 @@ def classifier_class(config: Any) -> Any:
     return made
 
 
+def describe_classifier(config: Any, labels: dict[str, Any] | None) -> None:
+    """Make a model's config that of a classifier with these labels, as `save.save_labels` has them.
+
+    None is a reward model, which has one score. The score is read at the last token that is not the
+    pad token, so that a pad token that also ends texts is left out.
+    """
+    config.num_labels = 1 if labels is None else len(labels["labels"])
+    if labels is not None:
+        config.id2label = dict(enumerate(labels["labels"]))
+        config.label2id = {label: k for k, label in config.id2label.items()}
+        kind = "multi" if labels["multi_label"] else "single"
+        config.problem_type = f"{kind}_label_classification"
+    ends = config.eos_token_id
+    if config.pad_token_id in (ends if isinstance(ends, list) else [ends]):
+        config.pad_token_id = None
+
+
 def _base_of(causal: Any) -> Any:
     """Return the architecture's base class, or None if a generic classifier cannot call it."""
     from transformers import PreTrainedModel

@@ -56,6 +56,15 @@ def forget_lengths(backbone: nn.Module, ids: Tensor) -> None:
             module(empty, first)
 
 
+def forget_rows(model: Any, count: int) -> None:
+    """Undo what modules remember of earlier rows, before `count` others (RecurrentGemma's do).
+
+    transformers does not before a prompt of one token."""
+    if hasattr(model, "_setup_cache"):
+        weight = model.get_input_embeddings().weight
+        model._setup_cache(model.config, count, weight.device, weight.dtype)
+
+
 def logit_cap(config: Any) -> float | None:
     """Return the soft cap of the logits (Gemma, RecurrentGemma, xLSTM); the probe checks it."""
     names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")

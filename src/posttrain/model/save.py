@@ -16,7 +16,7 @@ from posttrain.common import distributed
 from posttrain.model.adapters.base import is_adapted
 from posttrain.model.adapters.names import first_names, saved_names
 from posttrain.model.adapters.starts import as_plain_lora, own_part
-from posttrain.model.classifiers import classifier_class
+from posttrain.model.classifiers import classifier_class, describe_classifier
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.folder import (
     ADAPTER_PREFIX,
@@ -148,14 +148,7 @@ def save_classifier(
     """Write a sequence classifier's config.json and model.safetensors from a policy's weights."""
     config = copy.deepcopy(causal_lm.config)
     config.architectures = [classifier_class(causal_lm.config).__name__]
-    config.num_labels = 1 if labels is None else len(labels["labels"])
-    if labels is not None:
-        config.id2label = dict(enumerate(labels["labels"]))
-        config.label2id = {label: k for k, label in config.id2label.items()}
-        kind = "multi" if labels["multi_label"] else "single"
-        config.problem_type = f"{kind}_label_classification"
-    if config.pad_token_id in _ends(config):  # `heads` says why
-        config.pad_token_id = None
+    describe_classifier(config, labels)
     config.save_pretrained(folder)
     tensors = {
         SAVED_HEAD if name == HEAD else name.removeprefix("model."): x.contiguous()
@@ -186,11 +179,6 @@ def save_labels(folder: Path, labels: dict[str, Any]) -> None:
     label, with the tokens that come before it.
     """
     (folder / LABELS_FILE).write_text(json.dumps(labels))
-
-
-def _ends(config: Any) -> list[int]:
-    eos = config.eos_token_id
-    return eos if isinstance(eos, list) else [eos]
 
 
 def gather_weights(models: Models) -> dict[str, Tensor]:

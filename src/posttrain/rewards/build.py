@@ -37,23 +37,27 @@ def build_reward(config: RewardConfig) -> RewardFn:
 def check_columns(
     reward: RewardFn,
     rows: Sequence[dict[str, Any]],
-    source: str,
+    source: str | Sequence[str],
     fix: str = "map it with data.columns",
 ) -> None:
     """Raise ValueError for the first row that lacks a required column or cannot be judged.
 
-    `source` names the rows in the message, and `fix` says how to supply a column.
+    `source` names the rows, or the place of each one, and `fix` says how to supply a column.
     """
     needed = columns_of(reward)
-    for number, row in enumerate(rows, 1):
+    for index, row in enumerate(rows):
         for column in needed:
             if column not in row:
                 raise ValueError(
-                    f"{source}, row {number}: the reward needs the column {column}; "
-                    f"found {', '.join(row)} ({fix})"
+                    f"{_place(source, index)}: the reward needs the column {column}; found "
+                    f"{', '.join(row)} ({fix})"
                 )
     if isinstance(reward, Checked):
         try:
             reward.check_rows(rows)
         except RowFault as fault:
-            raise ValueError(f"{source}, row {fault.index + 1}: {fault}") from None
+            raise ValueError(f"{_place(source, fault.index)}: {fault}") from None
+
+
+def _place(source: str | Sequence[str], index: int) -> str:
+    return f"{source}, row {index + 1}" if isinstance(source, str) else source[index]

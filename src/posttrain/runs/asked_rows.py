@@ -18,8 +18,6 @@ from posttrain.data.rows import Row, numbered, rename_columns
 from posttrain.data.templates import fill, template_text
 from posttrain.data.verl import from_verl
 from posttrain.model.folder import is_adapter, resolve_model_path
-from posttrain.rewards.base import RewardFn, columns_of
-from posttrain.rewards.checks import Checked, RowFault
 from posttrain.runs.inference import InferenceConfig
 
 FIX = "name it with columns, for example prompt=question"
@@ -94,23 +92,6 @@ def check_rows(places: Sequence[str], rows: Sequence[Row], written: Sequence[str
                     f"{place}: the row has a column {name}, which the completions are written "
                     f"with: rename it, for example with columns reference={name}"
                 )
-
-
-def check_reward(reward: RewardFn, places: Sequence[str], rows: Sequence[Row]) -> None:
-    """Raise ValueError naming a row that lacks a column of the reward or cannot be judged."""
-    needed = columns_of(reward)
-    for place, row in zip(places, rows, strict=True):
-        for column in needed:
-            if column not in row:
-                raise ValueError(
-                    f"{place}: the reward needs the column {column}, got {', '.join(row)} "
-                    f"(name it with columns, for example {column}=THEIRS)"
-                )
-    if isinstance(reward, Checked):
-        try:
-            reward.check_rows(rows)
-        except RowFault as fault:
-            raise ValueError(f"{places[fault.index]}: {fault}") from None
 
 
 def adapters_of(places: Sequence[str], rows: Sequence[Row]) -> list[str | None]:

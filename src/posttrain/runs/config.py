@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.functional_validators import field_validator, model_validator
 
 from posttrain.algorithms.base import Algorithm, TrainerSection, algorithm_named
-from posttrain.config.base import AlsoCalled, StrictConfig
+from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.config.errors import parse
 from posttrain.config.recipe import read_yaml, with_overrides
 from posttrain.data.config import DataConfig, LengthConfig, Mixture, sections
@@ -26,6 +26,7 @@ from posttrain.model.config import ModelConfig, ReferenceConfig
 from posttrain.rewards import REWARDS
 from posttrain.rewards.build import RewardSection
 from posttrain.rollout.config import RolloutConfig
+from posttrain.tracking.config import TrackingConfig
 from posttrain.training.config import DistributedConfig
 
 
@@ -50,6 +51,8 @@ class Config(StrictConfig):
     """Evaluation during training."""
     distributed: DistributedConfig = DistributedConfig()
     """How several ranks share the work."""
+    tracking: Annotated[TrackingConfig | None, Free()] = None
+    """How the run appears in the trackers of `trainer.logger`."""
 
     @property
     def algorithm(self) -> Algorithm:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.common import distributed
 from posttrain.common.console import CONSOLE
 from posttrain.common.files import short_hash
 from posttrain.config.base import Free, marks
@@ -25,9 +26,9 @@ from posttrain.evaluation.store import contents_hash
 from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import base_model, is_adapter, resolve_model_path, trained_with
 from posttrain.rewards.base import RewardConfig, RewardFn
-from posttrain.rewards.build import build_reward
+from posttrain.rewards.build import build_reward, check_columns
 from posttrain.rollout.sampler import SamplingParams
-from posttrain.runs.asked_rows import adapters_of, check_reward, check_rows, read_rows
+from posttrain.runs.asked_rows import adapters_of, check_rows, read_rows
 from posttrain.runs.inference import InferenceConfig
 
 PART = {"cpu": 64, "cuda": 1024}
@@ -79,7 +80,7 @@ def prepare(
     check_rows(places, rows, columns_written(config))
     reward = None if config.reward is None else build_reward(config.reward)
     if reward is not None:
-        check_reward(reward, places, rows)
+        check_columns(reward, rows, places, "name it with columns, for example answer=THEIRS")
     adapters = adapters_of(places, rows)
     folders = {name: place for name, place in zip(adapters, places) if name is not None}
     if folders and is_adapter(base := resolve_model_path(model)):
@@ -112,11 +113,22 @@ def prepare(
         "num_rows": len(rows),
         "rows": short_hash(json.dumps(rows, default=str)),
         "prompts": short_hash([prompt.input_ids for prompt in prompts]),
-        "model": model_facts(model),
-        "adapters": {name: contents_hash(name) for name in sorted(folders)},
-        "reward": reward_facts(config.reward),
     }
-    return job, facts
+    read = None
+    if distributed.rank() == 0:
+        read = file_facts(model, sorted(folders), config.reward)
+    return job, facts | distributed.from_rank_0(read)
+
+
+def file_facts(model: str, adapters: list[str], reward: RewardConfig | None) -> dict[str, Any]:
+    """Return the facts about the model's, the adapters' and the reward's files, all of them read.
+
+    A model has many gigabytes, so that one rank reads them for all."""
+    return {
+        "model": model_facts(model),
+        "adapters": {name: contents_hash(name) for name in adapters},
+        "reward": reward_facts(reward),
+    }
 
 
 def renderers_of(

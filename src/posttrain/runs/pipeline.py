@@ -25,7 +25,7 @@ from posttrain.data.load import load_rows
 from posttrain.evaluation.generation import Asking, evaluate_prompts
 from posttrain.evaluation.loading import as_trained, load_for_sampling
 from posttrain.evaluation.statistics import wilson
-from posttrain.model.folder import checkpoints_in
+from posttrain.model.folder import best_or_newest, checkpoints_in
 from posttrain.rewards.build import RewardSection, build_reward
 from posttrain.rollout.check import LEAST_TEMPERATURE
 from posttrain.rollout.sampler import SamplingParams
@@ -205,10 +205,13 @@ def load_splits(config: ComparisonConfig) -> dict[str, list[dict[str, Any]]]:
 def compare(
     run_dir: Path, config: ComparisonConfig, splits: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Return greedy and sampled accuracy of a run's model, by split and over all problems."""
-    template, system_prompt = as_trained(str(run_dir))
+    """Return greedy and sampled accuracy of a run's model, by split and over all problems.
+
+    `checkpoint` names the folder with the weights: the run's best one, or its newest."""
+    checkpoint = best_or_newest(run_dir)
+    template, system_prompt = as_trained(str(checkpoint))
     renderer, sampler, limit = load_for_sampling(
-        str(run_dir), template, "auto", "auto", system_prompt
+        str(checkpoint), template, "auto", "auto", system_prompt
     )
     reward = build_reward(config.reward)
     kept = ("accuracy", "ci95", "num_problems", "num_correct", "truncated")
@@ -229,6 +232,7 @@ def compare(
     correct = sum(split["num_correct"] for split in by_split.values())
     sampled_correct = sum(s["sampled_accuracy"] * s["num_problems"] for s in by_split.values())
     return {
+        "checkpoint": checkpoint.name,
         "accuracy": correct / n,
         "ci95": wilson(correct, n),
         "sampled_accuracy": sampled_correct / n,

@@ -46,6 +46,7 @@ from posttrain.runs.fit import check_rows
 from posttrain.runs.network import check_prompts, check_rotation, settle_dropout
 from posttrain.runs.resume import check_resume, find_resume
 from posttrain.runs.tasks import load_tasks, prepare_tasks
+from posttrain.tracking.views import check_trackers
 
 
 @dataclass
@@ -75,6 +76,7 @@ def plan(config: Config) -> Plan:
     columns, template, masks or lengths.
     """
     resume = find_resume(config.trainer)
+    check_trackers(config.trainer.logger, config.tracking)
     if config.trainer.batch_size < distributed.num_ranks():
         raise ValueError(
             f"trainer.batch_size={config.trainer.batch_size} is less than the number of ranks, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +16,7 @@ from posttrain.algorithms.config import TrainerConfig
 from posttrain.common import distributed
 from posttrain.common.disk import check_writable
 from posttrain.common.files import sha256
+from posttrain.common.lock import LOCK, writing
 from posttrain.config.base import Free, keys, marked
 from posttrain.model.folder import CHECKPOINT_INFO, checkpoints_in, read_info
 from posttrain.runs.config import Config, dump
@@ -54,17 +56,22 @@ def create_run_dir(config: TrainerConfig) -> Path:
 
 @contextmanager
 def guarding(run_dir: Path) -> Iterator[None]:
-    """Remove a run directory that an error leaves empty, and name one that is no longer there."""
-    try:
+    """Lock a run directory; remove it if an error leaves it empty, name it if it disappeared."""
+    if distributed.rank() != 0:
         yield
-    except Exception as error:
-        if isinstance(error, OSError) and not run_dir.is_dir():
-            raise ValueError(
-                f"{run_dir} was moved or deleted while the run was writing to it"
-            ) from error
-        if distributed.rank() == 0 and run_dir.is_dir() and not any(run_dir.iterdir()):
-            run_dir.rmdir()
-        raise
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with writing(run_dir):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and not run_dir.is_dir():
+                raise ValueError(
+                    f"{run_dir} was moved or deleted while the run was writing to it"
+                ) from error
+            if run_dir.is_dir() and [file.name for file in run_dir.iterdir()] == [LOCK]:
+                shutil.rmtree(run_dir)
+            raise
 
 
 def runs_named(name: str, output_dir: Path) -> list[Path]:
@@ -83,6 +90,34 @@ def runs_named(name: str, output_dir: Path) -> list[Path]:
             began = (stamp[1], int(stamp[2] or 1)) if stamp else ("", 0)
             found.append((began, folder))
     return [folder for _, folder in sorted(found)]
+
+
+def resuming(config: Config) -> Config:
+    """Return the config set to resume its newest run; a new run if it has none with a checkpoint.
+
+    Runs of this name with another config are passed over. Raise ValueError if there are only those.
+    """
+    trainer = config.trainer
+    changed: list[str] = []
+    for run in reversed(runs_named(run_name(trainer), Path(trainer.output_dir))):
+        newest = checkpoints_in(run)[-1]
+        before = with_one_adapter(read_info(newest).get("config", {}))
+        # what the recipe leaves open, the run has set by its device, its data or its model
+        changed = [
+            line
+            for line in differences(before, dump(config), free_keys())
+            if not line.endswith(", now None")
+        ]
+        if not changed:
+            update = {"resume_from_checkpoint": str(newest)}
+            return config.model_copy(update={"trainer": trainer.model_copy(update=update)})
+    if changed:
+        raise ValueError(
+            f"--resume: {trainer.output_dir} holds runs named {run_name(trainer)}, all with "
+            f"another config; of the oldest, {changed[0]}: train without --resume, or name the run "
+            "in trainer.resume_from_checkpoint"
+        )
+    return config
 
 
 def find_resume(config: TrainerConfig) -> Path | None:

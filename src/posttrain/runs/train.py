@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ from posttrain.common import distributed
 from posttrain.common.batch import pack, sequences_of
 from posttrain.common.disk import check_space
 from posttrain.common.environment import versions
+from posttrain.common.files import write_text
+from posttrain.common.interrupt import Interrupted, listening
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
@@ -54,13 +57,18 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
         sampler = prepare_models(planned, run_dir)
         tracker = open_run(planned, run_dir)
         started = time.time()
+        write_run_info(planned, run_dir, started, {"state": "running"})
+        end = {"state": "finished"}
         try:
             execute(planned, assemble(planned, sampler, tracker))
+        except BaseException as error:
+            asked = isinstance(error, (Interrupted, KeyboardInterrupt))
+            end = {"state": "interrupted" if asked else "failed", "error": str(error)}
+            raise
         finally:
             close_engine(sampler)
-            tracker.close()
-            if distributed.rank() == 0:
-                write_run_info(planned, run_dir, started)
+            tracker.close(end["state"])
+            write_run_info(planned, run_dir, started, end)
     if distributed.rank() == 0:
         write_report([run_dir])
     return run_dir
@@ -124,10 +132,11 @@ def open_run(plan: Plan, run_dir: Path) -> Tracker:
         run_dir,
         plan.num_steps,
         config.trainer.logging_steps,
-        "tensorboard" in config.trainer.logger,
+        config.trainer.logger,
         distributed.rank(),
         first_step=0 if plan.resume is None else read_info(plan.resume)["step"],
         description=config.trainer.type,
+        tracking=config.tracking,
     )
 
 
@@ -168,7 +177,8 @@ def execute(plan: Plan, trainer: Trainer) -> None:
             assert trainer.evaluate is not None
             tracker.evaluation(0, trainer.evaluate(0))
             refuse_loss(gates, run_dir)  # a gate on an unknown metric fails here, not at the end
-        trainer.fit()
+        with listening() as trainer.signal:
+            trainer.fit()
     except EngineError as error:  # raised on all ranks, between two steps
         if trainer.step == 0:
             raise
@@ -236,12 +246,15 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
     )
 
 
-def write_run_info(plan: Plan, run_dir: Path, started: float) -> None:
-    """Write run.json: command, versions, duration, sizes."""
-    info = {
+def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, str]) -> None:
+    """Write run.json: state, command, versions, duration, sizes. Ranks other than 0 do nothing."""
+    if distributed.rank() != 0:
+        return
+    info: dict[str, Any] = state | {
+        "num_steps": plan.num_steps,
         "command": " ".join(sys.argv),
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
         "versions": versions(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -250,4 +263,4 @@ def write_run_info(plan: Plan, run_dir: Path, started: float) -> None:
     }
     if isinstance(plan.reward, Checked):
         info["reward"] = plan.reward.about()
-    (run_dir / "run.json").write_text(json.dumps(info, indent=1))
+    write_text(run_dir / "run.json", json.dumps(info, indent=1))

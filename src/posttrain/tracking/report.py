@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
@@ -15,12 +16,13 @@ from typing import Any, TypeVar
 import yaml
 
 from posttrain.common.files import finite
-from posttrain.tracking.tracker import OF_LABELS
 
 MAX_POINTS = 600
 MAX_VERDICT_BARS = 120
 MAX_SAMPLES_PER_KIND = 200
 MAX_TEXT = 12_000
+OF_LABELS = re.compile("eval_(confusion|precision|recall|f1)/")
+"""A classification's metrics for each label or pair of labels: too many for a line or a curve."""
 
 Json = dict[str, Any]
 Points = list[tuple[int, float]]
@@ -28,8 +30,13 @@ Metrics = dict[int, Json]
 Item = TypeVar("Item")
 
 
-def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the report of one run, or a comparison of several, and return its path."""
+def write_report(
+    run_dirs: Sequence[Path], output: Path | None = None, sweep: Json | None = None
+) -> Path:
+    """Write the report of one run, or a comparison of several, and return its path.
+
+    `sweep` describes a series whose runs they are: axes, metric, and the values of each run.
+    """
     if not run_dirs:
         raise ValueError("no run directory given: name at least one to report on")
     if output is None and len(run_dirs) > 1:
@@ -38,7 +45,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
     runs = [
         read_run(Path(path), name) for path, name in zip(run_dirs, run_names(run_dirs), strict=True)
     ]
-    page = render({"runs": runs})
+    page = render({"runs": runs, "sweep": sweep})
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8", newline="\n")
     return output

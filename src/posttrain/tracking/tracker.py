@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,10 @@ from rich.progress import (
 )
 
 from posttrain.common.console import CONSOLE
+from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.diagnosis import Diagnosis
+from posttrain.tracking.follower import Follower, save_commit, start_all
+from posttrain.tracking.report import OF_LABELS
 
 # Metrics on a line of the console, in this order, if the step has them.
 SHOWN = (
@@ -36,12 +39,9 @@ SHOWN = (
     "tokens_per_second",
 )
 
-# A classification's metrics for each label or pair of labels: too many for a line, in the report.
-OF_LABELS = re.compile("eval_(confusion|precision|recall|f1)/")
-
 
 class Tracker:
-    """Console, metrics.jsonl, samples.jsonl and TensorBoard of one run.
+    """Console, metrics.jsonl and samples.jsonl of one run, and the trackers that follow it.
 
     A rank other than 0 writes its samples, to a file of its own, and nothing else."""
 
@@ -50,24 +50,26 @@ class Tracker:
         run_dir: Path,
         num_steps: int,
         logging_steps: int,
-        tensorboard: bool,
+        logger: Sequence[str],
         rank: int = 0,
         first_step: int = 0,
         description: str = "",
+        tracking: TrackingConfig | None = None,
     ) -> None:
         self.run_dir, self.rank = run_dir, rank
         self.logging_steps, self.num_steps = logging_steps, num_steps
         samples = "samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl"
         self.samples = _reopen(run_dir / samples, first_step)
         self.metrics: TextIO | None = None
-        self.writer: Any = None
+        self.followers: list[Follower] = []
         if rank != 0:
             return
         self.metrics = _reopen(run_dir / "metrics.jsonl", first_step)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        if logger:
+            save_commit(run_dir)
+        self.followers, problems = start_all(run_dir, logger, tracking)
+        for problem in problems:
+            self.say(f"warning: {problem}")
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -121,14 +123,17 @@ class Tracker:
         if self.rank == 0:
             CONSOLE.print(text, markup=False)
 
-    def close(self) -> None:
-        """Close all files, and take the progress bar off the console."""
+    def close(self, state: str = "finished") -> None:
+        """Close all files, take the progress bar off the console, and wait for the trackers.
+
+        `state` is that of run.json: finished, failed or interrupted."""
         self.samples.close()
         if self.metrics is not None:
             self.progress.stop()
             self.metrics.close()
-        if self.writer is not None:
-            self.writer.close()
+        for follower in self.followers:
+            if problem := follower.finish(state):
+                self.say(f"warning: {problem}")
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         assert self.metrics is not None
@@ -139,9 +144,10 @@ class Tracker:
         )
         self.metrics.flush()
         self.samples.flush()
-        if self.writer is not None:
-            for name, value in finite.items():
-                self.writer.add_scalar(name, value, step)
+        for follower in list(self.followers):
+            if problem := follower.problem():
+                self.say(f"warning, step {step}: {problem}")
+                self.followers.remove(follower)
 
 
 def _reopen(path: Path, last_step: int) -> TextIO:

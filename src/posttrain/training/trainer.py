@@ -20,6 +20,7 @@ from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common import distributed
 from posttrain.common.batch import Batch, pack
+from posttrain.common.interrupt import Interrupted
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.data.source import Source
 from posttrain.model.config import ReferenceConfig
@@ -48,6 +49,10 @@ class Trainer:
     best: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    evaluation_due: bool = False
+    """Whether the evaluation of this step is still to come: an interrupted run saves before it."""
+    signal: Callable[[], int] = lambda: 0
+    """Returns the number of a signal that asked this process to stop, or 0."""
     adapted: dict[str, float] = field(default_factory=dict)
     """Keys of the config that the algorithm changes during the run, with their current values."""
     optimizer: torch.optim.AdamW = field(init=False)
@@ -68,15 +73,21 @@ class Trainer:
         return self.config.model_copy(update=self.adapted)
 
     def fit(self) -> None:
-        """Train to the last step, or until early stopping."""
+        """Train to the last step, or until early stopping.
+
+        Raises Interrupted, with a checkpoint saved, after a step in which a signal came.
+        """
         self.models.policy.train()
-        while self.step < self.num_steps:
-            started = time.perf_counter()
-            metrics = self.train_step()
-            metrics["step_time"] = time.perf_counter() - started
-            self.tracker.train(self.step, metrics)
+        while self.evaluation_due or self.step < self.num_steps:
+            if not self.evaluation_due:
+                started = time.perf_counter()
+                metrics = self.train_step()
+                metrics["step_time"] = time.perf_counter() - started
+                self.tracker.train(self.step, metrics)
+                self.evaluation_due = self._is_evaluation_due()
+            self._leave_if_asked()
             last = self.step == self.num_steps
-            stop = self._evaluate(last)
+            stop = self.evaluation_due and self._evaluate()
             every = self.config.save_steps
             if last or stop or (every is not None and self.step % every == 0):
                 self.checkpoints.save(self)
@@ -203,11 +214,29 @@ class Trainer:
         last = self.checkpoints.newest()
         return f"; the last checkpoint is {last}" if last else "; there is no checkpoint yet"
 
-    def _evaluate(self, last: bool) -> bool:
-        """Evaluate if an evaluation is due, and return whether training should stop early."""
+    def _is_evaluation_due(self) -> bool:
         every = self.config.eval_steps
-        if self.evaluate is None or every is None or not (last or self.step % every == 0):
+        if self.evaluate is None or every is None:
             return False
+        return self.step == self.num_steps or self.step % every == 0
+
+    def _leave_if_asked(self) -> None:
+        """Save and raise Interrupted if a signal came, to any rank, and there is work left."""
+        signum = max(distributed.all_gather(self.signal()))
+        if signum == 0 or not (self.evaluation_due or self.step < self.num_steps):
+            return
+        self.checkpoints.save(self)
+        run_dir = self.tracker.run_dir
+        raise Interrupted(
+            f"stopped after step {self.step} of {self.num_steps}, which is saved: resume with "
+            f"--resume, or trainer.resume_from_checkpoint={run_dir}",
+            signum,
+        )
+
+    def _evaluate(self) -> bool:
+        """Evaluate, and return whether training should stop early."""
+        assert self.evaluate is not None
+        self.evaluation_due = False
         metrics = self.evaluate(self.step)
         self.models.policy.train()
         self.tracker.evaluation(self.step, metrics)
@@ -238,6 +267,7 @@ class Trainer:
             "best": self.best,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "evaluation_due": self.evaluation_due,
             "adapted": self.adapted,
             "source": self.source.state_dict(),
         }
@@ -247,6 +277,7 @@ class Trainer:
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
+        self.evaluation_due = state.get("evaluation_due", False)  # since version 0.2
         self.adapted = state["adapted"]
         self.source.load_state_dict(state["source"])
 

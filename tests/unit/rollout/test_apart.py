@@ -31,15 +31,16 @@ def _no_gradients():
         ("Falcon (alibi)", "padded"),
         ("Mamba", "padded"),
         ("LFM2", "padded"),
-        ("MiniMax", "equal"),
-        ("RWKV", "alone"),
+        ("MiniMax", "padded"),
+        ("RecurrentGemma", "joined"),
+        ("RWKV", "joined"),
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_row_has_the_log_probs_of_a_forward_pass(name, batches, temperature):
     policy = architectures.policy(name).eval()
     way = way_of(policy)
-    assert way == Way(batches, True)
+    assert way == Way(batches, True, generated=False)
     params = SamplingParams(12, tuple(range(3, architectures.VOCAB, 5)), temperature)
     rollouts = generate_apart(policy, way, PROMPTS, params, range(7), 4)
     assert [r.prompt_ids for r in rollouts] == PROMPTS
@@ -56,7 +57,7 @@ def test_each_row_has_the_log_probs_of_a_forward_pass(name, batches, temperature
         assert r.finish_reason == "stop" or ended == 11
 
 
-@pytest.mark.parametrize("name", ["GPT-J", "Mamba", "MiniMax"])
+@pytest.mark.parametrize("name", ["GPT-J", "Mamba", "MiniMax", "RecurrentGemma", "RWKV"])
 def test_a_row_does_not_depend_on_the_call_that_it_is_in(name):
     policy = architectures.policy(name).eval()
     way, params = way_of(policy), SamplingParams(10, (architectures.STOP,), 1.0)
@@ -68,7 +69,7 @@ def test_a_row_does_not_depend_on_the_call_that_it_is_in(name):
     assert [r.response_ids for r in part] == [r.response_ids for r in plain[2:5]]
 
 
-@pytest.mark.parametrize("batches", ["padded", "equal", "alone"])
+@pytest.mark.parametrize("batches", ["padded", "joined", "equal", "alone"])
 @pytest.mark.parametrize("lengths", [[], [3], [5, 1, 5, 2, 2, 5, 9], [4] * 9])
 @pytest.mark.parametrize("rows", [1, 2, 64])
 def test_every_prompt_is_in_one_call(batches, lengths, rows):
@@ -77,7 +78,7 @@ def test_every_prompt_is_in_one_call(batches, lengths, rows):
     for call in calls:
         assert len(call) <= (1 if batches == "alone" else rows)
         assert batches != "equal" or len({lengths[i] for i in call}) == 1
-    if batches == "padded":
+    if batches in ("padded", "joined"):
         assert len(calls) == -(-len(lengths) // rows)
 
 

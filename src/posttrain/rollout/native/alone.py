@@ -1,9 +1,10 @@
-"""Sampling by transformers' `generate`, with the model's own cache.
+"""Sampling by the model's own code and with its own cache, without the engine.
 
-For architectures whose rows cannot share a cache here: state-space models, attention of their own,
-rotations that depend on the length. Rows share a batch, padded on the left, if that gives the
-log-probs of a forward pass; if not, those of equal length do; if not, each runs on its own. Slower
-than the cache of this package, since rows that have finished stay until all have.
+For architectures whose rows cannot share the engine's cache: state-space models, attention of their
+own. Rows share a batch, padded on the left, if that gives the log-probs of a forward pass; if not,
+prompts of equal length are read together, and their states are joined (`own_cache`). What cannot
+run so is left to transformers' `generate`, at worst one row at a time. Slower than the engine,
+since rows that have finished stay until all have.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.many_adapters import using
 from posttrain.model.probe import CODE_FAILS, gap, probe_rows
-from posttrain.model.quirks import forget_lengths
+from posttrain.model.quirks import forget_lengths, forget_rows
 from posttrain.model.suited import positions
 from posttrain.rollout.native.choose import noise_of, sample
+from posttrain.rollout.native.own_cache import decode
 from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 PROBED = 6
@@ -34,15 +36,20 @@ PROBED = 6
 
 @dataclass(frozen=True)
 class Way:
-    """How transformers' `generate` is called for an architecture."""
+    """How the completions of an architecture are sampled."""
 
-    batches: Literal["padded", "equal", "alone"]
-    """Which completions share a call: any, those of equally long prompts, or none."""
+    batches: Literal["padded", "joined", "equal", "alone"]
+    """Which share a batch: any, padded; any, once prompts of equal length have been read together;
+    those of equally long prompts; or none."""
     cached: bool
     """Whether the model's cache is used; without it, all of a sequence runs again every token."""
+    generated: bool = True
+    """Whether transformers' `generate` runs the steps, and not `own_cache`."""
 
 
 WAYS = (
+    Way("padded", True, False),
+    Way("joined", True, False),
     Way("padded", True),
     Way("equal", True),
     Way("alone", True),
@@ -84,26 +91,27 @@ def generate_apart(
     finished: Finished = lambda place, rollout: None,
     rows: Tensor | None = None,
 ) -> list[Rollout]:
-    """Return one completion per prompt, by calls of at most `max_num_seqs` rows.
+    """Return one completion per prompt, in batches of at most `max_num_seqs` rows.
 
     `rows` [N] is the adapter of each prompt (`many_adapters`)."""
     rollouts: dict[int, Rollout] = {}
     for places in _calls(way, [len(prompt) for prompt in prompts], max_num_seqs):
         own = None if rows is None else rows[places]
         chosen = [prompts[i] for i in places], [seeds[i] for i in places]
-        for i, rollout in zip(places, _call(policy, *chosen, params, way.cached, own)):
+        for i, rollout in zip(places, _call(policy, way, *chosen, params, own)):
             rollouts[i] = rollout
             finished(i, rollout)
     return [rollouts[i] for i in range(len(prompts))]
 
 
 def _calls(way: Way, lengths: list[int], max_num_seqs: int) -> list[list[int]]:
-    """Return the places of the prompts that share a call, those of similar length together."""
+    """Return the places of the prompts that share a batch, those of similar length together."""
     size = 1 if way.batches == "alone" else max_num_seqs
     calls: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         fits = calls and len(calls[-1]) < size
-        if fits and (way.batches == "padded" or lengths[calls[-1][0]] == lengths[i]):
+        equal = way.batches == "equal"
+        if fits and (not equal or lengths[calls[-1][0]] == lengths[i]):
             calls[-1].append(i)
         else:
             calls.append([i])
@@ -112,58 +120,88 @@ def _calls(way: Way, lengths: list[int], max_num_seqs: int) -> list[list[int]]:
 
 @dataclass
 class Draw:
-    """What `generate` calls with the scores of every step: chooses the tokens.
+    """Chooses the tokens of every step, and keeps them.
 
-    An object, not a function, whose signature `generate` takes milliseconds to find every step."""
+    `generate` calls it with the scores. An object, not a function, whose signature it would take
+    milliseconds to find every step."""
 
     params: SamplingParams
     noise: Tensor  # [B, max_new_tokens]
+    alive: Tensor  # [B] bool, False once a row has a stop token
     tokens: list[Tensor] = field(default_factory=list)  # [B] of each step
     logprobs: list[Tensor] = field(default_factory=list)  # [B] of each step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Choose the next tokens, and leave `generate` no other choice."""
-        drawn = sample(scores.float(), self.params, self.noise[:, len(self.tokens)])
+        tokens = self.tokens_from(scores.float())
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
+
+    def tokens_from(self, logits: Tensor) -> Tensor:
+        """Return the next tokens [B] from logits [B, vocab]."""
+        drawn = sample(logits, self.params, self.noise[:, len(self.tokens)])
         self.tokens.append(drawn.tokens)
         self.logprobs.append(drawn.logprobs)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn.tokens[:, None], 0.0)
+        return drawn.tokens
+
+    def tokens_until_ended(self, logits: Tensor) -> Tensor | None:
+        """Return the next tokens [B] from logits [B, vocab], None if all rows have ended."""
+        tokens = self.tokens_from(logits)
+        for stop in self.params.stop_token_ids:
+            self.alive &= tokens != stop
+        return tokens if bool(self.alive.any()) else None
 
 
 def _call(
     policy: LanguageModel,
+    way: Way,
     prompts: list[list[int]],
     seeds: list[int],
     params: SamplingParams,
-    cached: bool,
     rows: Tensor | None,
 ) -> list[Rollout]:
-    """Return the completions of one call of `generate`, prompts padded on the left."""
+    """Return the completions of one batch."""
+    device, count = next(policy.parameters()).device, params.max_new_tokens
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    draw = Draw(params, noise_of(seeds, [params] * len(seeds), device), alive)
+    with _as_loaded(policy):
+        if way.generated:
+            _generate(policy, prompts, draw, way.cached, rows)
+        else:
+            together = _calls(EQUAL, list(map(len, prompts)), len(prompts))
+            parts = together if way.batches == "joined" else [range(len(prompts))]
+            decode(policy, prompts, parts, count, draw.tokens_until_ended, rows)
+    ids, values = torch.stack(draw.tokens, 1).tolist(), torch.stack(draw.logprobs, 1).tolist()
+    return [_ended(policy, prompts[i], ids[i], values[i], params) for i in range(len(prompts))]
+
+
+def _generate(
+    policy: LanguageModel, prompts: list[list[int]], draw: Draw, cached: bool, rows: Tensor | None
+) -> None:
+    """Run transformers' `generate`, prompts padded on the left, with the tokens that are drawn."""
     import transformers
 
     model: Any = policy.causal_lm()
-    device = next(policy.parameters()).device
-    draw = Draw(params, noise_of(seeds, [params] * len(seeds), device))
+    device = draw.noise.device
     width = max(map(len, prompts))
     inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     mask = torch.arange(width, device=device) >= width - lengths[:, None]
     config = transformers.GenerationConfig(
         do_sample=False,
-        max_new_tokens=params.max_new_tokens,
-        eos_token_id=list(params.stop_token_ids) or None,
+        max_new_tokens=draw.params.max_new_tokens,
+        eos_token_id=list(draw.params.stop_token_ids) or None,
         pad_token_id=0,
         use_cache=cached,
     )
-    with _as_loaded(policy), using(policy, rows):
+    with using(policy, rows):
         forget_lengths(policy.backbone(), inputs[:1])
+        forget_rows(model, len(prompts))
         model.generate(
             inputs,
             attention_mask=mask.long(),
             generation_config=config,
             logits_processor=transformers.LogitsProcessorList([draw]),
         )
-    ids, values = torch.stack(draw.tokens, 1).tolist(), torch.stack(draw.logprobs, 1).tolist()
-    return [_ended(policy, prompts[i], ids[i], values[i], params) for i in range(len(prompts))]
 
 
 def _ended(

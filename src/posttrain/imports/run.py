@@ -1,0 +1,58 @@
+"""An import from its request to the draft of a recipe."""
+
+from __future__ import annotations
+
+import re
+
+from posttrain.imports.draft import Draft
+from posttrain.imports.read import Request, source_of
+
+
+ENVIRONMENT = (
+    "env.CUDA_* env.NCCL_* env.GLOO_* env.TORCH_* env.PYTORCH_* env.TOKENIZERS_PARALLELISM "
+    "env.OMP_NUM_THREADS env.VLLM_* env.RAY_* env.HYDRA_* env.WANDB_* env.TRANSFORMERS_* env.HF_* "
+    "env.PYTHON* env.ASCEND_* env.HCCL_* env.HIP_* env.ROCR_* env.DISABLE_VERSION_CHECK env.PATH "
+    "env.LD_* env.FORCE_TORCHRUN env.NNODES env.NODE_RANK env.MASTER_* env.NPROC_PER_NODE "
+    "env.TRITON_* env.ACCELERATE_* env.LOGLEVEL env.TASK_QUEUE_ENABLE env.CPU_AFFINITY_CONF "
+    "env.DS_* env.SETUPTOOLS_*"
+).split()
+"""Variables that tell a machine, not a method, from another."""
+
+
+def import_request(
+    request: Request,
+    name: str | None = None,
+    method: str | None = None,
+    processes: int | None = None,
+) -> Draft:
+    """Return the draft of a recipe, with a line for every key of the request.
+
+    `name` is the framework and `method` its training method, if the request shows neither. Raises
+    ValueError if the framework is not known, or the method is not."""
+    _, source = source_of(request, name)
+    program = method or _method(request, source.programs) or source.method_of(request.settings)
+    if source.needs_method and program not in source.needs_method:
+        problem = f"no method {program}" if program else "the file does not name the method"
+        choices = ", ".join(source.needs_method)
+        raise ValueError(f"{request.origin}: {problem}: say which with --method ({choices})")
+    settings = {**request.settings, **_environment(request)}
+    draft = Draft(source.title, settings, program, processes or request.processes or 1,
+                  request.folders)
+    source.convert(draft)
+    draft.skip("of the machine: set it again if this one needs it", *ENVIRONMENT)
+    draft.finish()
+    return draft
+
+
+def _method(request: Request, programs: tuple[str, ...]) -> str:
+    """Return the method that a command names, if a group of the source's expressions catches it."""
+    for program in programs:
+        match = re.search(rf"(?:^|[\s/]){program}$", request.command)
+        if match and match.groups():
+            return str(match.group(1))
+    return ""
+
+
+def _environment(request: Request) -> dict[str, str]:
+    """Return the variables that a script exports, as keys: how processes run is left out."""
+    return {f"env.{name}": value for name, value in request.environment.items()}

@@ -1,0 +1,165 @@
+"""What a folder of runs holds: the state of each run, its step, a metric and its size."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.common.disk import size
+from posttrain.common.lock import is_written
+
+STATES = ("running", "finished", "failed", "interrupted", "killed")
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read: a long run has gigabytes
+METRICS = ("eval_accuracy", "eval_reward", "eval_loss", "reward", "loss")
+"""The metric that is shown: the first of these that a run has, after that of early stopping."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run in a folder."""
+
+    folder: Path
+    method: str
+    model: str
+    state: str
+    """One of STATES; killed if it says running and no process writes to it."""
+    step: int
+    num_steps: int | None
+    metric: str | None
+    value: float | None
+    num_bytes: int
+    updated: float
+    """Time of its last line of metrics, in seconds since 1970."""
+    error: str | None
+
+
+def runs_in(folder: Path) -> list[Listed]:
+    """Return the runs in a folder and in the folders in it, newest first.
+
+    Raise ValueError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name one that holds runs")
+    return sorted(map(read, run_folders(folder)), key=lambda run: run.updated, reverse=True)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """Return the run directories in a folder, which may be one itself."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "metrics.jsonl" in files or {"run.json", "config.yaml"} <= set(files):
+            found.append(Path(place))
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return found
+
+
+def read(folder: Path) -> Listed:
+    """Return what is known of one run; what is damaged or missing is left out."""
+    info, config = _json(folder / "run.json"), _yaml(folder / "config.yaml")
+    trainer = _section(config, "trainer")
+    lines = list(_last_lines(folder / "metrics.jsonl"))
+    metric, value = _metric(lines, _section(trainer, "early_stopping").get("metric"))
+    steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
+    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
+    num_steps = info.get("num_steps")
+    step = max(steps, default=0)
+    model = _section(config, "model")
+    return Listed(
+        folder,
+        str(trainer.get("type", "?")),
+        str(model.get("name") or ("random weights" if "scratch" in model else "?")),
+        _state(folder, info),
+        step,
+        num_steps if isinstance(num_steps, int) else None,
+        metric,
+        value,
+        _num_bytes(folder),
+        max(times, default=folder.stat().st_mtime),
+        str(info["error"]) if info.get("error") else None,
+    )
+
+
+def table(runs: Iterable[Listed], root: Path) -> str:
+    """Return a line for each run, under a heading."""
+    rows = [("run", "method", "state", "step", "metric", "size", "last metrics")]
+    for run in runs:
+        name = str(run.folder.relative_to(root)) if run.folder != root else run.folder.name
+        steps = f"{run.step}/{run.num_steps}" if run.num_steps else str(run.step)
+        value = "" if run.value is None else f"{run.metric} {run.value:.4g}"
+        when = datetime.fromtimestamp(run.updated).strftime("%Y-%m-%d %H:%M")
+        rows.append((name, run.method, run.state, steps, value, size(run.num_bytes), when))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _state(folder: Path, info: dict[str, Any]) -> str:
+    if is_written(folder):
+        return "running"
+    state = info.get("state", "finished" if "finished" in info else "killed")
+    return "killed" if state not in STATES or state == "running" else str(state)
+
+
+def _metric(lines: list[dict[str, Any]], chosen: str | None) -> tuple[str | None, float | None]:
+    """Return the last value of the chosen metric, or of the first of METRICS that there is."""
+    for name in (chosen, *METRICS):
+        for line in reversed(lines):
+            if isinstance(value := line.get(name or ""), int | float):
+                return name, float(value)
+    return None, None
+
+
+def _last_lines(file: Path) -> Iterable[dict[str, Any]]:
+    try:
+        with file.open("rb") as handle:
+            start = max(0, handle.seek(0, os.SEEK_END) - TAIL)
+            handle.seek(start)
+            parts = handle.read().split(b"\n")[1 if start else 0 :]
+    except OSError:
+        return
+    for part in parts:
+        try:
+            line = json.loads(part)
+        except ValueError:
+            continue  # cut off: the run is writing it, or was killed
+        if isinstance(line, dict):
+            yield line
+
+
+def _num_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue  # removed while a run saves its next checkpoint
+    return total
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name)
+    return section if isinstance(section, dict) else {}

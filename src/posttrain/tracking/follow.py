@@ -1,0 +1,184 @@
+"""The process that shows a run's metrics.jsonl in one tracker, while the file grows.
+
+    python -m posttrain.tracking.follow RUN NAME SETTINGS
+
+The run writes a word to the standard input when it ends. If it dies without one, what it wrote
+still reaches the tracker. A failure is tried again from the start of the file, since a tracker
+takes only what it lacks, and the last one is the last line of the log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.common.files import write_text
+from posttrain.common.lock import writing
+from posttrain.tracking.config import TrackingConfig
+from posttrain.tracking.report import read_config, read_json
+from posttrain.tracking.views import tracker_named
+from posttrain.tracking.views.view import CREDENTIALS, Facts, Line, State, without_passwords
+
+LOOK_EVERY = 0.5  # seconds
+END_WITHIN = 120
+"""Seconds that a tracker has after the end of the run."""
+RETRY_AFTER = (5.0, 60.0, 300.0)
+"""Seconds before an attempt after a failure; then the run goes on without this tracker."""
+LINES_AT_ONCE = 2000
+STATES: dict[str, State] = {"finished": "finished", "failed": "failed"}
+"""What becomes of the run's last word; a run without one, or interrupted, is killed."""
+SECRET = re.compile("key|token|secret|passw|credential|auth", re.IGNORECASE)
+"""Found in the names of variables of the environment that hold secrets."""
+
+
+def tracker_folder(run_dir: Path, name: str) -> Path:
+    """Return the folder of a run with what is to remember about one of its trackers."""
+    return run_dir / "trackers" / name
+
+
+@dataclass
+class Reader:
+    """The lines of a file that grows."""
+
+    path: Path
+    offset: int = 0
+    number: int = 0
+
+    def next_lines(self) -> list[Line]:
+        """Return the next complete lines, at most LINES_AT_ONCE; none if there are no more yet."""
+        lines: list[Line] = []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            while len(lines) < LINES_AT_ONCE and (raw := file.readline()).endswith(b"\n"):
+                self.offset += len(raw)
+                values: dict[str, Any] = json.loads(raw)
+                step, moment = int(values.pop("step")), float(values.pop("time", 0.0))
+                metrics = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
+                lines.append(Line(self.number, step, moment, metrics))
+                self.number += 1
+        return lines
+
+
+@dataclass
+class Run:
+    """The run that is followed, and how it ended."""
+
+    word: str = ""
+    """What it has written to the standard input."""
+    parent: int = field(default_factory=os.getppid)
+    closed: bool = False
+
+    def wait(self, seconds: float) -> State | None:
+        """Return the run's end, or None if it has not come within some seconds."""
+        if not self.closed and select.select([sys.stdin], [], [], seconds)[0]:
+            part = os.read(sys.stdin.fileno(), 100).decode()
+            self.word += part
+            self.closed = not part
+        # a process that the run has forked may keep the pipe open
+        if self.closed or os.getppid() != self.parent:
+            return STATES.get(self.word.strip(), "killed")
+        return None
+
+
+def follow(run_dir: Path, name: str, settings: TrackingConfig, run: Run) -> None:
+    """Show a run in a tracker until it ends. Raises what the last attempt raised."""
+    facts = gather(run_dir, name, settings)
+    failures = 0
+    while True:
+        reader = Reader(run_dir / "metrics.jsonl")
+        try:
+            show(reader, facts, name, run)
+            return
+        except Exception as error:
+            failures = 1 if reader.number > 0 and failures == 0 else failures + 1
+            if failures > len(RETRY_AFTER) or run.wait(0) is not None:
+                raise
+            print(hide(f"{type(error).__name__}: {error}"), flush=True)
+            until = time.monotonic() + RETRY_AFTER[failures - 1]
+            while time.monotonic() < until and run.wait(LOOK_EVERY) is None:
+                pass
+
+
+def show(reader: Reader, facts: Facts, name: str, run: Run) -> None:
+    """Open the tracker, give it all lines, and close it after the run's end."""
+    view = tracker_named(name).open(facts)
+    end: State | None = None
+    while True:
+        end = end or run.wait(0)
+        lines = reader.next_lines()
+        if lines:
+            view.add(lines)
+        elif end is not None:
+            # what hangs now would keep the user waiting: the default action ends the process
+            signal.alarm(END_WITHIN)
+            view.close(end)
+            return
+        else:
+            run.wait(LOOK_EVERY)
+
+
+def gather(run_dir: Path, name: str, settings: TrackingConfig) -> Facts:
+    """Return what a tracker receives of a run. The id is that of an earlier part of the run.
+
+    A copy of a folder under another name is another run, and gets an id of its own.
+    """
+    file = tracker_folder(run_dir, name) / "run.json"
+    saved = read_json(file, dict)
+    if saved.get("run") != run_dir.name:
+        saved = {"run": run_dir.name, "id": secrets.token_hex(8)}
+        write_text(file, json.dumps(saved))
+    commit = read_json(run_dir / "trackers" / "commit.json", dict).get("commit")
+    config = without_passwords(read_config(run_dir / "config.yaml"))
+    return Facts(run_dir, saved["id"], settings, config, commit)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no earlier process, of a part of the run that was killed, shows the run."""
+    until = time.monotonic() + 2 * END_WITHIN
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(writing(folder))
+                break
+            except ValueError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(LOOK_EVERY)
+        yield
+
+
+def hide(text: str) -> str:
+    """Return a text without passwords in addresses and without values of secret variables."""
+    for variable, value in os.environ.items():
+        if SECRET.search(variable) and len(value) >= 6:
+            text = text.replace(value, "***")
+    return CREDENTIALS.sub("***@", text)
+
+
+def main(run_dir: Path, name: str, settings: str) -> None:
+    """Follow a run, and exit with 1 after a failure."""
+    try:
+        with alone(tracker_folder(run_dir, name)):
+            follow(run_dir, name, TrackingConfig.model_validate_json(settings), Run())
+    except Exception as error:
+        print(hide(traceback.format_exc()))
+        print(" ".join(hide(f"{type(error).__name__}: {error}").split()), flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # the library's own threads may hang
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,123 @@
+"""The run's side of its trackers: a process for each, whose failure never ends the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain.common.files import write_text
+from posttrain.tracking.config import TrackingConfig
+from posttrain.tracking.follow import END_WITHIN, SECRET, tracker_folder
+from posttrain.tracking.views import tracker_named
+
+PATIENCE = END_WITHIN + 10.0
+"""Seconds to wait for a process that ends by itself after END_WITHIN."""
+
+
+@dataclass
+class Follower:
+    """A process that shows a run in a tracker."""
+
+    name: str
+    run_dir: Path
+    process: subprocess.Popen[str]
+
+    def problem(self) -> str | None:
+        """Return in one line that the process has ended before the run, and why; else None."""
+        return None if self.process.poll() is None else self._lost()
+
+    def finish(self, state: str, patience: float | None = PATIENCE) -> str | None:
+        """Say that the run has ended and wait; return in one line what went wrong, or None."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(state)
+            self.process.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self.stop()
+        return None if self.process.returncode == 0 else self._lost()
+
+    def stop(self) -> None:
+        """End the process, with what it has started, if it has not ended."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def _lost(self) -> str:
+        lines = log_of(self.run_dir, self.name).read_text(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "no reason given"
+        if self.process.returncode < 0:
+            reason = f"not everything had arrived {END_WITHIN} s after the end"
+        return (
+            f"{self.name} does not show this run completely ({reason[:300]}): "
+            "`posttrain track` adds what is missing"
+        )
+
+
+def log_of(run_dir: Path, name: str) -> Path:
+    """Return the file that the output of a tracker's library goes to."""
+    return tracker_folder(run_dir, name) / "log.txt"
+
+
+def start(run_dir: Path, name: str, settings: TrackingConfig | None) -> Follower:
+    """Start to show a run in a tracker. Raises OSError if no process can be started."""
+    tracker = tracker_named(name)
+    log = log_of(run_dir, name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    keep = {
+        variable: value
+        for variable, value in os.environ.items()
+        if not SECRET.search(variable) or variable.startswith(tracker.variables)
+    }
+    text = (settings or TrackingConfig()).model_dump_json()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{__package__}.follow", str(run_dir), name, text],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**tracker.environment(run_dir), **keep},
+            start_new_session=True,  # Ctrl-C is for the run, which says when it ends
+        )
+    return Follower(name, run_dir, process)
+
+
+def save_commit(run_dir: Path) -> None:
+    """Write the commit of the repository that the run is started in, if there is one."""
+    file = run_dir / "trackers" / "commit.json"
+    if file.exists():
+        return
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return
+    if done.returncode == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"commit": done.stdout.strip()}))
+
+
+def start_all(
+    run_dir: Path, names: Iterable[str], settings: TrackingConfig | None
+) -> tuple[list[Follower], list[str]]:
+    """Start the run's trackers; return them, and a line for each that could not be started."""
+    followers, problems = [], []
+    for name in dict.fromkeys(names):
+        try:
+            followers.append(start(run_dir, name, settings))
+        except OSError as error:
+            problems.append(f"{name} does not show this run: {error}")
+    return followers, problems
