@@ -63,6 +63,7 @@ LAZY = {
     "posttrain.model.adapters.reft": "its settings are read without torch",
     "posttrain.model.gguf.cache": "the name of a model is resolved without numpy",
     "posttrain.cli.export": "start-up time: a command loads what it needs",
+    "posttrain.cli.track": "the same",
     "posttrain.cli.experiments": "the same",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
@@ -90,6 +91,10 @@ HEAVY = {
     "importlib",
     "gguf",
     "huggingface_hub",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "trackio",
     "optuna",
     # in programs sent to the sandbox
     "fcntl",

@@ -118,7 +118,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "BitNet": ("bitnet", {}),
     "DiffLlama": ("diffllama", {}),
-    "HRM-Text": ("hrm_text", {"num_layers_per_stack": 1, "H_cycles": 1, "L_cycles": 2}),
+    "HRM-Text": ("hrm_text", {"num_hidden_layers": 1, "H_cycles": 1, "L_cycles": 2}),
     "BERT (generation)": ("bert-generation", {"is_decoder": True}),
     "Falcon-Mamba": ("falcon_mamba", {"state_size": 8}),
     "Nemotron-H": (
@@ -129,5 +129,5 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Zamba": ("zamba", ZAMBA | {"mamba_dt_rank": 4, "n_mamba_heads": 2}),
     "RWKV": ("rwkv", {"attention_hidden_size": 32, "context_length": LIMIT}),
-    "xLSTM": ("xlstm", {"num_heads": 4, "num_blocks": 2, "chunk_size": 16}),
+    "xLSTM": ("xlstm", {"hidden_size": 128, "num_heads": 4, "num_blocks": 2, "chunk_size": 16}),
 }

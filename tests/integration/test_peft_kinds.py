@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vera": {"r": 8, "vera_dropout": 0.1},
     "waveft": {"n_frequency": 20},
     "loha": {"r": 2, "rank_dropout": 0.1},
-    "lora": {"lr_ratio": 4, "modules_to_save": ["norm"], "rank_pattern": {"q_proj": 2}},
+    "lora": {"lr_ratio": 4, "modules_to_save": ["model.norm"], "rank_pattern": {"q_proj": 2}},
 }
 RANKED = ("deft", "delora", "glora", "gralora", "hira", "hra", "lora", "rslora", "dora", "pissa")
 RANKED += ("olora", "miss", "peanut", "randlora", "shira")

@@ -22,14 +22,18 @@ def import_(
     ],
     framework: Annotated[
         str | None,
-        typer.Option("--from", help="The framework, if it cannot be told: docs/guide/coming_from.md."),
+        typer.Option(
+            "--from", help="The framework, if it cannot be told: docs/guide/coming_from.md."
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="The training method, if the file does not name it.")
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that trained together; by default as the command says."),
+        typer.Option(
+            min=1, help="Processes that trained together; by default as the command says."
+        ),
     ] = None,
     command: Annotated[
         int | None, typer.Option(min=1, help="Which of a script's training commands, from 1.")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from posttrain import __version__
-from posttrain.cli import chat, data, export, generate, import_, models, runs, serve, weights
+from posttrain.cli import chat, data, export, generate, import_, models, runs, serve, track, weights
 from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
 from posttrain.common.interrupt import Interrupted
+from posttrain.common.secrets import load_env_files
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says of memory, of a GPU or of the machine, that is used up."""
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 runs.add_to(app)
 import_.add_to(app)
+track.add_to(app)
 models.add_to(app)
 generate.add_to(app)
 chat.add_to(app)
@@ -54,6 +57,9 @@ def options(
     ] = False,
 ) -> None:
     """Post-training of language models: train, evaluate, sample."""
+    # before any command imports a library that reads the environment when it is imported
+    recipes = [Path(word) for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))]
+    load_env_files(*[recipe.expanduser().parent for recipe in recipes if recipe.is_file()], Path())
 
 
 def main() -> None:

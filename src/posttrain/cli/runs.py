@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from posttrain.cli.aliases import Config, Override, recipe_of
 from posttrain.cli.experiments import (
     Model,
     ModelIndex,
@@ -23,8 +24,12 @@ PANEL = "Training"
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file; one file is one run.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A YAML file; one file is one run.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
+    config_file: Config = None,
+    override: Override = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything; train nothing and write nothing."),
@@ -48,7 +53,8 @@ def train(
     from posttrain.model.folder import best_or_newest
     from posttrain.runs.config import parse_config
 
-    tree = read_tree(recipe, overrides, output_dir)
+    recipe, changes = recipe_of(recipe, config_file, overrides, override)
+    tree = read_tree(recipe, changes, output_dir)
     if "models" in tree or retrain or model is not None or model_index is not None:
         train_models(tree, recipe, model, model_index, dry_run, retrain)
         return

@@ -63,9 +63,17 @@ def not_yaml(error: yaml.YAMLError) -> str:
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the tree, changed in place by overrides of the form section.key=value."""
+    """Return the tree, changed in place by overrides of the form section.key=value.
+
+    Hydra's +key=value and ++key=value set a key too, whether the tree has it or not."""
     for override in overrides:
         key, equals, value = override.partition("=")
+        if key.startswith("~"):
+            raise ValueError(
+                f"override {override!r}: keys are not removed on the command line: set the key to "
+                "null, or remove it from the file"
+            )
+        key = key.removeprefix("+").removeprefix("+")
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form section.key=value")
         set_key(tree, key, parse_value(override, value), override)

@@ -28,6 +28,7 @@ from posttrain.model.folder import (
     is_adapter,
     refuse_reft,
 )
+from posttrain.model.integrity import check_tensors
 
 Method = Literal["linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude"]
 METHODS = ("linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude")
@@ -39,6 +40,7 @@ REFUSED = {
     "modules_to_save": "an adapter that trains layers whole (modules_to_save)",
     "trainable_token_indices": "an adapter that trains tokens (trainable_token_indices)",
     "lora_bias": "a LoRA with biases",
+    "bias": "an adapter that trains biases (bias)",
 }
 CHANGE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Beginnings of PEFT's starts (init_lora_weights) that take something out of the base's weights."""
@@ -55,7 +57,11 @@ class Low:
 
 
 def read_lora(folder: str) -> Low:
-    """Return an adapter's matrices; raise ValueError unless it is a plain LoRA of linear layers."""
+    """Return an adapter's matrices; raise ValueError unless it is a plain LoRA of linear layers.
+
+    Its settings must describe what is in the file, as where it is loaded beside its base."""
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
     from safetensors.torch import load_file
 
     refuse_reft(folder, "merged with others")
@@ -67,7 +73,7 @@ def read_lora(folder: str) -> Low:
     if config["peft_type"] != "LORA":
         raise ValueError(f"{folder} is an adapter of the kind {config['peft_type']}, not a LoRA")
     for key, what in REFUSED.items():
-        if config.get(key):
+        if config.get(key) not in (None, False, "none", [], {}):
             raise ValueError(f"{folder} is {what}, which cannot be merged with others")
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(CHANGE_BASE):
@@ -76,9 +82,15 @@ def read_lora(folder: str) -> Low:
             "be merged with others: save it in PEFT with "
             "path_initial_model_for_weight_conversion, as a plain LoRA"
         )
+    if config.get("task_type") == "SEQ_CLS":
+        raise ValueError(
+            f"{folder} is an adapter of a reward model or classifier, whose head cannot be merged "
+            "with others"
+        )
+    check_tensors(Path(folder) / "adapter_model.safetensors")
     refuse_not_finite(folder)
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    pairs = {}
+    pairs, settings = {}, PeftConfig.from_pretrained(folder)
     for name in sorted(tensors):
         layer = name.removeprefix(ADAPTER_PREFIX).removesuffix(LOW)
         if name.endswith(HIGH):
@@ -89,18 +101,30 @@ def read_lora(folder: str) -> Low:
                 f"{folder} holds {name}, which is no low-rank matrix of a linear layer"
             )
         low = tensors[name].float()
+        rank = of_layer(config, "rank_pattern", layer, config["r"])
+        if len(low) != rank or not check_target_module_exists(settings, layer):
+            says = f"the rank {rank}" if len(low) != rank else "other target_modules"
+            raise ValueError(
+                f"{folder} holds a matrix of the rank {len(low)} for {layer}, and its "
+                f"adapter_config.json names {says}: the two files are not of one adapter"
+            )
         pairs[layer] = (low, high.float() * scale(config, layer, len(low)))
     if not pairs:
         raise ValueError(f"{folder} holds no low-rank matrices")
     return Low(config, base_model(folder), pairs)
 
 
-def scale(config: dict[str, Any], layer: str, rank: int) -> float:
-    """Return what PEFT multiplies a layer's product by: alpha / r, or alpha / sqrt(r)."""
+def of_layer(config: dict[str, Any], pattern: str, layer: str, otherwise: Any) -> Any:
+    """Return what a pattern of an adapter's settings says of a layer, by PEFT's rule."""
     from peft.utils.other import get_pattern_key
 
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
+    values = config.get(pattern) or {}
+    return values.get(get_pattern_key(list(values), layer), otherwise)
+
+
+def scale(config: dict[str, Any], layer: str, rank: int) -> float:
+    """Return what PEFT multiplies a layer's product by: alpha / r, or alpha / sqrt(r)."""
+    alpha = of_layer(config, "alpha_pattern", layer, config["lora_alpha"])
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
@@ -142,6 +166,8 @@ def combine(
             deltas = [b @ a for (a, b), _ in parts]
             whole = MIXES[method](deltas, [w for _, w in parts], density or 1.0, generator)
             low, high, error = nearest(whole, rank)
+        if not (low.isfinite().all() and high.isfinite().all()):
+            raise SettingError("weights", f"{list(weights)} make numbers of {layer} overflow")
         worst = max(worst, error)
         missing = rank - len(low)
         low = torch.cat([low, low.new_zeros(missing, low.shape[1])])

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.imports import hf
+from posttrain.imports.axolotl_methods import grpo, kto, pairs
 from posttrain.imports.draft import Draft, Source
+from posttrain.imports.keys import hf as training_arguments
+from posttrain.imports.keys.axolotl import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.parts import (
     adapter_form,
     dtype,
     listed,
     lora,
     number,
-    reward_to_set,
     rows,
     to_set,
     truth,
@@ -32,50 +34,6 @@ METHODS = {
     "grpo": "grpo",
 }
 OPTIMISERS = ("adamw_torch_fused", "adamw_torch", "adamw_hf")
-WITHOUT_EFFECT = {
-    "dataset_prepared_path dataset_shard_* skip_prepare_dataset dataset_keep_in_memory "
-    "dataset_exact_deduplication push_dataset_to_hub streaming* num_dataset_shards_to_save "
-    "shuffle_before_merging_datasets": "how rows are loaded",
-    "sample_packing* eval_sample_packing pad_to_sequence_len multipack_real_batches batch_flattening "
-    "group_by_length pretrain_multipack_* eval_batch_size": "rows are always packed, without seeing "
-    "each other",
-    "flash_attention flash_attn* sdp_attention xformers_attention flex_attention* eager_attention "
-    "sage_attention sdpa_varlen fused_attn_kernel lora_mlp_kernel lora_qkv_kernel lora_o_kernel "
-    "lora_embedding_kernel chunked_cross_entropy* experts_implementation large_head_attention "
-    "tiled_mlp* liger_* cut_cross_entropy unsloth_*": "speed or memory of the same formulas",
-    "plugins* loss_watchdog_* gc_steps gc_collect_steps profiler_* gpu_memory_limit max_memory "
-    "lora_on_cpu low_cpu_mem_usage selective_checkpointing* layer_offloading": "memory, kernels or supervision",
-    "wandb_* use_wandb mlflow_* use_mlflow comet_* use_comet trackio_* use_trackio use_tensorboard "
-    "swanlab_* use_swanlab otel_* use_otel_metrics include_*": "trackers: set trainer.logger",
-    "model_type tokenizer_type processor_type tokenizer_config base_model_config is_*_derived_model "
-    "tokenizer_use_fast tokenizer_legacy tokenizer_save_jinja_files type_of_model "
-    "tokenizer_use_mistral_common": "the model's files say it",
-    "strict gradio_* use_ray ray_* resources_per_worker device device_map world_size ddp "
-    "special_tokens.pad_token torchdistx_path save_first_step hf_use_auth_token generate_samples "
-    "num_generation_samples generation_* debug merge_* vllm.* eval_table_size eval_max_new_tokens "
-    "peft_autocast_adapter_dtype fix_untrained_tokens processor_kwargs* "
-    "qlora_sharded_model_loading": "how the program runs",
-    "tensor_parallel_size dp_* sequence_parallel_degree context_parallel_size heads_k_stride "
-    "ring_attn_func deepcompile": "how processes share the model; see docs/guide/gpus.md",
-}
-REFUSED = {
-    "tokens special_tokens.* added_tokens_overrides* embeddings_skip_upcast mean_resizing_embeddings "
-    "shrink_embeddings chat_template_jinja chat_template_kwargs* eot_tokens": "the tokenizer is not changed",
-    "noisy_embedding_alpha rope_scaling* overrides_of_model* use_pose pose_* s2_attention "
-    "reinit_weights fp32_norms* scaling_softmax*": "the architecture is not changed",
-    "relora* lisa_* jagged_* unfrozen_parameters* freeze_mm_modules peft.* peft_* lora_fan_in_fan_out "
-    "lora_target_parameters loftq* gptq* bnb_config_kwargs* quantize_moe_experts "
-    "lora_alpha_pattern* lora_rank_pattern*": "no counterpart for what is trained",
-    "qat* quantization* ebft* llmcompressor* use_onebitllms diffusion*": "another training method",
-    "fp8* use_eaft eaft_* curriculum_sampling dpo_use_weighting dpo_norm_loss rpo_alpha "
-    "shuffle_merged_datasets": "no counterpart",
-    "embedding_lr embedding_lr_scale lr_groups* lr_quadratic_warmup cosine_constant_lr_ratio "
-    "loraplus_lr_embedding optim_* adam_beta3 adam_epsilon2 dion_* qgalore_*": "one rate and AdamW",
-    "do_bench_eval bench_* do_causal_lm_eval eval_causal_lm_metrics": "see posttrain eval",
-    "revision_of_model": "a hub name has no revision here: download it and give the folder",
-    "image_size image_resize_algorithm role_boundaries*": "no images",
-    "min_sample_len max_prompt_len eval_sequence_len trainer_cls dynamic_checkpoint*": "no counterpart",
-}
 PAIR_TYPES = "the form of the pairs is read from their columns, and rendered by the chat template"
 ALPACA = "the instruction is the user's message; there, a fixed text stands around it"
 
@@ -93,19 +51,29 @@ def convert(draft: Draft) -> None:
     kind = str(draft.get("rl", default="")) or method_without_rl(draft)
     method = METHODS.get(kind, kind)
     if method not in (*METHODS.values(), "sft", "pretrain", "reward_model", "process_reward_model"):
-        draft.refuse("no method of that name: sft is written", "rl")
+        draft.decide("rl", "refused", "", "no method of that name: sft is written")
         method = "sft"
     model(draft)
     data(draft, method)
     draft.put("trainer.type", method, "rl", "reward_model", "process_reward_model")
     draft.comments.pop("trainer.type", None)
-    {"kto": kto, "grpo": grpo, "dpo": pairs, "ipo": pairs, "orpo": pairs, "simpo": pairs}.get(
-        method, lambda draft: None
-    )(draft)
+    choices = {"kto": kto, "grpo": grpo, **dict.fromkeys(("dpo", "ipo", "orpo", "simpo"), pairs)}
+    if method in choices:
+        choices[method](draft)
     trainer(draft, method)
-    draft.refuse(f"not read by {method}", "rl_beta", "dpo_*", "orpo_alpha", "simpo_gamma",
-                 "cpo_alpha", "kto_*", "trl.*", "center_rewards_coefficient", "precompute_ref_log_probs",
-                 "num_labels")
+    draft.refuse(
+        f"not read by {method}",
+        "rl_beta",
+        "dpo_*",
+        "orpo_alpha",
+        "simpo_gamma",
+        "cpo_alpha",
+        "kto_*",
+        "trl.*",
+        "center_rewards_coefficient",
+        "precompute_ref_log_probs",
+        "num_labels",
+    )
     draft.table(WITHOUT_EFFECT)
     draft.table(REFUSED, refuse=True)
 
@@ -116,7 +84,9 @@ def method_without_rl(draft: Draft) -> str:
         return "process_reward_model"
     if truth(draft.get("reward_model", default=False)):
         return "reward_model"
-    types = [v for k, v in draft.settings.items() if k.startswith("datasets.") and k.endswith(".type")]
+    types = [
+        v for k, v in draft.settings.items() if k.startswith("datasets.") and k.endswith(".type")
+    ]
     only_text = bool(types) and all(t in ("completion", "pretrain") for t in types)
     pretrains = any(key.startswith("pretraining_dataset") for key in draft.settings)
     return "pretrain" if only_text or pretrains else "sft"
@@ -125,22 +95,31 @@ def method_without_rl(draft: Draft) -> str:
 def model(draft: Draft) -> None:
     """Write the model section."""
     draft.copy("model.name", "base_model", default=to_set("base_model"))
-    draft.copy("model.resize_multiple", "resize_token_embeddings_to_32x",
-               convert=lambda on: 32 if truth(on) else None)
+    draft.copy(
+        "model.resize_multiple",
+        "resize_token_embeddings_to_32x",
+        convert=lambda on: 32 if truth(on) else None,
+    )
     if draft.recipe.get("model.resize_multiple"):
         draft.put("model.resize_embeddings", True, "resize_token_embeddings_to_32x")
     else:
         draft.recipe.pop("model.resize_multiple", None)
     dtype(draft, "auto")
-    draft.copy("model.gradient_checkpointing", "gradient_checkpointing",
-               convert=lambda on: truth(on) or on in ("offload", "unsloth"))
+    draft.copy(
+        "model.gradient_checkpointing",
+        "gradient_checkpointing",
+        convert=lambda on: truth(on) or on in ("offload", "unsloth"),
+    )
     form = str(draft.get("adapter", default="none"))
     if form in ("lora", "qlora"):
-        targets: Any = "all-linear" if truth(draft.get("lora_target_linear", default=False)) else None
+        targets: Any = (
+            "all-linear" if truth(draft.get("lora_target_linear", default=False)) else None
+        )
         lora(draft, 8, 8, 0.0, targets or ["q_proj", "v_proj"])
         if targets:
-            draft.put("model.adapter.target_modules", targets, "lora_target_linear",
-                      "lora_target_modules")
+            draft.put(
+                "model.adapter.target_modules", targets, "lora_target_linear", "lora_target_modules"
+            )
         draft.put("model.adapter.type", "lora", "adapter")
         adapter_form(draft, peft_use_dora="dora", peft_use_rslora="rslora")
         draft.copy("model.adapter.modules_to_save", "lora_modules_to_save", convert=listed)
@@ -148,14 +127,19 @@ def model(draft: Draft) -> None:
         draft.copy("model.adapter.lr_ratio", "loraplus_lr_ratio", convert=float)
         draft.skip("the layers are named", "lora_target_linear", "peft_layers_pattern")
     else:
-        draft.put("model.adapter.type", "none", "adapter",
-                  why="" if form == "none" else f"{form} is not offered: all weights are trained")
+        draft.put("model.adapter.type", "none", "adapter")
         if form != "none":
-            draft.refuse("not offered", "adapter")
+            draft.decide(
+                "adapter", "refused", "", f"{form} is not offered: all weights are trained"
+            )
         draft.skip("no adapter", "lora_*", "peft_use_*", "loraplus_*")
     if draft.has("lora_model_dir"):
-        draft.put("model.name", draft.get("lora_model_dir"), "lora_model_dir",
-                  why="the adapter's folder names its base model, and is trained further")
+        draft.put(
+            "model.name",
+            draft.get("lora_model_dir"),
+            "lora_model_dir",
+            why="the adapter's folder names its base model, and is trained further",
+        )
     four, eight = (truth(draft.get(f"load_in_{n}bit", default=False)) for n in (4, 8))
     if form in ("lora", "qlora") and (four or eight):
         key = "load_in_4bit" if four else "load_in_8bit"
@@ -180,15 +164,21 @@ def data(draft: Draft, method: str) -> None:
     template = draft.get("chat_template")
     if template is not None and method != "pretrain":
         own = template in ("tokenizer_default", "tokenizer_default_fallback_chatml")
-        draft.put("data", draft.recipe["data"], "chat_template",
-                  why="" if own else f"the tokenizer's own template, not Axolotl's {template}")
+        draft.put(
+            "data",
+            draft.recipe["data"],
+            "chat_template",
+            why="" if own else f"the tokenizer's own template, not Axolotl's {template}",
+        )
     draft.refuse("plain text has no template", "chat_template")
     if draft.has("default_system_message") and isinstance(draft.recipe["data"], dict):
         draft.recipe["data"]["system_prompt"] = draft.get("default_system_message")
         draft.put("data", draft.recipe["data"], "default_system_message")
     draft.skip("completions only, as here", "train_on_inputs") if not truth(
         draft.get("train_on_inputs", default=False)
-    ) else draft.refuse("SFT trains on completions only: see trainer.type: pretrain", "train_on_inputs")
+    ) else draft.refuse(
+        "SFT trains on completions only: see trainer.type: pretrain", "train_on_inputs"
+    )
     draft.copy("length.max_length", "sequence_len", default=512, convert=int)
     longer = str(draft.get("excess_length_strategy", default="drop"))
     longer = "split" if method == "pretrain" else {"raise": "error"}.get(longer, longer)
@@ -222,83 +212,44 @@ def dataset(draft: Draft, key: str, method: str) -> None:
     renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
     if renamed:
         section["columns"] = renamed
-    rows(draft, section, f"{key}.path", f"{key}.split", f"{key}.data_files", f"{key}.field",
-         f"{key}.field_messages", f"{key}.text_column",
-         why=f"the slice {split} is not read: use max_samples" if sliced else "")
+    rows(
+        draft,
+        section,
+        f"{key}.path",
+        f"{key}.split",
+        f"{key}.data_files",
+        f"{key}.field",
+        f"{key}.field_messages",
+        f"{key}.text_column",
+        why=f"the slice {split} is not read: use max_samples" if sliced else "",
+    )
     draft.put("data", draft.recipe["data"], f"{key}.type", why=why)
     roles = listed(get(f"{key}.roles_to_train", default=["assistant"]))
     if roles in (["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]):
         draft.skip("assistant turns, as here", f"{key}.roles_to_train")
-    draft.skip("the speakers' usual names are known", f"{key}.roles.*", f"{key}.message_field_*",
-               f"{key}.message_property_mappings.*")
-    draft.skip("how rows are loaded", f"{key}.ds_type", f"{key}.trust_remote_code", f"{key}.shards*",
-               f"{key}.preprocess_shards")
+    draft.skip(
+        "the speakers' usual names are known",
+        f"{key}.roles.*",
+        f"{key}.message_field_*",
+        f"{key}.message_property_mappings.*",
+    )
+    draft.skip(
+        "how rows are loaded",
+        f"{key}.ds_type",
+        f"{key}.trust_remote_code",
+        f"{key}.shards*",
+        f"{key}.preprocess_shards",
+    )
     if get(f"{key}.train_on_eos", default="turn") == "turn":
         draft.skip("the stop token is trained on, as here", f"{key}.train_on_eos")
     draft.refuse("as the chat template and the columns say: see docs/guide/data.md", f"{key}.*")
 
 
-def pairs(draft: Draft) -> None:
-    """Write the choices of preference methods, which are TRL's."""
-    method = draft.recipe["trainer.type"]
-    beta = "orpo_alpha" if method == "orpo" and draft.has("orpo_alpha") else "rl_beta"
-    draft.copy("trainer.beta", beta, "dpo_beta", default=0.1, convert=float)
-    if method == "simpo":
-        draft.copy("trainer.gamma", "simpo_gamma", default=0.5, convert=float)
-        draft.copy("trainer.sft_coef", "cpo_alpha", default=1.0, convert=float,
-                   note="TRL adds the likelihood to SimPO")
-    draft.copy("trainer.precompute_reference", "precompute_ref_log_probs", convert=truth)
-    if method == "dpo":
-        losses = draft.get("dpo_loss_type")
-        if losses is not None:
-            draft.put("trainer.loss_type", losses, "dpo_loss_type")
-        if draft.has("dpo_loss_weights"):
-            draft.put("trainer.loss_weights", draft.get("dpo_loss_weights"), "dpo_loss_weights")
-        if number(draft.get("dpo_label_smoothing", default=0)) > 0:
-            draft.refuse("TRL's sigmoid does not read it either", "dpo_label_smoothing")
-    draft.skip("speed or memory", "dpo_use_liger_kernel", "dpo_padding_free", "dpo_use_logits_to_keep")
-
-
-def kto(draft: Draft) -> None:
-    """Write the choices of KTO."""
-    draft.copy("trainer.beta", "rl_beta", default=0.1, convert=float)
-    draft.copy("trainer.desirable_weight", "kto_desirable_weight", default=1.0, convert=float)
-    draft.copy("trainer.undesirable_weight", "kto_undesirable_weight", default=1.0, convert=float)
-
-
-def grpo(draft: Draft) -> None:
-    """Write the choices of GRPO, which are TRL's below `trl`."""
-    from_trl = {"trl.beta": ("trainer.beta", 0.0), "trl.num_iterations": ("trainer.num_inner_epochs", 1),
-                "trl.num_generations": ("rollout.group_size", 8),
-                "trl.max_completion_length": ("rollout.max_new_tokens", 512),
-                "trl.temperature": ("rollout.temperature", 1.0)}
-    for key, (target, default) in from_trl.items():
-        draft.copy(target, key, default=default, convert=number)
-    draft.copy("trainer.epsilon", "trl.epsilon", default=0.2, convert=float)
-    draft.copy("trainer.epsilon_high", "trl.epsilon_high", convert=float)
-    loss = str(draft.get("trl.loss_type", default="dapo"))
-    reductions = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
-    draft.put("trainer.reduction", reductions.get(loss, "token"), "trl.loss_type",
-              why="" if loss in reductions else f"{loss} has no counterpart")
-    scaled = truth(draft.get("trl.scale_rewards", default=True))
-    draft.put("trainer.scale_rewards", "group" if scaled else "none", "trl.scale_rewards")
-    draft.copy("trainer.mask_truncated_completions", "trl.mask_truncated_completions", convert=truth)
-    if truth(draft.get("trl.sync_ref_model", default=False)):
-        draft.copy("reference.sync_steps", "trl.ref_model_sync_steps", default=64, convert=int)
-        draft.copy("reference.sync_alpha", "trl.ref_model_mixup_alpha", default=0.9, convert=float)
-        draft.put("reference.sync_steps", draft.recipe["reference.sync_steps"], "trl.sync_ref_model")
-    names = listed(draft.get("trl.reward_funcs", default=[]))
-    reward_to_set(draft, ", ".join(map(str, names)) or "the reward", "trl.reward_funcs")
-    draft.refuse("several rewards: write reward.type: weighted", "trl.reward_weights")
-    draft.skip("how completions are computed", "trl.use_vllm", "trl.vllm_*", "trl.log_completions",
-               "trl.num_completions_to_print", "trl.generation_batch_size", "trl.async_*")
-    draft.refuse("no counterpart", "trl.*")
-
-
 def trainer(draft: Draft, method: str) -> None:
     """Write the trainer and eval sections."""
-    device, accumulation = (int(draft.get(k, default=1)) for k in
-                            ("micro_batch_size", "gradient_accumulation_steps"))
+    device, accumulation = (
+        int(draft.get(k, default=1)) for k in ("micro_batch_size", "gradient_accumulation_steps")
+    )
     total = device * accumulation * draft.processes
     whole = draft.get("batch_size")
     if whole is not None:
@@ -310,8 +261,15 @@ def trainer(draft: Draft, method: str) -> None:
         group = int(draft.recipe["rollout.group_size"])
         note += f" = {total} completions / {group} of a prompt"
         total = max(1, round(total / group))
-    draft.put("trainer.batch_size", total, "micro_batch_size", "gradient_accumulation_steps",
-              "batch_size", why=f"{note}; {hf.PACKED}" if packed else "", note=note)
+    draft.put(
+        "trainer.batch_size",
+        total,
+        "micro_batch_size",
+        "gradient_accumulation_steps",
+        "batch_size",
+        why=f"{note}; {hf.PACKED}" if packed else "",
+        note=note,
+    )
     draft.copy("trainer.learning_rate", "learning_rate", default=2e-5, convert=float)
     hf.duration(draft, 1.0, "num_epochs")
     schedule(draft)
@@ -325,15 +283,18 @@ def trainer(draft: Draft, method: str) -> None:
     draft.copy("trainer.resume_from_checkpoint", "resume_from_checkpoint")
     if truth(draft.get("auto_resume_from_checkpoints", default=False)):
         draft.put("trainer.resume_from_checkpoint", "latest", "auto_resume_from_checkpoints")
-    if draft.has("saves_per_epoch"):
-        draft.put("trainer.save_steps", None, "saves_per_epoch",
-                  why="in steps here, of which an epoch's number is not known: the last step only")
-        draft.skip("saves_per_epoch decides", "save_steps", "save_strategy")
     hf.saving(draft)
+    if draft.has("saves_per_epoch"):
+        draft.put(
+            "trainer.save_steps",
+            None,
+            "saves_per_epoch",
+            why="in steps here, of which an epoch's number is not known: the last step only",
+        )
     hf.sharding(draft)
     evaluate(draft)
-    draft.table(hf.WITHOUT_EFFECT)
-    draft.table(hf.REFUSED, refuse=True)
+    draft.table(training_arguments.WITHOUT_EFFECT)
+    draft.table(training_arguments.REFUSED, refuse=True)
 
 
 def schedule(draft: Draft) -> None:
@@ -343,9 +304,7 @@ def schedule(draft: Draft) -> None:
     known = hf.SCHEDULERS.get(name)
     draft.put("trainer.scheduler", known or "cosine", key)
     if known is None:
-        draft.refuse(f"{name} has no counterpart: cosine is written", key)
-        draft.lines[key] = draft.lines[key].__class__(key, name, "refused", "trainer.scheduler",
-                                                      f"{name} has no counterpart: cosine is written")
+        draft.decide(key, "refused", "", f"{name} has no counterpart: cosine is written")
     if draft.has("cosine_min_lr_ratio"):
         lowest = float(draft.get("cosine_min_lr_ratio")) * draft.recipe["trainer.learning_rate"]
         draft.put("trainer.min_learning_rate", lowest, "cosine_min_lr_ratio")
@@ -372,13 +331,23 @@ def evaluate(draft: Draft) -> None:
     elif share >= 1:
         draft.refuse("a number of rows: give eval.split a share of the rows", "val_set_size")
     if not section:
-        draft.skip("no rows are held out", "val_set_size", "eval_*", "evals_per_epoch",
-                   "evaluation_strategy", "test_datasets*")
+        draft.skip(
+            "no rows are held out",
+            "val_set_size",
+            "eval_*",
+            "evals_per_epoch",
+            "evaluation_strategy",
+            "test_datasets*",
+        )
         hf.early_stopping(draft, False)
         return
     if draft.has("evals_per_epoch"):
-        draft.put("trainer.eval_steps", 500, "evals_per_epoch",
-                  why="in steps here, of which an epoch's number is not known: every 500")
+        draft.put(
+            "trainer.eval_steps",
+            500,
+            "evals_per_epoch",
+            why="in steps here, of which an epoch's number is not known: every 500",
+        )
         draft.skip("evals_per_epoch decides", "eval_steps", "eval_strategy", "evaluation_strategy")
         for name, value in {"max_samples": None, **section}.items():
             draft.put(f"eval.{name}", value, *keys, note="all rows" if value is None else "")

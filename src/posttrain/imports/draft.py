@@ -60,10 +60,10 @@ class Draft:
         for key, value in list(self.settings.items()):
             if variable := variable_of(key, value):
                 why = f"a secret, which is not written: set {variable} in the environment"
-                self._decide(key, "without effect", "", why, "(not shown)")
-            elif isinstance(value, str) and SHELL_VARIABLE.search(value):
+                self.decide(key, "without effect", "", why, "(not shown)")
+            elif SHELL_VARIABLE.search(f"{key} {value}"):
                 why = "its value is set by the shell: give it with --set NAME=VALUE"
-                self._decide(key, "refused", "", why)
+                self.decide(key, "refused", "", why)
             else:
                 continue
             del self.settings[key]
@@ -89,12 +89,15 @@ class Draft:
         self.recipe[target] = value
         given = [key for key in keys if key in self.settings]
         for key in given:
-            self._decide(key, "changed" if why else "mapped", target, why or note)
-        comment = why or note
-        if not given:
-            comment = f"{self.title}'s default" + (f": {comment}" if comment else "")
-        if comment:
-            self.comments.setdefault(target, []).append(comment)
+            self.decide(key, "changed" if why else "mapped", target, why or note)
+        comment, default = why or note, f"default of {self.title}"
+        before = self.comments.pop(target, [])
+        if given:
+            before = [text for text in before if not text.startswith(default)]
+        else:
+            comment = f"{default}: {comment}" if comment else default
+        if texts := [*before, *([comment] if comment else [])]:
+            self.comments[target] = list(dict.fromkeys(texts))
 
     def copy(
         self,
@@ -116,19 +119,26 @@ class Draft:
         self.put(target, value, *keys, why=why, note=note)
         return value
 
+    def of_rows(self, field: str, *keys: str, why: str = "", note: str = "") -> None:
+        """Note that keys decide a field of the data section, which is written as a whole."""
+        for key in (key for key in keys if key in self.settings):
+            self.decide(key, "changed" if why else "mapped", f"data.{field}", why or note)
+            if why:
+                self.comments.setdefault("data", []).append(f"{field}: {why}")
+
     def skip(self, why: str, *patterns: str) -> None:
         """Decide that keys have no effect on the result. A pattern may have wildcards."""
         for key in self._open(patterns):
-            self._decide(key, "without effect", "", why)
+            self.decide(key, "without effect", "", why)
 
     def refuse(self, why: str, *patterns: str) -> None:
         """Refuse keys; one that only switches the feature off has no effect."""
         for key in self._open(patterns):
             value = self.settings[key]
             if value in (*OFF, [], {}):
-                self._decide(key, "without effect", "", "not used, as here")
+                self.decide(key, "without effect", "", "not used, as here")
             else:
-                self._decide(key, "refused", "", why)
+                self.decide(key, "refused", "", why)
 
     def table(self, rows: Mapping[str, str], refuse: bool = False) -> None:
         """Skip (or refuse) the keys of a table: patterns, separated by spaces -> the reason."""
@@ -139,9 +149,9 @@ class Draft:
         """Decide the rest: what is null has no effect, and what nothing has read is refused."""
         for key in self._open(["*"]):
             if self.settings[key] is None or self.settings[key] in ([], {}):
-                self._decide(key, "without effect", "", "not given")
+                self.decide(key, "without effect", "", "not given")
             else:
-                self._decide(key, "refused", "", f"not known to the import of {self.title}")
+                self.decide(key, "refused", "", f"not known to the import of {self.title}")
 
     def counts(self) -> dict[Fate, int]:
         """Return the number of keys of each fate."""
@@ -150,9 +160,10 @@ class Draft:
 
     def _open(self, patterns: Iterable[str]) -> list[str]:
         rest = [key for key in self.settings if key not in self.lines]
-        return [key for key in rest if any(fnmatchcase(key, p) for p in patterns)]
+        tests = [(p, f"{p}.*") for p in patterns]
+        return [k for k in rest if any(fnmatchcase(k, p) for both in tests for p in both)]
 
-    def _decide(self, key: str, fate: Fate, target: str, note: str, shown: Any = None) -> None:
+    def decide(self, key: str, fate: Fate, target: str, note: str, shown: Any = None) -> None:
         """Note a key's fate; a second one adds its target and reason, and the graver fate holds."""
         before = self.lines.get(key)
         if before is not None:
@@ -180,5 +191,5 @@ class Source:
     """Options that name a config file; a first argument that ends in .yaml, .yml or .json does."""
     needs_method: tuple[str, ...] = ()
     """Methods among which a file does not choose, so that --method has to."""
-    method_of: Callable[[Mapping[str, Any]], str] = lambda settings: ""
-    """The method that only some settings can mean; empty if it is open."""
+    method_of: Callable[[Mapping[str, Any]], str] | None = None
+    """Returns the method that only these settings can mean; empty if it is open."""

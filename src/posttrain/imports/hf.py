@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.imports.draft import Draft
+from posttrain.imports.keys.hf import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.parts import number, on_or_off
 
 SCHEDULERS = {
@@ -26,41 +27,7 @@ ADAMW = (
     "adamw_apex_fused",
     "adamw_anyprecision",
 )
-PACKED = "rows of one optimiser step: packed ones hold several examples there, so that a step here has fewer"
-
-WITHOUT_EFFECT = {
-    "dataloader_drop_last": "a last smaller batch is one step here too",
-    "dataloader_* accelerator_config preprocessing_num_workers dataset_num_proc dataset_processes "
-    "overwrite_cache dataset_kwargs": "how rows are loaded",
-    "ddp_* local_rank tpu_* mp_parameters torch_empty_cache_steps auto_find_batch_size "
-    "average_tokens_across_devices parallelism_config": "how processes share the work",
-    "torch_compile* use_liger_kernel liger_kernel_config use_cache tf32 padding_free "
-    "pad_to_multiple_of attn_implementation use_kernels": "speed or rounding of the same formulas",
-    "gradient_checkpointing_kwargs activation_checkpointing* activation_offloading "
-    "low_cpu_mem_usage": "memory only",
-    "log_level* logging_dir logging_first_step logging_strategy logging_nan_inf_filter "
-    "log_on_each_node disable_tqdm include_* skip_memory_metrics debug project trackio_* "
-    "log_completions num_completions_to_print": "what is printed; metrics.jsonl has every step",
-    "push_to_hub hub_* push_to_hub_* save_to_hub": "nothing is uploaded: see posttrain push",
-    "overwrite_output_dir": "every run has a new folder",
-    "do_train do_eval do_predict prediction_loss_only eval_accumulation_steps eval_do_concat_batches "
-    "per_device_eval_batch_size per_gpu_eval_batch_size eval_use_gather_object bf16_full_eval "
-    "fp16_full_eval batch_eval_metrics": "how an evaluation is computed",
-    "save_safetensors save_only_model save_on_each_node enable_jit_checkpoint "
-    "restore_callback_states_from_checkpoint ignore_data_skip": "form of the checkpoints",
-    "remove_unused_columns label_names trust_remote_code use_fast_tokenizer cache_dir "
-    "bnb_4bit_quant_storage": "how model and rows are loaded",
-    "use_cpu no_cuda": "model.device: auto finds the device",
-}
-REFUSED = {
-    "neftune_noise_alpha": "noise on the embeddings has no counterpart",
-    "label_smoothing_factor": "smoothing of the token loss has no counterpart",
-    "optim_args optim_target_modules": "only AdamW is offered, with its betas and epsilon",
-    "group_by_length": "rows come in random order; padding costs nothing here",
-    "eval_delay eval_on_start": "the first evaluation is after eval_steps",
-    "data_seed": "trainer.seed is the seed of everything",
-    "router_aux_loss_coef": "no auxiliary loss for routers",
-}
+PACKED = "packed rows hold several examples there, so that a step here has fewer"
 
 
 def training(draft: Draft, method: str, **defaults: Any) -> None:
@@ -129,8 +96,9 @@ def schedule(draft: Draft, default: str, *names: str) -> None:
     if name in SCHEDULERS:
         draft.put("trainer.scheduler", SCHEDULERS[name], key)
     else:
-        draft.put("trainer.scheduler", "cosine", key, why=f"{name} has no counterpart: cosine")
-        draft.refuse(f"{name} has no counterpart: cosine is written", key)
+        draft.put("trainer.scheduler", "cosine", key)
+        if draft.has(key):
+            draft.decide(key, "refused", "", f"{name} has no counterpart: cosine is written")
     if name == "constant":
         draft.put("trainer.warmup", 0, why="", note="its constant schedule has no warm-up")
         draft.skip("a constant schedule has no warm-up", "warmup_ratio", "warmup_steps")
@@ -163,7 +131,7 @@ def optimiser(draft: Draft, *names: str) -> None:
     name = str(draft.get(key, default="adamw_torch")).lower()
     if name in ADAMW:
         draft.skip("AdamW, as here", key)
-    elif "adam" in name and "8bit" in name or name.startswith("paged_adamw"):
+    elif ("adam" in name and "8bit" in name) or name.startswith("paged_adamw"):
         draft.put(
             "trainer.adam_eps", 1e-8, key, why="AdamW, with its state in 32 bits and on the device"
         )

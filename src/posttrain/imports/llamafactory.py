@@ -13,13 +13,13 @@ from typing import Any
 
 from posttrain.imports import hf
 from posttrain.imports.draft import Draft, Source
+from posttrain.imports.keys.llamafactory import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.parts import (
     adapter_form,
     dtype,
     listed,
     lora,
     number,
-    quantization,
     rows,
     to_set,
     truth,
@@ -43,47 +43,6 @@ PAIR_LOSSES = {
     "orpo": "orpo",
     "simpo": "simpo",
 }
-WITHOUT_EFFECT = {
-    "plot_loss include_effective_tokens_per_second print_param_status": "the report has the curves",
-    "use_unsloth* use_v1_kernels enable_liger_kernel flash_attn disable_gradient_checkpointing "
-    "use_reentrant_gc infer_dtype offload_folder use_kv_cache": "speed or memory",
-    "streaming buffer_size preprocessing_batch_size tokenized_path data_shared_file_system "
-    "media_dir dataset_dir": "how rows are loaded",
-    "ray_* master_addr master_port resources_per_worker placement_strategy": "how processes start",
-    "swanlab_* use_swanlab": "a tracker that is not offered",
-    "enable_torch_profiler profiler_* profile_modules": "profiling only",
-    "quantization_device_map device_map quantization_method": "how the model is loaded",
-    "export_* vllm_* sglang_* infer_backend": "for export and inference: see posttrain export",
-    "do_sample top_p top_k num_beams max_length max_new_tokens repetition_penalty length_penalty "
-    "skip_special_tokens temperature predict_with_generate eval_num_beams": "generation after training",
-    "freeze_vision_tower freeze_multi_modal_projector image_* video_* audio_* crop_to_patches": "no "
-    "text model has these parts",
-    "ignore_pad_token_for_loss": "padding is never trained on",
-    "model_max_length": "length.max_length follows cutoff_len",
-}
-REFUSED = {
-    "freeze_* use_llama_pro": "layers cannot be frozen one by one",
-    "use_galore galore_* use_apollo apollo_* use_badam badam_* use_adam_mini use_muon": "only AdamW",
-    "use_dft_loss use_asft_loss asft_alpha use_eaft_loss eaft_alpha": "another SFT loss",
-    "oft_* module_dropout": "OFT of LLaMA-Factory: see model.adapter in docs/guide/adapters.md",
-    "use_mca use_megatron_bridge megatron_bridge_args* use_hyper_parallel hyper_parallel* use_kt "
-    "kt_*": "another training engine",
-    "rope_scaling shift_attn mixture_of_depths moe_aux_loss_coef": "the architecture is not changed",
-    "upcast_layernorm upcast_lmhead_output fp8*": "another precision of single layers",
-    "add_tokens add_special_tokens new_special_tokens_config init_special_tokens "
-    "split_special_tokens": "the tokenizer is not changed",
-    "pissa_iter pissa_convert create_new_adapter loraplus_lr_embedding adapter_folder": "no counterpart",
-    "mix_strategy interleave_probs eval_on_each_dataset": "rows of a mixture are drawn by weight",
-    "train_on_prompt": "SFT trains on completions only: for all tokens use trainer.type: pretrain",
-    "tool_format enable_thinking preserve_thinking block_diag_attn": "as the chat template does it",
-    "disable_shuffling": "rows come in random order",
-    "compute_accuracy ld_alpha pref_bco_weight": "no counterpart",
-    "ref_model_adapters ref_model_quantization_bit reward_model_adapters "
-    "reward_model_quantization_bit ppo_buffer_size ppo_score_norm ppo_whiten_rewards": "no counterpart",
-    "model_revision": "a hub name has no revision here: download it and give the folder",
-    "train_from_scratch": "only small architectures are made from scratch: model.scratch",
-    "freeze_language_model": "the language model is what is trained",
-}
 
 
 def recognise(settings: Mapping[str, Any]) -> bool:
@@ -106,17 +65,31 @@ def convert(draft: Draft) -> None:
         draft.copy("trainer.beta", "pref_beta", default=0.1, convert=float)
         draft.copy("trainer.desirable_weight", "kto_chosen_weight", default=1.0, convert=float)
         draft.copy("trainer.undesirable_weight", "kto_rejected_weight", default=1.0, convert=float)
-        draft.copy("trainer.sft_coef", "pref_ftx", convert=float,
-                   why="a mean over tokens; there over sequences")
+        draft.copy(
+            "trainer.sft_coef",
+            "pref_ftx",
+            convert=float,
+            why="a mean over tokens; there over sequences",
+        )
     elif method == "ppo":
         ppo(draft)
     if method in ("dpo", "kto"):
         draft.copy("reference.name", "ref_model")
-    hf.training(draft, method, gradient_checkpointing=not draft.get("disable_gradient_checkpointing"))
+    hf.training(
+        draft, method, gradient_checkpointing=not draft.get("disable_gradient_checkpointing")
+    )
     packing(draft, method)
     evaluation(draft)
-    draft.skip(f"not read by stage {stage}", "pref_*", "dpo_*", "kto_*", "simpo_*", "ppo_*", "ref_*",
-               "reward_*")
+    draft.skip(
+        f"not read by stage {stage}",
+        "pref_*",
+        "dpo_*",
+        "kto_*",
+        "simpo_*",
+        "ppo_*",
+        "ref_*",
+        "reward_*",
+    )
     draft.table(WITHOUT_EFFECT)
     draft.table(REFUSED, refuse=True)
     draft.skip("compute dtype follows bf16", "compute_dtype")
@@ -127,13 +100,18 @@ def model(draft: Draft) -> None:
     draft.copy("model.name", "model_name_or_path", default=to_set("model_name_or_path"))
     if draft.has("adapter_name_or_path"):
         first = listed(draft.get("adapter_name_or_path"))[0]
-        draft.put("model.name", first, "adapter_name_or_path",
-                  why="the adapter's folder names its base model, and is trained further")
+        draft.put(
+            "model.name",
+            first,
+            "adapter_name_or_path",
+            why="the adapter's folder names its base model, and is trained further",
+        )
     draft.copy("model.resize_embeddings", "resize_vocab", convert=truth)
     dtype(draft, "auto")
     if truth(draft.get("pure_bf16", default=False)):
-        draft.put("model.dtype", "bfloat16", "pure_bf16",
-                  why="trained weights stay in float32 beside it")
+        draft.put(
+            "model.dtype", "bfloat16", "pure_bf16", why="trained weights stay in float32 beside it"
+        )
     form = str(draft.get("finetuning_type", default="lora"))
     if form == "lora":
         rank = int(draft.get("lora_rank", default=8))
@@ -144,17 +122,20 @@ def model(draft: Draft) -> None:
         draft.copy("model.adapter.modules_to_save", "additional_target", convert=listed)
         draft.copy("model.adapter.lr_ratio", "loraplus_lr_ratio", convert=float)
     else:
-        why = "" if form == "full" else f"{form} has no counterpart: all weights are trained"
-        draft.put("model.adapter.type", "none", "finetuning_type", why=why)
+        draft.put("model.adapter.type", "none", "finetuning_type")
         if form != "full":
-            draft.refuse(f"{form} has no counterpart", "finetuning_type")
+            why = f"{form} has no counterpart: all weights are trained"
+            draft.decide("finetuning_type", "refused", "", why)
         draft.skip("no adapter", "lora_*", "use_dora", "use_rslora", "additional_target")
     bits = draft.get("quantization_bit")
     if bits in (4, 8):
         four = bits == 4
-        draft.put("model.quantization.type",
-                  str(draft.get("quantization_type", default="nf4")) if four else "int8",
-                  "quantization_bit", *(["quantization_type"] if four else []))
+        draft.put(
+            "model.quantization.type",
+            str(draft.get("quantization_type", default="nf4")) if four else "int8",
+            "quantization_bit",
+            *(["quantization_type"] if four else []),
+        )
         if four:
             draft.copy("model.quantization.double_quant", "double_quantization", default=True)
     draft.refuse("only 4 and 8 bits of bitsandbytes", "quantization_bit")
@@ -171,27 +152,28 @@ def data(draft: Draft, stage: str) -> None:
     common: dict[str, Any] = {}
     if draft.has("max_samples"):
         common["max_samples"] = int(draft.get("max_samples"))
-        draft.put("data.max_samples", common["max_samples"], "max_samples")
-        del draft.recipe["data.max_samples"]
+        draft.of_rows("max_samples", "max_samples")
     if draft.has("default_system"):
         common["system_prompt"] = str(draft.get("default_system"))
-        draft.put("data.system_prompt", common["system_prompt"], "default_system")
-        del draft.recipe["data.system_prompt"]
+        draft.of_rows("system_prompt", "default_system")
     if truth(draft.get("mask_history", default=False)):
         common["turns"] = "last"
-        draft.put("data.turns", "last", "mask_history")
-        del draft.recipe["data.turns"]
+        draft.of_rows("turns", "mask_history")
     draft.skip("all turns are trained on, as here", "mask_history")
     missing = [name for name in names if str(name) not in info]
     for name in names:
-        section = described(info[str(name)], where, stage) if str(name) in info else {
-            "path": to_set(f"file of {name}")
-        }
-        why = f"names of dataset_info.json, which does not have {', '.join(map(str, missing))}" \
-            if missing else ""
+        section = (
+            described(info[str(name)], where, stage)
+            if str(name) in info
+            else {"path": to_set(f"file of {name}")}
+        )
+        why = (
+            f"names of dataset_info.json, which does not have {', '.join(map(str, missing))}"
+            if missing
+            else ""
+        )
         rows(draft, {**section, **common}, "dataset", why=why and f"{why}: set data.path")
-    draft.put("data.template", "auto", "template", why=TEMPLATE)
-    del draft.recipe["data.template"]
+    draft.of_rows("template", "template", why=TEMPLATE)
     draft.copy("length.max_length", "cutoff_len", default=2048, convert=int)
     draft.put("length.on_overlong", "split" if stage == "pt" else "truncate")
     draft.comments["length.on_overlong"] = [CUT] if stage != "pt" else []
@@ -222,8 +204,10 @@ def described(entry: Mapping[str, Any], folder: Path, stage: str) -> dict[str, A
     if entry.get("formatting", "alpaca") == "alpaca":
         if stage in ("sft", "ppo"):
             section["prompt_template"] = "instruction"
-            renamed = {"instruction": columns.get("prompt", "instruction"),
-                       "input": columns.get("query", "input")}
+            renamed = {
+                "instruction": columns.get("prompt", "instruction"),
+                "input": columns.get("query", "input"),
+            }
             if stage == "sft":
                 renamed["completion"] = columns.get("response", "output")
         elif stage == "pt":
@@ -233,9 +217,11 @@ def described(entry: Mapping[str, Any], folder: Path, stage: str) -> dict[str, A
     else:
         renamed = {"messages": columns.get("messages", "conversations")}
         if entry.get("ranking"):
-            renamed = {"conversations": columns.get("messages", "conversations"),
-                       "chosen": columns.get("chosen", "chosen"),
-                       "rejected": columns.get("rejected", "rejected")}
+            renamed = {
+                "conversations": columns.get("messages", "conversations"),
+                "chosen": columns.get("chosen", "chosen"),
+                "rejected": columns.get("rejected", "rejected"),
+            }
         if columns.get("kto_tag"):
             renamed["label"] = columns["kto_tag"]
     renamed = {ours: theirs for ours, theirs in renamed.items() if ours != theirs}
@@ -252,8 +238,12 @@ def preferences(draft: Draft) -> None:
     if loss == "hinge":
         draft.put("trainer.loss_type", "hinge", "pref_loss")
     if loss == "orpo":
-        draft.put("trainer.nll_over", "completion", "pref_loss",
-                  note="its likelihood is that of the completion, there a mean over sequences")
+        draft.put(
+            "trainer.nll_over",
+            "completion",
+            "pref_loss",
+            note="its likelihood is that of the completion, there a mean over sequences",
+        )
     if loss == "simpo":
         draft.copy("trainer.gamma", "simpo_gamma", default=0.5, convert=float)
     draft.copy("trainer.beta", "pref_beta", default=0.1, convert=float)
@@ -263,19 +253,32 @@ def preferences(draft: Draft) -> None:
         draft.put("trainer.label_smoothing", smoothing, "dpo_label_smoothing")
     draft.refuse(f"not read with pref_loss {loss}", "dpo_label_smoothing")
     if loss not in ("orpo", "simpo") and number(draft.get("pref_ftx", default=0)) > 0:
-        draft.put("trainer.sft_coef", float(draft.get("pref_ftx")), "pref_ftx",
-                  why="a mean over tokens; there over sequences")
+        draft.put(
+            "trainer.sft_coef",
+            float(draft.get("pref_ftx")),
+            "pref_ftx",
+            why="a mean over tokens; there over sequences",
+        )
     draft.refuse(f"not read with pref_loss {loss}", "pref_ftx", "simpo_gamma")
 
 
 def ppo(draft: Draft) -> None:
     """Write the choices of stage ppo."""
-    draft.put("reward.type", "reward_model", "reward_model_type",
-              why="a reward model of a folder, not a LoRA beside the policy")
+    draft.put(
+        "reward.type",
+        "reward_model",
+        "reward_model_type",
+        why="a reward model of a folder, not a LoRA beside the policy",
+    )
     draft.copy("reward.path", "reward_model", default=to_set("folder of the reward model"))
     draft.copy("trainer.num_inner_epochs", "ppo_epochs", default=4, convert=int)
-    draft.copy("trainer.kl_target", "ppo_target", default=6.0, convert=float,
-               why="per token here, per completion there: choose it anew")
+    draft.copy(
+        "trainer.kl_target",
+        "ppo_target",
+        default=6.0,
+        convert=float,
+        why="per token here, per completion there: choose it anew",
+    )
     draft.put("trainer.beta", 0.2, note="the initial coefficient of its TRL")
     draft.copy("rollout.max_new_tokens", "max_new_tokens", default=1024, convert=int)
     draft.copy("rollout.temperature", "temperature", default=0.95, convert=float)
@@ -288,8 +291,13 @@ def packing(draft: Draft, method: str) -> None:
     packed = draft.get("packing", default=method == "pretrain")
     if truth(packed):
         why = f"rows are always packed, and never see each other; {hf.PACKED}"
-        draft.put("trainer.batch_size", draft.recipe["trainer.batch_size"], "packing",
-                  "neat_packing", why=why)
+        draft.put(
+            "trainer.batch_size",
+            draft.recipe["trainer.batch_size"],
+            "packing",
+            "neat_packing",
+            why=why,
+        )
     draft.skip("rows are packed without seeing each other", "packing", "neat_packing")
 
 
@@ -301,8 +309,10 @@ def evaluation(draft: Draft) -> None:
         info, where = dataset_info(draft, str(draft.get("dataset_dir", default="data")))
         stage = str(draft.get("stage", default="sft"))
         names = [str(name) for name in listed(draft.get("eval_dataset"))]
-        parts = [described(info[n], where, stage) if n in info else {"path": to_set(f"file of {n}")}
-                 for n in names]
+        parts = [
+            described(info[n], where, stage) if n in info else {"path": to_set(f"file of {n}")}
+            for n in names
+        ]
         section["data"] = parts if len(parts) > 1 else parts[0]
     elif 0 < share < 1:
         section["split"] = share
@@ -316,5 +326,10 @@ SOURCE = Source(
     "LLaMA-Factory 0.9.6",
     recognise,
     convert,
-    programs=(r"llamafactory-cli train", r"lmf train", r"src/train(?:_bash)?\.py", r"llamafactory/launcher\.py"),
+    programs=(
+        r"llamafactory-cli train",
+        r"lmf train",
+        r"src/train(?:_bash)?\.py",
+        r"llamafactory/launcher\.py",
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from posttrain.imports.draft import Draft
 
 TO_SET = "<set this: {}>"
+REWARD = "to set: a function of the source's own, so give its file, or another reward.type"
 
 
 def to_set(what: str) -> str:
@@ -138,9 +139,9 @@ def reward_to_set(draft: Draft, what: str, *keys: str) -> None:
         "reward.path",
         to_set(f"a Python file with {what}"),
         *keys,
-        why="a function of the source's own: give its file, or another reward.type",
+        why=REWARD,
     )
-    draft.comments["reward.path"] = ["to set: a Python file, or another reward.type"]
+    draft.comments["reward.path"] = [REWARD]
 
 
 def quantization(draft: Draft, four: str, eight: str, kind: str, nested: str, double: bool) -> None:

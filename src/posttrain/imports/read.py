@@ -26,6 +26,17 @@ PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus", "N
 NODES = ("nnodes", "num_machines", "num_nodes", "NNODES")
 
 
+class LastKey(Loader):
+    """A loader for which the last of equal keys counts, as for the frameworks' own readers."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; note the keys that occur twice."""
+        names = [str(key.value) for key, _ in node.value]
+        self.repeated = getattr(self, "repeated", set()) | {n for n in names if names.count(n) > 1}
+        node.value = list(dict(zip(names, node.value)).values())
+        return super().construct_mapping(node, deep)
+
+
 @dataclass
 class Request:
     """Settings of a run of another framework, as they were found."""
@@ -34,6 +45,8 @@ class Request:
     """The file, or the command, to name it in messages."""
     settings: dict[str, Any]
     """Dotted keys -> values."""
+    repeated: frozenset[str] = frozenset()
+    """Names that occur twice in a section of a YAML file, of which the last counts."""
     command: str = ""
     """The words that started the run, for its method; empty for a config file alone."""
     processes: int | None = None
@@ -53,28 +66,31 @@ def read_file(path: Path, variables: Mapping[str, str], number: int | None = Non
         raise ValueError(f"{path} is not UTF-8 text") from None
     folders = (".", *(str(folder) for folder in path.absolute().parents))
     if path.suffix.lower() in (".yaml", ".yml", ".json", ".toml"):
-        settings = interpolated(flatten(_tree(path, text)))
-        return Request(str(path), settings, folders=folders)
+        tree, repeated = _tree(path, text)
+        return Request(str(path), interpolated(flatten(tree)), repeated, folders=folders)
     return read_commands(text, str(path), variables, folders, number)
 
 
-def _tree(path: Path, text: str) -> dict[str, Any]:
-    """Return the nested settings in the text of a config file."""
+def _tree(path: Path, text: str) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the nested settings in the text of a config file, and the names that occur twice."""
     kind = path.suffix.lower()
+    repeated: frozenset[str] = frozenset()
     try:
         if kind == ".toml":
             tree: Any = tomllib.loads(text)
         elif kind == ".json":
             tree = json.loads(text)
         else:
-            tree = yaml.load(text, Loader)
+            loader = LastKey(text)
+            tree = loader.get_single_data()
+            repeated = frozenset(getattr(loader, "repeated", ()))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}{not_yaml(error)}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid {kind[1:].upper()}: {error}") from None
     if not isinstance(tree, dict) or not tree:
         raise ValueError(f"{path} holds no settings, only {str(tree)[:40]!r}")
-    return tree
+    return tree, repeated
 
 
 def read_words(words: list[str], variables: Mapping[str, str]) -> Request:
@@ -101,7 +117,7 @@ def read_commands(
     if not found:
         plain = {name: " ".join(values) for name, values in script.variables.items()}
         if own := next((s for s in sources().values() if s.recognise(plain)), None):
-            return Request(origin, {n: parsed(v) for n, v in plain.items()}, own.title)
+            return Request(origin, {n: parsed(v) for n, v in plain.items()}, command=own.title)
         firsts = list(dict.fromkeys(words[0] for words in script.commands))[:5]
         raise ValueError(
             f"{origin} starts no training of {', '.join(SOURCES)}; its commands are "
@@ -120,7 +136,12 @@ def read_commands(
     launcher = arguments(words[:end], source, origin, folders, launcher=True)
     launcher |= {k: v for k, v in exported.items() if k in (*PROCESSES, *NODES)}
     return Request(
-        origin, settings, " ".join(words[:end]), processes_of(launcher), exported, folders
+        origin,
+        settings,
+        command=" ".join(words[:end]),
+        processes=processes_of(launcher),
+        environment=exported,
+        folders=folders,
     )
 
 
@@ -205,7 +226,7 @@ def _positional(
         changes[key.lstrip("+~")] = parsed(value) if not key.startswith("~") else None
     elif Path(word).suffix in (".yaml", ".yml", ".json") and not launcher:
         settings |= named_config(word, origin, folders)
-    elif word and word not in ("&", ">", "2>&1", "--"):
+    elif word.strip() and word not in ("&", ">", "2>&1", "--"):
         changes[word] = True
 
 
@@ -214,7 +235,7 @@ def named_config(name: str, origin: str, folders: tuple[str, ...]) -> dict[str, 
     names = (name, f"{name}.yaml", f"recipes/configs/{name}.yaml")
     for path in (Path(folder) / each for folder in folders for each in names):
         if path.is_file():
-            return flatten(_tree(path, path.read_text(encoding="utf-8-sig")))
+            return flatten(_tree(path, path.read_text(encoding="utf-8-sig"))[0])
     raise ValueError(f"{origin} reads {name}, which is not at hand: run the import where it is")
 
 
@@ -258,17 +279,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def interpolated(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with `${other.key}` replaced by that key's value."""
     for _ in range(5):
-        changed = {
-            key: INTERPOLATION.sub(
-                lambda m: str(settings.get(m[1]) if settings.get(m[1]) is not None else m[0]), value
-            )
-            for key, value in settings.items()
-            if isinstance(value, str) and "${" in value
-        }
-        if all(settings[key] == value for key, value in changed.items()):
+        before = settings
+        settings = {key: _filled(value, before) for key, value in before.items()}
+        if settings == before:
             break
-        settings = {**settings, **changed}
     return settings
+
+
+def _filled(value: Any, settings: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    return INTERPOLATION.sub(
+        lambda m: str(settings[m[1]]) if settings.get(m[1]) is not None else m[0], value
+    )
 
 
 def source_of(request: Request, name: str | None) -> tuple[str, Source]:

@@ -7,15 +7,41 @@ import re
 from posttrain.imports.draft import Draft
 from posttrain.imports.read import Request, source_of
 
-
-ENVIRONMENT = (
-    "env.CUDA_* env.NCCL_* env.GLOO_* env.TORCH_* env.PYTORCH_* env.TOKENIZERS_PARALLELISM "
-    "env.OMP_NUM_THREADS env.VLLM_* env.RAY_* env.HYDRA_* env.WANDB_* env.TRANSFORMERS_* env.HF_* "
-    "env.PYTHON* env.ASCEND_* env.HCCL_* env.HIP_* env.ROCR_* env.DISABLE_VERSION_CHECK env.PATH "
-    "env.LD_* env.FORCE_TORCHRUN env.NNODES env.NODE_RANK env.MASTER_* env.NPROC_PER_NODE "
-    "env.TRITON_* env.ACCELERATE_* env.LOGLEVEL env.TASK_QUEUE_ENABLE env.CPU_AFFINITY_CONF "
-    "env.DS_* env.SETUPTOOLS_*"
-).split()
+ENVIRONMENT = [
+    "env.CUDA_*",
+    "env.NCCL_*",
+    "env.GLOO_*",
+    "env.TORCH_*",
+    "env.PYTORCH_*",
+    "env.TOKENIZERS_PARALLELISM",
+    "env.OMP_NUM_THREADS",
+    "env.VLLM_*",
+    "env.RAY_*",
+    "env.HYDRA_*",
+    "env.WANDB_*",
+    "env.TRANSFORMERS_*",
+    "env.HF_*",
+    "env.PYTHON*",
+    "env.ASCEND_*",
+    "env.HCCL_*",
+    "env.HIP_*",
+    "env.ROCR_*",
+    "env.DISABLE_VERSION_CHECK",
+    "env.PATH",
+    "env.UCX_* env.TENSORBOARD_DIR env.USE_OPTIMIZED_MODEL env.DISABLE_L2_CACHE env.LD_*",
+    "env.FORCE_TORCHRUN",
+    "env.NNODES",
+    "env.NODE_RANK",
+    "env.MASTER_*",
+    "env.NPROC_PER_NODE",
+    "env.TRITON_*",
+    "env.ACCELERATE_*",
+    "env.LOGLEVEL",
+    "env.TASK_QUEUE_ENABLE",
+    "env.CPU_AFFINITY_CONF",
+    "env.DS_*",
+    "env.SETUPTOOLS_*",
+]
 """Variables that tell a machine, not a method, from another."""
 
 
@@ -30,17 +56,22 @@ def import_request(
     `name` is the framework and `method` its training method, if the request shows neither. Raises
     ValueError if the framework is not known, or the method is not."""
     _, source = source_of(request, name)
-    program = method or _method(request, source.programs) or source.method_of(request.settings)
+    program = method or _method(request, source.programs)
+    if not program and source.method_of is not None:
+        program = source.method_of(request.settings)
     if source.needs_method and program not in source.needs_method:
         problem = f"no method {program}" if program else "the file does not name the method"
         choices = ", ".join(source.needs_method)
         raise ValueError(f"{request.origin}: {problem}: say which with --method ({choices})")
     settings = {**request.settings, **_environment(request)}
-    draft = Draft(source.title, settings, program, processes or request.processes or 1,
-                  request.folders)
+    draft = Draft(
+        source.title, settings, program, processes or request.processes or 1, request.folders
+    )
     source.convert(draft)
     draft.skip("of the machine: set it again if this one needs it", *ENVIRONMENT)
     draft.finish()
+    for key in [k for k in draft.lines if k.rpartition(".")[2] in request.repeated]:
+        draft.decide(key, "without effect", "", "given twice: the last one counts")
     return draft
 
 

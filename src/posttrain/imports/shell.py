@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 NAME = r"[A-Za-z_]\w*"
 ASSIGNMENT = re.compile(rf"({NAME})(\+?)=")
 VARIABLE = re.compile(
-    rf"\$\(\((?P<sum>.*?)\)\)|\$\{{(?P<braced>{NAME}|\d|[@*#?])(?:\[[@*]\])?"
+    r"\$\(\((?P<sum>(?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)\)\)"
+    rf"|\$\{{(?P<braced>{NAME}|\d|[@*#?])(?:\[[@*]\])?(?P<slice>:\d+(?::\d+)?)?"
     rf"(?P<default>:?[-=][^{{}}]*(?:\{{[^{{}}]*\}}[^{{}}]*)*)?\}}|\$(?P<plain>{NAME}|[0-9@*#?])"
 )
 OPENING = ("if", "for", "while", "until", "case", "function", "select")
@@ -134,7 +135,7 @@ def expand(word: Word, variables: Mapping[str, list[str]]) -> list[str]:
             started = started or match.start() > last
             last = match.end()
             values = _value(match, variables)
-            if quote == "" and values is not None:
+            if quote == "" and values is not None and not any("$(" in v for v in values):
                 values = [part for value in values for part in value.split()]
             if values is None:
                 values = [match[0] if match["plain"] is None else f"${{{match['plain']}}}"]
@@ -234,7 +235,7 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
 
 def _bare(text: str, at: int) -> tuple[str, int]:
     """Return a piece without quotation marks: one character, or what brackets enclose."""
-    for opening, closing in (("$((", "))"), ("$(", ")"), ("${", "}"), ("(", ")")):
+    for opening in ("$((", "$(", "${", "("):
         if text.startswith(opening, at):
             before = text[at - 1 : at]
             if opening == "(" and before != "=":

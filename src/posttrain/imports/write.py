@@ -28,8 +28,9 @@ def tree_of(draft: Draft) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     order = {name: place for place, name in enumerate(SECTIONS)}
     first = ("type", "name")
-    for key in sorted(draft.recipe, key=lambda k: (order[k.partition(".")[0]],
-                                                   k.rpartition(".")[2] not in first)):
+    for key in sorted(
+        draft.recipe, key=lambda k: (order[k.partition(".")[0]], k.rpartition(".")[2] not in first)
+    ):
         *sections, last = key.split(".")
         node = tree
         for section in sections:
@@ -42,8 +43,10 @@ def recipe_text(draft: Draft, origin: str) -> str:
     """Return the recipe, with what changed its meaning beside each key, and the rest on top."""
     lines = [f"# Imported by posttrain from {origin} ({draft.title})."]
     lines += [f"# {line}" for line in textwrap.wrap(_summary(draft), WIDTH)]
-    for fate, heading in (("refused", "Refused, so this run differs"),
-                          ("without effect", "Without effect on the result")):
+    for fate, heading in (
+        ("refused", "Refused, so this run differs"),
+        ("without effect", "Without effect on the result"),
+    ):
         of_fate = [line for line in draft.lines.values() if line.fate == fate]
         if not of_fate:
             continue
@@ -59,8 +62,9 @@ def recipe_text(draft: Draft, origin: str) -> str:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     flat = " ".join(text.split())
-    return textwrap.wrap(flat, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ",
-                         break_on_hyphens=False)
+    return textwrap.wrap(
+        flat, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+    )
 
 
 def _summary(draft: Draft) -> str:
@@ -68,20 +72,27 @@ def _summary(draft: Draft) -> str:
     return f"{len(draft.lines)} keys: {counts}."
 
 
-def _section(tree: dict[str, Any], prefix: str, comments: dict[str, list[str]], out: list[str]) -> None:
+def _section(
+    tree: dict[str, Any], prefix: str, comments: dict[str, list[str]], out: list[str]
+) -> None:
     """Append the lines of a section."""
     indent = "  " * prefix.count(".")
     for name, value in tree.items():
         key = f"{prefix}{name}"
         notes = list(dict.fromkeys(note for note in comments.get(key, []) if note))
-        if isinstance(value, dict) and value and (not prefix or key in ("model.adapter",
-                                                  "model.quantization", "trainer.early_stopping")):
+        if (
+            isinstance(value, dict)
+            and value
+            and (
+                not prefix
+                or key in ("model.adapter", "model.quantization", "trainer.early_stopping")
+            )
+        ):
             out += [line for note in notes for line in _wrapped(note, f"{indent}# ")]
             out.append(f"{indent}{name}:")
             _section(value, f"{key}.", comments, out)
             continue
-        text = yaml.safe_dump({name: _plain(value)}, sort_keys=False, width=10_000,
-                              default_flow_style=None if key != "data" else False)
+        text = _entry(name, _plain(value))
         body = textwrap.indent(text.rstrip("\n"), indent).split("\n")
         comment = " ".join("; ".join(notes).split())
         if len(body) == 1 and comment and len(body[0]) + len(comment) + 4 <= WIDTH:
@@ -89,6 +100,13 @@ def _section(tree: dict[str, Any], prefix: str, comments: dict[str, list[str]], 
         elif comment:
             out += _wrapped(comment, f"{indent}# ")
         out += body
+
+
+def _entry(name: str, value: Any) -> str:
+    """Return a key and its value in YAML; a list of plain values is in brackets."""
+    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
+        return f"{name}: {yaml.safe_dump(value, default_flow_style=True, width=10_000)}"
+    return yaml.safe_dump({name: value}, sort_keys=False, width=10_000)
 
 
 def _plain(value: Any) -> Any:
@@ -120,12 +138,15 @@ def table_of(draft: Draft) -> list[Line]:
 
 def table_text(draft: Draft) -> str:
     """Return the table: one line for each key of the source, and the counts."""
-    rows = [(line.fate, line.key, shown(line.value), line.target, line.note)
-            for line in table_of(draft)]
+    rows = [
+        (line.fate, line.key, shown(line.value), line.target, line.note) for line in table_of(draft)
+    ]
     widths = [min(40, max((len(row[i]) for row in rows), default=0)) for i in range(3)]
     text = []
     for fate, key, value, target, note in rows:
         start = "  ".join(cell.ljust(width) for cell, width in zip((fate, key, value), widths))
         rest = f"-> {target}" if target else ""
-        text.append(f"{start}  {rest}{': ' if rest and note else ''}{' '.join(note.split())}".rstrip())
+        text.append(
+            f"{start}  {rest}{': ' if rest and note else ''}{' '.join(note.split())}".rstrip()
+        )
     return "\n".join([*text, _summary(draft)])

@@ -61,7 +61,8 @@ class QuantizationConfig(StrictConfig):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, tree: Any) -> Any:
-        return {"type": tree} if isinstance(tree, str) else tree
+        # true and 4 are no sections either, but a type that is not known names those that are
+        return {"type": tree} if isinstance(tree, str | bool | int | float) else tree
 
     @model_validator(mode="after")
     def _scales(self) -> QuantizationConfig:
@@ -80,6 +81,9 @@ class ModelConfig(StrictConfig):
         AlsoCalled("model_name_or_path", "base_model", "pretrained_model_name_or_path"),
     ] = None
     """A hub name, a model or adapter folder, a GGUF file, or a run directory."""
+    resume_from: LocalPath | None = None
+    """A run, checkpoint or adapter whose weights the run starts from instead of `name`, which may
+    stay. The optimiser and the schedule are new: trainer.resume_from_checkpoint continues a run."""
     scratch: ScratchConfig | None = None
     """Random weights instead of `name`."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Free()] = "auto"
@@ -148,6 +152,9 @@ class ModelConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:
+        if self.resume_from is not None:
+            self.name, self.resume_from = self.resume_from, None
+            self.model_fields_set.discard("resume_from")
         if (self.name is None) == (self.scratch is None):
             raise ValueError("give either model.name or model.scratch")
         if self.resize_multiple is not None and not self.resize_embeddings:
@@ -167,7 +174,14 @@ class ModelConfig(StrictConfig):
         if section is not None and lora is not None:
             raise ValueError("give either model.adapter or model.lora, not both")
         if section is not None and use is False and section.type != "none":
-            raise ValueError(f"model.use_lora is false, but model.adapter is {section.type}")
+            raise ValueError(
+                f"model.use_lora is false, but model.adapter is {section.type}: leave model.use_lora "
+                "out, or set it to null"
+            )
+        if section is not None and use and section.type == "none":
+            raise ValueError(
+                "model.use_lora is true, but model.adapter is none: leave one of both out"
+            )
         if section is None:
             wanted = use or lora is not None or (use is None and self.scratch is None)
             section = (lora or LoraConfig()) if wanted else NoAdapter()

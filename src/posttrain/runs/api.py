@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.common import distributed
 from posttrain.common.files import expanded
+from posttrain.common.secrets import load_env_files
 from posttrain.common.suggest import did_you_mean
 from posttrain.config.recipe import read_yaml, set_key
 from posttrain.evaluation.evaluate import evaluate_tasks
@@ -44,9 +45,12 @@ def train(config: Config | Source, /, run_dir: str | Path | None = None, **overr
     """Train and return the finished run.
 
     `config` is a Config, a recipe file or a nested dict; overrides are as in `load_config`. Under
-    torchrun every rank calls it. Raises ValueError with one line for whatever is wrong with the
+    torchrun every rank calls it. Variables of a .env file beside the recipe or in the working
+    directory are set first. Raises ValueError with one line for whatever is wrong with the
     config, the files or the data.
     """
+    beside = [] if isinstance(config, Config | Mapping) else [Path(os.fspath(config)).parent]
+    load_env_files(*beside, Path())
     if not isinstance(config, Config):
         config = load_config(config, **overrides)
     elif overrides:

@@ -1,6 +1,6 @@
 """The process that shows a run's metrics.jsonl in one tracker, while the file grows.
 
-    python -m posttrain.tracking.follow RUN NAME SETTINGS
+    python -m posttrain.tracking.follow RUN NAME SETTINGS END_WITHIN
 
 The run writes a word to the standard input when it ends. If it dies without one, what it wrote
 still reaches the tracker. A failure is tried again from the start of the file, since a tracker
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import select
 import signal
@@ -26,6 +25,7 @@ from typing import Any
 
 from posttrain.common.files import write_text
 from posttrain.common.lock import writing
+from posttrain.common.secrets import SECRET
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.report import read_config, read_json
 from posttrain.tracking.views import tracker_named
@@ -39,8 +39,6 @@ RETRY_AFTER = (5.0, 60.0, 300.0)
 LINES_AT_ONCE = 2000
 STATES: dict[str, State] = {"finished": "finished", "failed": "failed"}
 """What becomes of the run's last word; a run without one, or interrupted, is killed."""
-SECRET = re.compile("key|token|secret|passw|credential|auth", re.IGNORECASE)
-"""Found in the names of variables of the environment that hold secrets."""
 
 
 def tracker_folder(run_dir: Path, name: str) -> Path:
@@ -92,12 +90,11 @@ class Run:
         return None
 
 
-def follow(run_dir: Path, name: str, settings: TrackingConfig, run: Run) -> None:
+def follow(facts: Facts, name: str, run: Run) -> None:
     """Show a run in a tracker until it ends. Raises what the last attempt raised."""
-    facts = gather(run_dir, name, settings)
     failures = 0
     while True:
-        reader = Reader(run_dir / "metrics.jsonl")
+        reader = Reader(facts.run_dir / "metrics.jsonl")
         try:
             show(reader, facts, name, run)
             return
@@ -122,14 +119,14 @@ def show(reader: Reader, facts: Facts, name: str, run: Run) -> None:
             view.add(lines)
         elif end is not None:
             # what hangs now would keep the user waiting: the default action ends the process
-            signal.alarm(END_WITHIN)
+            signal.alarm(facts.end_within)
             view.close(end)
             return
         else:
             run.wait(LOOK_EVERY)
 
 
-def gather(run_dir: Path, name: str, settings: TrackingConfig) -> Facts:
+def gather(run_dir: Path, name: str, settings: TrackingConfig, end_within: int) -> Facts:
     """Return what a tracker receives of a run. The id is that of an earlier part of the run.
 
     A copy of a folder under another name is another run, and gets an id of its own.
@@ -141,7 +138,7 @@ def gather(run_dir: Path, name: str, settings: TrackingConfig) -> Facts:
         write_text(file, json.dumps(saved))
     commit = read_json(run_dir / "trackers" / "commit.json", dict).get("commit")
     config = without_passwords(read_config(run_dir / "config.yaml"))
-    return Facts(run_dir, saved["id"], settings, config, commit)
+    return Facts(run_dir, saved["id"], settings, config, commit, end_within)
 
 
 @contextmanager
@@ -168,11 +165,12 @@ def hide(text: str) -> str:
     return CREDENTIALS.sub("***@", text)
 
 
-def main(run_dir: Path, name: str, settings: str) -> None:
+def main(run_dir: Path, name: str, settings: str, end_within: str) -> None:
     """Follow a run, and exit with 1 after a failure."""
     try:
         with alone(tracker_folder(run_dir, name)):
-            follow(run_dir, name, TrackingConfig.model_validate_json(settings), Run())
+            parsed = TrackingConfig.model_validate_json(settings)
+            follow(gather(run_dir, name, parsed, int(end_within)), name, Run())
     except Exception as error:
         print(hide(traceback.format_exc()))
         print(" ".join(hide(f"{type(error).__name__}: {error}").split()), flush=True)
@@ -181,4 +179,4 @@ def main(run_dir: Path, name: str, settings: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.common.files import write_text
+from posttrain.common.secrets import without_secrets
 from posttrain.tracking.config import TrackingConfig
-from posttrain.tracking.follow import END_WITHIN, SECRET, tracker_folder
+from posttrain.tracking.follow import END_WITHIN, tracker_folder
 from posttrain.tracking.views import tracker_named
-
-PATIENCE = END_WITHIN + 10.0
-"""Seconds to wait for a process that ends by itself after END_WITHIN."""
 
 
 @dataclass
@@ -27,12 +25,14 @@ class Follower:
     name: str
     run_dir: Path
     process: subprocess.Popen[str]
+    end_within: int
+    """Seconds that the tracker has after the end of the run; 0 is as long as it takes."""
 
     def problem(self) -> str | None:
         """Return in one line that the process has ended before the run, and why; else None."""
         return None if self.process.poll() is None else self._lost()
 
-    def finish(self, state: str, patience: float | None = PATIENCE) -> str | None:
+    def finish(self, state: str) -> str | None:
         """Say that the run has ended and wait; return in one line what went wrong, or None."""
         assert self.process.stdin is not None
         try:
@@ -41,7 +41,7 @@ class Follower:
         except BrokenPipeError:
             pass
         try:
-            self.process.wait(patience)
+            self.process.wait(self.end_within + 10 if self.end_within else None)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -55,10 +55,13 @@ class Follower:
             self.process.wait()
 
     def _lost(self) -> str:
-        lines = log_of(self.run_dir, self.name).read_text(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else "no reason given"
+        try:
+            text = log_of(self.run_dir, self.name).read_text(errors="replace").strip()
+        except OSError as error:
+            text = str(error)
+        reason = text.splitlines()[-1] if text else "no reason given"
         if self.process.returncode < 0:
-            reason = f"not everything had arrived {END_WITHIN} s after the end"
+            reason = f"not everything had arrived {self.end_within} s after the end"
         return (
             f"{self.name} does not show this run completely ({reason[:300]}): "
             "`posttrain track` adds what is missing"
@@ -70,28 +73,35 @@ def log_of(run_dir: Path, name: str) -> Path:
     return tracker_folder(run_dir, name) / "log.txt"
 
 
-def start(run_dir: Path, name: str, settings: TrackingConfig | None) -> Follower:
+def start(
+    run_dir: Path, name: str, settings: TrackingConfig | None, end_within: int = END_WITHIN
+) -> Follower:
     """Start to show a run in a tracker. Raises OSError if no process can be started."""
     tracker = tracker_named(name)
     log = log_of(run_dir, name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    keep = {
-        variable: value
-        for variable, value in os.environ.items()
-        if not SECRET.search(variable) or variable.startswith(tracker.variables)
-    }
+    own = {k: v for k, v in os.environ.items() if k.startswith(tracker.variables)}
     text = (settings or TrackingConfig()).model_dump_json()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{__package__}.follow", str(run_dir), name, text],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                f"{__package__}.follow",
+                str(run_dir),
+                name,
+                text,
+                str(end_within),
+            ],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**tracker.environment(run_dir), **keep},
+            env={**tracker.environment(run_dir), **without_secrets(), **own},
             start_new_session=True,  # Ctrl-C is for the run, which says when it ends
         )
-    return Follower(name, run_dir, process)
+    return Follower(name, run_dir, process, end_within)
 
 
 def save_commit(run_dir: Path) -> None:
@@ -117,6 +127,7 @@ def start_all(
     followers, problems = [], []
     for name in dict.fromkeys(names):
         try:
+            save_commit(run_dir)
             followers.append(start(run_dir, name, settings))
         except OSError as error:
             problems.append(f"{name} does not show this run: {error}")

@@ -21,7 +21,7 @@ from rich.progress import (
 from posttrain.common.console import CONSOLE
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.diagnosis import Diagnosis
-from posttrain.tracking.follower import Follower, save_commit, start_all
+from posttrain.tracking.follower import Follower, start_all
 from posttrain.tracking.report import OF_LABELS
 
 # Metrics on a line of the console, in this order, if the step has them.
@@ -65,8 +65,6 @@ class Tracker:
         if rank != 0:
             return
         self.metrics = _reopen(run_dir / "metrics.jsonl", first_step)
-        if logger:
-            save_commit(run_dir)
         self.followers, problems = start_all(run_dir, logger, tracking)
         for problem in problems:
             self.say(f"warning: {problem}")

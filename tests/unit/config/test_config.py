@@ -477,3 +477,11 @@ def test_an_override_of_an_item_that_is_not_there(index: str) -> None:
             ValueError, match=f"the 2 items of the list, counted from 0; got {index}$"
         ):
             with_overrides(mixture(), [f"data.{index}{rest}=c.jsonl"])
+
+
+def test_weights_to_resume_from_are_the_start() -> None:
+    config = parse("model.resume_from=results/run/checkpoint-3")
+    assert config.model.name == "results/run/checkpoint-3"
+    assert "resume_from" not in dump(config)["model"]
+    with pytest.raises(ValueError, match=r"either model\.name or model\.scratch"):
+        parse("model={scratch: {hidden_size: 64}, resume_from: x}")

@@ -187,6 +187,7 @@ REFUSED = {
     "weights": (["{a0}", "{a1}", "--weights", "1"], "--weights: 1 numbers for 2 adapters"),
     "words": (["{a0}", "{a1}", "--weights", "a,b"], "--weights: expected numbers like"),
     "nan": (["{a0}", "{a1}", "--weights", "nan,1"], "--weights: expected finite numbers"),
+    "too large": (["{a0}", "{a0}", "--weights", "3e38,3e38"], "--weights: .* overflow"),
     "zeros": (["{a0}", "{a1}", "--weights", "0,0"], "not all 0"),
     "a method": (["{a0}", "{a1}", "--method", "slerp"], "--method: expected one of linear, svd"),
     "no density": (["{a0}", "{a1}", "--method", "ties"], "--density: ties, .* need a density"),
@@ -240,6 +241,12 @@ def changed(folder: Path, source: Path, **keys: Any) -> Path:
         ({"lora_bias": True}, "a LoRA with biases"),
         ({"peft_type": "IA3"}, "kind IA3|does not know"),
         ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING"),
+        ({"bias": "lora_only"}, "trains biases"),
+        ({"task_type": "SEQ_CLS"}, "a reward model or classifier, whose head"),
+        ({"r": 8}, "a matrix of the rank 4 for .*q_proj, and its .* names the rank 8"),
+        ({"rank_pattern": {"v_proj": 3}}, "the rank 4 for .*v_proj, and its .* the rank 3"),
+        ({"target_modules": ["q_proj"]}, "for .*v_proj, and its .* names other target_modules"),
+        ({"layers_to_transform": [1]}, "for .*layers.0.* names other target_modules"),
         ({"base_model_name_or_path": "other/base"}, "are of different bases"),
     ],
 )
@@ -301,6 +308,15 @@ def test_a_pissa_of_posttrain_is_a_plain_lora_and_merges(made: Any, tmp_path: Pa
     assert any(x.abs().max() > 1e-4 for x in deltas[0].values())
     wanted = {n: 0.5 * deltas[0][n] + 2.0 * deltas[1][n] for n in deltas[0]}
     assert close(added(made[0], tmp_path / "x"), wanted)
+
+
+def test_whole_numbers_are_refused(made: Any, tmp_path: Path) -> None:
+    """Eight bits without their scales would be taken for the numbers themselves."""
+    other = changed(tmp_path / "other", made[1][1])
+    file = other / "adapter_model.safetensors"
+    save_file({name: (100 * x).to(torch.int8) for name, x in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match="has the dtype I8"):
+        combine([str(made[1][0]), str(other)], [1, 1], "linear", None, None, 0)
 
 
 def test_tensors_that_are_no_pairs_are_refused(made: Any, tmp_path: Path) -> None:

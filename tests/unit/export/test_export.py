@@ -15,7 +15,11 @@ import yaml
 from command import Capture, command, complaint, output_of, recipe, state
 from gguf_models import TEXTS, model_folder
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from posttrain.export import run, target
 from posttrain.export.facts import public_name, without_folders
@@ -210,15 +214,71 @@ def test_results_are_attributed_to_the_checkpoint_that_was_evaluated(
     assert ("which checkpoint was evaluated is not recorded" in card) == (shown == "of the run")
 
 
-def test_results_of_a_pipeline_do_not_name_a_checkpoint(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "shown"),
+    [("checkpoint-4", "of the checkpoint"), ("checkpoint-2", "not at all"), (None, "of the run")],
+)
+def test_results_of_a_pipeline_are_those_of_the_checkpoint_it_compared(
+    checkpoint: str | None, shown: str, made: Made, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(made[2], copy)
-    stage = {"name": "sft", "accuracy": 0.5, "ci95": [0.4, 0.6], "num_problems": 9}
+    stage: dict[str, Any] = {"name": "sft", "accuracy": 0.5, "ci95": [0.4, 0.6], "num_problems": 9}
+    if checkpoint is not None:
+        stage["checkpoint"] = checkpoint
     (copy / "evaluation.json").write_text(json.dumps({"stages": [stage]}))
     export(str(copy / "checkpoint-4"), output=tmp_path / "x", say=lambda line: None)
     card = (tmp_path / "x/README.md").read_text()
-    assert "| sft | 0.5000 |" in card
-    assert "which checkpoint was evaluated is not recorded" in card
+    assert ("| sft | 0.5000 |" in card) == (shown != "not at all")
+    assert ("which checkpoint was evaluated is not recorded" in card) == (shown == "of the run")
+
+
+LABELLED = [{"text": text[:20], "label": "ab"[i % 2]} for i, text in enumerate(TEXTS)]
+PAIRS = [{"prompt": t[:9], "chosen": t[9:20], "rejected": t[20:45]} for t in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows", "names"),
+    [
+        ({"type": "classification", "labels": ["b", "a"]}, LABELLED, ["b", "a"]),
+        (
+            {"type": "classification", "labels": ["b", "a"], "multi_label": True},
+            [row | {"label": [row["label"]]} for row in LABELLED],
+            ["b", "a"],
+        ),
+        ({"type": "reward_model"}, PAIRS, ["LABEL_0"]),
+    ],
+)
+def test_a_merged_classifier_has_the_labels_and_the_scores_of_the_run(
+    keys: dict[str, Any], rows: Any, names: list[str], tmp_path: Path
+) -> None:
+    """As transformers reads it, also of texts that end in the token that pads the base's."""
+    base = model_folder(tmp_path / "base", "qwen2")
+    config = json.loads((base / "config.json").read_text())
+    config["pad_token_id"] = config["eos_token_id"]
+    (base / "config.json").write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    trainer = keys | {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2}
+    trainer |= {"output_dir": str(tmp_path / "out")}
+    adapter = {"type": "lora", "r": 2}
+    model = {"name": str(base), "adapter": adapter}
+    assert command("train", recipe(tmp_path, rows, model=model, trainer=trainer)) == 0
+    (made_run,) = (tmp_path / "out").iterdir()
+    export(str(made_run), "merged", tmp_path / "x", say=lambda line: None)
+    merged: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "x").eval()
+    assert merged.config.id2label == dict(enumerate(names))
+    assert merged.config.label2id == {name: i for i, name in enumerate(names)}
+    kind = "multi_label" if "multi_label" in keys else "single_label"
+    kinds = {"classification": f"{kind}_classification"}
+    assert merged.config.problem_type == kinds.get(keys["type"])
+    ids = torch.tensor([[5, 6, 7, tokenizer.eos_token_id, tokenizer.eos_token_id]])
+    beside: Any = load_trained(next(made_run.glob("checkpoint-*")))
+    with torch.no_grad():
+        state_at_end = beside.model(input_ids=ids).last_hidden_state[:, -1]
+        expected = beside.score(state_at_end)
+        assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-5)
 
 
 HOME = "/home/alice/My Data/x.jsonl"

@@ -23,7 +23,7 @@ from posttrain.common.batch import Sequence, pack
 from posttrain.model.adapters import ADAPTERS, LORA, PEFT, REFUSED, starts
 from posttrain.model.adapters.lora import MUTATING
 from posttrain.model.adapters.peft import KINDS, load_adapter
-from posttrain.model.adapters.peft_kinds import NOT_OFFERED, STARTS_ELSEWHERE
+from posttrain.model.adapters.peft_kinds import NOT_OFFERED, STARTS_ELSEWHERE, fields_of
 from posttrain.model.adapters.saved import check_plain, saved_section, with_adapter
 from posttrain.model.config import ModelConfig
 from posttrain.model.forward import forward
@@ -308,6 +308,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"type": "vblora", "save_only_topk_weights": True}, r"is not offered: what it saves"),
     ({"type": "adamss", "use_asa": True}, r"is not offered: it masks"),
     ({"type": "oft", "coft": True}, r"is not offered: it changes"),
+    ({"type": "hira", "r": 4, "rank_pattern": {"q_proj": 2}}, r"not offered: PEFT computes the"),
     ({"type": "c3a", "block_size": 7}, r"block size should be a factor"),
     ({"type": "road", "variant": "road_9"}, r"Invalid variant road_9"),
     ({"type": "trainable_tokens"}, r"token_indices is missing"),
@@ -318,12 +319,31 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"type": "lora", "target_modules": ["mlp"]}, r"no lora for layers of the type LlamaMLP"),
     ({"type": "lora", "target_modules": "all_linear"}, r"write target_modules: all-linear"),
     ({"type": "lora", "exclude_modules": ["q_prj"]}, r"exclude_modules: the model has no layer"),
-    ({"type": "lora", "exclude_modules": ".*"}, r"All modules were excluded"),
+    ({"type": "lora", "target_modules": "all"}, r"write target_modules: all-linear"),
+    ({"type": "lora", "target_modules": "q_proj, v_proj"}, r"write \[q_proj, v_proj\], a list"),
+    ({"type": "lora", "exclude_modules": ".*"}, r"no layer is left to adapt"),
+    ({"type": "lora", "exclude_modules": "all-linear"}, r"exclude_modules: no layer's full name"),
+    (
+        {"type": "lora", "target_modules": ["q_proj"], "exclude_modules": ["q_proj"]},
+        r"no layer is left to adapt",
+    ),
+    (
+        {"type": "lora", "target_modules": ["q_proj"], "modules_to_save": ["q_proj"]},
+        r"target_modules: q_proj is trained whole .*: leave it out of one of them",
+    ),
     ({"type": "lora", "layers_to_transform": [-1]}, r"has layers 0 to 1, not -1"),
     ({"type": "lora", "layers_to_transform": []}, r"layers_to_transform is empty"),
     (
         {"type": "lora", "layers_to_transform": [0], "target_modules": ".*q_proj"},
         r"needs names of layers, or all-linear",
+    ),
+    (
+        {
+            "type": "lora",
+            "layers_to_transform": [0],
+            "target_modules": ["model.layers.1.self_attn.q_proj"],
+        },
+        r"names model.layers.1.self_attn.q_proj, which is not in layers_to_transform \[0\]",
     ),
     ({"type": "lora", "rank_pattern": {"zorp": 3}}, r"rank_pattern.zorp: no layer's full name"),
     ({"type": "lora", "alpha_pattern": {"(": 3}}, r"alpha_pattern.\(: not a regular expression"),
@@ -332,6 +352,10 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"type": "pissa", "r": 1000}, r"rank 1000 is above the width"),
     ({"type": "lora", "modules_to_save": ["score"]}, r"leave out score: the head"),
     ({"type": "lora", "modules_to_save": ["normm"]}, r"no layer normm; did you mean norm\?"),
+    (
+        {"type": "lora", "modules_to_save": ["norm"]},
+        r"take norm for input_layernorm, post_attention_layernorm too: write .* model.norm",
+    ),
     ({"type": "pissa", "target_modules": ["embed_tokens"]}, r"linear layers, not for embed_tokens"),
 ]
 
@@ -381,11 +405,12 @@ LORA_KEYS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"q_proj": 9},
     },
     "biases": {"bias": "all"},
-    "norms": {"modules_to_save": ["input_layernorm", "norm"]},
+    "norms": {"modules_to_save": ["input_layernorm", "model.norm"]},
+    "all norms": {"modules_to_save": ["input_layernorm", "post_attention_layernorm", "norm"]},
     "a layer whole": {"modules_to_save": ["q_proj"]},
     "head": {"modules_to_save": ["lm_head"]},
     "pissa by pattern": {"type": "pissa", "rank_pattern": {"q_proj": 2}},
-    "pissa and norms": {"type": "pissa", "modules_to_save": ["norm"]},
+    "pissa and norms": {"type": "pissa", "modules_to_save": ["model.norm"]},
     "olora of some": {"type": "olora", "target_modules": ["q_proj", "down_proj"]},
     "pissa with rank": {"type": "pissa", "r": 16, "alpha": 8, "target_modules": ["k_proj"]},
 }
@@ -412,6 +437,62 @@ def test_keys_of_a_lora(base, name, tmp_path):
     if adapter["type"] == "lora":
         config = ModelConfig(name=str(tmp_path), adapter=adapter)
         assert with_adapter(config, str(tmp_path)).adapter.type == "lora"
+
+
+PATTERNS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4, "rank_pattern": 2, "alpha_pattern": 3},
+    "loha": {"r": 4, "rank_pattern": 2, "alpha_pattern": 3},
+    "lokr": {"r": 4, "rank_pattern": 2, "alpha_pattern": 3},
+    "delora": {"r": 4, "rank_pattern": 2, "lambda_pattern": 3},
+    "waveft": {"n_frequency": 20, "n_frequency_pattern": 10},
+    "fourierft": {"n_frequency": 20, "n_frequency_pattern": 10},
+    "c3a": {"block_size": 8, "block_size_pattern": 4},
+}
+"""Each type with patterns, and another value than its default."""
+
+
+def test_every_pattern_of_peft_is_known():
+    for kind, name in ((k, n) for k in ADAPTERS for n in fields_of_kind(k)):
+        if name.endswith("_pattern") and name != "layers_pattern":
+            assert name in PATTERNS.get(kind, {}) or (kind, name) in NOT_OFFERED
+
+
+def fields_of_kind(kind: str) -> list[str]:
+    entry = ADAPTERS[kind]
+    return list(fields_of(kind)) if entry == PEFT or kind == "lora" else []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        pytest.param(kind, key, marks=() if kind in ("lora", "c3a") else pytest.mark.slow)
+        for kind, keys in PATTERNS.items()
+        for key in keys
+        if key.endswith("_pattern")
+    ],
+)
+def test_keys_of_a_pattern_must_act_by_pefts_rule(base, kind, key):
+    """Regular expressions for the end of a name; the first that matches counts, in any order."""
+    keys = {name: x for name, x in PATTERNS[kind].items() if not name.endswith("_pattern")}
+    keys |= {"type": kind, "target_modules": ["q_proj", "v_proj"]}
+    value = PATTERNS[kind][key]
+
+    def shapes(pattern: dict[str, Any]) -> list[Any]:
+        policy = load(base, keys | {key: pattern}).policy
+        scales = [getattr(module, "scaling", None) for module in policy.modules()]
+        sizes = [tuple(p.shape) for p in policy.parameters() if p.requires_grad]
+        lambdas = [float(p.detach()) for n, p in policy.named_parameters() if "lambda" in n]
+        return [sizes, scales, lambdas]
+
+    with pytest.raises(ValueError, match=rf"{key}.up_proj: no adapted layer .* are q_proj, v_proj"):
+        shapes({"up_proj": value})
+    with pytest.raises(ValueError, match=rf"{key}: q_proj and .* give .*0.self_attn.q_proj other"):
+        shapes({"q_proj": value, r"layers\.0\.self_attn\.q_proj": 2 * value})
+    plain, changed = shapes({}), shapes({"q_proj": value})
+    assert plain != changed
+    assert shapes({"[qk]_proj": value}) == changed
+    assert shapes({"self_attn.q_proj": value, "q_proj": value}) == changed
+    assert shapes({r"layers\.\d\.self_attn\.q_proj": value}) == changed
 
 
 def test_a_layer_whole_is_not_also_adapted(base):

@@ -627,3 +627,18 @@ def test_what_pyreft_does_not_store_is_checked(
     with pytest.raises(ValueError, match=r"positions|activation") as error:
         read_pyreft(str(tmp_path), positions, activation)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "message"),
+    [
+        ("HRM-Text", "block_output", "several stacks of layers"),
+        ("HRM-Text", "mlp_output", "several stacks of layers"),
+        ("Gemma 3n", "block_output", r"2 states of a token .* use mlp_output"),
+        ("Gemma 3n", "block_input", r"2 states of a token .* use mlp_output"),
+    ],
+)
+def test_layers_without_one_state_of_a_token_are_refused(name, component, message):
+    adapter = {"type": "loreft", "rank": 2, "positions": "f2+l2", "component": component}
+    with pytest.raises(ValueError, match=message):
+        architectures.policy(name, adapter=adapter)

@@ -96,17 +96,54 @@ def test_completions_are_reported_once_with_their_place():
     assert [seen[i] for i in range(7)] == rollouts
 
 
-def test_rows_beyond_the_rotation_limit_share_a_call_if_equally_long():
-    """Among shorter ones, which share a cache: each as on its own."""
-    policy = architectures.policy("Llama (dynamic rope)").eval()
+@pytest.mark.parametrize("name", ["Llama (dynamic rope)", "Phi-3 (longrope)"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_on_both_sides_of_a_change_of_the_rotation_share_a_batch(name, temperature):
+    """Each as on its own: short ones, long ones, and those that cross the length."""
+    policy = architectures.policy(name).eval()
     generator = torch.Generator().manual_seed(1)
-    prompts = [
-        torch.randint(4, architectures.VOCAB, (n,), generator=generator).tolist()
-        for n in (60, 5, 60, 70, 9)
-    ]
-    params = SamplingParams(8, (), 0.0)
-    together = NativeSampler(policy, 8).generate(prompts, params, [0] * 5)
-    for prompt, rollout in zip(prompts, together):
-        (single,) = generate_apart(policy, Way("alone", True), [prompt], params, [0], 1)
+    lengths = (60, 5, 60, 70, 9, 1, *range(46, 51), *range(61, 66), 40)
+    prompts = [torch.randint(4, architectures.VOCAB, (n,), generator=generator) for n in lengths]
+    texts = [prompt.tolist() for prompt in prompts]
+    params = SamplingParams(20, (), temperature)
+    rotary = policy.backbone().rotary_emb
+    sampler = NativeSampler(policy, 8)
+    together = sampler.generate(texts, params, range(len(texts)))
+    assert sampler.batched
+    assert "forward" not in vars(rotary), "the rotation stayed replaced"
+    for i, (text, rollout) in enumerate(zip(texts, together)):
+        (single,) = generate_apart(policy, Way("alone", True), [text], params, [i], 1)
+        assert rollout.prompt_ids == text
         assert rollout.response_ids == single.response_ids
         assert rollout.logprobs == pytest.approx(single.logprobs, abs=2e-4)
+
+
+def test_rows_that_cross_a_change_of_the_rotation_finish_once():
+    policy, seen = architectures.policy("Phi-3 (longrope)").eval(), []
+    prompts = [[5 + i] * n for i, n in enumerate((44, 45, 3, 60, 47))]
+    params = SamplingParams(12, tuple(range(3, architectures.VOCAB, 9)), 1.0)
+
+    def finished(place, rollout):
+        seen.append((place, rollout))
+
+    rollouts = NativeSampler(policy, 2).generate(prompts, params, range(5), finished)
+    assert sorted(place for place, _ in seen) == list(range(5))
+    assert all(rollouts[place] == rollout for place, rollout in seen)
+    for rollout in rollouts:
+        stopped = [i for i, t in enumerate(rollout.response_ids) if t in params.stop_token_ids]
+        ended = len(rollout.response_ids) - 1
+        assert stopped == ([ended] if rollout.finish_reason == "stop" else [])
+        assert rollout.finish_reason == "stop" or ended == 11
+
+
+@pytest.mark.parametrize("name", ["RecurrentGemma", "RWKV"])
+def test_what_a_model_remembers_of_other_rows_is_forgotten(name):
+    """Of earlier calls as well: a prompt of one token begins from nothing."""
+    policy = architectures.policy(name).eval()
+    params = SamplingParams(6, (), 0.0)
+    (fresh,) = NativeSampler(policy, 4).generate([[8]], params, [0])
+    for way in (Way("joined", True, False), Way("alone", True), Way("joined", True, False)):
+        generate_apart(policy, way, PROMPTS, params, range(7), 4)
+        (again,) = generate_apart(policy, way, [[8]], params, [0], 1)
+        assert again.response_ids == fresh.response_ids
+        assert again.logprobs == pytest.approx(fresh.logprobs, abs=2e-4)

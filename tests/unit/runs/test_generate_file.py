@@ -102,6 +102,22 @@ def test_rows_have_the_completions_of_generate(run: posttrain.Run, tmp_path: Pat
     ]
 
 
+def test_one_rank_reads_the_files_for_all(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's files are hashed whole, which every rank of a machine would do at once."""
+    source = write(tmp_path / "rows.jsonl", ROWS)
+    config = inference.inference_config(None, KEYS)
+    _, facts = file_job.prepare(str(run.dir), str(source), config)
+    assert facts["model"][0] == file_job.contents_hash(str(run.dir))
+    from_first = {"model": ["x"], "adapters": {}, "reward": None}
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value or from_first)
+    monkeypatch.setattr(file_job, "contents_hash", pytest.fail)
+    _, others = file_job.prepare(str(run.dir), str(source), config)
+    assert others == facts | from_first
+
+
 def test_one_sample_has_no_number_and_nothing_else_is_written(run: Any, tmp_path: Path) -> None:
     output, _ = make(run, tmp_path, num_samples=1)
     assert all(

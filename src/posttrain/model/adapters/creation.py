@@ -116,7 +116,7 @@ def check_start(model: Any, kind: str, base: torch.Tensor | None, changes_base: 
 
 def _reason(kind: str, error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if "No modules were targeted" in text:
+    if text.startswith(("No modules were targeted", "All modules were excluded")):
         return "no layer is left to adapt: all of target_modules are excluded or trained whole"
     if layer := re.match(r"Target module (?:for \w+: )?(\w+)\(", text):
         return f"PEFT has no {kind} for layers of the type {layer[1]}: change target_modules"
@@ -236,8 +236,8 @@ def check_adapted(adapted: list[str], kind: str, keys: dict[str, Any]) -> None:
     `adapted` are their full names. Of several keys of a pattern that match a layer PEFT takes the
     first, and it writes them to adapter_config.json in the order of their letters."""
     chosen = keys.get("layers_to_transform")
-    chosen = [chosen] if isinstance(chosen, int) else chosen
-    for layer in [] if chosen is None else adapted:
+    chosen = [chosen] if isinstance(chosen, int) else chosen or []
+    for layer in adapted if chosen else []:
         number = re.search(r"\.(\d+)\.", layer)
         if number is not None and int(number[1]) not in chosen:
             raise ValueError(

@@ -22,6 +22,7 @@ STARTS_ELSEWHERE = ("unilora", "vblora")
 NOT_OFFERED = {
     ("adamss", "use_asa"): "it masks subspaces by a schedule of its own",
     ("vblora", "save_only_topk_weights"): "what it saves cannot be trained further",
+    ("hira", "rank_pattern"): "PEFT computes the ranks and does not use them",
     ("hra", "apply_GS"): "its pairs of equal vectors have no orthogonal basis: it begins with NaN",
     ("oft", "coft"): "it changes the trained weights in the forward pass",
 }

@@ -81,6 +81,7 @@ def add_edits(model: Any, section: Any, seed: int) -> Any:
     torch's own random state is kept. Raises ValueError for layers, a component or a rank that the
     model does not have."""
     layers = decoder_layers(backbone_of(model))
+    _check_states(model, layers, section.component)
     model.requires_grad_(False)
     name = type(model).__name__
     chosen = range(len(layers)) if section.layers == "all" else section.layers
@@ -113,6 +114,24 @@ def edit_prompts(policy: Any) -> None:
             "; use model.adapter: {type: lora}"
         )
     policy.edited = parse_positions(section.positions)
+
+
+def _check_states(model: Any, layers: nn.ModuleList, component: str) -> None:
+    """Raise ValueError unless a token has one state after each layer, in a single row of layers."""
+    name, kinds = type(model).__name__, {type(layer) for layer in layers}
+    for module in backbone_of(model).modules():
+        if isinstance(module, nn.ModuleList) and module is not layers:
+            if kinds & {type(part) for part in module}:  # HRM-Text
+                raise ValueError(
+                    f"model.adapter: {name} has several stacks of layers, which run in turns, "
+                    "where edits of prompts are not supported; use model.adapter: {type: lora}"
+                )
+    states = getattr(model.config.get_text_config(), "altup_num_inputs", 1)  # Gemma 3n
+    if states > 1 and component in ("block_input", "block_output"):
+        raise ValueError(
+            f"model.adapter.component: {name} hands {states} states of a token from layer to "
+            "layer, which are not edited; use mlp_output or attention_output"
+        )
 
 
 def _edit_layer(layer: Any, model: Any, section: Any) -> None:

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from posttrain.common.secrets import without_secrets
 from posttrain.rewards.rules.answers.symbolic import Conventions
 
 STARTUP_SECONDS = 60.0  # imports of sympy and math-verify on a cold disk
@@ -44,6 +45,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=without_secrets(),
             start_new_session=True,  # Ctrl-C is for the parent to handle
         )
         greeting = self._within(STARTUP_SECONDS, None)

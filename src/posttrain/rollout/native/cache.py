@@ -19,8 +19,10 @@ NARROW = 8
 class Prefill:
     """Keys and values of packed prompts, [1, H_kv, T, D] by layer and pack.
 
-    Has the methods that transformers' models call on a cache: `update` and `get_seq_length`.
+    Has what transformers' models ask a cache: `update`, `get_seq_length`, `is_initialized`.
     """
+
+    is_initialized = False
 
     def __init__(self) -> None:
         self.layers: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -45,6 +47,8 @@ class Prefill:
 
 class KVCache:
     """Keys and values by layer, [B, H_kv, capacity, D]."""
+
+    is_initialized = True
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}

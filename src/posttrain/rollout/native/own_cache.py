@@ -185,9 +185,11 @@ def _joined(parts: list[Any], sizes: list[int]) -> Any:
 
 def _below(parts: list[Tensor], sizes: list[int]) -> Tensor:
     """Return tensors [B_i, ...] one below the other, narrower ones padded on the left with 0."""
-    if parts[0].dim() == 0 or parts[0].numel() == 0:
+    if parts[0].numel() == 0:
         return parts[0]
-    assert [len(part) for part in parts] == sizes, "a cache whose rows are not its first dimension"
+    if parts[0].dim() == 0 or [len(part) for part in parts] != sizes:
+        assert all(part.numel() == 1 for part in parts), "rows are not a cache's first dimension"
+        return torch.stack(parts).amax(0)  # a count of tokens
     shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts))]
     out = parts[0].new_zeros(sum(sizes), *shape)
     for part, into in zip(parts, out.split(sizes)):

@@ -135,6 +135,8 @@ class PrefixCache:
 class Continued:
     """A prefill whose prompts continue from blocks; what a network calls as its cache."""
 
+    is_initialized = False
+
     def __init__(self, past: Prefill, known: list[list[Block]], lengths: list[int]) -> None:
         self.past, self.lengths = past, lengths
         self.known = [[block.layers() for block in blocks] for blocks in known]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
 from posttrain.model.kernels.quantized import dense
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.quirks import changes_with_every_length
+from posttrain.model.rotations import rotated_by_row, rotating
 from posttrain.model.vocabulary import check_ids
 from posttrain.rollout.native.alone import EQUAL, Way, agrees, generate_apart, way_of
 from posttrain.rollout.native.engine import Engine
@@ -67,7 +71,9 @@ class NativeSampler:
         adapters: list[str | None],
     ) -> list[Rollout]:
         limit, rollouts = params.max_new_tokens, dict[int, Rollout]()
-        shared = [self.shares_cache(len(prompt) + limit) for prompt in prompts]
+        # rows beyond the limit of the rotation share the engine's cache here, but not a server's
+        by_row = bool(rotating(self.policy.backbone()))
+        shared = [self.shares_cache(len(p) + limit) or (self.batched and by_row) for p in prompts]
         for part, chosen in (
             (self._apart, [i for i, shares in enumerate(shared) if not shares]),
             (self._together, [i for i, shares in enumerate(shared) if shares]),
@@ -103,15 +109,26 @@ class NativeSampler:
         policy, version = self.policy, self.policy.version
         rows = [Row(list(p), params, s, a) for p, s, a in zip(prompts, seeds, adapters)]
         places = {row: place for place, row in enumerate(rows)}
-        engine = Engine(
-            policy,
-            self.max_num_seqs,
-            max(map(len, prompts), default=0) + params.max_new_tokens,
-            lambda row: finished(places[row], row.rollout(version)),
-        )
-        engine.add(rows)
-        while engine.step():
-            pass
+        longest = max(map(len, prompts), default=0) + params.max_new_tokens
+
+        def ended(row: Row) -> None:
+            place = places[row]
+            if row.finish_reason == "length" and row.params is not params:
+                rows[place] = replace(row, params=params, finish_reason=None)
+                places[rows[place]] = place
+                engine.add([rows[place]])  # read again, under the rotation of longer rows
+            else:
+                finished(place, row.rollout(version))
+
+        engine = Engine(policy, self.max_num_seqs, longest, ended)
+        with ExitStack() as stack:
+            if policy.rope_limit is not None and longest > policy.rope_limit:
+                for row in rows:
+                    row.params = _up_to_change(policy, len(row.prompt_ids), params)
+                stack.enter_context(rotated_by_row(policy.backbone(), policy.rope_limit, longest))
+            engine.add(rows)
+            while engine.step() or engine.num_waiting:
+                pass
         return [row.rollout(version) for row in rows]
 
     def _apart(
@@ -129,3 +146,16 @@ class NativeSampler:
     def _greedy(self, prompts: Sequence[list[int]], params: SamplingParams) -> list[Rollout]:
         seeds, names = [0] * len(prompts), [None] * len(prompts)
         return self._together(prompts, params, seeds, lambda *_: None, names)
+
+
+def _up_to_change(policy: LanguageModel, length: int, params: SamplingParams) -> SamplingParams:
+    """Return what ends a completion at the length at which all of its rotation changes, if any.
+
+    A rotation that changes with every length is transformers' on the way: that of a key is the one
+    of the length at which it was read."""
+    limit = policy.rope_limit
+    assert limit is not None
+    left = limit - length + 1  # the first token that is read beyond the limit is sampled within it
+    if changes_with_every_length(policy.causal_lm().config) or not 0 < left < params.max_new_tokens:
+        return params
+    return replace(params, max_new_tokens=left)

@@ -57,12 +57,11 @@ class Axis:
             return [value.value for value in self.values]
         if self.kind == "int":
             return [int(self.low), int(self.high)]
-        middle = (self.low + self.high) / 2
-        return [
-            self.low,
-            math.sqrt(self.low * self.high) if self.kind == "log" else middle,
-            self.high,
-        ]
+        share = math.sqrt(2) - 1  # no integer between two of them
+        middle = self.low + share * (self.high - self.low)
+        if self.kind == "log":
+            middle = self.low * (self.high / self.low) ** share
+        return [self.low, middle, self.high]
 
 
 def read_axes(overrides: Sequence[str], search: bool) -> tuple[list[Axis], list[str]]:
@@ -139,7 +138,8 @@ def split_values(override: str, text: str) -> list[str]:
     while i < len(text):
         char = text[i]
         if quote:
-            if char == "\\" and quote == '"':
+            doubled = char == quote == "'" == text[i + 1 : i + 2]
+            if doubled or (char == "\\" and quote == '"'):
                 i += 1
             elif char == quote:
                 quote = ""
@@ -217,9 +217,11 @@ def refuse_equal(members: Sequence[Member]) -> None:
     for one in members:
         tree = resolved(one)
         tree["trainer"].pop("run_name")
-        first = seen.setdefault(json.dumps(tree, sort_keys=True), one.label)
-        if first != one.label:
-            raise ValueError(f"{first} and {one.label} are the same run: leave out one of them")
+        written = json.dumps(tree, sort_keys=True)
+        words = ", ".join(f"{key}={value}" for key, value in one.params.items())
+        if written in seen:
+            raise ValueError(f"{seen[written]} and {words} are the same run: leave out one of them")
+        seen[written] = words
 
 
 def labels_of(keys: Sequence[str], points: Sequence[Sequence[Value]]) -> list[str]:

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from posttrain.common.errors import SettingError
 from posttrain.common.files import finite, write_text
-from posttrain.common.suggest import did_you_mean
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.runs.series.members import Member
 from posttrain.runs.series.state import Record, State, read_state
@@ -82,7 +81,7 @@ def metric_value(metric: str, metrics: dict[str, float], label: str) -> float:
         if not metrics:
             problem = f"{label} wrote no evaluation: add an eval section and trainer.eval_steps"
         else:
-            problem = f"{label} wrote no metric {metric}; {did_you_mean(metric, metrics, 'it has')}"
+            problem = f"{label} wrote no metric {metric}; it has {', '.join(metrics)}"
         raise SettingError("metric", problem)
     return metrics[metric]
 

@@ -243,7 +243,7 @@ def chosen(axis: Axis, parameter: Any) -> Any:
 
 @dataclass
 class Lines:
-    """The lines of a growing file that have been read; a resumed run replaces the file."""
+    """How far a growing file has been read; a resumed run replaces the file."""
 
     file: int = 0
     offset: int = 0
@@ -262,4 +262,8 @@ class Lines:
             return []
         self.offset += len(content)
         *whole, self.kept = (self.kept + content).split(b"\n")
-        return [json.loads(line) for line in whole if line.strip()]
+        try:
+            return [json.loads(line) for line in whole if line.strip()]
+        except ValueError:  # another file with the number of the old one: read it from the start
+            self.offset, self.kept = 0, b""
+            return []

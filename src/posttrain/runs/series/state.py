@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -159,7 +160,12 @@ def changes_since(record: Record, member: Member) -> list[str]:
     before, now = record.config, resolved(member)
     if record.version != version("posttrain"):
         before, _ = with_new_keys(before, now)
-    return differences(before, now, free_keys())
+    return differences(before, now, _free_keys())
+
+
+@cache
+def _free_keys() -> set[str]:
+    return free_keys()
 
 
 def refuse_changed(folder: Path, members: list[Member]) -> None:

@@ -62,12 +62,12 @@ def open_view(facts: Facts) -> MlflowView:
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
-    database = (facts.run_dir / "mlflow.db").resolve()
     address, artifacts = server(facts.settings), None
     if address is None:
-        for file in (database, *facts.run_dir.glob("mlflow.db-*")):
-            file.unlink(missing_ok=True)
-        address, artifacts = f"sqlite:///{database}", (database.parent / "mlflow").as_uri()
+        for file in facts.run_dir.glob("mlflow.db*"):
+            file.unlink()
+        os.chdir(facts.run_dir)  # a path with ? or # in it is no address
+        address, artifacts = "sqlite:///mlflow.db", (facts.run_dir / "mlflow").as_uri()
     client = MlflowClient(address, address)
     run = find_or_create(client, facts, artifacts)
     known = {

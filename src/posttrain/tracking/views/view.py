@@ -41,6 +41,8 @@ class Facts:
     """The resolved config, without passwords in addresses."""
     commit: str | None = None
     """The commit of the repository that the run was started in."""
+    end_within: int = 0
+    """Seconds that the tracker has after the end of the run; 0 is as long as it takes."""
 
     @property
     def name(self) -> str:

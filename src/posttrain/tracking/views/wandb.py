@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.views.view import Facts, Line, State, Tracker
 
-FINISH_SECONDS = 100.0
+RESERVE = 20.0
+"""Seconds between giving up on sending and the end of the process."""
+LONGEST_NAME = 128
 SERVER = "https://api.wandb.ai"
 
 
@@ -34,7 +36,7 @@ class WandbView:
                 self.run.log({**line.metrics, "step": line.step, "_timestamp": line.time})
 
     def close(self, state: State) -> None:
-        """Finish the run. Raises TimeoutError if not everything was sent in FINISH_SECONDS."""
+        """Finish the run. Raises TimeoutError if not everything could be sent in time."""
         self.run.finish(exit_code=0 if state == "finished" else 1)
 
 
@@ -50,7 +52,7 @@ def open_view(facts: Facts) -> WandbView:
         entity=settings.entity,
         group=settings.group,
         tags=settings.tags,
-        name=facts.name,
+        name=facts.name[:LONGEST_NAME],
         job_type=facts.method or None,
         id=facts.id,
         config=facts.config | ({"commit": facts.commit} if facts.commit else {}),
@@ -61,7 +63,7 @@ def open_view(facts: Facts) -> WandbView:
         settings=wandb.Settings(
             silent=True,
             console="off",
-            finish_timeout=FINISH_SECONDS,
+            finish_timeout=max(0.0, facts.end_within - RESERVE),
             finish_timeout_raises=True,
             # the run's config and numbers, and nothing about the machine
             save_code=False,
@@ -75,7 +77,7 @@ def open_view(facts: Facts) -> WandbView:
     )
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
-    return WandbView(run, 0 if offline else run.step)
+    return WandbView(run, run.starting_step)
 
 
 def mode(settings: TrackingConfig) -> str:
