@@ -94,6 +94,7 @@ HEAVY = {
     "tensorboard",
     "wandb",
     "mlflow",
+    "sqlalchemy",
     "trackio",
     "optuna",
     # in programs sent to the sandbox

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import struct
 from collections import Counter
@@ -89,7 +90,9 @@ def of_mlflow(run_dir: Path, address: str | None = None) -> Points:
     """Names are MLflow's."""
     from mlflow import MlflowClient
 
-    address = address or f"sqlite:///{run_dir.resolve()}/mlflow.db"
+    if address is None:  # a path with ? or # in it is no address
+        os.chdir(run_dir)
+        address = "sqlite:///mlflow.db"
     client = MlflowClient(address, address)
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     (run,) = client.search_runs([experiment.experiment_id])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from command import command, recipe
+from lm_tasks import loglikelihood, sums_task
 
 CHOICES = [str(n) for n in range(5)]
 
@@ -26,24 +24,7 @@ def test_lm_eval_takes_a_checkpoint(tmp_path: Path) -> None:
         for a in range(3)
         for b in range(3)
     ]
-    data, tasks = tmp_path / "sums.jsonl", tmp_path / "tasks"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks.mkdir()
-    (tasks / "sums.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "task": "local_sums",
-                "dataset_path": "json",
-                "dataset_kwargs": {"data_files": {"test": str(data)}},
-                "test_split": "test",
-                "output_type": "multiple_choice",
-                "doc_to_text": "{{question}}",
-                "doc_to_choice": "choices",
-                "doc_to_target": "label",
-                "metric_list": [{"metric": "acc", "aggregation": "mean"}],
-            }
-        )
-    )
+    tasks = sums_task(tmp_path, "local_sums", rows)
     found = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(checkpoint), "dtype": "float32"},
@@ -55,19 +36,11 @@ def test_lm_eval_takes_a_checkpoint(tmp_path: Path) -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-
-    def loglikelihood(question: str, choice: str) -> float:
-        ids = tokenizer(f"{question} {choice}", return_tensors="pt")["input_ids"]
-        start = len(tokenizer(question)["input_ids"])
-        with torch.no_grad():
-            logprobs = model(ids).logits[0, :-1].log_softmax(-1)
-        chosen = logprobs.gather(1, ids[0, 1:, None])[:, 0]
-        return float(chosen[start - 1 :].sum())
-
     right = 0
     samples = {sample["doc_id"]: sample for sample in found["samples"]["local_sums"]}
     for i, row in enumerate(rows):
-        ours = [loglikelihood(str(row["question"]), choice) for choice in CHOICES]
+        question = str(row["question"])
+        ours = [loglikelihood(model, tokenizer, question, choice)[0] for choice in CHOICES]
         theirs = [response[0] for response in samples[i]["filtered_resps"]]
         assert theirs == pytest.approx(ours, abs=1e-4)
         right += max(range(5), key=ours.__getitem__) == row["label"]

@@ -11,14 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import test_server_engine
 import tiny
-import torch
-import yaml
 from command import complaint
+from lm_tasks import loglikelihood, sums_task
 from serving import chat_model, served
 
 from posttrain.model.folder import checkpoints_in
@@ -89,21 +87,7 @@ def test_lm_eval_scores_through_it(trained: Path, tmp_path: Path) -> None:
 
     choices = [str(n) for n in range(5)]
     rows = [{"question": f"{a}+{a} =", "choices": choices, "label": 2 * a} for a in range(3)]
-    data, tasks = tmp_path / "sums.jsonl", tmp_path / "tasks"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks.mkdir()
-    task: dict[str, Any] = {
-        "task": "served_sums",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "choices",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc", "aggregation": "mean"}],
-    }
-    (tasks / "sums.yaml").write_text(yaml.safe_dump(task))
+    tasks = sums_task(tmp_path, "served_sums", rows)
     with served(trained, name="served", template="plain") as live:
         found = lm_eval.simple_evaluate(
             model="local-completions",
@@ -124,13 +108,8 @@ def test_lm_eval_scores_through_it(trained: Path, tmp_path: Path) -> None:
     for sample in found["samples"]["served_sums"]:
         question = rows[sample["doc_id"]]["question"]
         for choice, response in zip(choices, sample["filtered_resps"]):
-            ids = tokenizer(f"{question} {choice}", return_tensors="pt")["input_ids"]
-            start = len(tokenizer(question)["input_ids"])
-            with torch.no_grad():
-                logprobs = model(ids).logits[0, :-1].log_softmax(-1)
-            chosen = logprobs.gather(1, ids[0, 1:, None])[start - 1 :, 0]
-            assert response[0] == pytest.approx(float(chosen.sum()), abs=1e-4)
-            greedy = logprobs.argmax(-1)[start - 1 :].tolist() == ids[0, start:].tolist()
+            expected, greedy = loglikelihood(model, tokenizer, question, choice)
+            assert response[0] == pytest.approx(expected, abs=1e-4)
             assert response[1] == greedy
 
 

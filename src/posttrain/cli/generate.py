@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,6 @@ import typer
 
 from posttrain.cli.models import (
     PANEL,
-    SAMPLING,
     Device,
     Dtype,
     MaxNewTokens,
@@ -23,67 +23,51 @@ from posttrain.cli.models import (
     Template,
     TopK,
     TopP,
+    sampling,
 )
 from posttrain.cli.paths import local_name, local_path
 from posttrain.common.errors import SettingError
 
-ROWS = "Rows of a file"
+of_rows = partial(typer.Option, rich_help_panel="Rows of a file")
 
 
 Prompts = Annotated[list[str] | None, typer.Argument(help="One or more prompts; or give --file.")]
 File = Annotated[
     str | None,
-    typer.Option(
+    of_rows(
         parser=local_name,
         help="Rows with `prompt` or `messages` (JSONL, JSON, Parquet, CSV) instead of prompts.",
-        rich_help_panel=ROWS,
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    of_rows(
         parser=local_path,
         help="The JSONL file for the rows with their completions; a killed run is resumed.",
-        rich_help_panel=ROWS,
     ),
 ]
 Split = Annotated[
     str,
-    typer.Option(
-        help="The part to read of a folder, or of a file that holds several.",
-        rich_help_panel=ROWS,
-    ),
+    of_rows(help="The part to read of a folder, or of a file that holds several."),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option(
+    of_rows(
         metavar="OURS=THEIRS",
         help="A column of posttrain's and its name in the file: prompt=question.",
-        rich_help_panel=ROWS,
     ),
 ]
 Reward = Annotated[
     str | None,
-    typer.Option(
-        help="A reward that scores each completion: math_correctness, custom, ...",
-        rich_help_panel=ROWS,
-    ),
+    of_rows(help="A reward that scores each completion: math_correctness, custom, ..."),
 ]
 RewardOption = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="KEY=VALUE",
-        help="A key of the reward, such as path=FILE.py.",
-        rich_help_panel=ROWS,
-    ),
+    of_rows(metavar="KEY=VALUE", help="A key of the reward, such as path=FILE.py."),
 ]
 Logprobs = Annotated[
     bool,
-    typer.Option(
-        "--logprobs",
-        help="Write the token ids of each completion and their log-probs.",
-        rich_help_panel=ROWS,
-    ),
+    of_rows("--logprobs", help="Write the token ids of each completion and their log-probs."),
 ]
 Config = Annotated[
     str | None,
@@ -94,13 +78,7 @@ Config = Annotated[
 ]
 Samples = Annotated[
     int,
-    typer.Option(
-        "--num-samples",
-        "-n",
-        min=1,
-        help="Completions of each prompt.",
-        rich_help_panel=SAMPLING,
-    ),
+    sampling("--num-samples", "-n", min=1, help="Completions of each prompt."),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -87,7 +88,7 @@ def import_(
     if output is not None:
         typer.echo(f"recipe: {output}")
     if problem or draft.counts()["refused"]:
-        raise typer.Exit(1)
+        sys.exit(1)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,64 +11,52 @@ import typer
 from posttrain.cli.paths import local_name, local_path
 
 PANEL = "Models"
-SAMPLING, ASKING, MACHINE = "How to sample", "How to ask", "Where to run"
+sampling = partial(typer.Option, rich_help_panel="How to sample")
+asking = partial(typer.Option, rich_help_panel="How to ask")
+machine = partial(typer.Option, rich_help_panel="Where to run")
 
 Model = Annotated[
     str, typer.Argument(help="A hub name, a model or adapter folder, a checkpoint or a run.")
 ]
 Template = Annotated[
     str,
-    typer.Option(help="chat, plain, or auto: as in the run's training.", rich_help_panel=ASKING),
+    asking(help="chat, plain, or auto: as in the run's training."),
 ]
 SystemPrompt = Annotated[
     str | None,
-    typer.Option(
-        help="A system message, by default the run's; '' for none.", rich_help_panel=ASKING
-    ),
+    asking(help="A system message, by default the run's; '' for none."),
 ]
 TopP = Annotated[
     float,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Sample from the most likely tokens that together have this probability.",
-        rich_help_panel=SAMPLING,
+    sampling(
+        min=0, max=1, help="Sample from the most likely tokens that together have this probability."
     ),
 ]
 TopK = Annotated[
     int,
-    typer.Option(
-        min=0,
-        help="Sample from the k most likely tokens; 0 is no limit.",
-        rich_help_panel=SAMPLING,
-    ),
+    sampling(min=0, help="Sample from the k most likely tokens; 0 is no limit."),
 ]
 Temperature = Annotated[
     float,
-    typer.Option(min=0, help="Logits are divided by it; 0 is greedy.", rich_help_panel=SAMPLING),
+    sampling(min=0, help="Logits are divided by it; 0 is greedy."),
 ]
 MaxNewTokens = Annotated[
     int,
-    typer.Option(min=1, help="Maximum completion length in tokens.", rich_help_panel=SAMPLING),
+    sampling(min=1, help="Maximum completion length in tokens."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling noise.", rich_help_panel=SAMPLING)]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MACHINE)]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=MACHINE)]
+Seed = Annotated[int, sampling(help="Seed of the sampling noise.")]
+Device = Annotated[str, machine(help="auto, cpu or cuda.")]
+Dtype = Annotated[str, machine(help="auto, float32 or bfloat16.")]
 Quantization = Annotated[
     str | None,
-    typer.Option(
+    machine(
         help="Store weights as nf4, fp4 or int8, or with none as in the model's files; by default "
-        "as in the adapter's training.",
-        rich_help_panel=MACHINE,
+        "as in the adapter's training."
     ),
 ]
 MaxNumSeqs = Annotated[
     int,
-    typer.Option(
-        min=1,
-        help="Maximum number of concurrent completions; bounds memory.",
-        rich_help_panel=MACHINE,
-    ),
+    machine(min=1, help="Maximum number of concurrent completions; bounds memory."),
 ]
 
 
@@ -80,17 +69,13 @@ MaxSamples = Annotated[
 ]
 SamplesOfProblem = Annotated[
     int,
-    typer.Option(
-        "--num-samples",
-        "-n",
-        min=1,
-        help="Completions of each problem, for pass@k and maj@N.",
-        rich_help_panel=SAMPLING,
+    sampling(
+        "--num-samples", "-n", min=1, help="Completions of each problem, for pass@k and maj@N."
     ),
 ]
 Shots = Annotated[
     int,
-    typer.Option(min=0, help="Solved examples in front of each problem.", rich_help_panel=ASKING),
+    asking(min=0, help="Solved examples in front of each problem."),
 ]
 BestOf = Annotated[
     str | None,
@@ -114,10 +99,7 @@ Refusal = Annotated[
 ]
 PromptTemplate = Annotated[
     str | None,
-    typer.Option(
-        help="A name of `posttrain data templates`, or text with {columns}.",
-        rich_help_panel=ASKING,
-    ),
+    asking(help="A name of `posttrain data templates`, or text with {columns}."),
 ]
 Output = Annotated[
     Path | None,

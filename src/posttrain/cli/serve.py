@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,86 +20,70 @@ from posttrain.cli.models import (
 from posttrain.cli.paths import local_name, local_path
 from posttrain.common.errors import SettingError
 
-SERVER, PAGE, LIMITS = "The server", "The chat page", "What it takes on"
+of_server = partial(typer.Option, rich_help_panel="The server")
+of_page = partial(typer.Option, rich_help_panel="The chat page")
+limit = partial(typer.Option, rich_help_panel="What it takes on")
 
 Host = Annotated[
     str,
-    typer.Option(
-        help="The address to listen on; others than this machine's own need an API key.",
-        rich_help_panel=SERVER,
-    ),
+    of_server(help="The address to listen on; others than this machine's own need an API key."),
 ]
-Port = Annotated[int, typer.Option(help="0 is any free port.", rich_help_panel=SERVER)]
+Port = Annotated[int, of_server(help="0 is any free port.")]
 Name = Annotated[
     str | None,
-    typer.Option(help="The model's name in requests, by default as given.", rich_help_panel=SERVER),
+    of_server(help="The model's name in requests, by default as given."),
 ]
 ApiKeyEnv = Annotated[
     str | None,
-    typer.Option(
-        metavar="VARIABLE",
-        help="The environment variable with the key that clients must send.",
-        rich_help_panel=SERVER,
+    of_server(
+        metavar="VARIABLE", help="The environment variable with the key that clients must send."
     ),
 ]
 Adapters = Annotated[
     list[str] | None,
-    typer.Option(
+    of_server(
         "--adapter",
         metavar="NAME=FOLDER",
         help="A LoRA adapter that requests choose by this name; may be repeated.",
-        rich_help_panel=SERVER,
     ),
 ]
 Beside = Annotated[
     str | None,
-    typer.Option(
+    of_page(
         parser=local_name,
         help="A second model, for the comparison on the chat page; its API is at /beside/v1.",
-        rich_help_panel=PAGE,
     ),
 ]
 Votes = Annotated[
     Path | None,
-    typer.Option(
+    of_page(
         parser=local_path,
         help="A JSONL file for the votes of the chat page, as rows that `dpo` trains on.",
-        rich_help_panel=PAGE,
     ),
 ]
-MaxNumSeqs = Annotated[
-    int, typer.Option(min=1, help="Completions in one batch.", rich_help_panel=LIMITS)
-]
+MaxNumSeqs = Annotated[int, limit(min=1, help="Completions in one batch.")]
 MaxWaiting = Annotated[
     int,
-    typer.Option(
-        min=0, help="Completions that may wait; more are refused (429).", rich_help_panel=LIMITS
-    ),
+    limit(min=0, help="Completions that may wait; more are refused (429)."),
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option(
+    limit(
         min=2,
         help="Tokens of a prompt with its completion; by default the model's limit, at most 32768.",
-        rich_help_panel=LIMITS,
     ),
 ]
-TimeLimit = Annotated[
-    float, typer.Option(help="Seconds for a request, waiting included.", rich_help_panel=LIMITS)
-]
+TimeLimit = Annotated[float, limit(help="Seconds for a request, waiting included.")]
 CacheGib = Annotated[
     float | None,
-    typer.Option(
+    limit(
         help="GiB for keys and values of running completions, of each model; by default all models "
-        "share half of what is free.",
-        rich_help_panel=LIMITS,
+        "share half of what is free."
     ),
 ]
 PrefixGib = Annotated[
     float,
-    typer.Option(
-        help="GiB for keys and values of recent prompts; 0 keeps none.", rich_help_panel=LIMITS
-    ),
+    limit(help="GiB for keys and values of recent prompts; 0 keeps none."),
 ]
 
 

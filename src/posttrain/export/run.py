@@ -48,6 +48,8 @@ def export(
     cannot hold; nothing is left then.
     """
     check_form(form, dtype, quant)
+    if base is not None and not base.strip():
+        raise SettingError("base_model", "is empty: leave it out, or give the base model's name")
     source = find_source(name)
     output = output or Path(f"{source.name}-{quant or form}")
     check_new(output)
@@ -169,7 +171,10 @@ def merge(
         notes = [f"Merged adapters ({method}): {parts}. Rank {config['r']}; of a layer's matrix, "]
         notes[0] += f"at most {error:.2%} is left out."
         result = Exported("f32", notes)
-        probe = merge_adapter(str(place))
+        try:
+            probe = merge_adapter(str(place))
+        except ValueError as error:  # of the folder that is no longer there
+            raise ValueError(str(error).replace(str(place), f"merged, {output}")) from error
         facts = gather_all(sources)
         notes.append(
             f"Loaded beside {facts.base}; merged into it, logits differ by {probe.difference:.2g} "

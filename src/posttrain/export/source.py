@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from posttrain.common.files import sha256
 from posttrain.model.folder import (
+    CHECKPOINT_INFO,
     REFT_WEIGHTS,
     adapter_config,
     is_adapter,
     is_reft,
     not_found,
+    read_info,
     resolve_model_path,
 )
-from posttrain.model.integrity import INDEX, check_folder
+from posttrain.model.integrity import INDEX, check_folder, check_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 Kind = Literal["model", "adapter", "reft"]
@@ -58,7 +61,17 @@ def find_source(name: str) -> Source:
     weights = ("model.safetensors", INDEX, ADAPTER_FILE, REFT_WEIGHTS)
     if not any((path / file).is_file() for file in weights):
         raise ValueError(f"{path} has no weights in safetensors: copy them there")
+    check_weights(path)
     run = path.parent if (path.parent / "metrics.jsonl").is_file() else None
     kind: Kind = "reft" if is_reft(path) else "adapter" if is_adapter(path) else "model"
     given = Path(name).stem if name.lower().endswith(".gguf") else path.name
     return Source(path, kind, run, given if run is None else f"{run.name}-{path.name}")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ValueError for files of weights that are cut, or not those that a checkpoint lists."""
+    listed = read_info(folder).get("files") or {} if (folder / CHECKPOINT_INFO).is_file() else {}
+    for file in sorted(folder.glob("*.safetensors")):
+        check_tensors(file, quantised=True)
+        if file.name in listed and sha256(file) != listed[file.name]:
+            raise ValueError(f"{folder} is damaged: {file.name} is not the file that was saved")

@@ -37,7 +37,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     more. Nothing is left after an error.
     """
     check_new(target)
-    target = target.absolute()
+    target = target.parent.resolve() / target.name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(

@@ -55,6 +55,8 @@ class Draft:
     recipe: dict[str, Any] = field(default_factory=dict)
     comments: dict[str, list[str]] = field(default_factory=dict)
     lines: dict[str, Line] = field(default_factory=dict)
+    last_read: str = ""
+    """The key that was read last, to name it if its value is of no use."""
 
     def __post_init__(self) -> None:
         for key, value in list(self.settings.items()):
@@ -74,7 +76,11 @@ class Draft:
 
     def get(self, *names: str, default: Any = None) -> Any:
         """Return the value of the first name that is given and not null."""
-        return next((self.settings[name] for name in names if self.has(name)), default)
+        name = next((name for name in names if self.has(name)), None)
+        if name is None:
+            return default
+        self.last_read = name
+        return self.settings[name]
 
     def under(self, prefix: str) -> dict[str, Any]:
         """Return the keys below a section, without its name."""

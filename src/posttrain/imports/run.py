@@ -6,6 +6,7 @@ import re
 
 from posttrain.imports.draft import Draft
 from posttrain.imports.read import Request, source_of
+from posttrain.imports.write import shown
 
 ENVIRONMENT = [
     "env.CUDA_*",
@@ -67,7 +68,16 @@ def import_request(
     draft = Draft(
         source.title, settings, program, processes or request.processes or 1, request.folders
     )
-    source.convert(draft)
+    try:
+        source.convert(draft)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        value = draft.settings.get(draft.last_read)
+        if isinstance(error, ValueError) and draft.last_read in str(error):
+            raise
+        raise ValueError(
+            f"{request.origin}: {draft.last_read}: {source.title} takes no {shown(value)!r} there "
+            f"({error})"
+        ) from None
     draft.skip("of the machine: set it again if this one needs it", *ENVIRONMENT)
     draft.finish()
     for key in [k for k in draft.lines if k.rpartition(".")[2] in request.repeated]:

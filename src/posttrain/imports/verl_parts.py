@@ -71,7 +71,6 @@ def model(draft: Draft, prefix: str, path: str) -> None:
     """Write the model section."""
     draft.copy("model.name", path, default=to_set(path))
     dtype(draft, "bfloat16")
-    draft.comments.pop("model.dtype", None)
     ranks = (f"{prefix}.lora_rank", f"{prefix}.lora.rank")
     rank = int(number(draft.get(*ranks, default=0)))
     if rank > 0:

@@ -129,7 +129,7 @@ def advantages(draft: Draft, asked: str, method: str) -> None:
         draft.put("trainer.scale_eps", 1e-6)
     elif method == "rloo":
         draft.put("trainer.ratio_level", "token")
-    elif asked == "reinforce_plus_plus_baseline":
+    elif asked == "reinforce_plus_plus_baseline" and int(draft.get(f"{ROLLOUT}.n", default=1)) > 1:
         draft.put("trainer.baseline", "group_mean", "algorithm.adv_estimator")
     elif method == "ppo":
         draft.copy("trainer.gae_lambda", "algorithm.lam", default=1.0, convert=float)

@@ -22,7 +22,6 @@ def convert(draft: Draft) -> None:
     """Write the recipe of the variables."""
     draft.copy("model.name", "MODEL_NAME", default=to_set("MODEL_NAME"))
     dtype(draft, "bfloat16")
-    draft.comments.pop("model.dtype", None)
     rank = int(number(draft.get("LORA_RANK", default=0)))
     if rank > 0:
         draft.put("model.adapter.type", "lora", "LORA_RANK")

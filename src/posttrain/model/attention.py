@@ -70,11 +70,16 @@ def attend(
     form = Form(scaling, dropout, sliding_window, chunk_size(module), softcap, s_aux)
     if isinstance(layout, Decode):
         return _decode(query, key, value, layout.mask, form), None
+    return attend_packed(query, key, value, layout, form), None
+
+
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, layout: Packed, form: Form) -> Tensor:
+    """Return [1, T, H, D_v] of packed queries [1, H, T, D], by the flash kernel if it can."""
     if no_flash(form, key, value) is None:
         # under autocast, the rotation and the norms of queries and keys return fp32
         query, key, value = (x.to(flash.compute_dtype(value)) for x in (query, key, value))
-        return _varlen(query, key, value, layout, scaling, sliding_window), None
-    return _per_sequence(query, key, value, layout, form), None
+        return _varlen(query, key, value, layout, form.scaling, form.window)
+    return _per_sequence(query, key, value, layout, form)
 
 
 def _per_sequence(query: Tensor, key: Tensor, value: Tensor, layout: Packed, form: Form) -> Tensor:

@@ -175,12 +175,12 @@ class ModelConfig(StrictConfig):
             raise ValueError("give either model.adapter or model.lora, not both")
         if section is not None and use is False and section.type != "none":
             raise ValueError(
-                f"model.use_lora is false, but model.adapter is {section.type}: leave model.use_lora "
-                "out, or set it to null"
+                f"model.use_lora is false, but model.adapter is {section.type}: leave "
+                "model.use_lora out, or set it to null"
             )
         if section is not None and use and section.type == "none":
             raise ValueError(
-                "model.use_lora is true, but model.adapter is none: leave one of both out"
+                "model.use_lora is true, but model.adapter is none: remove one of the two"
             )
         if section is None:
             wanted = use or lora is not None or (use is None and self.scratch is None)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from posttrain.common.files import short_hash
-from posttrain.model.folder import SAVED_HEAD
+from posttrain.model.folder import SAVED_HEAD, adapter_config, read_info
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,21 @@ def weights_hash(model: torch.nn.Module) -> str:
 def note_start(model: Any, part: str) -> None:
     """Note which weights a transformers model was given, in addition to those noted before."""
     model.start_hash = short_hash(start_hash(model) + part)
+
+
+def warn_of_other_base(model: Any, folder: Path) -> None:
+    """Warn if a checkpoint's adapter was trained on other weights than its base now has.
+
+    The hashes are compared if the run started from the base itself, and not from another adapter.
+    Call it when the base alone is loaded."""
+    info, now = read_info(folder), start_hash(model)
+    base = (info.get("config") or {}).get("model", {}).get("name")
+    trained_on = info.get("start") or [now]
+    named = str(adapter_config(folder)["base_model_name_or_path"])
+    if base is None or Path(named).parts[-len(Path(base).parts) :] != Path(base).parts:
+        return
+    if now and trained_on[0] != now:
+        log.warning("%s was trained on other weights than %s now has", folder, named)
 
 
 def start_hash(model: Any) -> str:

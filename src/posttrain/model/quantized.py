@@ -278,10 +278,17 @@ def check_available(device: torch.device) -> None:
 def check_exact(layer: Any) -> None:
     """Raise ValueError if the library de-quantises a layer's weight otherwise than defined.
 
-    The definition: each half byte is an index into 16 numbers, times the scale of its block."""
+    The definition: each half byte is an index into 16 numbers, times the scale of its block. int8
+    is made from the weight in fp16, which may be too narrow for it."""
     weight: Any = layer.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
+        if not weight.SCB.isfinite().all():
+            rows, columns = weight.shape
+            raise ValueError(
+                f"model.quantization: a layer of {rows} x {columns} has a weight that is not "
+                "finite in fp16, from which int8 is made: set model.quantization: nf4 or none"
+            )
         return
     import bitsandbytes.functional as bnb
 

@@ -32,6 +32,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "rouge_score": ("metrics", "ROUGE"),
     "bert_score": ("metrics", "BERTScore"),
     "mauve": ("metrics", "MAUVE"),
+    "wandb": ("wandb", "the tracker of Weights & Biases"),
+    "mlflow_skinny": ("mlflow", "the tracker MLflow"),
+    "trackio": ("trackio", "the tracker trackio"),
 }
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0

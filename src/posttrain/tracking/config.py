@@ -23,7 +23,14 @@ class TrackingConfig(StrictConfig):
 
     project: Annotated[
         str | None,
-        AlsoCalled("wandb_project", "project_name", "experiment_name", "trackio_space_id"),
+        AlsoCalled(
+            "wandb_project",
+            "project_name",
+            "experiment_name",
+            wandb_name="trainer.run_name",
+            wandb_run_name="trainer.run_name",
+            trackio_space_id="the environment variable TRACKIO_SPACE_ID",
+        ),
     ] = Field(None, max_length=128, pattern=r"^[^/\\#?%:\s]([^/\\#?%:]*[^/\\#?%:\s])?$")
     """W&B's and trackio's project, MLflow's experiment; by default what WANDB_PROJECT,
     MLFLOW_EXPERIMENT_NAME or TRACKIO_PROJECT names, or posttrain."""

@@ -205,7 +205,7 @@ def test_pipeline_of_two_stages(tmp_path: Path, capsys: Capture) -> None:
             "splits",
         }
         assert stage["num_problems"] == 6
-        assert (demo / stage["name"] / stage["checkpoint"] / "model.safetensors").is_file()
+        assert (demo / stage["name"] / stage["checkpoint"] / "checkpoint_info.json").is_file()
         assert set(stage["splits"]) == {"sums", "the same"}
         for split in stage["splits"].values():
             assert split["num_problems"] == 3

@@ -194,7 +194,7 @@ def test_unknown_key_with_the_name_of_a_type(section: str) -> None:
         ("trainer.learning_rate=-1", "trainer.learning_rate", "-1"),
         ("trainer.max_steps=1.5", "trainer.max_steps", "1.5"),
         ("trainer.max_steps=0", "trainer.max_steps", "0"),
-        ("trainer.logger=[wandb]", "trainer.logger.0", "'wandb'"),
+        ("trainer.logger=[swanlab]", "trainer.logger.0", "'swanlab'"),
         ("trainer.scheduler=cosin", "trainer.scheduler", "'cosin'"),
         ("model.use_lora=maybe", "model.use_lora", "'maybe'"),
         ("model.dtype=bf16", "model.dtype", "'bf16'"),
@@ -277,6 +277,14 @@ def test_missing_parts(tree: dict[str, Any], expected: str) -> None:
         ),
         (SFT, ["model.lora.r=8", "model.adapter=dora"], "either model.adapter or model.lora"),
         (SFT, ["model.use_lora=false", "model.adapter=loreft"], "but model.adapter is loreft"),
+        (
+            SFT,
+            ["model.use_lora=false", "model.adapter=lora"],
+            "leave model.use_lora out, or set it",
+        ),
+        (SFT, ["model.use_lora=true", "model.adapter=none"], "true, but model.adapter is none"),
+        (SFT, ["model.quantization=true"], "'nf4', 'fp4' or 'int8' (got True)"),
+        (SFT, ["model.quantization=4"], "'nf4', 'fp4' or 'int8' (got 4)"),
         (SFT, ["model.adapter=lore"], "type 'lore' is not known; did you mean loreft?"),
         (SFT, ["model.adapter={rank: 4}"], "model.adapter.rank is a key of another"),
         (

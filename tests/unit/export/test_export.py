@@ -380,6 +380,7 @@ REFUSED = {
         ("--format", "gguf", "--quant", "q8_0", "--dtype", "f16"),
         "--dtype: f16 and quant=q8_0 exclude each other",
     ),
+    "no base": (("--base-model", ""), "--base-model: is empty"),
     "whole weights as an adapter": (("--format", "peft"), "holds whole weights, no adapter"),
 }
 
@@ -399,6 +400,29 @@ def test_what_makes_no_sense_is_refused(
     assert re.search(message, text), text
     assert state(tmp_path) == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".writing")]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "merged", "peft", "gguf"])
+@pytest.mark.parametrize("fault", ["cut", "changed"])
+def test_damaged_weights_of_a_checkpoint_are_refused(
+    form: str, fault: str, made: Made, tmp_path: Path, capsys: Capture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(made[1], copy)
+    file = copy / "checkpoint-4/adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-6] ^= 1
+    file.write_bytes(content[:-9] if fault == "cut" else content)
+    text = complaint(capsys, "export", copy, "--format", form, "--output", tmp_path / "new")
+    assert ("is cut" if fault == "cut" else "is not the file that was saved") in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_path_through_a_folder_that_is_not_there_makes_no_folder(
+    made: Made, tmp_path: Path
+) -> None:
+    export(str(made[1]), output=tmp_path / "a/../b", say=lambda line: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, capsys: Capture) -> None:

@@ -385,6 +385,7 @@ def trl_default(config: Any, name: str) -> Any:
     return field.default if made is dataclasses.MISSING else made()
 
 
+@pytest.mark.slow  # importing TRL takes longer than everything else
 def test_defaults_of_trl_are_those_of_the_installed_one() -> None:
     trl = pytest.importorskip("trl")
     keys = {

@@ -82,14 +82,14 @@ TRL_LINE = "trl dpo --model_name_or_path org/m --dataset_name org/d"
             "rloo",
         ),
         (
-            "torchrun --nnodes=2 --nproc_per_node=4 src/train.py --stage sft --model_name_or_path m "
-            "--dataset d --finetuning_type full",
+            "torchrun --nnodes=2 --nproc_per_node=4 src/train.py --stage sft --model_name_or_path "
+            "m --dataset d --finetuning_type full",
             "trainer.batch_size",
             64,
         ),
         (
-            "python open_instruct/reward_modeling.py --model_name_or_path m --dataset_mixer_list d 1.0 "
-            "e 40",
+            "python open_instruct/reward_modeling.py --model_name_or_path m --dataset_mixer_list d "
+            "1.0 e 40",
             "trainer.type",
             "reward_model",
         ),
@@ -113,7 +113,7 @@ def test_a_command_reads_its_config_and_changes_it(tmp_path: Path) -> None:
     draft = import_request(read_file(script, {}))
     assert (draft.recipe["trainer.beta"], draft.recipe["trainer.seed"]) == (0.7, 3)
     script.write_text("trl dpo --config other.yaml\n")
-    with pytest.raises(ValueError, match="reads other.yaml, which is not at hand"):
+    with pytest.raises(ValueError, match=r"reads other\.yaml, which is not at hand"):
         read_file(script, {})
 
 
@@ -160,13 +160,31 @@ def test_a_key_given_twice_is_said(tmp_path: Path) -> None:
             "model_name_or_path: m\ndataset_name: d\n",
             "does not name the method.*--method",
         ),
-        ("x.yaml", "model_name_or_path: m\ndataset_name: d\nbeta: text\n", "text"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, name: str, text: str, match: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=match) as caught:
         import_request(read_file(tmp_path / name, {}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("trl", "beta", "text"),
+        ("trl", "learning_rate", [1]),
+        ("trl", "per_device_train_batch_size", "two"),
+        ("axolotl", "micro_batch_size", [2]),
+        ("llamafactory", "lora_rank", "x"),
+        ("verl", "actor_rollout_ref.rollout.n", "many"),
+        ("open_instruct", "gradient_accumulation_steps", "x"),
+    ],
+)
+def test_a_value_of_no_use_is_named(source: str, key: str, value: Any) -> None:
+    tree = {"model_name_or_path": "m", "dataset_name": "d", key: value}
+    with pytest.raises(ValueError, match=key) as caught:
+        imported(tree, source, {"trl": "dpo", "open_instruct": "dpo"}.get(source))
     assert "\n" not in str(caught.value)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from command import command, recipe
 from damage import save_adapter_folder, save_model_folder
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,6 +132,29 @@ def test_weights_beside_an_adapter_are_said_to_be_unread(
     with caplog.at_level(logging.WARNING):
         load(folder)
     assert f"read as an adapter of {base_model(str(folder))}, not the weights" in caplog.text
+
+
+@pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "loreft", "rank": 2}])
+def test_a_base_that_has_changed_since_the_run_is_reported(
+    base: Path, tmp_path: Path, adapter: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever trained the base further in its place has another model under the old name."""
+    own = Path(shutil.copytree(base, tmp_path / "own"))
+    rows = [{"prompt": "the cat", "completion": "sat"}] * 4
+    trainer = {"type": "sft", "max_steps": 1, "batch_size": 4, "output_dir": str(tmp_path / "out")}
+    model = {"name": str(own), "adapter": adapter}
+    assert command("train", recipe(tmp_path, rows, model=model, trainer=trainer)) == 0
+    checkpoint = next((tmp_path / "out").glob("*/checkpoint-*"))
+    for dtype in ("float32", "bfloat16"):
+        config = ModelConfig(name=str(checkpoint), dtype=dtype, use_lora=False)
+        load_policy(config, str(checkpoint), tiny.CPU, 0)
+    assert "other weights" not in caplog.text
+    weights = load_file(own / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+    with caplog.at_level(logging.WARNING):
+        load(checkpoint)
+    assert f"{checkpoint} was trained on other weights than {own} now has" in caplog.text
 
 
 def test_a_folder_of_adapters_is_answered_with_one(adapter: Path) -> None:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf_models
 import peft
 import pytest
 import tiny
@@ -378,6 +379,19 @@ def test_what_does_not_fit_is_named_in_one_line(base, adapter, problem):
         ({"type": "lora", "init_lora_weights": "orthogonal", "r": 3}, "needs an even rank"),
         ({"type": "pissa", "init_lora_weights": "gaussian"}, "pissa is a start of its own"),
         ({"type": "lora", "lr_ratio": 0}, "greater than 0"),
+        ("full", "there is no type 'full'; write none"),
+        ("qlora", "write lora with model.quantization: nf4"),
+        ({"type": "LoRA+"}, "write lora with lr_ratio: 16"),
+        ({"type": "reft"}, "there is no type 'reft'; write loreft"),
+        (
+            {"type": "loreft", "layers": "3;9"},
+            r"expected all, or a list such as \[3, 9\], got '3;9'",
+        ),
+        ({"type": "loreft", "layers": 2}, "or a list such as .*, got 2"),
+        ({"type": "loreft", "layers": [-1]}, r"or a list such as .*, got \[-1\]"),
+        ({"type": "loreft", "layers": [True]}, r"or a list such as .*, got \[True\]"),
+        ({"type": "loreft", "layers": []}, r"or a list such as .*, got \[\]"),
+        ({"type": "loreft", "layers": [1, 1]}, "different layers from 0"),
     ],
 )
 def test_settings_that_no_model_can_have(adapter, problem):
@@ -493,6 +507,29 @@ def test_keys_of_a_pattern_must_act_by_pefts_rule(base, kind, key):
     assert shapes({"[qk]_proj": value}) == changed
     assert shapes({"self_attn.q_proj": value, "q_proj": value}) == changed
     assert shapes({r"layers\.\d\.self_attn\.q_proj": value}) == changed
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    ("adapter", "problem"),
+    [
+        ({"init_lora_weights": "orthogonal", "r": 2}, "orthogonal draws in the dtype of the wei"),
+        ({"modules_to_save": ["v_proj"]}, "v_proj cannot be trained whole, since .*0.self_attn.v"),
+        ({"modules_to_save": ["self_attn"]}, "self_attn cannot be trained whole, since .*q_proj"),
+        ({"type": "ia3", "modules_to_save": ["q_proj"]}, "q_proj cannot be trained whole"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_on_quantised_ones(kind, adapter, problem, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = gguf_models.model_folder(tmp_path / "base")  # whose width is a multiple of 64
+    config = ModelConfig(
+        name=str(base), adapter={"type": "lora"} | adapter, quantization=kind, dtype="float32"
+    )
+    with pytest.raises(ValueError, match=problem) as caught:
+        load_policy(config, str(base), tiny.CPU, seed=0)
+    assert f"stored as {kind}: " in str(caught.value)
+    assert "set model.quantization: none" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_layer_whole_is_not_also_adapted(base):

@@ -19,7 +19,7 @@ from posttrain.common.batch import Sequence, pack
 from posttrain.model.attention import Packed
 from posttrain.model.load import prepare_policy
 from posttrain.model.many_adapters import BASE, load_adapters, using
-from posttrain.rollout.native import decode
+from posttrain.rollout.native import engine
 from posttrain.rollout.native.sampler import NativeSampler
 
 KINDS = {
@@ -109,7 +109,7 @@ def test_completions_are_those_of_each_adapter_alone(
 ):
     """Equal prompts under different adapters, more rows than places; decoding both ways."""
     if not written_out:
-        monkeypatch.setattr(decode, "network_of", lambda policy, longest: None)
+        monkeypatch.setattr(engine, "network_of", lambda policy, longest: None)
     policy = policy_of()
     load_adapters(policy, folders)
     prompts = [p for p in test_sampler.prompts(4) for _ in ROWS]

@@ -377,6 +377,14 @@ def test_sizes_and_hashes():
     assert kernels.stored_as(plain) is None
 
 
+def test_a_weight_too_large_for_int8_is_refused():
+    model = tiny.causal_lm("llama", **WIDE)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] *= 1e6
+    with pytest.raises(ValueError, match=r"128 x 64 has a weight that is not finite in fp16"):
+        quantise(model, section("int8"), CPU, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [

@@ -311,7 +311,7 @@ def test_the_way_of_sampling_does_not_show(
     monkeypatch.setattr(engine, "GROW_BY", grow_by)
     monkeypatch.setattr(prefill, "PREFILL_TOKENS", prefill_tokens)
     if not written_out:
-        monkeypatch.setattr(decode, "network_of", lambda policy, longest: None)
+        monkeypatch.setattr(engine, "network_of", lambda policy, longest: None)
     found = NativeSampler(policy, places).generate(asked, params, seeds)
     assert [r.response_ids for r in found] == [r.response_ids for r in plain]
     assert [r.finish_reason for r in found] == [r.finish_reason for r in plain]

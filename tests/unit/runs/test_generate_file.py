@@ -108,13 +108,13 @@ def test_one_rank_reads_the_files_for_all(
     """A model's files are hashed whole, which every rank of a machine would do at once."""
     source = write(tmp_path / "rows.jsonl", ROWS)
     config = inference.inference_config(None, KEYS)
-    _, facts = file_job.prepare(str(run.dir), str(source), config)
-    assert facts["model"][0] == file_job.contents_hash(str(run.dir))
+    _, facts = file_job.prepare(str(run.folder), str(source), config)
+    assert facts["model"][0] == file_job.contents_hash(str(run.folder))
     from_first = {"model": ["x"], "adapters": {}, "reward": None}
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "from_rank_0", lambda value: value or from_first)
     monkeypatch.setattr(file_job, "contents_hash", pytest.fail)
-    _, others = file_job.prepare(str(run.dir), str(source), config)
+    _, others = file_job.prepare(str(run.folder), str(source), config)
     assert others == facts | from_first
 
 

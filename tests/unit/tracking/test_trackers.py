@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import tracker_stores
 
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.tracking.config import TrackingConfig
-from posttrain.tracking.follow import hide
+from posttrain.tracking.follow import Reader, hide
 from posttrain.tracking.views import TRACKERS, check_trackers, tracker_named
-from posttrain.tracking.views.view import without_passwords
+from posttrain.tracking.views.view import Line, without_passwords
 
 OFFLINE = '{"mode": "offline", "tags": ["a", "b c"], "group": "g", "project": "some project"}'
 NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "sqlalchemy"}
@@ -148,6 +149,7 @@ def test_a_killed_run_that_is_never_resumed_is_shown_completely(tmp_path: Path) 
         time.sleep(0.1)
 
 
+SELDOM = ("works", "init", "segfault", "finish")
 STUB = """
 import os, sys, time
 from types import SimpleNamespace
@@ -173,7 +175,9 @@ Settings = SimpleNamespace
 """
 
 
-@pytest.mark.parametrize("how", ["works", "init", "log", "segfault", "finish", "once"])
+@pytest.mark.parametrize(
+    "how", ["log", "once", *(pytest.param(how, marks=pytest.mark.slow) for how in SELDOM)]
+)
 def test_a_tracker_that_fails_costs_one_line(how: str, tmp_path: Path) -> None:
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub/wandb.py").write_text(STUB)
@@ -303,3 +307,114 @@ def test_nothing_secret_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "b": 1,
         "c": "mail a@b",
     }
+
+
+def posttrain(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "posttrain", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+
+def finished(folder: Path, name: str = "sft_1 %41 ü?#") -> Path:
+    """A run that has ended, whose tracker was none, in a folder with an odd name."""
+    run_dir = folder / name
+    run_dir.mkdir()
+    run = toy_run.metrics_of
+    rows = [
+        {"step": s, "time": 1e9 + s, **{k: v for k, v in run(s).items() if k != "not_finite"}}
+        for s in range(1, 6)
+    ]
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (run_dir / "config.yaml").write_text("trainer: {type: sft}\ntracking: {project: p}\n")
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tensorboard",
+        pytest.param("wandb", marks=pytest.mark.slow),
+        pytest.param("mlflow", marks=pytest.mark.slow),
+        "trackio",
+    ],
+)
+def test_a_run_that_has_ended_is_shown_again_and_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after points were lost, and with other points in the way."""
+    needs(name)
+    run_dir = finished(tmp_path)
+    monkeypatch.chdir(run_dir)
+    for _ in range(2):
+        done = posttrain("track", str(run_dir), "--to", name, "tracking.mode=offline")
+        assert done.returncode == 0, done.stderr
+        assert "5 steps" in done.stdout
+        expected = tracker_stores.expected(run_dir, name)
+        assert tracker_stores.READERS[name](run_dir) == expected
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run_dir / "metrics.jsonl").write_text("".join(lines))
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--to", "swanlab"], "no tracker 'swanlab'"),
+        (["--to", "tensorbord"], "did you mean tensorboard"),
+        (["--to", "wandb", "tracking.mode=online"], "WANDB_API_KEY"),
+        (["--to", "tensorboard", "tracking.projekt=x"], "did you mean project"),
+        (["--to", "tensorboard", "trainer.seed=1"], "trainer"),
+        (["--to", "tensorboard", "tracking.tags=[1"], "tracking.tags"),
+        (["--to", "tensorboard", "x"], "section.key=value"),
+    ],
+)
+def test_what_cannot_be_shown(
+    words: list[str],
+    problem: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from posttrain.tracking.track import track
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    if words[1] == "wandb":
+        needs("wandb")
+    run_dir = finished(tmp_path)
+    with pytest.raises(ValueError, match=problem) as error:
+        track(run_dir, words[1], words[2:])
+    assert "\n" not in str(error.value)
+    assert not (run_dir / "trackers").exists()
+
+
+def test_a_folder_that_is_no_run_and_one_that_is_in_use(tmp_path: Path) -> None:
+    from posttrain.common.lock import writing
+    from posttrain.tracking.track import track
+
+    with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
+        track(tmp_path, "tensorboard", [])
+    run_dir = finished(tmp_path)
+    with writing(run_dir), pytest.raises(ValueError, match="still being written"):
+        track(run_dir, "tensorboard", [])
+
+
+def test_a_copy_of_a_folder_is_another_run(tmp_path: Path) -> None:
+    from posttrain.tracking.follow import gather
+
+    run_dir = finished(tmp_path, "a")
+    (run_dir / "trackers/wandb").mkdir(parents=True)
+    first = gather(run_dir, "wandb", TrackingConfig(), 0)
+    assert gather(run_dir, "wandb", TrackingConfig(), 0).id == first.id
+    shutil.copytree(run_dir, tmp_path / "b")
+    assert gather(tmp_path / "b", "wandb", TrackingConfig(), 0).id != first.id
+
+
+def test_lines_are_read_when_they_are_complete(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "time": 2.0, "loss": 3}\n{"step": 2, "tim')
+    reader = Reader(file)
+    assert reader.next_lines() == [Line(0, 1, 2.0, {"loss": 3.0})]
+    assert reader.next_lines() == []
+    with file.open("a") as more:
+        more.write('e": 4.0, "kind": "text", "a": null}\n')
+    assert reader.next_lines() == [Line(1, 2, 4.0, {})]

@@ -71,3 +71,13 @@ REFUSED = {
     "xlora": "it is a router over several trained adapters",
 }
 """PEFT's kinds that are not offered, and why."""
+
+CALLED_OTHERWISE = {
+    "full": "none",
+    "lora+": "lora with lr_ratio: 16",
+    "loraplus": "lora with lr_ratio: 16",
+    "nodireft": "direft",
+    "qlora": "lora with model.quantization: nf4",
+    "reft": "loreft",
+}
+"""Names of other tools, and what they are here."""

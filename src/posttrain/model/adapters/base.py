@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from posttrain.common.registry import look_up
 from posttrain.config.base import ByType, StrictConfig
-from posttrain.model.adapters import ADAPTERS, REFUSED
+from posttrain.model.adapters import ADAPTERS, CALLED_OTHERWISE, REFUSED
 
 
 class AdapterConfig(StrictConfig):
@@ -61,10 +61,12 @@ def config_of(name: str) -> type[AdapterConfig]:
 
 
 def refuse_by_name(section: Any) -> Any:
-    """Raise ValueError with the reason for a kind of PEFT that is not offered."""
+    """Raise ValueError for a kind of PEFT that is not offered, or another tool's name of a kind."""
     name = section.get("type") if isinstance(section, dict) else section
     if isinstance(name, str) and (reason := REFUSED.get(name.lower())):
         raise ValueError(f"model.adapter: {name} is not offered: {reason}")
+    if isinstance(name, str) and (ours := CALLED_OTHERWISE.get(name.lower())):
+        raise ValueError(f"model.adapter: there is no type {name!r}; write {ours}")
     return section
 
 

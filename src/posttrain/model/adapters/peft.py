@@ -26,7 +26,7 @@ from posttrain.model.folder import (
 )
 from posttrain.model.integrity import check_tensors, in_one_line
 from posttrain.model.kernels.linear import Linear
-from posttrain.model.loaded import note_start, refuse_random
+from posttrain.model.loaded import note_start, refuse_random, warn_of_other_base
 from posttrain.model.vocabulary import resize_for
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ def load_adapter(model: Any, name: str, trainable: bool = False, lenient: bool =
     check_adapter_file(folder)
     check_kind(name)
     shapes = check_tensors(folder / ADAPTER)
+    warn_of_other_base(model, folder)
     resize_for(model, name, base_model(name), shapes)
     with in_one_line(name, "adapter_config.json describes no adapter that PEFT can build"):
         try:

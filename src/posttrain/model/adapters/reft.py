@@ -60,14 +60,18 @@ class ReftConfig(AdapterConfig):
     def _readable(cls, text: str) -> str:
         return str(parse_positions(text))
 
-    @field_validator("layers")
+    @field_validator("layers", mode="before")
     @classmethod
     def _layers(cls, layers: Any) -> Any:
         if layers == "all":
             return layers
-        if not layers or len(set(layers)) < len(layers) or min(layers) < 0:
-            raise ValueError(f"expected all, or different layers from 0, got {layers}")
-        return sorted(layers)
+        texts = [str(layer) for layer in layers] if isinstance(layers, list) else []
+        if not texts or not all(text.isdecimal() for text in texts):
+            raise ValueError(f"layers: expected all, or a list such as [3, 9], got {layers!r}")
+        numbers = sorted(map(int, texts))
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"layers: expected different layers from 0, got {numbers}")
+        return numbers
 
 
 def add(model: Any, section: ReftConfig, seed: int, whole: list[str] | None) -> Any:

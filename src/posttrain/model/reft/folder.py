@@ -16,7 +16,7 @@ from posttrain.model.adapters.reft import ReftConfig
 from posttrain.model.folder import REFT_CONFIG, REFT_WEIGHTS, SAVED_HEAD, adapter_config
 from posttrain.model.integrity import check_tensors
 from posttrain.model.kernels.quantized import num_weights
-from posttrain.model.loaded import note_start
+from posttrain.model.loaded import note_start, warn_of_other_base
 from posttrain.model.reft.attach import add_edits
 
 
@@ -71,6 +71,7 @@ def load_reft(model: Any, name: str, trainable: bool = False) -> Any:
     if not (folder / REFT_WEIGHTS).is_file():
         raise ValueError(f"model.name: {name} has no {REFT_WEIGHTS}")
     shapes = check_tensors(folder / REFT_WEIGHTS)
+    warn_of_other_base(model, folder)
     if settings.get("base_parameters") not in (None, (here := base_parameters(model))):
         raise ValueError(
             f"model.name: {name} is not of its base {base}: it was trained on a model of "

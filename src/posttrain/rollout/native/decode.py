@@ -1,24 +1,27 @@
 """One decoding step: a token per row in, the last hidden state of each row out.
 
 For the kinds of layers in `forms` it is written out here, because a step of a small network spends
-its time in calls of modules and in passes over small tensors, not in arithmetic. The step is built
-for every generation from the current weights; tests hold it to the modules' result.
+its time in calls of modules and in passes over small tensors, not in arithmetic. So do prompts that
+go through the modules of an adapter; they go through the same numbers. These are taken from the
+current weights for every generation; tests hold both to the modules' result.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from posttrain.model.attention import Decode
+from posttrain.model.attention import Decode, Packed, attend_packed
 from posttrain.model.attention_forms import Form, explicit
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.many_adapters import using
 from posttrain.rollout.native.cache import KVCache
-from posttrain.rollout.native.forms import Layer, Network, network_of
+from posttrain.rollout.native.forms import Layer, Network
 
 
 class Step(Protocol):
@@ -38,10 +41,34 @@ class Step(Protocol):
         own, -inf elsewhere. `rows` [B] is the adapter of each row (`many_adapters`)."""
 
 
-def decode_step(policy: LanguageModel, longest: int) -> Step:
-    """Return the decoding step of a policy, for positions below `longest`."""
-    network = network_of(policy, longest)
+Attention = Callable[[int, Layer, Tensor, Tensor, Tensor], Tensor]
+"""(number and layer, queries [N, H, D], keys and values [N, H_kv, D]) -> what is seen [N, H * D]"""
+
+
+def decode_step(policy: LanguageModel, network: Network | None) -> Step:
+    """Return the decoding step of a policy, through its modules if it has no `network`."""
     return by_modules(policy) if network is None else written_out(policy, network)
+
+
+def packed_states(
+    policy: LanguageModel,
+    network: Network | None,
+    tokens: Tensor,
+    positions: Tensor,
+    layout: Packed,
+    cache: Any,
+    rows: Tensor | None,
+) -> Tensor:
+    """Return the last hidden states [T, width] of packed prompts.
+
+    The cache collects their keys and values; `rows` [N] is the adapter of each prompt."""
+    if network is None or policy.edited is not None:
+        with using(policy, rows, layout.lengths):
+            return policy.hidden_states(tokens[None], positions[None], layout, cache)[0]
+    if rows is not None:
+        rows = rows.repeat_interleave(torch.tensor(layout.lengths, device=rows.device))
+    attention = partial(_in_pack, layout, cache)
+    return _through(policy, network, tokens, positions, rows, attention)
 
 
 def by_modules(policy: LanguageModel) -> Step:
@@ -71,30 +98,43 @@ def written_out(policy: LanguageModel, network: Network) -> Step:
         mask: Tensor,
         rows: Tensor | None = None,
     ) -> Tensor:
-        x = network.embed(tokens, positions)
-        turns = {
-            kind: (cos[positions][:, None], sin[positions][:, None])  # [B, 1, D]
-            for kind, (cos, sin) in network.tables.items()
-        }
-        masks = Masks(mask)
-        with using(policy, rows):  # for layers that keep their own forward
-            for number, layer in enumerate(network.layers):
-                before, after, before_mlp, after_mlp = layer.norms
-                h = x if before is None else before(x)
-                turn = None if layer.table is None else turns[layer.table]
-                added = _attention(layer, number, h, turn, cache, masks, rows)
-                added = added if after is None else after(added)
-                if layer.parallel:
-                    x = x + added + layer.feed_forward(h, rows)
-                    continue
-                x = torch.add(x, added, alpha=layer.residual)
-                h = x if before_mlp is None else before_mlp(x)
-                added = layer.feed_forward(h, rows)
-                added = added if after_mlp is None else after_mlp(added)
-                x = torch.add(x, added, alpha=layer.residual)
-            return network.norm(x)
+        attention = partial(_against_cache, cache, Masks(mask))
+        return _through(policy, network, tokens, positions, rows, attention)
 
     return step
+
+
+def _through(
+    policy: LanguageModel,
+    network: Network,
+    tokens: Tensor,
+    positions: Tensor,
+    rows: Tensor | None,
+    attention: Attention,
+) -> Tensor:
+    """Return the last hidden states [N, width] of tokens [N], each with its row's adapter."""
+    x = network.embed(tokens, positions)
+    turns = {
+        kind: (cos[positions][:, None], sin[positions][:, None])  # [N, 1, D]
+        for kind, (cos, sin) in network.tables.items()
+    }
+    with using(policy, rows):  # for layers that keep their own forward
+        for number, layer in enumerate(network.layers):
+            before, after, before_mlp, after_mlp = layer.norms
+            h = x if before is None else before(x)
+            turn = None if layer.table is None else turns[layer.table]
+            seen = attention(number, layer, *_heads(layer, h, turn, rows))
+            added = layer.output(seen, rows)[0]
+            added = added if after is None else after(added)
+            if layer.parallel:
+                x = x + added + layer.feed_forward(h, rows)
+                continue
+            x = torch.add(x, added, alpha=layer.residual)
+            h = x if before_mlp is None else before_mlp(x)
+            added = layer.feed_forward(h, rows)
+            added = added if after_mlp is None else after_mlp(added)
+            x = torch.add(x, added, alpha=layer.residual)
+        return network.norm(x)
 
 
 class Masks:
@@ -113,27 +153,38 @@ class Masks:
         return self.made[key]
 
 
-def _attention(
-    layer: Layer,
-    number: int,
-    h: Tensor,
-    turn: tuple[Tensor, Tensor] | None,
-    cache: KVCache,
-    masks: Masks,
-    rows: Tensor | None,
-) -> Tensor:
-    """Return what attention adds [B, width]; write keys and values of the tokens."""
-    batch, used, size = len(h), cache.columns, layer.size
+def _heads(
+    layer: Layer, h: Tensor, turn: tuple[Tensor, Tensor] | None, rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries [N, H, D], keys and values [N, H_kv, D] of normalised states [N, width]."""
     q, k, v = layer.qkv(h, rows)
     if layer.query_norms is not None and layer.query_norm == "width":
         q, k = layer.query_norms[0](q), layer.query_norms[1](k)
-    q, k, v = (x.view(batch, -1, size) for x in (q, k, v))
+    q, k, v = (x.view(len(h), -1, layer.size) for x in (q, k, v))
     if layer.query_norms is not None and layer.query_norm == "heads":
         q, k = layer.query_norms[0](q), layer.query_norms[1](k)
     if turn is not None:
         q, k = (_rotated(x, *turn, layer.pairs) for x in (q, k))
     if layer.query_norms is not None and layer.query_norm == "turned":
         q, k = layer.query_norms[0](q), layer.query_norms[1](k)
+    return q, k, v
+
+
+def _in_pack(
+    layout: Packed, cache: Any, number: int, layer: Layer, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Return what packed prompts see of themselves; collect their keys and values."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    k, v = cache.update(k, v, number)
+    form = Form(layer.scale, window=layer.window, softcap=layer.softcap)
+    return attend_packed(q, k, v, layout, form).flatten(2)[0]
+
+
+def _against_cache(
+    cache: KVCache, masks: Masks, number: int, layer: Layer, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Return what the newest tokens see of the cache, into which their keys and values go."""
+    batch, used, size = len(q), cache.columns, layer.size
     keys, values = cache.layers[number]
     keys[:, :, used - 1], values[:, :, used - 1] = k, v
     first = 0 if layer.window is None else max(0, used - layer.window)
@@ -152,7 +203,7 @@ def _attention(
             scores = torch.bmm(grouped, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap)
             scores = scores.tanh_().mul_(layer.softcap).add_(mask)
         out = torch.bmm(scores.softmax(-1), values)
-    return layer.output(out.view(batch, -1), rows)[0]
+    return out.view(batch, -1)
 
 
 def _narrow(layer: Layer, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.choose import Drawn, Groups, draw, groups_of, noise_of
 from posttrain.rollout.native.decode import decode_step
+from posttrain.rollout.native.forms import network_of
 from posttrain.rollout.native.prefill import Prefilled, prefill, rows_of
 from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.row import Row, alternatives, scoring
@@ -120,10 +121,9 @@ class Engine:
 
     def refresh(self) -> None:
         """Take over another set of adapters; call it between two steps."""
-        self.decode, self.logits = (
-            decode_step(self.policy, self.longest),
-            self.policy.sampling_head(),
-        )
+        self.network = network_of(self.policy, self.longest)
+        self.decode = decode_step(self.policy, self.network)
+        self.logits = self.policy.sampling_head()
         if self.running.adapters is None:  # of rows that began before there was any adapter
             names = [row.adapter for row in self.running.rows]
             self.running.adapters = rows_of(self.policy, names)
@@ -239,7 +239,8 @@ class Engine:
     def _prefill(self, rows: list[Row]) -> Prefilled:
         names = [row.adapter for row in rows]
         seen = scoring(rows, self.logits)
-        return prefill(self.policy, [row.ids for row in rows], names, self.prefixes, seen)
+        prompts = [row.ids for row in rows]
+        return prefill(self.policy, prompts, names, self.prefixes, seen, self.network)
 
     def _started(self, rows: list[Row], hidden: Tensor) -> Running:
         """Return the state of rows that get their first token from the states of their prompts."""

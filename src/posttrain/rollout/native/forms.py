@@ -334,7 +334,7 @@ def _gated(mlp: Any, policy: LanguageModel) -> Callable[[Tensor, Tensor | None],
 
     def feed_forward(x: Tensor, rows: Tensor | None) -> Tensor:
         gate, up = both(x, rows)
-        return down(act(gate) * up, rows)[0]
+        return down(act(gate).mul_(up), rows)[0]
 
     return feed_forward
 

@@ -12,8 +12,9 @@ from posttrain.common.batch import Sequence as TokenSequence
 from posttrain.common.batch import cumulative, pack
 from posttrain.model.attention import Packed
 from posttrain.model.language_model import LanguageModel
-from posttrain.model.many_adapters import using
 from posttrain.rollout.native.cache import Prefill
+from posttrain.rollout.native.decode import packed_states
+from posttrain.rollout.native.forms import Network
 from posttrain.rollout.native.prefixes import Block, Continued, PrefixCache
 
 PREFILL_TOKENS = 16384  # prompt tokens in one forward pass
@@ -37,9 +38,11 @@ def prefill(
     adapters: list[str | None],
     prefixes: PrefixCache | None = None,
     seen: Seen | None = None,
+    network: Network | None = None,
 ) -> Prefilled:
     """Run prompts through the network, each distinct one once for each adapter that reads it.
 
+    They go through the policy's modules without `network`, its written-out layers (`forms`).
     Those that begin as earlier prompts did continue from what `prefixes` holds of these, unless all
     their states are to be `seen`.
     """
@@ -71,8 +74,7 @@ def prefill(
             layout.cu_keys = cumulative(whole).to(device)
             cache = Continued(past, known[mine], batch.lengths)
         rows = rows_of(policy, [adapter for adapter, _ in distinct[mine]])
-        with using(policy, rows, batch.lengths):
-            hidden = policy.hidden_states(batch.input_ids[None], positions[None], layout, cache)[0]
+        hidden = packed_states(policy, network, batch.input_ids, positions, layout, cache, rows)
         states.append(hidden[batch.cu_seqlens[1:].long() - 1])
         if prefixes is not None:
             prefixes.keep(distinct[mine], past, policy.version)

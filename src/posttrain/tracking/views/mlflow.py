@@ -66,6 +66,7 @@ def open_view(facts: Facts) -> MlflowView:
     if address is None:
         for file in facts.run_dir.glob("mlflow.db*"):
             file.unlink()
+        do_not_wait_for_disk()
         os.chdir(facts.run_dir)  # a path with ? or # in it is no address
         address, artifacts = "sqlite:///mlflow.db", (facts.run_dir / "mlflow").as_uri()
     client = MlflowClient(address, address)
@@ -79,6 +80,18 @@ def open_view(facts: Facts) -> MlflowView:
     for i in range(0, len(new), PARAMETERS_AT_ONCE):
         client.log_batch(run.info.run_id, params=new[i : i + PARAMETERS_AT_ONCE])
     return MlflowView(client, run.info.run_id, known)
+
+
+def do_not_wait_for_disk() -> None:
+    """Make every database of this process leave it to the system when its file is on disk.
+
+    A killed process loses nothing by that. What a power cut may damage can be written again, and
+    the tables alone are made in some 60 transactions.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    event.listen(Engine, "connect", lambda c, record: c.execute("PRAGMA synchronous = OFF"))
 
 
 def find_or_create(client: Any, facts: Facts, artifacts: str | None) -> Any:
@@ -146,8 +159,10 @@ def check(settings: TrackingConfig) -> None:
 
 
 def environment(run_dir: Path) -> dict[str, str]:
-    """Return variables that keep MLflow from reporting its use and from printing addresses."""
+    """Return variables against reports of use, printed addresses and minutes of silent retries."""
     return {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
