@@ -36,9 +36,12 @@ TAIL = """
 - **trains**: SFT, pre-training, preference methods and RL, all weights or LoRA. In state-space
   layers (Mamba), `all-linear` leaves out `out_proj` and `dt_proj`: their kernels read the weights
   past the adapter. A note says so.
-- **samples**: completions share a cache (*together*), or transformers' `generate` writes them one
-  at a time. **tokens/s** is the speed of 16 completions of the tiny model on one core: it shows
-  what sampling one at a time costs, not what a real model does.
+- **samples**: *together*: completions share a cache, which they enter and leave at any time. *Own
+  cache*: they share a batch in the cache that the model makes itself, and those that have finished
+  stay until all have. Prompts are padded there or, if a state would count the padding, read in
+  groups of equal length. *By `generate`*: transformers' `generate` runs the steps, of a model
+  without a cache. **tokens/s** is the speed of 16 completions of the tiny model, by CPU time on one
+  core: it shows what the ways cost, not what a real model does.
 - **packed**: rows run end to end and completions share their prompt. If *no*, every sequence runs
   on its own in transformers' attention: right, slower, and printed before the run. *To n tokens*:
   the rotation of longer sequences depends on their length, so that a micro-batch with one of them
@@ -58,8 +61,10 @@ model whose log-probs change when tokens follow is refused: it is not causal. Wi
 more than 64 tokens are made 24 tokens long for these rows, in transformers' pass and in ours, so
 that a row reaches beyond them.
 
-Rotations that depend on the length (dynamic, longrope) change beyond a length: a completion that
-crossed it would be sampled under one and trained under another. RL refuses prompts whose
+Rotations that depend on the length (dynamic, longrope) change beyond a length. While sampling,
+each row of a batch is rotated as it is alone: under longrope a completion that crosses the length
+is read again, under dynamic rotation its earlier keys stay as they were, as in transformers. Its
+tokens would be sampled under one rotation and trained under another: RL refuses prompts whose
 completions could cross it. A loss that balances experts (`output_router_logits`) is not added; a
 note says so.
 
@@ -102,7 +107,7 @@ their names are compared. An adapter is read back by PEFT.
 
 
 def tokens_per_second(name: str) -> float:
-    """Return the speed of 16 completions of 32 tokens."""
+    """Return the speed of 16 completions of 32 tokens, by CPU time."""
     import architectures
 
     from posttrain.rollout.native.sampler import NativeSampler
@@ -111,9 +116,9 @@ def tokens_per_second(name: str) -> float:
     sampler = NativeSampler(architectures.policy(name), 16)
     prompts, params = [[5 + i, 9, 4] for i in range(16)], SamplingParams(32, (), 0.0)
     sampler.generate(prompts[:1], params, [0])
-    started = time.perf_counter()
+    started = time.process_time()
     sampler.generate(prompts, params, [0] * 16)
-    return 16 * 32 / (time.perf_counter() - started)
+    return 16 * 32 / (time.process_time() - started)
 
 
 def main() -> None:

@@ -262,8 +262,8 @@ def loss_difference(name: str, model: Any) -> tuple[float, float]:
     return float((got - wanted).detach().abs().max()), worst / largest
 
 
-def greedy_matches(name: str, model: Any, count: int = 10) -> tuple[int, int, bool]:
-    """Completions equal to `generate`'s, of how many, and whether they were sampled together."""
+def greedy_matches(name: str, model: Any, count: int = 10) -> tuple[int, int, str]:
+    """Completions equal to `generate`'s, of how many, and how they were sampled."""
     prompts = [row.input_ids.tolist() for row in rows()]
     prompts = [prompts[0], prompts[3][:3], prompts[3][:3], prompts[5][:46]]
     sampler = NativeSampler(model, 3)
@@ -282,7 +282,8 @@ def greedy_matches(name: str, model: Any, count: int = 10) -> tuple[int, int, bo
             use_cache=sampler.way.cached,
         )
         same += text[0, len(prompt) :].tolist() == rollout.response_ids
-    return same, len(prompts), bool(sampler.batched)
+    own = "by `generate`" if sampler.way.generated else "own cache"
+    return same, len(prompts), "together" if sampler.batched else own
 
 
 def models_of(model: Any) -> Models:
@@ -329,7 +330,7 @@ def verdict(name: str) -> Verdict:
     logprobs, gradients = loss_difference(name, model)
     assert logprobs < 2e-4, (name, logprobs)
     assert gradients < 1e-3, (name, gradients)
-    same, count, batched = greedy_matches(name, model)
+    same, count, samples = greedy_matches(name, model)
     assert same == count, (name, same)
     check_saving(models_of(model))
     packed = "yes" if model.unpacked is None else "no"
@@ -345,5 +346,4 @@ def verdict(name: str) -> Verdict:
             raise
         reward = "no"
     kind = ARCHITECTURES[name][0]
-    samples = "together" if batched else "one at a time"
     return Verdict(name, kind, packed, samples, reward, logprobs, gradients)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli.paths import local_path
-from posttrain.cli.runs import Overrides
+from posttrain.cli.experiments import Overrides
 
 app = typer.Typer(help="Show, generate, convert and download data.", no_args_is_help=True)
 

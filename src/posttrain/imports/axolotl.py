@@ -20,6 +20,7 @@ from posttrain.imports.parts import (
     listed,
     lora,
     number,
+    product,
     rows,
     to_set,
     truth,
@@ -255,7 +256,7 @@ def trainer(draft: Draft, method: str) -> None:
     if whole is not None:
         total = int(whole) * draft.processes
         draft.skip("batch_size decides", "gradient_accumulation_steps")
-    note = f"{device} x {accumulation} x {draft.processes} process(es) (--processes N)"
+    note = product(draft, device, accumulation)
     packed = truth(draft.get("sample_packing", default=False))
     if method == "grpo":
         group = int(draft.recipe["rollout.group_size"])

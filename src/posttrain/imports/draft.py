@@ -64,7 +64,7 @@ class Draft:
                 why = f"a secret, which is not written: set {variable} in the environment"
                 self.decide(key, "without effect", "", why, "(not shown)")
             elif SHELL_VARIABLE.search(f"{key} {value}"):
-                why = "its value is set by the shell: give it with --set NAME=VALUE"
+                why = "its value is set by the shell: set the variable for the import"
                 self.decide(key, "refused", "", why)
             else:
                 continue
@@ -193,9 +193,9 @@ class Source:
     programs: tuple[str, ...] = ()
     """Regular expressions of what starts a run, for the words of a command joined by spaces. A
     group, if there is one, is the method."""
-    config_options: tuple[str, ...] = ("--config", "--config_file")
-    """Options that name a config file; a first argument that ends in .yaml, .yml or .json does."""
+    config_options: tuple[str, ...] = ("config", "config_file")
+    """Options that name a config file; so does an argument that ends in .yaml, .yml or .json."""
     needs_method: tuple[str, ...] = ()
-    """Methods among which a file does not choose, so that --method has to."""
+    """Methods among which a file does not choose, so that the import has to be told."""
     method_of: Callable[[Mapping[str, Any]], str] | None = None
     """Returns the method that only these settings can mean; empty if it is open."""

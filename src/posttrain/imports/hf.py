@@ -10,7 +10,7 @@ from typing import Any, get_args
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.imports.draft import Draft
 from posttrain.imports.keys.hf import REFUSED, WITHOUT_EFFECT
-from posttrain.imports.parts import number, on_or_off
+from posttrain.imports.parts import number, on_or_off, product
 
 SCHEDULERS = {
     "linear": "linear",
@@ -36,7 +36,7 @@ def training(draft: Draft, method: str, **defaults: Any) -> None:
     rate = defaults.get("learning_rate", 5e-5)
     copy("trainer.learning_rate", "learning_rate", default=rate, convert=float)
     if method not in ("grpo", "rloo"):
-        batch(draft, defaults.get("per_device_train_batch_size", 8), draft.processes)
+        batch(draft, defaults.get("per_device_train_batch_size", 8))
     duration(draft, defaults.get("num_train_epochs", 3.0))
     schedule(draft, defaults.get("lr_scheduler_type", "linear"))
     optimiser(draft)
@@ -66,15 +66,16 @@ def training(draft: Draft, method: str, **defaults: Any) -> None:
         draft.skip("rows come in random order", "train_sampling_strategy")
 
 
-def batch(draft: Draft, default: int, processes: int, packed: bool = False) -> None:
+def batch(draft: Draft, default: int, packed: bool = False) -> None:
     """Write trainer.batch_size: rows of a device, times accumulation, times processes."""
     keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
     device = int(draft.get(keys[0], default=default))
     accumulation = int(draft.get(keys[1], default=1))
-    what = f"{device} x {accumulation} x {processes} process{'es' * (processes > 1)}"
-    note = f"{what} (--processes N, if there were others)"
+    note = product(draft, device, accumulation)
     why = f"{note}; {PACKED}" if packed else ""
-    draft.put("trainer.batch_size", device * accumulation * processes, *keys, why=why, note=note)
+    draft.put(
+        "trainer.batch_size", device * accumulation * draft.processes, *keys, why=why, note=note
+    )
 
 
 def duration(draft: Draft, epochs: float, *names: str) -> None:

@@ -202,6 +202,36 @@ def pairs(draft: Draft) -> None:
         draft.put("trainer.precompute_reference", True)
 
 
+def schedule(draft: Draft, program: str) -> None:
+    """Write AdamW's keys and the schedule."""
+    hf.schedule(draft, "linear")
+    if "warmup_ratio" not in draft.settings and not draft.has("warmup_steps"):
+        ratio = {"finetune": 0.03, "reward_modeling": 0.0}.get(program, 0.1)
+        draft.put(
+            "trainer.warmup", number(draft.get("warm_up_steps", default=ratio)), "warm_up_steps"
+        )
+    draft.skip("warmup_ratio decides", "warm_up_steps")
+    if draft.has("final_lr_ratio"):
+        draft.put(
+            "trainer.min_learning_rate",
+            float(draft.get("final_lr_ratio")) * draft.recipe["trainer.learning_rate"],
+            "final_lr_ratio",
+        )
+    draft.copy("trainer.weight_decay", "weight_decay", default=0.0, convert=float)
+    norm = number(draft.get("clip_grad_norm", "max_grad_norm", default=-1))
+    if program == "grpo" and not draft.has("max_grad_norm"):
+        norm = 1.0
+    draft.put(
+        "trainer.max_grad_norm", norm if norm > 0 else None, "clip_grad_norm", "max_grad_norm"
+    )
+    draft.copy(
+        "trainer.adam_eps",
+        "eps",
+        default=1e-5 if program == "reward_modeling" else None,
+        convert=float,
+    )
+
+
 def trainer(draft: Draft, program: str) -> None:
     """Write the trainer section."""
     rate = {"dpo": 2e-5, "grpo": 2e-5}.get(program, 2e-5)
@@ -237,7 +267,6 @@ def trainer(draft: Draft, program: str) -> None:
         hf.batch(
             draft,
             {"reward_modeling": 1}.get(program, 8),
-            draft.processes,
             truth(draft.get("packing", default=False)),
         )
         names = ("num_train_epochs", "num_epochs")
@@ -253,38 +282,18 @@ def trainer(draft: Draft, program: str) -> None:
                 convert=number,
             )
     draft.skip("rows are always packed", "packing")
-    hf.schedule(draft, "linear")
-    if "warmup_ratio" not in draft.settings and not draft.has("warmup_steps"):
-        ratio = {"finetune": 0.03, "reward_modeling": 0.0}.get(program, 0.1)
-        draft.put(
-            "trainer.warmup", number(draft.get("warm_up_steps", default=ratio)), "warm_up_steps"
-        )
-    draft.skip("warmup_ratio decides", "warm_up_steps")
-    if draft.has("final_lr_ratio"):
-        draft.put(
-            "trainer.min_learning_rate",
-            float(draft.get("final_lr_ratio")) * draft.recipe["trainer.learning_rate"],
-            "final_lr_ratio",
-        )
-    draft.copy("trainer.weight_decay", "weight_decay", default=0.0, convert=float)
-    norm = number(draft.get("clip_grad_norm", "max_grad_norm", default=-1))
-    if program == "grpo" and not draft.has("max_grad_norm"):
-        norm = 1.0
-    draft.put(
-        "trainer.max_grad_norm", norm if norm > 0 else None, "clip_grad_norm", "max_grad_norm"
-    )
-    draft.copy(
-        "trainer.adam_eps",
-        "eps",
-        default=1e-5 if program == "reward_modeling" else None,
-        convert=float,
-    )
+    schedule(draft, program)
     draft.copy(
         "trainer.seed", "seed", default=1 if program == "reward_modeling" else 42, convert=int
     )
     draft.refuse("trainer.seed is the seed of everything", "data_loader_seed")
     draft.copy("trainer.logging_steps", "logging_steps", convert=lambda n: max(1, int(number(n))))
     draft.copy("trainer.output_dir", "output_dir", convert=str)
+    saving(draft, program)
+
+
+def saving(draft: Draft, program: str) -> None:
+    """Write when to save and to evaluate, and where to resume."""
     steps = draft.get("checkpointing_steps", "save_freq")
     by_number = str(steps).isdecimal() and int(steps) > 0
     draft.put(

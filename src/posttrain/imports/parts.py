@@ -27,6 +27,13 @@ def number(value: Any) -> float:
     return int(result) if result == int(result) else result
 
 
+def product(draft: Draft, device: int, accumulation: int) -> str:
+    """Return how a batch's size is computed, with a doubt if nothing says the processes."""
+    if draft.processes > 1:
+        return f"{device} x {accumulation} x {draft.processes} processes"
+    return f"{device} x {accumulation} x 1 process: more that trained together are to multiply it"
+
+
 def on_or_off(value: Any) -> str:
     """Return a choice as text; YAML reads no as false."""
     return "no" if value in (False, None, "False", "false") else str(value)

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.imports.draft import Draft, Source
 from posttrain.imports.hf import logger_names
-from posttrain.imports.parts import listed, number, rows, to_set, truth
+from posttrain.imports.parts import listed, number, product, rows, to_set, truth
 
 LOSSES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "ipo", "kto_pair": "kto_pair"}
 METHODS = {"dpo": "dpo", "ipo": "ipo", "kto": "kto_pair", "orpo": "orpo"}
@@ -75,7 +75,7 @@ def models(draft: Draft) -> None:
         "trainer.run_name", f"models.{index}.name", convert=lambda text: str(text).replace("/", "-")
     )
     others = [key for key in draft.settings if key.startswith("models.") and key not in draft.lines]
-    draft.refuse("another model: import it with --model-index N after the file", *others)
+    draft.refuse("another model of the file: model_index in the command chooses it", *others)
 
 
 def adapter(draft: Draft) -> None:
@@ -116,7 +116,7 @@ def training(draft: Draft) -> None:
     """Write the trainer section."""
     keys = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
     device, accumulation = int(draft.get(keys[0], default=8)), int(draft.get(keys[1], default=1))
-    note = f"{device} x {accumulation} x {draft.processes} process(es) (--processes N)"
+    note = product(draft, device, accumulation)
     draft.put("trainer.batch_size", device * accumulation * draft.processes, *keys, note=note)
     draft.copy(
         "trainer.num_epochs",

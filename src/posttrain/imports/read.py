@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from posttrain.common.errors import SettingError
 from posttrain.common.registry import load
 from posttrain.common.suggest import did_you_mean
 from posttrain.config.recipe import not_yaml
@@ -26,15 +27,15 @@ PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus", "N
 NODES = ("nnodes", "num_machines", "num_nodes", "NNODES")
 
 
-class LastKey(Loader):
-    """A loader for which the last of equal keys counts, as for the frameworks' own readers."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping; note the keys that occur twice."""
-        names = [str(key.value) for key, _ in node.value]
-        self.repeated = getattr(self, "repeated", set()) | {n for n in names if names.count(n) > 1}
-        node.value = list(dict(zip(names, node.value)).values())
-        return super().construct_mapping(node, deep)
+def drop_repeated(node: Any) -> set[str]:
+    """Remove all but the last of equal keys, as frameworks' own readers do; return their names."""
+    children = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
+    if not isinstance(node, yaml.MappingNode):
+        return {name for child in children for name in drop_repeated(child)}
+    names = [str(key.value) for key, _ in children]
+    node.value = list(dict(zip(names, children)).values())
+    inner = {name for _, value in node.value for name in drop_repeated(value)}
+    return inner | {name for name in names if names.count(name) > 1}
 
 
 @dataclass
@@ -81,9 +82,10 @@ def _tree(path: Path, text: str) -> tuple[dict[str, Any], frozenset[str]]:
         elif kind == ".json":
             tree = json.loads(text)
         else:
-            loader = LastKey(text)
-            tree = loader.get_single_data()
-            repeated = frozenset(getattr(loader, "repeated", ()))
+            loader = Loader(text)
+            node = loader.get_single_node()
+            repeated = frozenset(drop_repeated(node))
+            tree = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}{not_yaml(error)}") from None
     except (ValueError, RecursionError) as error:
@@ -124,12 +126,12 @@ def read_commands(
             f"{', '.join(firsts) or 'none'}"
         )
     if number is not None and not 1 <= number <= len(found):
-        raise ValueError(f"--command {number}: {origin} has {len(found)} training commands")
+        raise SettingError("command", f"{number}: {origin} has {len(found)} training commands")
     distinct = {" ".join(words): index for index, (words, _, _) in reversed(list(enumerate(found)))}
     if number is None and len(distinct) > 1:
-        raise ValueError(
-            f"{origin} has {len(found)} training commands: choose one with --command 1 to "
-            f"{len(found)}"
+        raise SettingError(
+            "command",
+            f"{origin} has {len(found)} training commands: choose one by its number, from 1",
         )
     words, source, end = found[(number or 1) - 1]
     settings = arguments(words[end:], source, origin, folders)
@@ -187,7 +189,7 @@ def arguments(
                 break
             values.append(words[at])
             at += 1
-        if f"--{key}" in source.config_options and values and not launcher:
+        if key in source.config_options and values and not launcher:
             settings |= named_config(values[0], origin, folders)
             for more in values[1:]:
                 _positional(more, settings, changes, origin, folders, launcher)
@@ -302,7 +304,7 @@ def source_of(request: Request, name: str | None) -> tuple[str, Source]:
     if name is not None:
         wanted = name.replace("-", "_").lower()
         if wanted not in known:
-            raise ValueError(f"--from {name}: not known; {did_you_mean(wanted, known)}")
+            raise SettingError("from", f"{name} is not known; {did_you_mean(wanted, known)}")
         return wanted, known[wanted]
     if request.command:
         for key, source in known.items():
@@ -314,11 +316,10 @@ def source_of(request: Request, name: str | None) -> tuple[str, Source]:
     if len(found) == 1:
         return found[0], known[found[0]]
     if found:
-        raise ValueError(
-            f"{request.origin} may be of {' or '.join(found)}: say which with --from NAME"
-        )
+        raise SettingError("from", f"{request.origin} may be of {' or '.join(found)}: say which")
     first = ", ".join(list(request.settings)[:5])
-    raise ValueError(
+    raise SettingError(
+        "from",
         f"{request.origin} is of no known format (its first keys: {first}); known: "
-        f"{', '.join(known)}; or say which with --from NAME"
+        f"{', '.join(known)}",
     )

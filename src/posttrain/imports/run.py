@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from posttrain.common.errors import SettingError
 from posttrain.imports.draft import Draft
 from posttrain.imports.read import Request, source_of
 from posttrain.imports.write import shown
@@ -63,7 +64,7 @@ def import_request(
     if source.needs_method and program not in source.needs_method:
         problem = f"no method {program}" if program else "the file does not name the method"
         choices = ", ".join(source.needs_method)
-        raise ValueError(f"{request.origin}: {problem}: say which with --method ({choices})")
+        raise SettingError("method", f"{request.origin}: {problem}: choose one of {choices}")
     settings = {**request.settings, **_environment(request)}
     draft = Draft(
         source.title, settings, program, processes or request.processes or 1, request.folders

@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.imports import hf
 from posttrain.imports.draft import Draft, Fate, Source
 from posttrain.imports.keys.torchtune import REFUSED, WITHOUT_EFFECT
-from posttrain.imports.parts import dtype, number, reward_to_set, rows, to_set, truth
+from posttrain.imports.parts import dtype, number, product, reward_to_set, rows, to_set, truth
 
 ALPACA = "the instruction is the user's message; there, a fixed text stands around it"
 
@@ -239,7 +239,7 @@ def trainer(draft: Draft, method: str) -> None:
         )
         draft.skip("num_steps decides", "epochs", "max_steps_per_epoch")
     else:
-        note = f"{device} x {accumulation} x {draft.processes} process(es) (--processes N)"
+        note = product(draft, device, accumulation)
         packed = truth(draft.get("dataset.packed", default=False))
         draft.put(
             "trainer.batch_size",

@@ -33,7 +33,7 @@ from posttrain.training.config import DistributedConfig
 class Config(StrictConfig):
     """The config of one run."""
 
-    model: ModelConfig
+    model: Annotated[ModelConfig, AlsoCalled(models="model (train and sweep take a list, models)")]
     """The model to train, and the weights it starts from."""
     data: Annotated[Mixture, AlsoCalled(datasets="data (a list makes a mixture)")]
     """The training rows: one section, or a list of sections to mix."""

@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "wandb": ("wandb", "the tracker of Weights & Biases"),
     "mlflow_skinny": ("mlflow", "the tracker MLflow"),
     "trackio": ("trackio", "the tracker trackio"),
+    "optuna": ("sweep", "a search for good values by posttrain sweep"),
 }
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0

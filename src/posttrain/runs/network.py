@@ -68,8 +68,8 @@ def network_notes(policy: LanguageModel, config: Config) -> list[str]:
         lines.append(f"note: {rates}: {on if policy.dropout else f'off ({off})'}")
     if policy.unpacked is not None:
         lines.append(
-            f"note: {name} cannot be packed: sequences run one at a time, in training and in "
-            f"sampling, which is slower ({policy.unpacked})"
+            f"note: {name} cannot be packed: sequences run one at a time while it trains, which is "
+            f"slower ({policy.unpacked})"
         )
     elif policy.rope_limit is not None:
         lines.append(

@@ -47,6 +47,7 @@ def build_app(
 
     services = {"v1": service} | ({} if beside is None else {"beside/v1": beside})
     hidden: Any = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    hidden["redirect_slashes"] = False
     app = FastAPI(lifespan=lifespan, **hidden)
     page.add_to(app, services, votes)
     add_votes(app, service, votes)

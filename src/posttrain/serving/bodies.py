@@ -6,6 +6,7 @@ Names and defaults are OpenAI's, and vLLM's where OpenAI has none.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -15,12 +16,16 @@ from posttrain.rollout.check import drawable
 from posttrain.serving.errors import Refusal
 
 Body = TypeVar("Body", bound=BaseModel)
+Item = TypeVar("Item")
 
+MOST_NAMES = 10_000  # in one object
 MOST_TOP = 20  # alternatives of a token
 MOST_STOPS = 16
 MOST_CHOICES = 128
 
-TokenId = Annotated[int, Field(ge=0)]
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which one wrong item is reported, since millions of them would fill the memory."""
+TokenId = Annotated[int, Field(ge=0, lt=2**63)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Text = Annotated[str, Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), AfterValidator(drawable)]
@@ -71,8 +76,8 @@ class Sampled(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Seed | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
+    stop: Text | Annotated[Many[Text], Field(max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[Many[TokenId], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
@@ -89,7 +94,7 @@ class Sampled(BaseModel):
 class CompletionBody(Sampled):
     """A request to /v1/completions."""
 
-    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    prompt: Text | Many[TokenId] | Many[Text] | Many[Many[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
 
@@ -97,11 +102,11 @@ class CompletionBody(Sampled):
 class ChatBody(Sampled):
     """A request to /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Many[dict[str, Any]], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Many[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -139,8 +144,17 @@ def read_json(data: bytes) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise Refusal(f"the body holds {name}, which is not JSON")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        tree = dict(pairs)
+        if len(pairs) > MOST_NAMES:
+            raise Refusal(f"an object of the body has more than {MOST_NAMES} names")
+        if len(tree) < len(pairs):
+            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise Refusal(f"the body has {short(name)} twice in one object")
+        return tree
+
     try:
-        tree = json.loads(data.decode(), parse_constant=refuse)
+        tree = json.loads(data.decode(), parse_constant=refuse, object_pairs_hook=unique)
         json.dumps(tree, ensure_ascii=False).encode()  # refuses half of a surrogate pair
     except UnicodeDecodeError as error:
         raise Refusal(f"the body is not UTF-8, at byte {error.start}") from None

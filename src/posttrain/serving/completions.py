@@ -80,12 +80,16 @@ def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
     )
     if not many:
         raise Refusal("prompt: expected at least one prompt, got none", param="prompt")
+    service.check_number(len(many) * (body.n or 1))
     prompts = []
     for prompt in many:
         if not isinstance(prompt, str):
+            service.check_ids(prompt)
             text = str(renderer.tokenizer.decode(prompt)) if body.echo else ""
             prompts.append(Prompt(list(prompt), text))
-        elif renderer.chat:
+            continue
+        service.check_text(prompt, "prompt")
+        if renderer.chat:
             ids = encoded(renderer.tokenizer, prompt)
             bare = encoded(renderer.tokenizer, prompt, add_special_tokens=False)
             # without the end that the tokenizer adds, with one that the prompt holds
@@ -106,6 +110,9 @@ def chat_prompt(service: Service, body: ChatBody) -> Prompt:
                 f"messages.{place}: the role must be one of {', '.join(ROLES)}; got {short(role)}",
                 param="messages",
             )
+        # templates leave thoughts of earlier answers out
+        if role != "assistant" and isinstance(text := message.get("content"), str):
+            service.check_text(text, "messages")
     if body.messages[-1]["role"] == "assistant":
         raise Refusal(
             "messages: the last one is the assistant's: end with one to answer", param="messages"
@@ -148,12 +155,7 @@ def rows_of(
         length = len(prompt.ids)
         if not prompt.ids:
             raise Refusal("prompt: the tokenizer makes no token of it", param="prompt")
-        if max(prompt.ids) >= service.vocab_size:
-            raise Refusal(
-                f"prompt: the token id {max(prompt.ids)} is not below the model's "
-                f"{service.vocab_size}",
-                param="prompt",
-            )
+        service.check_ids(prompt.ids)
         new = room - length if limit is None else limit
         if length + new > room:
             raise Refusal(

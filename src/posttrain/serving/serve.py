@@ -91,6 +91,7 @@ def serve(model: str, settings: ServeSettings) -> None:
             app,
             log_level="warning",
             lifespan="on",
+            ws="none",
             timeout_graceful_shutdown=5,
             server_header=False,
         )

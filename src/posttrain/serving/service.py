@@ -67,6 +67,9 @@ class Service:
         # a tokenizer is not to be used by two threads at once, and takes long for long texts
         self.text = ThreadPoolExecutor(1, thread_name_prefix="text")
         self.loading = asyncio.Lock()
+        widest = max(map(len, renderer.tokenizer.get_vocab()), default=1)
+        self.longest_text = bounds.max_length * widest
+        """Characters beyond which no text fits, so that millions of them are not tokenised."""
         self.decoders = {skip: decoder(renderer, skip) for skip in (False, True)}
         """By whether special tokens are left out."""
         decode = self.decoders[False]
@@ -132,14 +135,36 @@ class Service:
         worker.engine.refresh()
         return True
 
+    def check_number(self, completions: int) -> int:
+        """Return how many completions may be in flight; raise Refusal for a request with more."""
+        capacity = self.worker.sampler.max_num_seqs + self.bounds.max_waiting
+        if completions > capacity:
+            raise Refusal(f"the request has {completions} completions, the server takes {capacity}")
+        return capacity
+
+    def check_ids(self, ids: list[int]) -> None:
+        """Raise Refusal if the model has no token of one of the ids."""
+        if ids and max(ids) >= self.vocab_size:
+            raise Refusal(
+                f"prompt: the token id {max(ids)} is not below the model's {self.vocab_size}",
+                param="prompt",
+            )
+
+    def check_text(self, text: str, param: str) -> None:
+        """Raise Refusal for a text that is too long to be tokenised."""
+        if len(text) > self.longest_text:
+            raise Refusal(
+                f"{param}: a text has {len(text)} characters, more than the model's "
+                f"{self.bounds.max_length} tokens can hold: shorten it",
+                param=param,
+            )
+
     @asynccontextmanager
     async def sampling(
         self, rows: list[Row], live: bool
     ) -> AsyncIterator[tuple[Job, AsyncIterator[News]]]:
         """Sample rows: the news of a job within a with block, whose end frees its rows."""
-        capacity = self.worker.sampler.max_num_seqs + self.bounds.max_waiting
-        if len(rows) > capacity:
-            raise Refusal(f"the request has {len(rows)} completions, the server takes {capacity}")
+        capacity = self.check_number(len(rows))
         if self.in_flight + len(rows) > capacity:
             self.meters.refused.inc()
             raise Refusal(

@@ -3,8 +3,8 @@
     python -m posttrain.tracking.follow RUN NAME SETTINGS END_WITHIN
 
 The run writes a word to the standard input when it ends. If it dies without one, what it wrote
-still reaches the tracker. A failure is tried again from the start of the file, since a tracker
-takes only what it lacks, and the last one is the last line of the log.
+still reaches the tracker. After a failure the program starts again, with the first line of the
+file, since a tracker takes only what it lacks. The last failure is the last line of the log.
 """
 
 from __future__ import annotations
@@ -84,28 +84,10 @@ class Run:
             part = os.read(sys.stdin.fileno(), 100).decode()
             self.word += part
             self.closed = not part
-        # a process that the run has forked may keep the pipe open
+        # a process that the run has forked may keep the pipe open after the run's death
         if self.closed or os.getppid() != self.parent:
             return STATES.get(self.word.strip(), "killed")
         return None
-
-
-def follow(facts: Facts, name: str, run: Run) -> None:
-    """Show a run in a tracker until it ends. Raises what the last attempt raised."""
-    failures = 0
-    while True:
-        reader = Reader(facts.run_dir / "metrics.jsonl")
-        try:
-            show(reader, facts, name, run)
-            return
-        except Exception as error:
-            failures = 1 if reader.number > 0 and failures == 0 else failures + 1
-            if failures > len(RETRY_AFTER) or run.wait(0) is not None:
-                raise
-            print(hide(f"{type(error).__name__}: {error}"), flush=True)
-            until = time.monotonic() + RETRY_AFTER[failures - 1]
-            while time.monotonic() < until and run.wait(LOOK_EVERY) is None:
-                pass
 
 
 def show(reader: Reader, facts: Facts, name: str, run: Run) -> None:
@@ -165,16 +147,35 @@ def hide(text: str) -> str:
     return CREDENTIALS.sub("***@", text)
 
 
-def main(run_dir: Path, name: str, settings: str, end_within: str) -> None:
-    """Follow a run, and exit with 1 after a failure."""
+def follow(run_dir: Path, name: str, settings: str, end_within: int, run: Run) -> None:
+    """Show a run in a tracker until it ends."""
+    with alone(tracker_folder(run_dir, name)):
+        parsed = TrackingConfig.model_validate_json(settings)
+        facts = gather(run_dir, name, parsed, end_within)
+        show(Reader(run_dir / "metrics.jsonl"), facts, name, run)
+
+
+def main(
+    run_dir: Path, name: str, settings: str, end_within: str, failures: str = "0", word: str = ""
+) -> None:
+    """Follow a run; after a failure try again, and exit with 1 after the last one."""
+    run, started, environment = Run(word, closed=bool(word)), time.monotonic(), dict(os.environ)
     try:
-        with alone(tracker_folder(run_dir, name)):
-            parsed = TrackingConfig.model_validate_json(settings)
-            follow(gather(run_dir, name, parsed, int(end_within)), name, Run())
+        follow(run_dir, name, settings, int(end_within), run)
     except Exception as error:
+        count = 1 if time.monotonic() - started > sum(RETRY_AFTER) else int(failures) + 1
+        if run.wait(0) is None and count <= len(RETRY_AFTER):
+            print(hide(f"{type(error).__name__}: {error}"))
+            until = time.monotonic() + RETRY_AFTER[count - 1]
+            while (end := run.wait(LOOK_EVERY)) is None and time.monotonic() < until:
+                pass
+            sys.stdout.flush()
+            # a library may not be able to open a run twice, and may leave variables behind
+            again = (str(run_dir), name, settings, end_within, str(count), end or "")
+            command = [*sys.orig_argv[: -len(sys.argv) + 1], *again]
+            os.execve(sys.executable, command, environment)
         print(hide(traceback.format_exc()))
         print(" ".join(hide(f"{type(error).__name__}: {error}").split()), flush=True)
-        sys.stdout.flush()
         os._exit(1)  # the library's own threads may hang
 
 

@@ -37,7 +37,7 @@ def run_dir(folder: Path) -> Path:
     ("arguments", "expected"),
     [
         (["train", "run.yaml", "trainer.sed=1"], "unknown key trainer.sed: did you mean seed?"),
-        (["trane"], "No such command 'trane'. Did you mean 'train'?"),
+        (["trainn"], "No such command 'trainn'. Did you mean 'train'?"),
     ],
 )
 def test_bad_input_of_the_real_program(tmp_path: Path, arguments: list[str], expected: str) -> None:
@@ -170,7 +170,7 @@ def test_folder_that_holds_no_model(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trane"], "No such command 'trane'. Did you mean 'train'?"),
+        (["trainn"], "No such command 'trainn'. Did you mean 'train'?"),
         (["train", "--foo", "run.yaml"], "No such option: --foo"),
         (["train"], "Missing argument"),
         (["generate", "m", "Hi", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -68,7 +68,7 @@ def test_a_command_after_two_dashes(capsys: Capture) -> None:
         (["import", "nowhere.yaml"], "no file nowhere.yaml"),
         (["import", "--", "echo", "hello"], "starts no training"),
         (["import", "--set", "A", "x.yaml"], "expected NAME=VALUE"),
-        (["import", "--from", "xtuner", "{config}"], "--from xtuner: not known"),
+        (["import", "--from", "xtuner", "{config}"], "--from: xtuner is not known"),
         (["import", "--method", "sftt", "{config}"], "no method sftt"),
         (["train"], "Missing argument"),
         (["train", "{config}", "--config", "{config}"], "two recipes"),
@@ -188,7 +188,8 @@ def verl(folder: Path, model: str) -> tuple[Path, list[str]]:
         "  trainer.logger=console custom_reward_function.path=reward.py\n"
     )
     (folder / "reward.py").write_text(
-        "def compute_score(prompts, completions, completion_ids, **k):\n    return [0.0] * len(completions)\n"
+        "def compute_score(prompts, completions, completion_ids, **k):\n"
+        "    return [0.0] * len(completions)\n"
     )
     return write(folder, "run.sh", text.replace("reward.py", str(folder / "reward.py"))), []
 

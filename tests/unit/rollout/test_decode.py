@@ -15,6 +15,7 @@ from posttrain.model.load import prepare_policy
 from posttrain.rollout.native import decode, engine, prefill
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.forms import network_of
+from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.sampler import NativeSampler
 
 LLAMA3 = {
@@ -179,6 +180,50 @@ def test_autocast_rounds_as_in_the_modules(name):
     policy = prepare_policy(architectures.causal_lm(name), config, tiny.CPU, torch.bfloat16, 0)
     assert policy.autocast == torch.bfloat16
     assert_steps_agree(policy)
+
+
+def read(
+    policy: LanguageModel, written_out: bool, prefixes: PrefixCache | None = None
+) -> tuple[Tensor, ...]:
+    """What prompts leave behind, read by the written-out layers or by the modules."""
+    network = network_of(policy.eval(), 150)
+    assert network is not None
+    rows = [row.input_ids.tolist() for row in architectures.rows()]
+    names: list[None] = [None] * len(rows)
+    with torch.no_grad(), policy.precision():
+        found = prefill.prefill(
+            policy, rows, names, prefixes, network=network if written_out else None
+        )
+    past = [found.past.take(layer) for layer in list(found.past.layers)]
+    return found.hidden, *(x for pair in past for x in pair)
+
+
+@pytest.mark.parametrize("name", sorted(COVERED))
+def test_prompts_through_the_written_out_layers_are_as_through_the_modules(name):
+    """Ragged prompts, beyond windows, in packs, and such that continue from kept blocks."""
+    policy = architectures.policy(name)
+    wanted, prefixes = read(policy, False), PrefixCache(2**30)
+    for kept in (None, prefixes, prefixes):
+        for ours, theirs in zip(read(policy, True, kept), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+    assert prefixes.found > 0
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WITH_ADAPTER)
+def test_an_adapter_is_part_of_the_prompts(name, compute):
+    policy = with_adapter(name, compute)
+    within = 1e-4 if compute == torch.float32 else 0.15
+    for ours, theirs in zip(read(policy, True), read(policy, False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
+
+
+def test_prompts_go_through_the_written_out_layers(monkeypatch):
+    policy = random_adapter(policy_of("llama", lora=True))
+    native = NativeSampler(policy, 4)
+    native.batched = True  # without its probe, which calls the modules
+    monkeypatch.setattr(LanguageModel, "hidden_states", None)
+    assert native.generate(test_sampler.prompts(3), test_sampler.params(), range(3))
 
 
 VARIANTS = {

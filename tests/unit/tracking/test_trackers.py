@@ -70,7 +70,7 @@ def kill_when(folder: Path, command: list[str], lines: int, also_trackers: bool)
 
 
 def complete(folder: Path, command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

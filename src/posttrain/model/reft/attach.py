@@ -120,12 +120,12 @@ def _check_states(model: Any, layers: nn.ModuleList, component: str) -> None:
     """Raise ValueError unless a token has one state after each layer, in a single row of layers."""
     name, kinds = type(model).__name__, {type(layer) for layer in layers}
     for module in backbone_of(model).modules():
-        if isinstance(module, nn.ModuleList) and module is not layers:
-            if kinds & {type(part) for part in module}:  # HRM-Text
-                raise ValueError(
-                    f"model.adapter: {name} has several stacks of layers, which run in turns, "
-                    "where edits of prompts are not supported; use model.adapter: {type: lora}"
-                )
+        other = isinstance(module, nn.ModuleList) and module is not layers
+        if other and kinds & {type(part) for part in module.children()}:  # HRM-Text
+            raise ValueError(
+                f"model.adapter: {name} has several stacks of layers, which run in turns, where "
+                "edits of prompts are not supported; use model.adapter: {type: lora}"
+            )
     states = getattr(model.config.get_text_config(), "altup_num_inputs", 1)  # Gemma 3n
     if states > 1 and component in ("block_input", "block_output"):
         raise ValueError(

@@ -95,7 +95,8 @@ class NativeSampler:
             if not self.batched:
                 self.way = way_of(policy)
                 name = type(policy.causal_lm()).__name__
-                log.warning("%s samples by transformers' generate: slowly", name)
+                if self.way.generated:
+                    log.warning("%s samples by transformers' generate: slowly", name)
         return self.batched and policy.packs([length])
 
     def _together(

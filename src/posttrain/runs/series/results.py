@@ -130,15 +130,16 @@ def table(rows: Sequence[Row], metric: str | None) -> Table:
     if "eval_loss" in written:
         written = [name for name in written if name != "eval_perplexity"]
     first = [name for name in (metric, *FIRST) if name in written]
-    shown = list(dict.fromkeys([*first, *written]))[: 2 if keys else 3]
-    labels = [] if keys and not rows[0].label.startswith(TRIAL) else ["run"]
+    shown = list(dict.fromkeys([*first, *written]))[: 1 if keys else 3]
+    labels = ["run"] if not keys or rows[0].label.startswith(TRIAL) else []
     output = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in (*labels, *(short_names(keys))):
-        output.add_column(name, overflow="fold")
+    for name in (*labels, *short_names(keys)):
+        output.add_column(name, overflow="fold", min_width=min(len(name), 16))
     output.add_column("state", no_wrap=True)
-    for name in ("steps", "loss", *shown, "time", "memory"):
-        output.add_column(name, justify="right", overflow="fold")
+    for name in ("steps", "loss", *shown, "time", *(() if keys else ("memory",))):
+        output.add_column(name, justify="right", min_width=len(name))
     for row in rows:
+        memory = "" if row.memory is None else f"{row.memory / 2**30:.1f} GiB"
         output.add_row(
             *([row.label] if labels else []),
             *(_text(row.params.get(key)) for key in keys),
@@ -147,7 +148,7 @@ def table(rows: Sequence[Row], metric: str | None) -> Table:
             _number(row.loss),
             *(_number(row.metrics.get(name)) for name in shown),
             f"{row.seconds:.0f} s",
-            "" if row.memory is None else f"{row.memory / 2**30:.1f} GiB",
+            *(() if keys else (memory,)),
         )
     return output
 

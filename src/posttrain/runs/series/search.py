@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,11 +168,13 @@ class Study:
 
     def _sampler(self, number: int) -> Any:
         seed = self.search.tree.get("trainer", {}).get("seed", 0)
-        return self.optuna.samplers.TPESampler(
-            n_startup_trials=RANDOM_TRIALS,
-            seed=(int(seed) * 100_003 + number) % 2**32,
-            constant_liar=self.num_jobs > 1,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
+            return self.optuna.samplers.TPESampler(
+                n_startup_trials=RANDOM_TRIALS,
+                seed=(int(seed) * 100_003 + number) % 2**32,
+                constant_liar=self.num_jobs > 1,  # trials in progress count as bad ones
+            )
 
     def _member(self, trial: Any) -> Member:
         self.study.sampler = self._sampler(trial.number)  # a killed call may not have chosen all
