@@ -73,7 +73,8 @@ def _unknown_key(
     if key in siblings:
         types = [m.model_fields["type"].default for m in models if "type" in m.model_fields]
         kind = types[0] if types else ""
-        return f"{where} is a key of another {section} type, not of {kind}"
+        few = f", whose keys are {', '.join(sorted(local - {'type'}))}" if len(local) < 20 else ""
+        return f"{where} is a key of another {section} type, not of {kind}{few}"
     elsewhere = [k.path for k in known if k.path.rpartition(".")[2] == key]
     if elsewhere:
         best = min(elsewhere, key=lambda p: (not p.startswith(f"{section}."), p.count(".")))

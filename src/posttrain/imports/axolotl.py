@@ -17,10 +17,12 @@ from posttrain.imports.keys.axolotl import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.parts import (
     adapter_form,
     dtype,
+    integer,
     listed,
     lora,
     number,
     product,
+    real,
     rows,
     to_set,
     truth,
@@ -249,7 +251,8 @@ def dataset(draft: Draft, key: str, method: str) -> None:
 def trainer(draft: Draft, method: str) -> None:
     """Write the trainer and eval sections."""
     device, accumulation = (
-        int(draft.get(k, default=1)) for k in ("micro_batch_size", "gradient_accumulation_steps")
+        integer(draft.get(k, default=1))
+        for k in ("micro_batch_size", "gradient_accumulation_steps")
     )
     total = device * accumulation * draft.processes
     whole = draft.get("batch_size")
@@ -307,7 +310,7 @@ def schedule(draft: Draft) -> None:
     if known is None:
         draft.decide(key, "refused", "", f"{name} has no counterpart: cosine is written")
     if draft.has("cosine_min_lr_ratio"):
-        lowest = float(draft.get("cosine_min_lr_ratio")) * draft.recipe["trainer.learning_rate"]
+        lowest = real(draft.get("cosine_min_lr_ratio")) * draft.recipe["trainer.learning_rate"]
         draft.put("trainer.min_learning_rate", lowest, "cosine_min_lr_ratio")
     draft.refuse("only the lowest rate is read", "lr_scheduler_kwargs*", "lr_div_factor")
     if draft.has("warmup_steps") or draft.has("warmup_ratio"):

@@ -121,6 +121,8 @@ class Draft:
         if value is None and default is None:
             self.skip("null, the default", *keys)
             return None
+        if isinstance(value, bool) and convert in (int, float):
+            raise ValueError(f"{self.last_read}: expected a number, got {str(value).lower()}")
         value = default if value is None else convert(value) if convert else value
         self.put(target, value, *keys, why=why, note=note)
         return value

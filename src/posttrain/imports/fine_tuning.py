@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.imports.draft import Draft, Source
-from posttrain.imports.parts import dtype, number, product, reward_to_set, rows, to_set, truth
+from posttrain.imports.parts import (
+    dtype,
+    integer,
+    number,
+    product,
+    reward_to_set,
+    rows,
+    to_set,
+    truth,
+)
 
 TYPES = ("sft", "dpo", "ppo", "grpo")
 RATES = {"sft": 2e-5, "dpo": 5e-7, "ppo": 1e-6, "grpo": 1e-6}
@@ -77,8 +86,8 @@ def convert(draft: Draft) -> None:
 
 def trainer(draft: Draft, method: str) -> None:
     """Write the trainer section."""
-    device = int(draft.get("trainer.batch_size", default=8))
-    accumulation = int(draft.get("trainer.gradient_accumulation_steps", default=1))
+    device = integer(draft.get("trainer.batch_size", default=8))
+    accumulation = integer(draft.get("trainer.gradient_accumulation_steps", default=1))
     total = device * accumulation * draft.processes
     note = product(draft, device, accumulation)
     draft.put(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.imports.draft import Draft
 from posttrain.imports.keys.hf import REFUSED, WITHOUT_EFFECT
-from posttrain.imports.parts import number, on_or_off, product
+from posttrain.imports.parts import integer, number, on_or_off, product, real
 
 SCHEDULERS = {
     "linear": "linear",
@@ -69,8 +69,8 @@ def training(draft: Draft, method: str, **defaults: Any) -> None:
 def batch(draft: Draft, default: int, packed: bool = False) -> None:
     """Write trainer.batch_size: rows of a device, times accumulation, times processes."""
     keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    device = int(draft.get(keys[0], default=default))
-    accumulation = int(draft.get(keys[1], default=1))
+    device = integer(draft.get(keys[0], default=default))
+    accumulation = integer(draft.get(keys[1], default=1))
     note = product(draft, device, accumulation)
     why = f"{note}; {PACKED}" if packed else ""
     draft.put(
@@ -138,7 +138,7 @@ def optimiser(draft: Draft, *names: str) -> None:
         )
     else:
         draft.refuse("only AdamW is offered", key)
-    betas = [float(draft.get(f"adam_beta{i}", default=b)) for i, b in ((1, 0.9), (2, 0.999))]
+    betas = [real(draft.get(f"adam_beta{i}", default=b)) for i, b in ((1, 0.9), (2, 0.999))]
     if draft.has("adam_beta1") or draft.has("adam_beta2"):
         draft.put("trainer.adam_betas", betas, "adam_beta1", "adam_beta2")
     draft.copy("trainer.adam_eps", "adam_epsilon", convert=float)

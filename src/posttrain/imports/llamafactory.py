@@ -17,9 +17,11 @@ from posttrain.imports.keys.llamafactory import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.parts import (
     adapter_form,
     dtype,
+    integer,
     listed,
     lora,
     number,
+    real,
     rows,
     to_set,
     truth,
@@ -114,7 +116,7 @@ def model(draft: Draft) -> None:
         )
     form = str(draft.get("finetuning_type", default="lora"))
     if form == "lora":
-        rank = int(draft.get("lora_rank", default=8))
+        rank = integer(draft.get("lora_rank", default=8))
         names = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
         lora(draft, 8, 2 * rank, 0.0, "all-linear", names=names)
         draft.put("model.adapter.type", "lora", "finetuning_type")
@@ -151,7 +153,7 @@ def data(draft: Draft, stage: str) -> None:
     info, where = dataset_info(draft, folder)
     common: dict[str, Any] = {}
     if draft.has("max_samples"):
-        common["max_samples"] = int(draft.get("max_samples"))
+        common["max_samples"] = integer(draft.get("max_samples"))
         draft.of_rows("max_samples", "max_samples")
     if draft.has("default_system"):
         common["system_prompt"] = str(draft.get("default_system"))
@@ -247,7 +249,7 @@ def preferences(draft: Draft) -> None:
     if loss == "simpo":
         draft.copy("trainer.gamma", "simpo_gamma", default=0.5, convert=float)
     draft.copy("trainer.beta", "pref_beta", default=0.1, convert=float)
-    smoothing = float(draft.get("dpo_label_smoothing", default=0.0))
+    smoothing = real(draft.get("dpo_label_smoothing", default=0.0))
     if smoothing > 0 and loss == "sigmoid":
         draft.put("trainer.loss_type", "cdpo", "dpo_label_smoothing")
         draft.put("trainer.label_smoothing", smoothing, "dpo_label_smoothing")
@@ -255,7 +257,7 @@ def preferences(draft: Draft) -> None:
     if loss not in ("orpo", "simpo") and number(draft.get("pref_ftx", default=0)) > 0:
         draft.put(
             "trainer.sft_coef",
-            float(draft.get("pref_ftx")),
+            real(draft.get("pref_ftx")),
             "pref_ftx",
             why="a mean over tokens; there over sequences",
         )

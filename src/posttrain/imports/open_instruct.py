@@ -16,9 +16,11 @@ from posttrain.imports.keys.open_instruct import REFUSED, WITHOUT_EFFECT
 from posttrain.imports.open_instruct_rl import mixture, online
 from posttrain.imports.parts import (
     dtype,
+    integer,
     listed,
     lora,
     number,
+    real,
     rows,
     to_set,
     truth,
@@ -54,13 +56,10 @@ LOSSES = {
 
 def recognise(settings: Mapping[str, Any]) -> bool:
     """Return whether settings are of open-instruct."""
+    own = ("use_slow_tokenizer", "checkpointing_steps", "tokenizer_name")
+    named = "model_name_or_path" in settings and any(key in settings for key in own)
     mixed = any(key.startswith("dataset_mixer") for key in settings)
-    named = (
-        "model_name_or_path" in settings
-        and ("use_slow_tokenizer" in settings or "checkpointing_steps" in settings)
-        and "finetuning_type" not in settings
-    )
-    return mixed or named
+    return (mixed or named) and "finetuning_type" not in settings
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
@@ -148,7 +147,7 @@ def data(draft: Draft, program: str) -> None:
         file = draft.get("train_file", "dataset_name", default=to_set("train_file or dataset_name"))
         rows(draft, {"path": file}, "train_file", "dataset_name")
     if draft.has("max_train_samples") and isinstance(draft.recipe["data"], dict):
-        draft.recipe["data"]["max_samples"] = int(draft.get("max_train_samples"))
+        draft.recipe["data"]["max_samples"] = integer(draft.get("max_train_samples"))
         draft.put("data", draft.recipe["data"], "max_train_samples")
     if program == "grpo":
         draft.copy(
@@ -181,10 +180,10 @@ def pairs(draft: Draft) -> None:
     draft.put("trainer.type", "simpo" if loss == "simpo" else "dpo", key)
     if averages and loss != "simpo":
         draft.put("trainer.average_logprobs", True, key, note="dpo_norm averages over tokens")
-    beta = float(draft.get("beta", "dpo_beta", default=5.0))
+    beta = real(draft.get("beta", "dpo_beta", default=5.0))
     draft.put("trainer.beta", beta, "beta", "dpo_beta")
     if loss == "simpo":
-        ratio = float(draft.get("gamma_beta_ratio", "dpo_gamma_beta_ratio", default=0.3))
+        ratio = real(draft.get("gamma_beta_ratio", "dpo_gamma_beta_ratio", default=0.3))
         draft.put(
             "trainer.gamma",
             ratio * beta,
@@ -196,7 +195,7 @@ def pairs(draft: Draft) -> None:
     smoothing = ("label_smoothing", "dpo_label_smoothing")
     if number(draft.get(*smoothing, default=0)) > 0 and loss == "sigmoid":
         draft.put("trainer.loss_type", "cdpo", *smoothing)
-        draft.put("trainer.label_smoothing", float(draft.get(*smoothing)), *smoothing)
+        draft.put("trainer.label_smoothing", real(draft.get(*smoothing)), *smoothing)
     draft.skip("0", *smoothing)
     if loss != "simpo":
         draft.put("trainer.precompute_reference", True)
@@ -214,7 +213,7 @@ def schedule(draft: Draft, program: str) -> None:
     if draft.has("final_lr_ratio"):
         draft.put(
             "trainer.min_learning_rate",
-            float(draft.get("final_lr_ratio")) * draft.recipe["trainer.learning_rate"],
+            real(draft.get("final_lr_ratio")) * draft.recipe["trainer.learning_rate"],
             "final_lr_ratio",
         )
     draft.copy("trainer.weight_decay", "weight_decay", default=0.0, convert=float)
@@ -237,8 +236,8 @@ def trainer(draft: Draft, program: str) -> None:
     rate = {"dpo": 2e-5, "grpo": 2e-5}.get(program, 2e-5)
     draft.copy("trainer.learning_rate", "learning_rate", default=rate, convert=float)
     if program == "grpo":
-        prompts = int(draft.get("num_unique_prompts_rollout", default=16))
-        parts = int(draft.get("num_mini_batches", default=1))
+        prompts = integer(draft.get("num_unique_prompts_rollout", default=16))
+        parts = integer(draft.get("num_mini_batches", default=1))
         draft.put(
             "trainer.batch_size",
             max(1, prompts // parts),

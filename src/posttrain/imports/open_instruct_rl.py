@@ -6,6 +6,7 @@ from posttrain.imports.draft import Draft
 from posttrain.imports.parts import (
     listed,
     number,
+    real,
     reward_to_set,
     truth,
 )
@@ -43,7 +44,7 @@ def online(draft: Draft) -> None:
     elif loss not in ("dapo", "grpo"):
         draft.decide("loss_fn", "refused", "", f"{loss} has no counterpart: dapo is written")
     draft.skip("the clip, as here", "loss_fn")
-    beta = float(draft.get("beta", default=0.05))
+    beta = real(draft.get("beta", default=0.05))
     if not truth(draft.get("load_ref_policy", default=True)):
         beta = 0.0
     draft.put("trainer.beta", beta, "beta", "load_ref_policy")
@@ -91,10 +92,10 @@ def online(draft: Draft) -> None:
         draft.copy("reward.positive", "verification_reward", default=10.0, convert=float)
     else:
         reward_to_set(draft, "the rows' verifier")
-    if number(draft.get("non_stop_penalty", default=0)) and draft.has("non_stop_penalty_value"):
+    if truth(draft.get("non_stop_penalty", default=False)) and draft.has("non_stop_penalty_value"):
         draft.put(
             "trainer.missing_eos_penalty",
-            abs(float(draft.get("non_stop_penalty_value"))),
+            abs(real(draft.get("non_stop_penalty_value"))),
             "non_stop_penalty",
             "non_stop_penalty_value",
             why="subtracted from the reward; there it replaces the reward",

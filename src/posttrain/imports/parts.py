@@ -19,12 +19,29 @@ def to_set(what: str) -> str:
 def number(value: Any) -> float:
     """Return a number, or 0 for none; raise ValueError that quotes it for anything else."""
     if value is None or value is False:
-        return 0.0
+        return 0
+    if value is True:
+        raise ValueError("expected a number, got true")
     try:
         result = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"expected a number, got {value!r}") from None
     return int(result) if result == int(result) else result
+
+
+def real(value: Any) -> float:
+    """Return a number that is given; raise ValueError for a truth value and for none."""
+    if value is None or isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value}")
+    return float(value)
+
+
+def integer(value: Any) -> int:
+    """Return a whole number that is given; raise ValueError for anything else."""
+    result = real(value)
+    if result != int(result):
+        raise ValueError(f"expected a whole number, got {value}")
+    return int(result)
 
 
 def product(draft: Draft, device: int, accumulation: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.imports.draft import Draft, Source
 from posttrain.imports.hf import logger_names
-from posttrain.imports.parts import listed, number, product, rows, to_set, truth
+from posttrain.imports.parts import integer, listed, number, product, rows, to_set, truth
 
 LOSSES = {"sigmoid": "dpo", "hinge": "dpo", "ipo": "ipo", "kto_pair": "kto_pair"}
 METHODS = {"dpo": "dpo", "ipo": "ipo", "kto": "kto_pair", "orpo": "orpo"}
@@ -115,7 +115,10 @@ def method(draft: Draft) -> None:
 def training(draft: Draft) -> None:
     """Write the trainer section."""
     keys = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps")
-    device, accumulation = int(draft.get(keys[0], default=8)), int(draft.get(keys[1], default=1))
+    device, accumulation = (
+        integer(draft.get(keys[0], default=8)),
+        integer(draft.get(keys[1], default=1)),
+    )
     note = product(draft, device, accumulation)
     draft.put("trainer.batch_size", device * accumulation * draft.processes, *keys, note=note)
     draft.copy(

@@ -67,8 +67,11 @@ def read_file(path: Path, variables: Mapping[str, str], number: int | None = Non
         raise ValueError(f"{path} is not UTF-8 text") from None
     folders = (".", *(str(folder) for folder in path.absolute().parents))
     if path.suffix.lower() in (".yaml", ".yml", ".json", ".toml"):
+        if number is not None:
+            raise SettingError("command", f"{path} is a config, which holds no commands")
         tree, repeated = _tree(path, text)
-        return Request(str(path), interpolated(flatten(tree)), repeated, folders=folders)
+        settings = interpolated(flatten(tree), variables)
+        return Request(str(path), settings, repeated, folders=folders)
     return read_commands(text, str(path), variables, folders, number)
 
 
@@ -127,7 +130,7 @@ def read_commands(
         )
     if number is not None and not 1 <= number <= len(found):
         raise SettingError("command", f"{number}: {origin} has {len(found)} training commands")
-    distinct = {" ".join(words): index for index, (words, _, _) in reversed(list(enumerate(found)))}
+    distinct = {" ".join(words[end:]) for words, _, end in found}
     if number is None and len(distinct) > 1:
         raise SettingError(
             "command",
@@ -272,17 +275,22 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{key}.")
+            inner = flatten(value, f"{key}.")
         else:
-            flat[key] = value
+            inner = {key: value}
+        if twice := flat.keys() & inner.keys():
+            raise ValueError(f"{min(twice)} is given twice, once as a section and once with dots")
+        flat |= inner
     return flat
 
 
-def interpolated(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with `${other.key}` replaced by that key's value."""
+def interpolated(
+    settings: dict[str, Any], variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the settings with `${other.key}` and variables replaced by their values."""
     for _ in range(5):
         before = settings
-        settings = {key: _filled(value, before) for key, value in before.items()}
+        settings = {k: _filled(v, {**before, **(variables or {})}) for k, v in before.items()}
         if settings == before:
             break
     return settings

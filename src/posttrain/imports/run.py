@@ -65,6 +65,8 @@ def import_request(
         problem = f"no method {program}" if program else "the file does not name the method"
         choices = ", ".join(source.needs_method)
         raise SettingError("method", f"{request.origin}: {problem}: choose one of {choices}")
+    if not request.settings:
+        raise ValueError(f"{request.origin} gives no settings")
     settings = {**request.settings, **_environment(request)}
     draft = Draft(
         source.title, settings, program, processes or request.processes or 1, request.folders

@@ -12,7 +12,17 @@ from typing import Any
 from posttrain.imports import hf
 from posttrain.imports.draft import Draft, Fate, Source
 from posttrain.imports.keys.torchtune import REFUSED, WITHOUT_EFFECT
-from posttrain.imports.parts import dtype, number, product, reward_to_set, rows, to_set, truth
+from posttrain.imports.parts import (
+    dtype,
+    integer,
+    number,
+    product,
+    real,
+    reward_to_set,
+    rows,
+    to_set,
+    truth,
+)
 
 ALPACA = "the instruction is the user's message; there, a fixed text stands around it"
 
@@ -153,7 +163,7 @@ def data(draft: Draft, method: str) -> None:
         if draft.has("tokenizer.max_seq_len"):
             draft.put(
                 "length.max_length",
-                int(draft.get("tokenizer.max_seq_len")),
+                integer(draft.get("tokenizer.max_seq_len")),
                 "tokenizer.max_seq_len",
                 why="longer prompts are dropped; there they are cut",
             )
@@ -205,7 +215,7 @@ def online(draft: Draft, method: str) -> None:
     draft.copy("trainer.gae_lambda", "lmbda", default=0.95, convert=float)
     draft.put(
         "trainer.value_coef",
-        2 * float(draft.get("loss.value_coeff", default=0.1)),
+        2 * real(draft.get("loss.value_coeff", default=0.1)),
         "loss.value_coeff",
         note="here it weighs half the square",
     )
@@ -216,7 +226,7 @@ def online(draft: Draft, method: str) -> None:
     if truth(draft.get("penalise_no_eos", default=True)):
         draft.put(
             "trainer.missing_eos_penalty",
-            abs(float(draft.get("reward_penalty", default=-3))),
+            abs(real(draft.get("reward_penalty", default=-3))),
             "reward_penalty",
             "penalise_no_eos",
             why="subtracted from the reward; there it replaces the reward",
@@ -225,15 +235,15 @@ def online(draft: Draft, method: str) -> None:
 
 def trainer(draft: Draft, method: str) -> None:
     """Write the trainer and eval sections."""
-    device = int(draft.get("batch_size", default=1))
-    accumulation = int(draft.get("gradient_accumulation_steps", default=1))
+    device = integer(draft.get("batch_size", default=1))
+    accumulation = integer(draft.get("gradient_accumulation_steps", default=1))
     if method == "ppo":
-        whole, small = device, int(draft.get("ppo_batch_size", default=device))
+        whole, small = device, integer(draft.get("ppo_batch_size", default=device))
         draft.put("trainer.batch_size", small, "ppo_batch_size", "gradient_accumulation_steps")
         draft.put("trainer.num_minibatches", max(1, whole // small), "batch_size")
         draft.put(
             "trainer.max_steps",
-            max(1, int(draft.get("num_steps", default=whole)) // whole),
+            max(1, integer(draft.get("num_steps", default=whole)) // whole),
             "num_steps",
             note="num_steps counts prompts",
         )
@@ -281,7 +291,7 @@ def duration(draft: Draft, method: str) -> None:
     """Write num_epochs or max_steps."""
     steps, epochs = draft.get("max_steps_per_epoch"), number(draft.get("epochs", default=1))
     if method == "grpo" and draft.has("num_steps"):
-        draft.put("trainer.max_steps", int(draft.get("num_steps")), "num_steps")
+        draft.put("trainer.max_steps", integer(draft.get("num_steps")), "num_steps")
         draft.skip("num_steps decides", "epochs", "max_steps_per_epoch")
     elif steps is not None:
         draft.put(

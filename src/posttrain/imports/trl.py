@@ -19,6 +19,7 @@ from posttrain.imports.parts import (
     lora,
     number,
     quantization,
+    real,
     rows,
     to_set,
     truth,
@@ -160,7 +161,7 @@ def data(draft: Draft, method: str) -> None:
         if draft.has(f"{start}.data_files"):
             section["path"] = draft.get(f"{start}.data_files")
         if draft.has(f"{start}.fraction"):
-            section["weight"] = float(draft.get(f"{start}.fraction"))
+            section["weight"] = real(draft.get(f"{start}.fraction"))
         rows(draft, section, *(f"{start}.{k}" for k in ("path", "split", "data_files", "fraction")))
         number_of += 1
     if "data" not in draft.recipe:

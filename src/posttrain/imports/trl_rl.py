@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from posttrain.imports.draft import Draft
 from posttrain.imports.parts import (
+    integer,
     listed,
+    real,
     reward_to_set,
     truth,
 )
@@ -27,7 +29,7 @@ KL = "the KL itself; TRL multiplies it by the ratio unless use_bias_correction_k
 def online(draft: Draft) -> None:
     """Write the choices of GRPO and RLOO."""
     grpo = draft.program.lower() == "grpo"
-    group = int(draft.get("num_generations", default=8 if grpo else 2))
+    group = integer(draft.get("num_generations", default=8 if grpo else 2))
     draft.put("rollout.group_size", group, "num_generations")
     draft.copy("rollout.max_new_tokens", "max_completion_length", default=512, convert=int)
     draft.copy("rollout.temperature", "temperature", default=1.0, convert=float)
@@ -57,8 +59,8 @@ def online(draft: Draft) -> None:
 
 def completions(draft: Draft, group: int) -> None:
     """Write batch_size and num_minibatches: TRL counts completions, posttrain prompts."""
-    device = int(draft.get("per_device_train_batch_size", default=8))
-    accumulation = int(draft.get("gradient_accumulation_steps", default=1))
+    device = integer(draft.get("per_device_train_batch_size", default=8))
+    accumulation = integer(draft.get("gradient_accumulation_steps", default=1))
     total = device * accumulation * draft.processes
     prompts = max(1, round(total / group))
     exact = prompts * group == total
@@ -92,7 +94,7 @@ def surrogate(draft: Draft) -> None:
         draft.decide("loss_type", "refused", "", f"{loss} has no counterpart: dapo's is written")
     why = "a mean over the step's tokens; there over a micro-batch's" if loss == "bnpo" else ""
     draft.put("trainer.reduction", REDUCTIONS.get(loss, "token"), "loss_type", why=why)
-    low = float(draft.get("epsilon", default=0.2))
+    low = real(draft.get("epsilon", default=0.2))
     high = draft.get("epsilon_high")
     if loss in ("cispo", "sapo", "vespo"):
         draft.put("trainer.surrogate", loss, "loss_type")
@@ -114,7 +116,7 @@ def surrogate(draft: Draft) -> None:
     if draft.has("delta"):
         draft.put(
             "trainer.dual_clip",
-            float(draft.get("delta")),
+            real(draft.get("delta")),
             "delta",
             note="the same for a bound above 1 + epsilon",
         )

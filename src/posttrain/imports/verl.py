@@ -36,6 +36,9 @@ def convert(draft: Draft) -> None:
 
 def finish(draft: Draft) -> None:
     """Decide on the keys that both kinds share."""
+    own = ("ppo_trainer", "ppo_megatron_trainer", "sft_trainer", "sft_trainer_engine")
+    if str(draft.get("config_name", default="ppo_trainer")).removesuffix(".yaml") in own:
+        draft.skip("verl's own", "config_name", "config_path")
     draft.table(WITHOUT_EFFECT)
     draft.table(REFUSED, refuse=True)
 

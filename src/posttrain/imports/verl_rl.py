@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from posttrain.imports.draft import Draft
 from posttrain.imports.parts import (
+    integer,
     number,
+    real,
     reward_to_set,
     to_set,
     truth,
@@ -76,8 +78,8 @@ def reinforcement(draft: Draft) -> None:
     surrogate(draft, method)
     penalty(draft, method)
     schedule(draft, f"{ACTOR}.optim", 1e-6, 0.0, "constant", 0.01)
-    small = int(draft.get(f"{ACTOR}.ppo_mini_batch_size", default=256))
-    whole = int(draft.get("data.train_batch_size", default=1024))
+    small = integer(draft.get(f"{ACTOR}.ppo_mini_batch_size", default=256))
+    whole = integer(draft.get("data.train_batch_size", default=1024))
     draft.put("trainer.batch_size", small, f"{ACTOR}.ppo_mini_batch_size", note="prompts")
     exact = whole % small == 0
     draft.put(
@@ -115,7 +117,7 @@ def reinforcement(draft: Draft) -> None:
 
 def advantages(draft: Draft, asked: str, method: str) -> None:
     """Write how advantages are computed."""
-    if method in ("grpo", "rloo") and int(draft.get(f"{ROLLOUT}.n", default=1)) == 1:
+    if method in ("grpo", "rloo") and integer(draft.get(f"{ROLLOUT}.n", default=1)) == 1:
         note = "a group of one has the advantage R there"
         draft.put("trainer.baseline", "none", f"{ROLLOUT}.n", note=note)
         draft.put("trainer.scale_rewards", "none", f"{ROLLOUT}.n", note=note)
@@ -129,7 +131,10 @@ def advantages(draft: Draft, asked: str, method: str) -> None:
         draft.put("trainer.scale_eps", 1e-6)
     elif method == "rloo":
         draft.put("trainer.ratio_level", "token")
-    elif asked == "reinforce_plus_plus_baseline" and int(draft.get(f"{ROLLOUT}.n", default=1)) > 1:
+    elif (
+        asked == "reinforce_plus_plus_baseline"
+        and integer(draft.get(f"{ROLLOUT}.n", default=1)) > 1
+    ):
         draft.put("trainer.baseline", "group_mean", "algorithm.adv_estimator")
     elif method == "ppo":
         draft.copy("trainer.gae_lambda", "algorithm.lam", default=1.0, convert=float)
@@ -152,12 +157,12 @@ def advantages(draft: Draft, asked: str, method: str) -> None:
 def surrogate(draft: Draft, method: str) -> None:
     """Write the clip range, the reduction and the level of the ratio."""
     low, high = f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"
-    both = float(draft.get(f"{ACTOR}.clip_ratio", default=0.2))
+    both = real(draft.get(f"{ACTOR}.clip_ratio", default=0.2))
     draft.put(
-        "trainer.epsilon", min(1.0, float(draft.get(low, default=both))), low, f"{ACTOR}.clip_ratio"
+        "trainer.epsilon", min(1.0, real(draft.get(low, default=both))), low, f"{ACTOR}.clip_ratio"
     )
     draft.put(
-        "trainer.epsilon_high", float(draft.get(high, default=both)), high, f"{ACTOR}.clip_ratio"
+        "trainer.epsilon_high", real(draft.get(high, default=both)), high, f"{ACTOR}.clip_ratio"
     )
     draft.copy("trainer.dual_clip", f"{ACTOR}.clip_ratio_c", default=3.0, convert=float)
     mode = str(draft.get(f"{ACTOR}.policy_loss.loss_mode", default="vanilla"))
@@ -213,7 +218,7 @@ def penalty(draft: Draft, method: str) -> None:
         "algorithm.kl_penalty",
     )
     if in_loss:
-        draft.put("trainer.beta", float(draft.get(loss_keys[1], default=0.001)), *loss_keys[:2])
+        draft.put("trainer.beta", real(draft.get(loss_keys[1], default=0.001)), *loss_keys[:2])
         draft.put("trainer.kl_in", "loss", loss_keys[0])
         kind = str(draft.get(loss_keys[2], default="low_var_kl"))
         draft.put(
@@ -231,7 +236,7 @@ def penalty(draft: Draft, method: str) -> None:
                 "KL in the loss and in the reward: the loss's is written",
             )
     elif in_reward:
-        draft.put("trainer.beta", float(draft.get(reward_keys[1], default=0.001)), *reward_keys[:2])
+        draft.put("trainer.beta", real(draft.get(reward_keys[1], default=0.001)), *reward_keys[:2])
         kind = str(draft.get(reward_keys[2], default="kl"))
         draft.put("trainer.kl_estimator", KL.get(kind, "k1"), reward_keys[2])
         draft.put(

@@ -30,9 +30,10 @@ def backbone_of(model: Any) -> nn.Module:
 
 
 def decoder_layers(network: nn.Module) -> nn.ModuleList:
-    """Return a network's decoder layers: the longest list of modules in it."""
-    lists = [m for m in network.modules() if isinstance(m, nn.ModuleList)]
-    return max(lists, key=len)
+    """Return a network's decoder layers: the longest list of modules in it, in no other list."""
+    lists = {name: m for name, m in network.named_modules() if isinstance(m, nn.ModuleList)}
+    inside = [name for name in lists if any(name.startswith(f"{other}.") for other in lists)]
+    return max((m for name, m in lists.items() if name not in inside), key=len)
 
 
 def last_hidden(

@@ -1,7 +1,7 @@
 """The language model behind one entry point: a packed batch in, log-probs per token out.
 
 `LanguageModel` wraps a transformers causal LM, so that FSDP2 has a single root. The network runs
-only through it, except in `probe` and in the native sampler's written-out decoding step.
+only through it, except in `probe` and in the native sampler's written-out layers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     adapters = load_adapters(policy, {"a": "runs/a/final", "b": "runs/b/final"})
     rows = adapters.rows(["a", None, "b"])  # [B], one number per row; None is the base alone
 
-- a forward pass of the modules (packed prefill, a decoding step that is not written out):
+- a forward pass of the modules (scoring, and sampling whose layers are not written out):
   `with using(policy, rows, lengths): policy.hidden_states(...)`, where `lengths` are the numbers
   of tokens of the packed rows;
 - a decoding step: `step(tokens, positions, cache, mask, rows)`.
@@ -37,7 +37,7 @@ from posttrain.model.adapters.base import is_adapted
 from posttrain.model.adapters.peft import check_kind, load_adapter
 from posttrain.model.attention import Packed
 from posttrain.model.backbone import last_hidden, one_by_one, run_rows
-from posttrain.model.folder import ADAPTER_PREFIX, adapter_config, is_adapter
+from posttrain.model.folder import ADAPTER_PREFIX, adapter_config, is_adapter, is_reft
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.probe import gap, probe_rows
 from posttrain.model.quantized import warn_if_stored_otherwise
@@ -113,7 +113,7 @@ class ManyAdapters:
         or does more than a LoRA of linear layers does; nothing is loaded then."""
         if name in self.numbers:
             raise ValueError(f"an adapter is loaded as {name!r} already: unload it first")
-        _check_mixes(folder)
+        check_adapter(folder)
         _warn_of_other_base(self.policy, folder)
         warn_if_stored_otherwise(self.policy, folder)
         number = self.version  # which only grows
@@ -219,8 +219,13 @@ def _adding(adapters: ManyAdapters) -> Any:
     return hook
 
 
-def _check_mixes(folder: str) -> None:
-    """Raise ValueError if an adapter cannot share a batch with others."""
+def check_adapter(folder: str) -> None:
+    """Raise ValueError if a folder holds no adapter that can share a batch with others."""
+    if is_reft(folder):
+        raise ValueError(
+            f"{folder} edits states (ReFT), which cannot share a batch with adapters: load it as "
+            "the model itself"
+        )
     if not is_adapter(folder):
         raise ValueError(f"{folder} holds no adapter (adapter_config.json)")
     check_kind(folder)

@@ -50,7 +50,7 @@ def build_app(
     hidden["redirect_slashes"] = False
     app = FastAPI(lifespan=lifespan, **hidden)
     page.add_to(app, services, votes)
-    add_votes(app, service, votes)
+    add_votes(app, list(services.values()), votes)
     add_monitor(app, list(services.values()))
     if beside is not None:
         second = FastAPI(**hidden)

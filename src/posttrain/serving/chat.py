@@ -93,14 +93,17 @@ class Talk:
         if not self.open:
             return self.messages
         text = self.open[place].text
-        answer = {"role": "assistant", "content": text}
+        answer: Message = {"role": "assistant", "content": text}
+        if self.open[place].finish_reason != "stop":
+            answer["train"] = False  # a model that is trained on it would learn to end there
         return [*self.messages, answer] if text else self.messages[:-1]
 
     @property
     def asked(self) -> list[Message]:
-        """Return the conversation so far, with the system prompt."""
+        """Return the conversation so far, with the system prompt, as models read it."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, *self.settled()]
+        turns = [{"role": m["role"], "content": m["content"]} for m in self.settled()]
+        return [*system, *turns]
 
 
 def load_speaker(
@@ -302,7 +305,8 @@ def prefer(conversation: Talk, which: str) -> str:
         better, worse = sides[place], sides[1 - place]
         assert conversation.question is not None
         asked, settings = conversation.question
-        row = vote_row(asked, better, worse, vars(settings))
+        renderer = conversation.speakers[place].renderer
+        row = vote_row(asked, better, worse, vars(settings), renderer)
         count = conversation.votes.add(row)
         words = f"saved as row {count} of {conversation.votes.file}\n"
     settle(conversation, place)
@@ -316,8 +320,12 @@ def save(conversation: Talk, name: str) -> None:
     if not conversation.settled():
         raise ValueError("nothing has been said that could be saved")
     file = Path(expanded(name))
+    prompt = conversation.system
+    if prompt is None:
+        prompt = conversation.speakers[0].renderer.system_prompt
+    system = [{"role": "system", "content": prompt}] if prompt else []
     try:
-        append(file, {"messages": conversation.asked})
+        append(file, {"messages": [*system, *conversation.settled()]})
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror or error}") from None
     settle(conversation)

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain.common.seeds import mix
 from posttrain.data.encoding import encoded
+from posttrain.data.render import Renderer
 from posttrain.rollout.native.row import Row
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.serving.answers import (
@@ -74,7 +75,7 @@ def add_to(app: Any, service: Service) -> None:
 
 def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
     """Return the prompts of a request: texts as they are, or token ids."""
-    renderer, given = service.renderer, body.prompt
+    renderer, given = service.renderer_of(body.model), body.prompt
     many: list[Any] = (
         [given] if isinstance(given, str) or (given and type(given[0]) is int) else list(given)
     )
@@ -96,14 +97,18 @@ def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
             ended = ids[-1 - len(bare) :] == [*bare, renderer.turn_end]
             prompts.append(Prompt(ids[:-1] if ended else ids, prompt))
         else:  # the model was trained on bare text, perhaps with a system prompt
-            prompts.append(Prompt(rendered(service, {"prompt": prompt}, "prompt"), prompt))
+            prompts.append(Prompt(rendered(renderer, {"prompt": prompt}, "prompt"), prompt))
     return prompts
 
 
 def chat_prompt(service: Service, body: ChatBody) -> Prompt:
     """Return the prompt of a chat, rendered as in training; raise Refusal if it cannot be."""
-    if not service.renderer.chat:
-        raise Refusal(f"{service.name} has no chat template: use /v1/completions", param="messages")
+    renderer = service.renderer_of(body.model)
+    if not renderer.chat:
+        raise Refusal(
+            f"{body.model or service.name} has no chat template: use /v1/completions",
+            param="messages",
+        )
     for place, message in enumerate(body.messages):
         if (role := message.get("role")) not in ROLES:
             raise Refusal(
@@ -121,13 +126,13 @@ def chat_prompt(service: Service, body: ChatBody) -> Prompt:
     row |= {} if body.tools is None else {"tools": body.tools}
     kwargs = body.chat_template_kwargs
     row |= {} if kwargs is None else {"chat_template_kwargs": kwargs}
-    return Prompt(rendered(service, row, "messages"))
+    return Prompt(rendered(renderer, row, "messages"))
 
 
-def rendered(service: Service, row: dict[str, Any], param: str) -> list[int]:
+def rendered(renderer: Renderer, row: dict[str, Any], param: str) -> list[int]:
     """Return the ids of a row's prompt as in training; raise Refusal if there are none."""
     try:
-        return service.renderer.prompt_ids(row)
+        return renderer.prompt_ids(row)
     except ValueError as error:
         raise Refusal(f"{param}: {error}", param=param) from None
     except Exception as error:  # of a template that meets what its author did not think of
@@ -148,7 +153,7 @@ def rows_of(
             "would not be those of a completion: score with `posttrain eval`",
             param="echo",
         )
-    stops = set() if body.ignore_eos else set(service.renderer.stop_token_ids)
+    stops = set() if body.ignore_eos else set(service.renderer_of(body.model).stop_token_ids)
     stops |= set(body.stop_token_ids or ())
     rows = []
     for prompt in prompts:

@@ -14,6 +14,7 @@ import torch
 
 from posttrain.common.errors import SettingError
 from posttrain.common.http import bearer_key
+from posttrain.data.render import Renderer
 from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
 from posttrain.model.device import free_memory
 from posttrain.rollout.check import check_at_least
@@ -82,6 +83,7 @@ def serve(model: str, settings: ServeSettings) -> None:
                 beside = build_service(settings.beside, replace(settings, name=None))
             except ValueError as error:
                 raise SettingError("beside", str(error)) from None
+            share_memory([service, beside], settings.cache_gib)
         app = build_app(service, key, settings.host, beside, votes)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -160,12 +162,24 @@ def build_service(model: str, settings: ServeSettings) -> Service:
     )
     policy = sampler.policy
     with torch.no_grad(), policy.eval().precision():
-        models = 1 if settings.beside is None else 2
-        cells = cells_of(sampler, settings.cache_gib, models) if sampler.shares_cache(1) else None
+        cells = cells_of(sampler, settings.cache_gib) if sampler.shares_cache(1) else None
     worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB))
     root = str(Path(model).resolve()) if Path(model).exists() else model
     bounds = Bounds(limit, settings.max_waiting, settings.time_limit)
-    return Service(settings.name or model, root, renderer, worker, bounds)
+
+    def renderer_of(adapter: str) -> Renderer:
+        template, system_prompt = as_trained(adapter, settings.template, settings.system_prompt)
+        return load_renderer(adapter, template, system_prompt)[0]
+
+    return Service(settings.name or model, root, renderer, worker, bounds, renderer_of)
+
+
+def share_memory(services: list[Service], gib: float | None) -> None:
+    """Bound the caches of several models by what is free once all of them are loaded."""
+    for worker in (service.worker for service in services):
+        if worker.max_cells is not None:
+            with torch.no_grad(), worker.policy.eval().precision():
+                worker.max_cells = cells_of(worker.sampler, gib, len(services))
 
 
 def cells_of(sampler: NativeSampler, gib: float | None, models: int = 1) -> int:

@@ -6,14 +6,15 @@ import asyncio
 import functools
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.data.render import Renderer
-from posttrain.model.many_adapters import load_adapters
+from posttrain.model.folder import resolve_model_path
+from posttrain.model.many_adapters import check_adapter, load_adapters
 from posttrain.model.vocabulary import num_rows
 from posttrain.rollout.native.row import Row
 from posttrain.serving.errors import Gone, Refusal
@@ -43,6 +44,8 @@ class Adapter:
     folder: str
     number: int
     """How many were loaded before it; its name in the sampler, since public names come back."""
+    renderer: Renderer
+    """Of its training: template, system prompt and stop tokens can be others than the base's."""
 
     @property
     def key(self) -> str:
@@ -54,9 +57,16 @@ class Service:
     """A model that answers requests."""
 
     def __init__(
-        self, name: str, root: str, renderer: Renderer, worker: Worker, bounds: Bounds
+        self,
+        name: str,
+        root: str,
+        renderer: Renderer,
+        worker: Worker,
+        bounds: Bounds,
+        renderer_of: Callable[[str], Renderer],
     ) -> None:
-        self.name, self.root, self.renderer = name, root, renderer
+        """Start without adapters; `renderer_of` returns that of an adapter's folder."""
+        self.name, self.root, self.renderer, self.load_renderer = name, root, renderer, renderer_of
         self.worker, self.bounds, self.meters = worker, bounds, Meters()
         self.created = int(time.time())
         self.vocab_size = num_rows(worker.policy.causal_lm())
@@ -89,8 +99,13 @@ class Service:
             raise Refusal(f"The model `{model}` does not exist; served: {known}", 404, "model")
         return self.adapters[model]
 
+    def renderer_of(self, model: str | None) -> Renderer:
+        """Return the renderer of the model or adapter that a request names."""
+        adapter = self.adapter_of(model)
+        return self.renderer if adapter is None else adapter.renderer
+
     async def load_adapter(self, name: str, folder: str) -> None:
-        """Load the LoRA adapter in a folder; raise Refusal if it cannot be."""
+        """Load the LoRA adapter in a folder or run; raise Refusal if it cannot be."""
         async with self.loading:
             try:
                 await self.worker.call(lambda: self.load_now(name, folder))
@@ -101,7 +116,10 @@ class Service:
         """Load an adapter, in the sampler's thread if that runs; raise ValueError if it cannot."""
         if name == self.name or name in self.adapters:
             raise ValueError(f"The lora adapter '{name}' has already been loaded.")
-        policy, adapter = self.worker.policy, Adapter(folder, next(self.numbers))
+        folder = resolve_model_path(folder)
+        check_adapter(folder)
+        adapter = Adapter(folder, next(self.numbers), self.load_renderer(folder))
+        policy = self.worker.policy
         try:
             if policy.adapters is None:
                 load_adapters(policy, {})

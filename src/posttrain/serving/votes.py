@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from posttrain.data.contents import packed, suffix_of
 from posttrain.data.files import placed_rows
 from posttrain.data.kinds.preference_forms import as_pair
 from posttrain.data.messages import messages_of
+from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
 from posttrain.serving.bodies import read_body
 from posttrain.serving.errors import Refusal
@@ -113,11 +115,13 @@ def vote_row(
     chosen: tuple[str, str, str],
     rejected: tuple[str, str, str],
     settings: dict[str, Any],
+    renderer: Renderer | None,
 ) -> Row:
     """Return the preference row of a vote; raise ValueError for one that teaches nothing.
 
     `messages` are the conversation before the answers. An answer is the model's name, its text and
-    why it ended."""
+    why it ended. `renderer` is that of the better answer's model: its system prompt is part of what
+    was answered, and a model without a chat template read the last message as a bare text."""
     read = messages_of({"messages": messages}, "messages")
     if read[-1]["role"] == "assistant":
         raise ValueError("messages: the last one is the assistant's: end with what was answered")
@@ -130,6 +134,14 @@ def vote_row(
             "the better answer is not whole, and a model that is trained on it would learn to end "
             f"there ({chosen[2]}): let it end, and choose again"
         )
+    system = None if renderer is None else renderer.system_prompt
+    if system and read[0]["role"] != "system":
+        read = [{"role": "system", "content": system}, *read]
+    asked: Row = {"prompt": read}
+    if renderer is not None and not renderer.chat:
+        asked = {"prompt": read[-1]["content"]}
+        if read[0]["role"] == "system":
+            asked["system"] = read[0]["content"]
     now = datetime.datetime.now(datetime.UTC)
     meta = {
         "chosen_model": chosen[0],
@@ -138,20 +150,29 @@ def vote_row(
         "settings": settings,
         "time": now.isoformat(timespec="seconds"),
     }
-    row = {"prompt": read, "chosen": chosen[1], "rejected": rejected[1], "meta": meta}
+    row = asked | {"chosen": chosen[1], "rejected": rejected[1], "meta": meta}
     as_pair(row)
     return row
 
 
-def add_to(app: Any, service: Service, votes: Votes | None) -> None:
+def add_to(app: Any, services: Sequence[Service], votes: Votes | None) -> None:
     """Add the route; without a file it refuses votes."""
+    service = services[0]
+
+    def renderer_of(model: str) -> Renderer | None:
+        for each in services:
+            if model == each.name or model in each.adapters:
+                return each.renderer_of(model)
+        return None  # a page that was opened before the adapter was unloaded
 
     async def vote(request: Any) -> Any:
         body = read_body(VoteBody, await read(request, service.bounds.max_body))
         if votes is None:
             raise Refusal("votes are not kept: start the server with the option votes", 404)
         try:
-            row = vote_row(body.messages, body.chosen.side, body.rejected.side, body.settings)
+            chosen, rejected = body.chosen.side, body.rejected.side
+            renderer = renderer_of(body.chosen.model)
+            row = vote_row(body.messages, chosen, rejected, body.settings, renderer)
         except ValueError as error:
             raise Refusal(str(error)) from None
         try:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from posttrain.common.secrets import without_secrets
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.follow import END_WITHIN, tracker_folder
 from posttrain.tracking.views import tracker_named
+
+SOON = 10.0
+"""Seconds that a run waits for a tracker without a word."""
 
 
 @dataclass
@@ -32,21 +35,32 @@ class Follower:
         """Return in one line that the process has ended before the run, and why; else None."""
         return None if self.process.poll() is None else self._lost()
 
-    def finish(self, state: str) -> str | None:
-        """Say that the run has ended and wait; return in one line what went wrong, or None."""
+    def tell(self, state: str) -> None:
+        """Say how the run has ended: finished, failed or interrupted."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(state)
             self.process.stdin.close()
         except BrokenPipeError:
             pass
+
+    def finish(self, say: Callable[[str], None] = print) -> str | None:
+        """Wait for the end of a process that was told; return in one line what went wrong."""
+        limit = self.end_within + 10 if self.end_within else None
         try:
-            self.process.wait(self.end_within + 10 if self.end_within else None)
-        except subprocess.TimeoutExpired:
-            pass
+            if limit is not None and not self._ends_within(SOON):
+                say(f"waiting for {self.name}, at most {self.end_within} s; Ctrl-C leaves it")
+            self._ends_within(limit)
         finally:
             self.stop()
         return None if self.process.returncode == 0 else self._lost()
+
+    def _ends_within(self, seconds: float | None) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self) -> None:
         """End the process, with what it has started, if it has not ended."""
@@ -60,8 +74,10 @@ class Follower:
         except OSError as error:
             text = str(error)
         reason = text.splitlines()[-1] if text else "no reason given"
-        if self.process.returncode < 0:
+        if self.process.returncode in (-signal.SIGALRM, -signal.SIGKILL):
             reason = f"not everything had arrived {self.end_within} s after the end"
+        elif self.process.returncode < 0:
+            reason = f"its process crashed with signal {-self.process.returncode}"
         return (
             f"{self.name} does not show this run completely ({reason[:300]}): "
             "`posttrain track` adds what is missing"

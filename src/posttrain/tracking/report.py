@@ -42,9 +42,10 @@ def write_report(
     if output is None and len(run_dirs) > 1:
         raise ValueError("a report on several runs needs an output path: pass output=<file.html>")
     output = Path(run_dirs[0]) / "report.html" if output is None else Path(output)
-    runs = [
-        read_run(Path(path), name) for path, name in zip(run_dirs, run_names(run_dirs), strict=True)
-    ]
+    names = run_names(run_dirs)
+    if sweep is not None:
+        names = [run["label"] for run in sweep["runs"] if run["run"] is not None]
+    runs = [read_run(Path(path), name) for path, name in zip(run_dirs, names, strict=True)]
     page = render({"runs": runs, "sweep": sweep})
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8", newline="\n")

@@ -41,7 +41,8 @@ def track(run_dir: Path, name: str, overrides: list[str]) -> int:
     follower = start(run_dir, name, settings, end_within=0)
     try:
         state = read_json(run_dir / "run.json", dict).get("state", "finished")
-        problem = follower.finish(str(state))
+        follower.tell(str(state))
+        problem = follower.finish()
     finally:
         follower.stop()
     if problem:

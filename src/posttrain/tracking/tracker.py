@@ -130,7 +130,9 @@ class Tracker:
             self.progress.stop()
             self.metrics.close()
         for follower in self.followers:
-            if problem := follower.finish(state):
+            follower.tell(state)
+        for follower in self.followers:
+            if problem := follower.finish(self.say):
                 self.say(f"warning: {problem}")
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:

@@ -188,6 +188,20 @@ def test_a_value_of_no_use_is_named(source: str, key: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_flag_is_no_number_and_no_settings_are_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="beta: expected a number, got true"):
+        from_command(f"{TRL_LINE} --beta")
+    with pytest.raises(ValueError, match="gives no settings"):
+        from_command("trl sft")
+    with pytest.raises(ValueError, match=r"a\.b is given twice"):
+        flatten({"a.b": 1, "a": {"b": 2}})
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ndataset_name: d\nbeta: ${B}\n")
+    with pytest.raises(ValueError, match="holds no commands"):
+        read_file(file, {}, 2)
+    assert import_request(read_file(file, {"B": "0.4"}), None, "dpo").recipe["trainer.beta"] == 0.4
+
+
 def test_an_ambiguous_config_asks_for_from() -> None:
     tree = {"model_name": "m", "lr": 1, "epochs": 1, "ft_config": "lora"}
     with pytest.raises(ValueError, match="experiments or from_scratch: say which"):

@@ -281,6 +281,8 @@ def test_ten_examples_and_one_edit_of_rank_4() -> None:
 REFUSED = [
     ({"layers": [7]}, "has layers 0 to 1, not 7"),
     ({"rank": 99}, "99 is more than the"),
+    ({"type": "lobireft", "activation": "relu"}, "lobireft computes no W h to apply it to"),
+    ({"type": "consreft", "activation": "gelu"}, "consreft computes no W h to apply it to"),
 ]
 
 

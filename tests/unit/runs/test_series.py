@@ -250,6 +250,18 @@ def test_runs_of_another_config_are_refused_by_name(tmp_path: Path, capsys: Capt
     assert len(starts(tmp_path)) == 4
 
 
+def test_runs_of_other_rows_are_refused_by_name(tmp_path: Path, capsys: Capture) -> None:
+    file = series_recipe(tmp_path, MODELS[:1])
+    assert command("train", file) == 0
+    rows = tmp_path / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace("#### 2", "#### 3"))
+    assert f"small (the file {rows} changed)" in complaint(capsys, "train", file)
+    rows.write_text(before)
+    assert command("train", file) == 0
+    assert len(starts(tmp_path)) == 1
+
+
 def test_a_failed_run_without_checkpoint_takes_a_new_config(tmp_path: Path) -> None:
     file = series_recipe(tmp_path)
     fault(tmp_path, other="error")
@@ -448,3 +460,37 @@ def test_cores_and_gpus_are_shared_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
     assert environment(1, 2)["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert environment(1, 2)["OMP_NUM_THREADS"] == "5"
+
+
+def numbers(run_dir: Path) -> list[dict[str, Any]]:
+    """The metrics of a run that do not depend on the clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if "time" not in k and "per_second" not in k}
+        for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_real_runs_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    models = [MODELS[0], {"label": "gone", "name": "/nowhere/model"}, MODELS[2]]
+    file = series_recipe(tmp_path, models, max_steps=30, save_steps=1, eval_steps=10)
+    real = [sys.executable, "-m", "posttrain", "train", str(file), "--output-dir"]
+    subprocess.run([*real, str(tmp_path / "whole")], check=False)
+    process = subprocess.Popen([*real, str(tmp_path / "killed")], start_new_session=True)
+    killed = tmp_path / "killed/three"
+    for label in ("small", "large"):
+        wait_for(lambda label=label: [*killed.glob(f"{label}_*/checkpoint-[2-9]")], 300)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process = subprocess.Popen([*real, str(tmp_path / "killed")], start_new_session=True)
+    assert process.wait(timeout=600) == 1
+    for label in ("small", "large"):
+        (run,) = killed.glob(f"{label}_*")
+        (other,) = (tmp_path / "whole/three").glob(f"{label}_*")
+        assert numbers(run) == numbers(other)
+        weights = "checkpoint-30/model.safetensors"
+        assert (run / weights).read_bytes() == (other / weights).read_bytes()
+    content = json.loads((killed / "results.json").read_text())
+    assert [run["state"] for run in content["runs"]] == ["finished", "failed", "finished"]
+    assert content["runs"][1]["error"] == "model.name: the folder /nowhere/model does not exist"

@@ -431,6 +431,10 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path, capsys: Capture
     assert "metric was eval_loss, now eval_accuracy" in said
     said = complaint(capsys, "sweep", file, *SPACE, *SEARCH, "trainer.batch_size=2")
     assert "trainer.batch_size was 4, now 2" in said
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("#### 1", "#### 2"))
+    assert "rows.jsonl changed" in complaint(capsys, "sweep", file, *SPACE, *SEARCH)
+    (tmp_path / "rows.jsonl").write_text(rows)
     output_of(capsys, "sweep", file, *SPACE, *SEARCH, "trainer.logging_steps=2")
     assert len(starts(tmp_path)) == 3
 

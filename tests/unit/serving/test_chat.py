@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,53 @@ def test_a_vote_holds_what_its_answers_were_made_with(
     assert row["prompt"] == [{"role": "system", "content": "Be brief."}, user("1?")]
     assert row["meta"]["settings"]["temperature"] == 0.7
     assert row["meta"]["settings"]["max_new_tokens"] == 12
+
+
+def test_a_vote_holds_the_system_prompt_of_the_training(
+    model: Path, other: Path, tmp_path: Path
+) -> None:
+    """A prompt that the user has not written is still what the answers were made with."""
+    conversation, _ = speaking(model, other, votes=Votes(tmp_path / "votes.jsonl"))
+    conversation.speakers = [
+        replace(s, renderer=replace(s.renderer, system_prompt=f"I am {s.name}."))
+        for s in conversation.speakers
+    ]
+    chat.talk(conversation, iter(["1?"]))
+    for answer in conversation.open:
+        answer.finish_reason = "stop"
+    chat.talk(conversation, iter(["/better B", f"/save {tmp_path / 'talk.jsonl'}"]))
+    (row,) = map(json.loads, (tmp_path / "votes.jsonl").read_text().splitlines())
+    assert row["prompt"] == [{"role": "system", "content": "I am other."}, user("1?")]
+    (saved,) = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
+    assert saved["messages"][0] == {"role": "system", "content": f"I am {model.name}."}
+
+
+def test_a_vote_without_a_template_is_a_bare_text(model: Path, tmp_path: Path) -> None:
+    conversation, _ = speaking(model, model, votes=Votes(tmp_path / "votes.jsonl"))
+    plain = load_speaker(str(model), "plain", None, "cpu", "float32", None)
+    conversation.speakers, conversation.system = [plain, plain], "Hm."
+    chat.talk(conversation, iter(["1?"]))
+    conversation.open = [Answer("one", "stop"), Answer("two", "stop")]
+    chat.talk(conversation, iter(["/better A"]))
+    (row,) = map(json.loads, (tmp_path / "votes.jsonl").read_text().splitlines())
+    assert {k: row[k] for k in ("prompt", "system", "chosen", "rejected")} == {
+        "prompt": "1?",
+        "system": "Hm.",
+        "chosen": "one",
+        "rejected": "two",
+    }
+    ids = plain.renderer.prompt_ids(row)
+    assert ids == chat.prompt_of(plain, [user("1?")], conversation)
+
+
+def test_an_answer_that_is_not_whole_is_saved_as_context(model: Path, tmp_path: Path) -> None:
+    conversation, _ = speaking(model)
+    conversation.messages = [user("1?")]
+    conversation.open = [Answer("on", "length")]
+    chat.talk(conversation, iter([f"/save {tmp_path / 'talk.jsonl'}"]))
+    (saved,) = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
+    assert saved["messages"] == [user("1?"), assistant("on") | {"train": False}]
+    assert conversation.asked == [user("1?"), assistant("on")]
 
 
 @pytest.mark.parametrize(

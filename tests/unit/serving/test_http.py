@@ -19,9 +19,11 @@ from damage import save_adapter_folder
 from serving import Live, chat_model, served
 
 from posttrain.common.seeds import mix
-from posttrain.evaluation.loading import load_for_sampling
+from posttrain.evaluation.loading import as_trained, load_for_sampling, load_renderer
 from posttrain.rollout.sampler import SamplingParams
+from posttrain.runs.config import parse_config
 from posttrain.runs.generate import generate
+from posttrain.runs.train import train
 from posttrain.serving import serve
 from posttrain.serving.bodies import CompletionBody
 from posttrain.serving.completions import completion_prompts
@@ -410,7 +412,7 @@ def test_a_body_that_is_no_request_is_refused(name, live):
     before = time.process_time()
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/load_lora_adapter"):
         refused(live, path, RAW[name])
-    assert time.process_time() - before < 4
+    assert time.process_time() - before < 8
 
 
 def test_messages_say_what_to_do(live):
@@ -714,6 +716,32 @@ def test_adapters_come_and_go(model, live, client, tmp_path):
     answer = client.completions.create(model="a", prompt="the cat", **KEYS)
     assert answer.choices[0].text == texts["b"]
     live.ask("POST", "/v1/unload_lora_adapter", {"lora_name": "a"})
+
+
+def test_an_adapter_is_asked_as_it_was_trained(tmp_path):
+    """Given as a run, with a system prompt of its own; the base and foreign adapters have none."""
+    base = chat_model(tmp_path / "tiny")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 4)
+    tree = {
+        "model": {"name": str(base), "adapter": {"type": "lora", "r": 2}},
+        "data": {"path": str(rows), "system_prompt": "Answer in French."},
+        "trainer": {"type": "sft", "max_steps": 1, "logger": []},
+    }
+    run_dir = train(parse_config(tree, "test"), tmp_path / "run")
+    foreign = save_adapter_folder(tmp_path / "foreign", base)
+    with served(base, name="tiny") as live:
+        for name, folder in (("french", run_dir), ("foreign", foreign)):
+            body = {"lora_name": name, "lora_path": str(folder)}
+            assert live.ask("POST", "/v1/load_lora_adapter", body)[0] == 200
+        asked = {"messages": [{"role": "user", "content": "cat"}], "max_tokens": 1}
+        lengths = {}
+        for name in ("tiny", "french", "foreign"):
+            _, answer = live.ask("POST", "/v1/chat/completions", asked | {"model": name})
+            lengths[name] = answer["usage"]["prompt_tokens"]
+        renderer, _ = load_renderer(str(run_dir), *as_trained(str(run_dir)))
+        own = renderer.prompt_ids({"messages": asked["messages"]})
+    assert lengths["french"] == len(own) > lengths["tiny"] == lengths["foreign"]
 
 
 @pytest.mark.parametrize("good", [True, False])

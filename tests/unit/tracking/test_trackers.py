@@ -334,7 +334,7 @@ def finished(folder: Path, name: str = "sft_1 %41 ü?#") -> Path:
         "tensorboard",
         pytest.param("wandb", marks=pytest.mark.slow),
         pytest.param("mlflow", marks=pytest.mark.slow),
-        "trackio",
+        pytest.param("trackio", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_has_ended_is_shown_again_and_again(

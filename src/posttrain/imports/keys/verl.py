@@ -29,12 +29,13 @@ WITHOUT_EFFECT: dict[str, str] = {
     "data.use_shm data.trust_remote_code *.trust_remote_code *external_lib data.reward_fn_key "
     "data.val_batch_size data.tokenizer data.image_key data.video_key data.validation_shuffle "
     "*tokenizer_path": "how rows and models are loaded",
-    "*_target_ hydra.* config_path config_name *trace* model.hybrid_engine": "parts of the program",
+    "*_target_ hydra.* *trace* model.hybrid_engine": "parts of the program",
     "critic.model.tokenizer_path critic.model.path critic.strategy critic.loss_agg_mode": (
         "the value model starts as a copy of the policy's"
     ),
 }
 REFUSED: dict[str, str] = {
+    "config_path config_name": "another config's defaults are not read: verl's are written",
     "custom_reward_function": "beside a reward model: write reward.type: weighted",
     "data.gen_batch_size": "see rollout.max_resamples",
     "*router_replay* *mtp* *quantization* *override_config* *override_transformer* "

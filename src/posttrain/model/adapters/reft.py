@@ -78,11 +78,16 @@ def add(model: Any, section: ReftConfig, seed: int, whole: list[str] | None) -> 
     """Return the model, frozen, with new edits that are drawn with the seed."""
     # imported here since it imports torch, and settings are read without it
     from posttrain.model.reft.attach import add_edits
+    from posttrain.model.reft.forms import FORMS
 
     if whole:
         raise ValueError(
             f"model.resize_embeddings: new rows would have to be trained, and {section.type} "
             "trains edits alone: use model.adapter: lora, or a tokenizer that fits the model"
+        )
+    if section.activation != "linear" and not FORMS[section.type].learned:
+        raise ValueError(
+            f"model.adapter.activation: {section.type} computes no W h to apply it to: leave it out"
         )
     return add_edits(model, section, seed)
 

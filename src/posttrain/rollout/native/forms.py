@@ -1,4 +1,4 @@
-"""Decoder layers that the written-out decoding step covers, and what sets each kind apart.
+"""Decoder layers that are written out for sampling, and what sets each kind apart.
 
 A kind is a row of FORMS. What is in the layer itself (soft cap, scale, width of a window, the
 adapters of its projections) is read from it. Whatever is not listed keeps its modules.

@@ -22,7 +22,15 @@ from posttrain.runs.series.jobs import Command, Job, Runner, run_all
 from posttrain.runs.series.members import Member, series_name
 from posttrain.runs.series.results import TRIAL, Mode, Row, evaluation_of, metric_value
 from posttrain.runs.series.series import Ranking, checking, conclude
-from posttrain.runs.series.state import Record, read_state, resolved, training, write_series
+from posttrain.runs.series.state import (
+    Record,
+    changed_files,
+    files_of,
+    read_state,
+    resolved,
+    training,
+    write_series,
+)
 
 STUDY = "optuna.db"
 RANDOM_TRIALS = 10
@@ -109,11 +117,12 @@ def run_search(search: Search, command: Command, num_jobs: int = 1) -> list[Row]
 def begin(folder: Path, search: Search, sample: Member) -> None:
     """Note what is searched; raise ValueError if the folder holds another search."""
     config = resolved(sample)
-    now = {
+    now: dict[str, Any] = {
         "space": [axis.words for axis in search.axes],
         "metric": search.metric,
         "mode": search.mode,
         "config": config,
+        "files": files_of(config),
     }
     before = read_state(folder)[0]
     if before:
@@ -124,6 +133,7 @@ def begin(folder: Path, search: Search, sample: Member) -> None:
             if before.get(name) != now[name]
         ]
         lines += differences(before.get("config", {}), config, varied)
+        lines += changed_files(before.get("files", {}), now["files"])
         if lines:
             raise ValueError(
                 f"{folder} holds another search ({'; '.join(lines[:3])}): repeat that one, or "

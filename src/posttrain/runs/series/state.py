@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from posttrain.common.errors import SettingError
-from posttrain.common.files import write_text
+from posttrain.common.files import sha256, write_text
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import dump
 from posttrain.runs.resume import differences, free_keys, with_new_keys
@@ -44,6 +44,8 @@ class Record:
     """Largest resident memory of its process, in bytes."""
     pid: int | None = None
     """The process that trains it; None if none does."""
+    files: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file that the config names: rows, and a reward's code."""
 
 
 def resolved(member: Member) -> dict[str, Any]:
@@ -54,7 +56,32 @@ def resolved(member: Member) -> dict[str, Any]:
 
 def new_record(member: Member, run: str) -> Record:
     """Return the record of a run that begins."""
-    return Record("running", run, resolved(member), version("posttrain"), member.params)
+    config = resolved(member)
+    record = Record("running", run, config, version("posttrain"), member.params)
+    record.files = files_of(config)
+    return record
+
+
+def files_of(tree: Any, key: str = "") -> dict[str, str]:
+    """Return the SHA-256 of each file that a key `path` of a config names."""
+    if isinstance(tree, dict):
+        return {k: v for name, part in tree.items() for k, v in files_of(part, name).items()}
+    if isinstance(tree, list):
+        return {k: v for part in tree for k, v in files_of(part, key).items()}
+    if key != "path" or not isinstance(tree, str) or not Path(tree).is_file():
+        return {}
+    status = Path(tree).stat()
+    return {tree: _digest(tree, status.st_mtime_ns, status.st_size)}
+
+
+@cache
+def _digest(path: str, modified: int, size: int) -> str:
+    return sha256(Path(path))
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return in words which files of both are not the same."""
+    return [f"the file {p} changed" for p, digest in before.items() if now.get(p, digest) != digest]
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Record]]:
@@ -160,7 +187,7 @@ def changes_since(record: Record, member: Member) -> list[str]:
     before, now = record.config, resolved(member)
     if record.version != version("posttrain"):
         before, _ = with_new_keys(before, now)
-    return differences(before, now, _free_keys())
+    return differences(before, now, _free_keys()) + changed_files(record.files, files_of(now))
 
 
 @cache
