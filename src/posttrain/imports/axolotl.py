@@ -136,13 +136,7 @@ def model(draft: Draft) -> None:
                 "adapter", "refused", "", f"{form} is not offered: all weights are trained"
             )
         draft.skip("no adapter", "lora_*", "peft_use_*", "loraplus_*")
-    if draft.has("lora_model_dir"):
-        draft.put(
-            "model.name",
-            draft.get("lora_model_dir"),
-            "lora_model_dir",
-            why="the adapter's folder names its base model, and is trained further",
-        )
+    draft.start_from_adapter("lora_model_dir")
     four, eight = (truth(draft.get(f"load_in_{n}bit", default=False)) for n in (4, 8))
     if form in ("lora", "qlora") and (four or eight):
         key = "load_in_4bit" if four else "load_in_8bit"

@@ -127,6 +127,21 @@ class Draft:
         self.put(target, value, *keys, why=why, note=note)
         return value
 
+    def start_from_adapter(self, *keys: str) -> None:
+        """Start from the adapter that the first given key names, whose own settings count.
+
+        The keys of model.adapter are not written, and have no effect."""
+        if (path := self.get(*keys)) is None:
+            return
+        why = "as the adapter's folder says, which is trained further"
+        for target in [t for t in self.recipe if t.startswith("model.adapter.")]:
+            del self.recipe[target]
+            self.comments.pop(target, None)
+        for key, line in list(self.lines.items()):
+            if line.target.startswith("model.adapter."):
+                self.lines[key] = Line(key, line.value, "without effect", "", why)
+        self.put("model.resume_from", path, *keys)
+
     def of_rows(self, field: str, *keys: str, why: str = "", note: str = "") -> None:
         """Note that keys decide a field of the data section, which is written as a whole."""
         for key in (key for key in keys if key in self.settings):

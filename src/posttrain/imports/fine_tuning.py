@@ -57,13 +57,7 @@ def convert(draft: Draft) -> None:
         draft.put("model.adapter.type", "none", "model.use_lora")
         draft.skip("no adapter", "model.lora.*")
     draft.copy("model.gradient_checkpointing", "model.gradient_checkpointing", convert=truth)
-    if draft.has("model.resume_from"):
-        draft.put(
-            "model.name",
-            draft.get("model.resume_from"),
-            "model.resume_from",
-            why="the folder of the earlier run's adapter or model",
-        )
+    draft.start_from_adapter("model.resume_from")
     section: dict[str, Any] = {"name": draft.get("data.name", default=to_set("data.name"))}
     for ours in ("split", "max_samples", "path"):
         if draft.has(f"data.{ours}"):

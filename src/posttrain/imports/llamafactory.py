@@ -59,6 +59,7 @@ def convert(draft: Draft) -> None:
     if not method:
         raise ValueError(f"stage: {stage} of LLaMA-Factory trains nothing that posttrain offers")
     model(draft)
+    adapters(draft)
     data(draft, stage)
     draft.put("trainer.type", method, "stage")
     if method == "dpo":
@@ -100,14 +101,6 @@ def convert(draft: Draft) -> None:
 def model(draft: Draft) -> None:
     """Write the model section."""
     draft.copy("model.name", "model_name_or_path", default=to_set("model_name_or_path"))
-    if draft.has("adapter_name_or_path"):
-        first = listed(draft.get("adapter_name_or_path"))[0]
-        draft.put(
-            "model.name",
-            first,
-            "adapter_name_or_path",
-            why="the adapter's folder names its base model, and is trained further",
-        )
     draft.copy("model.resize_embeddings", "resize_vocab", convert=truth)
     dtype(draft, "auto")
     if truth(draft.get("pure_bf16", default=False)):
@@ -144,6 +137,16 @@ def model(draft: Draft) -> None:
     if str(draft.get("quantization_method", default="bnb")).lower() not in ("bnb", "bitsandbytes"):
         draft.refuse("only bitsandbytes", "quantization_method")
     draft.skip("nothing is quantised in 4 bits", "quantization_type", "double_quantization")
+
+
+def adapters(draft: Draft) -> None:
+    """Write the adapter that the run starts from; several cannot be stacked."""
+    paths = listed(draft.get("adapter_name_or_path", default=[]))
+    if len(paths) > 1:
+        why = "several adapters are merged one by one there: see posttrain merge"
+        draft.decide("adapter_name_or_path", "refused", "", why)
+    else:
+        draft.start_from_adapter("adapter_name_or_path")
 
 
 def data(draft: Draft, stage: str) -> None:

@@ -88,14 +88,8 @@ def model(draft: Draft, prefix: str, path: str) -> None:
         draft.copy("model.adapter.exclude_modules", f"{prefix}.exclude_modules")
     else:
         draft.put("model.adapter.type", "none", f"{prefix}.lora_rank")
-        draft.skip("no adapter", f"{prefix}.lora_*", f"{prefix}.target_modules")
-    if draft.has(f"{prefix}.lora_adapter_path"):
-        draft.put(
-            "model.name",
-            draft.get(f"{prefix}.lora_adapter_path"),
-            f"{prefix}.lora_adapter_path",
-            why="the adapter's folder names its base model",
-        )
+        draft.skip("no adapter", f"{prefix}.lora_alpha", f"{prefix}.target_modules")
+    draft.start_from_adapter(f"{prefix}.lora_adapter_path")
     on = draft.get(
         f"{prefix}.enable_gradient_checkpointing", f"{prefix}.gradient_checkpointing", default=True
     )

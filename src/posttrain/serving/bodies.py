@@ -19,6 +19,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Item = TypeVar("Item")
 
 MOST_NAMES = 10_000  # in one object
+MOST_PARTS = 100_000  # lists and objects; millions of them stop the server for a minute
 MOST_TOP = 20  # alternatives of a token
 MOST_STOPS = 16
 MOST_CHOICES = 128
@@ -153,6 +154,8 @@ def read_json(data: bytes) -> dict[str, Any]:
             raise Refusal(f"the body has {short(name)} twice in one object")
         return tree
 
+    if data.count(b"[") + data.count(b"{") > MOST_PARTS:
+        raise Refusal(f"the body holds more than {MOST_PARTS} lists and objects")
     try:
         tree = json.loads(data.decode(), parse_constant=refuse, object_pairs_hook=unique)
         json.dumps(tree, ensure_ascii=False).encode()  # refuses half of a surrogate pair

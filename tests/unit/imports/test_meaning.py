@@ -359,6 +359,25 @@ def test_names_of_dataset_info_are_looked_up(tmp_path: Path) -> None:
     assert "gone" in draft.lines["dataset"].note
 
 
+@pytest.mark.parametrize(
+    ("source", "tree", "key", "others"),
+    [
+        ("llamafactory", {**LLAMA_FACTORY, "lora_rank": 4}, "adapter_name_or_path", ["lora_rank"]),
+        ("axolotl", {**AXOLOTL, "adapter": "lora", "lora_r": 4}, "lora_model_dir", ["lora_r"]),
+        ("verl", VERL, "actor_rollout_ref.model.lora_adapter_path", []),
+        ("fine_tuning", FINE_TUNING, "model.resume_from", ["model.lora.r"]),
+    ],
+)
+def test_an_adapter_at_the_start_has_its_own_settings(
+    source: str, tree: dict[str, Any], key: str, others: list[str]
+) -> None:
+    draft = imported({**tree, key: "runs/adapter"}, source)
+    assert draft.recipe["model.resume_from"] == "runs/adapter"
+    assert draft.lines[key].fate == "mapped"
+    assert not [target for target in draft.recipe if target.startswith("model.adapter")]
+    assert {draft.lines[other].fate for other in others} <= {"without effect"}
+
+
 def test_what_is_off_is_without_effect_and_what_is_on_is_refused() -> None:
     for value, fate in ((0, "without effect"), (None, "without effect"), (5, "refused")):
         draft = imported({**TRL, "neftune_noise_alpha": value}, "trl", "sft")

@@ -379,6 +379,7 @@ RAW = {
     "many names": json.dumps(dict.fromkeys(map(str, range(500_000)), 1)).encode(),
     "a million wrong items": b'{"prompt": [' + b"7," * 10**6 + b'"x"]}',
     "a million texts": b'{"prompt": [' + b'"a",' * 10**6 + b'"a"]}',
+    "millions of lists": b'{"prompt": [' + b"[]," * (2 * 10**6) + b"[]]}",
     "one word of megabytes": b'{"prompt": "' + b"a" * (8 * 10**6) + b'"}',
     "a chat of megabytes": b'{"messages": [{"role": "user", "content": "' + b"a" * 8**7 + b'"}]}',
 }
