@@ -97,6 +97,7 @@ HEAVY = {
     "sqlalchemy",
     "trackio",
     "optuna",
+    "dotenv",
     # in programs sent to the sandbox
     "fcntl",
     "marshal",

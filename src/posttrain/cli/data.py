@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from posttrain.cli.paths import local_path
 from posttrain.cli.experiments import Overrides
+from posttrain.cli.paths import local_path
 
 app = typer.Typer(help="Show, generate, convert and download data.", no_args_is_help=True)
 

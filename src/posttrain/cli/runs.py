@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -130,9 +132,6 @@ def list_runs(
 
     A run is running, finished, failed, interrupted (it saved and can be resumed) or killed.
     """
-    import json
-    from dataclasses import asdict
-
     from posttrain.runs.listing import runs_in, table
 
     found = runs_in(folder)

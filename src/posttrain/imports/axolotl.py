@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.data.entries import ROLES
 from posttrain.imports import hf
 from posttrain.imports.axolotl_methods import grpo, kto, pairs
 from posttrain.imports.draft import Draft, Source
@@ -37,6 +38,17 @@ METHODS = {
     "grpo": "grpo",
 }
 OPTIMISERS = ("adamw_torch_fused", "adamw_torch", "adamw_hf")
+FIELDS = {
+    "field_prompt": "prompt",
+    "field_chosen": "chosen",
+    "field_rejected": "rejected",
+    "field_completion": "completion",
+    "field_label": "label",
+}
+SPEAKERS = (*ROLES, "role", "from", "content", "value")
+"""Names of speakers, and of the entries of a message, that posttrain knows."""
+ALPACAS = ("alpaca", "alpaca_chat.load_qa", "alpaca_chat", "alpaca_w_system")
+KNOWN_TYPES = (*ALPACAS, "completion", "pretrain", "chat_template", "sharegpt", "chatml", None)
 PAIR_TYPES = "the form of the pairs is read from their columns, and rendered by the chat template"
 ALPACA = "the instruction is the user's message; there, a fixed text stands around it"
 
@@ -196,7 +208,7 @@ def dataset(draft: Draft, key: str, method: str) -> None:
     section["split"] = str(split).partition("[")[0] if split is not None else "train"
     kind, why = get(f"{key}.type"), ""
     columns: dict[str, str] = {}
-    if kind in ("alpaca", "alpaca_chat.load_qa", "alpaca_chat", "alpaca_w_system"):
+    if kind in ALPACAS:
         section["prompt_template"], columns["completion"], why = "instruction", "output", ALPACA
     elif kind in ("completion", "pretrain"):
         columns["text"] = str(get(f"{key}.field", f"{key}.text_column", default="text"))
@@ -204,7 +216,9 @@ def dataset(draft: Draft, key: str, method: str) -> None:
         columns["messages"] = str(get(f"{key}.field_messages", default="messages"))
     elif method != "sft":
         why = PAIR_TYPES
-    else:
+    fields = [k for k in draft.under(key) if k.removeprefix("type.") in FIELDS]
+    columns |= {FIELDS[k.removeprefix("type.")]: str(get(f"{key}.{k}")) for k in fields}
+    if method == "sft" and kind not in KNOWN_TYPES:
         why = "the form of the rows is read from their columns: see docs/guide/data.md"
     renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
     if renamed:
@@ -218,18 +232,20 @@ def dataset(draft: Draft, key: str, method: str) -> None:
         f"{key}.field",
         f"{key}.field_messages",
         f"{key}.text_column",
+        *(f"{key}.{field}" for field in fields),
         why=f"the slice {split} is not read: use max_samples" if sliced else "",
     )
     draft.put("data", draft.recipe["data"], f"{key}.type", why=why)
     roles = listed(get(f"{key}.roles_to_train", default=["assistant"]))
     if roles in (["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]):
         draft.skip("assistant turns, as here", f"{key}.roles_to_train")
-    draft.skip(
-        "the speakers' usual names are known",
-        f"{key}.roles.*",
-        f"{key}.message_field_*",
-        f"{key}.message_property_mappings.*",
-    )
+    for name in ("roles", "message_property_mappings"):
+        for inner, value in draft.under(f"{key}.{name}").items():
+            if all(str(part).lower() in SPEAKERS for part in listed(value)):
+                draft.skip("a usual name, which is known", f"{key}.{name}.{inner}")
+    for name in ("message_field_role", "message_field_content"):
+        if str(get(f"{key}.{name}", default="role")) in SPEAKERS:
+            draft.skip("a usual name, which is known", f"{key}.{name}")
     draft.skip(
         "how rows are loaded",
         f"{key}.ds_type",

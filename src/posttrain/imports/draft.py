@@ -63,7 +63,7 @@ class Draft:
             if variable := variable_of(key, value):
                 why = f"a secret, which is not written: set {variable} in the environment"
                 self.decide(key, "without effect", "", why, "(not shown)")
-            elif SHELL_VARIABLE.search(f"{key} {value}"):
+            elif not key.startswith("env.") and SHELL_VARIABLE.search(f"{key} {value}"):
                 why = "its value is set by the shell: set the variable for the import"
                 self.decide(key, "refused", "", why)
             else:

@@ -378,6 +378,16 @@ def test_an_adapter_at_the_start_has_its_own_settings(
     assert {draft.lines[other].fate for other in others} <= {"without effect"}
 
 
+def test_columns_of_axolotl_are_mapped_and_strange_speakers_refused() -> None:
+    rows = {"path": "rows.jsonl", "type": "chatml.intel", "field_chosen": "good"}
+    draft = imported({**AXOLOTL, "rl": "dpo", "datasets": [rows]}, "axolotl")
+    assert draft.recipe["data"]["columns"] == {"chosen": "good"}
+    for name, fate in (("from", "without effect"), ("who", "refused")):
+        chats = {"path": "rows.jsonl", "type": "chat_template", "message_field_role": name}
+        draft = imported({**AXOLOTL, "datasets": [chats]}, "axolotl")
+        assert draft.lines["datasets.0.message_field_role"].fate == fate
+
+
 def test_what_is_off_is_without_effect_and_what_is_on_is_refused() -> None:
     for value, fate in ((0, "without effect"), (None, "without effect"), (5, "refused")):
         draft = imported({**TRL, "neftune_noise_alpha": value}, "trl", "sft")

@@ -124,14 +124,20 @@ def test_values_are_read_as_yaml() -> None:
             "--jobs': Input should be greater than or equal to 1",
         ),
         (["trainer.resume_from_checkpoint=latest", "trainer.seed=1,2"], "remove trainer.resume"),
+        (["trainer.seed=1,2", "--output-dir", "run.yaml"], "run.yaml is a file, not a folder"),
         (["models=[a]", "trainer.seed=1,2"], "give either model or models"),
     ],
 )
 def test_a_wrong_sweep_is_one_line(
-    tmp_path: Path, capsys: Capture, overrides: list[str], expected: str
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    expected: str,
 ) -> None:
     file = sweep_recipe(tmp_path)
     before = state(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert expected in complaint(capsys, "sweep", file, *overrides)
     assert state(tmp_path) == before
 
@@ -245,7 +251,8 @@ def test_a_metric_that_is_not_written_is_named_with_those_there_are(
     assert len(starts(tmp_path)) == 1, "the other runs were trained for nothing"
     file = sweep_recipe(tmp_path, evaluated=False, run_name="without")
     said = complaint(capsys, "sweep", file, RATES, "--metric", "eval_loss")
-    assert "wrote no evaluation: add an eval section and trainer.eval_steps" in said
+    assert "got 'eval_loss': add an eval section and trainer.eval_steps" in said
+    assert len(starts(tmp_path)) == 1
 
 
 def test_a_sweep_of_another_recipe_is_refused(tmp_path: Path, capsys: Capture) -> None:
@@ -444,7 +451,7 @@ def test_a_search_needs_evaluations_and_optuna(
 ) -> None:
     file = sweep_recipe(tmp_path, evaluated=False)
     said = complaint(capsys, "sweep", file, *SPACE, *SEARCH)
-    assert "--metric: eval_loss is written only with an eval section" in said
+    assert "got 'eval_loss': add an eval section" in said
     file = sweep_recipe(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     said = complaint(capsys, "sweep", file, *SPACE, *SEARCH)

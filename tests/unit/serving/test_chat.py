@@ -116,6 +116,9 @@ def test_commands(model: Path, tmp_path: Path) -> None:
     assert saved[0]["messages"][0]["content"] == "You count."
     assert any(chat.HELP in text for text in said)
     assert "never asked" not in str(conversation.messages)
+    assert [row["messages"][-1]["train"] for row in saved] == [False, False], "cut at 3 tokens"
+    conversation.messages, conversation.open = [user("1 and 1?")], [Answer("Two.", "stop")]
+    chat.talk(conversation, iter([f"/save {tmp_path}/a.jsonl"]))
     tree = tiny.run_config(tmp_path / "sft") | {"model": {"name": str(model)}}
     tree["data"] = {"path": str(tmp_path / "a.jsonl")}
     posttrain.train(tree, trainer={"max_steps": 1, "batch_size": 2})

@@ -78,12 +78,20 @@ def evaluation_of(run_dir: Path) -> tuple[int | None, float | None, dict[str, fl
 def metric_value(metric: str, metrics: dict[str, float], label: str) -> float:
     """Return the value of the metric; raise SettingError, naming those there are, without it."""
     if metric not in metrics:
-        if not metrics:
-            problem = f"{label} wrote no evaluation: add an eval section and trainer.eval_steps"
-        else:
-            problem = f"{label} wrote no metric {metric}; it has {', '.join(metrics)}"
-        raise SettingError("metric", problem)
+        written = f"it has {', '.join(metrics)}" if metrics else "it wrote no evaluation"
+        raise SettingError("metric", f"{label} wrote no metric {metric}; {written}")
     return metrics[metric]
+
+
+def check_metric(metric: str | None, members: Sequence[Member]) -> None:
+    """Raise SettingError for a metric that no run can write."""
+    if metric is None:
+        return
+    evaluated = any(member.config.eval is not None for member in members)
+    if not evaluated or not metric.strip():
+        problem = "runs are compared by a metric of their evaluation"
+        more = "" if evaluated else ": add an eval section and trainer.eval_steps"
+        raise SettingError("metric", f"{problem}, got {metric!r}{more}")
 
 
 def rows_of(folder: Path, members: Sequence[Member], metric: str | None) -> list[Row]:

@@ -15,12 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain.common.errors import SettingError
 from posttrain.runs.resume import differences, free_keys
 from posttrain.runs.series.grid import Axis, member_at
 from posttrain.runs.series.jobs import Command, Job, Runner, run_all
 from posttrain.runs.series.members import Member, series_name
-from posttrain.runs.series.results import TRIAL, Mode, Row, evaluation_of, metric_value
+from posttrain.runs.series.results import (
+    TRIAL,
+    Mode,
+    Row,
+    check_metric,
+    evaluation_of,
+    metric_value,
+)
 from posttrain.runs.series.series import Ranking, checking, conclude
 from posttrain.runs.series.state import (
     Record,
@@ -83,8 +89,7 @@ def check_space(search: Search) -> list[Member]:
         for axis in search.axes
         for value in axis.samples
     ]
-    if search.metric.startswith("eval_") and members[0].config.eval is None:
-        raise SettingError("metric", f"{search.metric} is written only with an eval section")
+    check_metric(search.metric, members)
     return members
 
 

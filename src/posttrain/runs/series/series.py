@@ -13,6 +13,7 @@ from posttrain.runs.series.results import (
     Mode,
     Row,
     best_of,
+    check_metric,
     evaluation_of,
     metric_value,
     mode_of,
@@ -52,9 +53,10 @@ def train_series(
     """Train all members that have not finished, and return a row for each.
 
     A failed run does not end the others. Raises ValueError before anything is trained if another
-    call trains the series, or if runs of it were trained with another config and `retrain` is not
-    set.
+    call trains the series, if no run can write the metric, or if runs of it were trained with
+    another config and `retrain` is not set.
     """
+    check_metric(ranking.metric, members)
     folder = folder_of(members)
     with training(folder) as locks:
         if not retrain:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from posttrain.common.disk import check_writable
 from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256, write_text
 from posttrain.model.folder import checkpoints_in
@@ -127,6 +128,7 @@ def training(folder: Path, label: str | None = None) -> Iterator[list[int]]:
     a killed call leaves none behind; a child that was given the descriptors and outlives the call
     keeps it. Raises ValueError if another process holds it.
     """
+    check_writable(folder, "trainer.output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         series = stack.enter_context((folder / LOCK).open("a"))
