@@ -108,8 +108,9 @@ def test_a_signal_from_outside(number, code, tmp_path):
     said = (output / "0.stderr").read_text()
     (run_dir,) = (tmp_path / "runs").iterdir()
     listed = read(run_dir)
-    assert f"stopped after step {listed.step} of 2000, which is saved: resume with --resume" in said
+    assert f"stopped after step {listed.step} of 2000, which is saved: resume with" in said
     assert "stopping after this step" in said
+    assert "or by the option --resume" in said
     assert "Traceback" not in said
     assert listed.state == "interrupted"
     assert [c.name for c in checkpoints_in(run_dir)] == [f"checkpoint-{listed.step}"]
@@ -202,5 +203,5 @@ def test_resume_by_one_word(tmp_path, monkeypatch):
     (run_dir,) = (tmp_path / "runs").iterdir()
     ranks.command(1, tmp_path / "output", [*again, "trainer.logging_steps=1"])
     assert list((tmp_path / "runs").iterdir()) == [run_dir]
-    with pytest.raises(AssertionError, match=r"trainer.learning_rate was .*, now 0.5: train with"):
+    with pytest.raises(AssertionError, match=r"trainer.learning_rate was .*, now 0.5: start a new run"):
         ranks.command(1, tmp_path / "output", [*again, "trainer.learning_rate=0.5"])

@@ -78,7 +78,7 @@ def main() -> None:
             raise
         fail(as_option(error))
     except Interrupted as stop:
-        print(f"interrupted: {stop}", file=sys.stderr)
+        print(f"interrupted: {stop}, or by the option --resume", file=sys.stderr)
         leave(stop.code)
     except KeyboardInterrupt:
         fail("interrupted", code=130)

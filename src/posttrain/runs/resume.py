@@ -15,6 +15,7 @@ from typing import Any
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common import distributed
 from posttrain.common.disk import check_writable
+from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.common.lock import LOCK, writing
 from posttrain.config.base import Free, keys, marked
@@ -112,10 +113,11 @@ def resuming(config: Config) -> Config:
             update = {"resume_from_checkpoint": str(newest)}
             return config.model_copy(update={"trainer": trainer.model_copy(update=update)})
     if changed:
-        raise ValueError(
-            f"--resume: {trainer.output_dir} holds runs named {run_name(trainer)}, all with "
-            f"another config; of the oldest, {changed[0]}: train without --resume, or name the run "
-            "in trainer.resume_from_checkpoint"
+        raise SettingError(
+            "resume",
+            f"{trainer.output_dir} holds runs named {run_name(trainer)}, all with another config; "
+            f"of the oldest, {changed[0]}: start a new run, or name the one to continue in "
+            "trainer.resume_from_checkpoint",
         )
     return config
 

@@ -226,10 +226,9 @@ class Trainer:
         if signum == 0 or not (self.evaluation_due or self.step < self.num_steps):
             return
         self.checkpoints.save(self)
-        run_dir = self.tracker.run_dir
         raise Interrupted(
             f"stopped after step {self.step} of {self.num_steps}, which is saved: resume with "
-            f"--resume, or trainer.resume_from_checkpoint={run_dir}",
+            f"trainer.resume_from_checkpoint={self.tracker.run_dir}",
             signum,
         )
 
