@@ -16,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from posttrain.common.environment import bound_kernels, make_products_reproducible
+from posttrain.common.environment import make_products_reproducible
 
 if TYPE_CHECKING:
     from posttrain.runs.api import evaluate, load_config, train
@@ -49,7 +49,6 @@ _MODULES = {
 }
 
 make_products_reproducible()
-bound_kernels()
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from posttrain.cli.models import (
     Template,
 )
 from posttrain.cli.paths import local_name, local_path
+from posttrain.common.environment import bound_kernels
 from posttrain.common.errors import SettingError
 
 of_server = partial(typer.Option, rich_help_panel="The server")
@@ -109,6 +110,7 @@ def serve(
     votes: Votes = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API, and a page to chat with it."""
+    bound_kernels()
     from posttrain.serving.serve import ServeSettings
     from posttrain.serving.serve import serve as run
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from posttrain.common.files import write_text
 from posttrain.common.lock import writing
@@ -48,24 +48,33 @@ def tracker_folder(run_dir: Path, name: str) -> Path:
 
 @dataclass
 class Reader:
-    """The lines of a file that grows."""
+    """The lines of a file that grows, from its start; a resumed run writes another file."""
 
     path: Path
-    offset: int = 0
+    file: BinaryIO = field(init=False)
     number: int = 0
+
+    def __post_init__(self) -> None:
+        self.file = self.path.open("rb")
+
+    def is_replaced(self) -> bool:
+        """Return whether the run has been resumed, so that another process shows it."""
+        return os.fstat(self.file.fileno()).st_ino != self.path.stat().st_ino
 
     def next_lines(self) -> list[Line]:
         """Return the next complete lines, at most LINES_AT_ONCE; none if there are no more yet."""
         lines: list[Line] = []
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            while len(lines) < LINES_AT_ONCE and (raw := file.readline()).endswith(b"\n"):
-                self.offset += len(raw)
-                values: dict[str, Any] = json.loads(raw)
-                step, moment = int(values.pop("step")), float(values.pop("time", 0.0))
-                metrics = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
-                lines.append(Line(self.number, step, moment, metrics))
-                self.number += 1
+        while len(lines) < LINES_AT_ONCE:
+            start = self.file.tell()
+            raw = self.file.readline()
+            if not raw.endswith(b"\n"):
+                self.file.seek(start)
+                break
+            values: dict[str, Any] = json.loads(raw)
+            step, moment = int(values.pop("step")), float(values.pop("time", 0.0))
+            metrics = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
+            lines.append(Line(self.number, step, moment, metrics))
+            self.number += 1
         return lines
 
 
@@ -149,10 +158,13 @@ def hide(text: str) -> str:
 
 def follow(run_dir: Path, name: str, settings: str, end_within: int, run: Run) -> None:
     """Show a run in a tracker until it ends."""
+    reader = Reader(run_dir / "metrics.jsonl")
     with alone(tracker_folder(run_dir, name)):
+        if reader.is_replaced():
+            return
         parsed = TrackingConfig.model_validate_json(settings)
         facts = gather(run_dir, name, parsed, end_within)
-        show(Reader(run_dir / "metrics.jsonl"), facts, name, run)
+        show(reader, facts, name, run)
 
 
 def main(

@@ -9,7 +9,6 @@ from posttrain.config.base import StrictConfig
 from posttrain.config.errors import parse
 from posttrain.config.recipe import with_overrides
 from posttrain.tracking.config import TrackingConfig
-from posttrain.tracking.follow import tracker_folder
 from posttrain.tracking.follower import start
 from posttrain.tracking.report import read_config, read_json, read_metrics
 from posttrain.tracking.views import check_trackers, tracker_named
@@ -32,8 +31,8 @@ def track(run_dir: Path, name: str, overrides: list[str]) -> int:
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no metrics.jsonl")
     run_dir = run_dir.resolve()
-    if is_written(run_dir) or is_written(tracker_folder(run_dir, name)):
-        raise ValueError(f"{run_dir} is still being written, or shown in {name}: wait for its end")
+    if is_written(run_dir):
+        raise ValueError(f"{run_dir} is still being written: wait for its end")
     steps = len(read_metrics(run_dir / "metrics.jsonl"))
     tree = {"tracking": read_config(run_dir / "config.yaml").get("tracking") or {}}
     settings = parse(Sections, with_overrides(tree, overrides), "tracking").tracking

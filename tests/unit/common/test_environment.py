@@ -27,7 +27,9 @@ print(sum(not torch.equal(moved(x, i) @ moved(w, j).T, x @ w.T)
 
 # memory in MiB that products of ever new shapes keep
 SHAPES = """
-import posttrain, torch
+from posttrain.common.environment import bound_kernels
+bound_kernels()
+import torch
 torch.set_num_threads(1)
 def resident():
     with open("/proc/self/statm") as file:

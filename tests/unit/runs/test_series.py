@@ -16,6 +16,8 @@ import yaml
 from command import SCRATCH, Capture, command, complaint, output_of, recipe, state
 
 from posttrain.cli import experiments
+from posttrain.runs.config import Config, save_config
+from posttrain.runs.series import one
 from posttrain.runs.series.jobs import environment, error_line
 from posttrain.runs.series.members import labelled_trees, models_of
 from posttrain.runs.series.state import read_state, training
@@ -373,6 +375,7 @@ def test_a_killed_call_leaves_no_lock_and_resumes(tmp_path: Path, capsys: Captur
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_call_keeps_the_lock(tmp_path: Path, capsys: Capture) -> None:
     file = series_recipe(tmp_path, MODELS[:1])
     fault(tmp_path, small="hang")
@@ -390,7 +393,9 @@ def test_a_run_that_outlives_its_call_keeps_the_lock(tmp_path: Path, capsys: Cap
     wait_for(lambda: command("train", file) == 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_the_series_after_its_run(tmp_path: Path, number: int) -> None:
     file = series_recipe(tmp_path)
     fault(tmp_path, other="hang")
@@ -426,6 +431,12 @@ def test_one_model_in_this_process_counts_as_part_of_the_series(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = series_recipe(tmp_path, MODELS[:1] + MODELS[2:], max_steps=3)
+
+    def trained(config: Config, run_dir: Path) -> None:
+        save_config(config, run_dir / "config.yaml")
+        (run_dir / "metrics.jsonl").write_text('{"step": 3, "loss": 0.5, "eval_loss": 0.75}\n')
+
+    monkeypatch.setattr(one, "train", trained)
     assert "run: " in output_of(capsys, "train", file, "--model-index", "1")
     assert starts(tmp_path) == []
     record = read_state(tmp_path / "out/three")[1]["large"]
@@ -436,6 +447,7 @@ def test_one_model_in_this_process_counts_as_part_of_the_series(
     assert command("train", file) == 0
     assert [label for _, label, _ in starts(tmp_path)] == ["small"]
     assert {run["state"] for run in results(tmp_path).values()} == {"finished"}
+    assert results(tmp_path)["large"]["metrics"] == {"eval_loss": 0.75}
 
 
 def test_one_model_that_fails_is_recorded(tmp_path: Path, capsys: Capture) -> None:

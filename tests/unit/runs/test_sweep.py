@@ -287,15 +287,19 @@ def test_a_sweep_of_one_model_of_a_list(tmp_path: Path, capsys: Capture) -> None
     assert {record.config["model"]["name"] for record in records.values()} == {"org/b"}
 
 
-@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "3"])
-def test_a_sweep_killed_at_random_ends_as_an_uninterrupted_one(tmp_path: Path, jobs: str) -> None:
+@pytest.mark.parametrize(
+    ("jobs", "kills"), [pytest.param("1", 4, marks=pytest.mark.slow), ("3", 1)]
+)
+def test_a_sweep_killed_at_random_ends_as_an_uninterrupted_one(
+    tmp_path: Path, jobs: str, kills: int
+) -> None:
     """SIGKILL of the whole process group, again and again: every run once, with its numbers."""
     rng = random.Random(int(jobs))
     file = sweep_recipe(tmp_path, max_steps=6)
     arguments = ["sweep", file, RATES, "trainer.seed=0,1,2,3", "--metric", "eval_loss"]
     whole = tmp_path / "whole"
     assert command(*arguments, "--output-dir", whole, "--jobs", "3") == 0
-    for _ in range(2):
+    for _ in range(kills):
         before = len(starts(tmp_path))
         process = call(*arguments, "--jobs", jobs, PRETEND_SECONDS="0.03")
         kill_after(tmp_path, process, before + rng.randint(1, 4))
