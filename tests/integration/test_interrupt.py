@@ -203,7 +203,5 @@ def test_resume_by_one_word(tmp_path, monkeypatch):
     (run_dir,) = (tmp_path / "runs").iterdir()
     ranks.command(1, tmp_path / "output", [*again, "trainer.logging_steps=1"])
     assert list((tmp_path / "runs").iterdir()) == [run_dir]
-    with pytest.raises(
-        AssertionError, match=r"learning_rate was .*, now 0.5: start a new run"
-    ):
+    with pytest.raises(AssertionError, match=r"learning_rate was .*, now 0.5: start a new run"):
         ranks.command(1, tmp_path / "output", [*again, "trainer.learning_rate=0.5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import warnings
@@ -62,7 +63,9 @@ def add_peft(model: Any, kind: str, keys: dict[str, Any], seed: int) -> Any:
     try:
         config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
         with without_deprecations():
-            adapted = peft.get_peft_model(model, config(task_type="CAUSAL_LM", **keys))
+            # PEFT writes into the patterns that it is given, for experts
+            own = copy.deepcopy(keys)
+            adapted = peft.get_peft_model(model, config(task_type="CAUSAL_LM", **own))
     except torch.OutOfMemoryError:
         raise
     except PEFT_FAILS as error:
