@@ -90,7 +90,9 @@ def of_mlflow(run_dir: Path, address: str | None = None) -> Points:
     """Names are MLflow's."""
     from mlflow import MlflowClient
 
-    if address is None:  # a path with ? or # in it is no address
+    if address is None:
+        address = f"sqlite:///{run_dir}/mlflow.db"
+    if "?" in address or "#" in address:  # no address; a relative one is cached, whatever it means
         os.chdir(run_dir)
         address = "sqlite:///mlflow.db"
     client = MlflowClient(address, address)
