@@ -146,8 +146,7 @@ def training(draft: Draft) -> None:
         "output_dir",
     ):
         draft.copy(f"trainer.{ours}", f"training.{ours}", f"finetuning.{ours}")
-    for ours, theirs in (("output_dir", "output_dir"),):
-        draft.copy(f"trainer.{ours}", theirs)
+    draft.copy("trainer.output_dir", "output_dir")
     draft.skip("model.dtype: auto", "training.bf16", "training.fp16")
     on = draft.get("training.gradient_checkpointing", "finetuning.gradient_checkpointing")
     if on is not None:

@@ -11,7 +11,13 @@ import pytest
 import torch
 from gguf_models import MODELS, TEXTS, WIDE, model_folder, tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+)
 
 from posttrain.model.gguf.architectures import ARCHITECTURES, check_same, file_names
 from posttrain.model.gguf.header import read_header
@@ -284,3 +290,11 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         save_file(tensors, source / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match=f"blk.1.ffn_up.weight holds .*{message}"):
             write_gguf(source, tmp_path / "x.gguf", kind, {})
+
+
+def test_a_number_of_32_bits_is_the_one_that_a_file_stores() -> None:
+    """As in models that other programs have converted from GGUF files."""
+    short, long = LlamaConfig(rms_norm_eps=1e-5), LlamaConfig(rms_norm_eps=9.999999747378752e-06)
+    check_same(long, short)
+    with pytest.raises(ValueError, match="cannot express rms_norm_eps: 1.1e-05"):
+        check_same(LlamaConfig(rms_norm_eps=1.1e-5), short)

@@ -16,6 +16,7 @@ import yaml
 from command import SCRATCH, Capture, command, complaint, output_of, recipe, state
 
 from posttrain.cli import experiments
+from posttrain.common.interrupt import Interrupted
 from posttrain.runs.config import Config, save_config
 from posttrain.runs.series import one
 from posttrain.runs.series.jobs import environment, error_line
@@ -448,6 +449,20 @@ def test_one_model_in_this_process_counts_as_part_of_the_series(
     assert [label for _, label, _ in starts(tmp_path)] == ["small"]
     assert {run["state"] for run in results(tmp_path).values()} == {"finished"}
     assert results(tmp_path)["large"]["metrics"] == {"eval_loss": 0.75}
+
+
+def test_one_model_that_is_stopped_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = series_recipe(tmp_path)
+
+    def stopped(config: Config, run_dir: Path) -> None:
+        raise Interrupted("stopped after step 1 of 3", signal.SIGTERM)
+
+    monkeypatch.setattr(one, "train", stopped)
+    assert command("train", file, "--model-index", "0") == 143
+    record = read_state(tmp_path / "out/three")[1]["small"]
+    assert (record.state, record.error) == ("interrupted", None)
 
 
 def test_one_model_that_fails_is_recorded(tmp_path: Path, capsys: Capture) -> None:

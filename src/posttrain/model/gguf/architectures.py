@@ -309,11 +309,23 @@ def check_same(config: Any, described: Any) -> None:
     for key in sorted((ours.keys() & theirs.keys()) - NO_NETWORK) + sorted(
         key for key in ours.keys() - theirs.keys() - NO_NETWORK if ours[key]
     ):
-        if ours[key] != theirs.get(key):
+        if as_stored(ours[key]) != as_stored(theirs.get(key)):
             raise ValueError(
                 f"a GGUF file cannot express {key}: {ours[key]} of this {config.model_type} model "
                 f"(it would be read as {theirs.get(key)}): export it as merged or safetensors"
             )
+
+
+def as_stored(value: Any) -> Any:
+    """Return a setting with its numbers as a file stores them, in 32 bits.
+
+    Models that were converted from such files have 9.999999747378752e-06 for 1e-05.
+    """
+    if isinstance(value, dict):
+        return {key: as_stored(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_stored(item) for item in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 def file_names(names: Iterator[str], architecture: Architecture) -> dict[str, str]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from posttrain.common import distributed
+from posttrain.common.interrupt import Interrupted
 from posttrain.runs.series.jobs import LONGEST_ERROR, begin_record
 from posttrain.runs.series.members import Member
 from posttrain.runs.series.state import (
@@ -47,6 +48,8 @@ def train_one(member: Member, retrain: bool = False) -> Path:
         try:
             train(starting.config, folder / record.run)
             record.state = "finished"
+        except Interrupted:
+            raise  # it has saved, and is resumed by the next call
         except Exception as error:
             record.state = "failed"
             record.error = " ".join(str(error).split())[:LONGEST_ERROR] or type(error).__name__
