@@ -307,7 +307,10 @@ def check_same(config: Any, described: Any) -> None:
     if "head_dim" in ours and ours["head_dim"] is None:
         ours["head_dim"] = head_size(config)
     for key in sorted((ours.keys() & theirs.keys()) - NO_NETWORK) + sorted(
-        key for key in ours.keys() - theirs.keys() - NO_NETWORK if ours[key]
+        # a key that begins with _ is a note of a program, such as where the model came from
+        key
+        for key in ours.keys() - theirs.keys() - NO_NETWORK
+        if ours[key] and key[0] != "_"
     ):
         if as_stored(ours[key]) != as_stored(theirs.get(key)):
             raise ValueError(
