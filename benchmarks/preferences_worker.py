@@ -310,7 +310,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     # the source shuffles: arrange the examples so that it returns them in their original order
     order = [i for step in range(task.num_steps) for i in source.order.indices(step)]
     source.examples = [examples[i] for _, i in sorted(zip(order, range(len(order))))]
-    tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
+    tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, logger=[])
     checkpoints: Any = NoCheckpoints()
     Trainer(models, source, method, config, tracker, checkpoints, task.num_steps).fit()
     tracker.close()

@@ -260,7 +260,7 @@ def run_posttrain(model: Any, task: Task, micro_batch_tokens: int) -> Log:
     models = Models(policy, task.tokenizer, task.stops, temperature=1.0)
     if config.needs_reference:
         models.keep_reference()
-    tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, tensorboard=False)
+    tracker = Clock(Path(task.folder), task.num_steps, config.logging_steps, logger=[])
     source = RolloutSource(
         prompts,
         renderer,

@@ -166,7 +166,7 @@ def run_posttrain(
     # the source shuffles: arrange the examples so that it returns them in their original order
     order = [i for step in range(num_steps) for i in source.order.indices(step)]
     source.examples = [(sequences[i],) for _, i in sorted(zip(order, range(len(order))))]
-    tracker = Clock(Path(folder), num_steps, config.logging_steps, tensorboard=False)
+    tracker = Clock(Path(folder), num_steps, config.logging_steps, logger=[])
     models = Models(posttrain_policy(model), tokenizer=None, stop_token_ids=[])
     checkpoints: Any = NoCheckpoints()
     Trainer(models, source, sft, config, tracker, checkpoints, num_steps).fit()

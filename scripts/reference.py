@@ -350,7 +350,8 @@ def python_page() -> Iterator[str]:
         "the commands. A `Source` is the path of a recipe or a nested dict with its keys."
     )
     yield ""
-    for name in ("load_config", "train", "evaluate", "generate", "generate_file"):
+    names = ("load_config", "train", "dry_run", "preview", "evaluate", "compare")
+    for name in (*names, "generate", "generate_file", "plot", "write_report"):
         function = getattr(posttrain, name)
         yield f"## posttrain.{name}"
         yield ""

@@ -98,6 +98,7 @@ HEAVY = {
     "trackio",
     "optuna",
     "dotenv",
+    "IPython",
     # in programs sent to the sandbox
     "fcntl",
     "marshal",
@@ -293,6 +294,8 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs() -> None:
         "NodeTransformer",
         "BaseException",
         "dict[str, Any]",
+        "dict[str, dict[str, Any]]",
+        "dict[str, Comparison]",
         "float",
         "int",
         "Linear",

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 from posttrain.common.environment import make_products_reproducible
 
 if TYPE_CHECKING:
-    from posttrain.runs.api import evaluate, load_config, train
+    from posttrain.runs.api import (
+        compare,
+        dry_run,
+        evaluate,
+        load_config,
+        plot,
+        preview,
+        train,
+        write_report,
+    )
     from posttrain.runs.config import Config
     from posttrain.runs.generate import Completion, generate
     from posttrain.runs.generate_file import generate_file
@@ -30,22 +39,32 @@ __all__ = [
     "Completion",
     "Config",
     "Run",
+    "compare",
+    "dry_run",
     "evaluate",
     "generate",
     "generate_file",
     "load_config",
+    "plot",
+    "preview",
     "train",
+    "write_report",
 ]
 
 _MODULES = {
     "Completion": "posttrain.runs.generate",
     "Config": "posttrain.runs.config",
     "Run": "posttrain.runs.run",
+    "compare": "posttrain.runs.api",
+    "dry_run": "posttrain.runs.api",
     "evaluate": "posttrain.runs.api",
     "generate": "posttrain.runs.generate",
     "generate_file": "posttrain.runs.generate_file",
     "load_config": "posttrain.runs.api",
+    "plot": "posttrain.runs.api",
+    "preview": "posttrain.runs.api",
     "train": "posttrain.runs.api",
+    "write_report": "posttrain.runs.api",
 }
 
 make_products_reproducible()

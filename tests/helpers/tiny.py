@@ -85,7 +85,7 @@ def rollout_sequences(policy_models: Models, groups: int = 3, size: int = 4) -> 
     for i, rollout in enumerate(rollouts):
         alike = i // size == groups - 1
         reward = 1.0 if alike else float(torch.rand((), generator=generator))
-        rows.append(to_sequence(rollout, reward, i // size, params.max_new_tokens))
+        rows.append(to_sequence(rollout, reward, i // size, i % size, params.max_new_tokens))
     return rows
 
 

@@ -96,6 +96,7 @@ def test_the_reference_follows_the_policy():
     trainer.source = type("Same", (), {})()
     raw = tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
     trainer.source.next_batch = lambda: (raw.select(range(raw.num_sequences)), {})
+    trainer.source.prepared = lambda batch: None
     for step in range(1, 6):
         trainer.train_step()
         if step % 2 == 0:

@@ -185,18 +185,12 @@ def compare(
 ) -> None:
     """Compare two models on the same problems, with a paired test for each task."""
     from posttrain.common.console import CONSOLE
-    from posttrain.evaluation.compare import compare_files, table
+    from posttrain.evaluation.compare import compare_files, lines, table
 
-    comparisons, left_out = compare_files(a, b)
-    CONSOLE.print(table(comparisons))
-    for task in left_out:
-        CONSOLE.print(
-            f"note: {task}: not compared, as no problem has outcomes in both files", markup=False
-        )
-    for result in comparisons:
-        CONSOLE.print(f"{result.task}: p by {result.test}", markup=False)
-        for note in result.notes:
-            CONSOLE.print(f"note: {result.task}: {note}", markup=False)
+    comparisons = compare_files(a, b)
+    CONSOLE.print(table(list(comparisons.values())))
+    for line in lines(comparisons):
+        CONSOLE.print(line, markup=False)
 
 
 def classify(

@@ -2,4 +2,14 @@
 
 from rich.console import Console
 
-CONSOLE = Console(highlight=False, soft_wrap=True)
+IN_NOTEBOOK = Console().is_jupyter
+"""Whether a Jupyter kernel runs this process."""
+
+# In a notebook rich would show every line as an output of its own, and a progress bar only with
+# ipywidgets; as text with colours, all lines of a cell are one output.
+CONSOLE = Console(
+    highlight=False,
+    soft_wrap=True,
+    force_jupyter=False,
+    color_system="standard" if IN_NOTEBOOK else "auto",
+)

@@ -20,6 +20,9 @@ class Source(Protocol):
     def next_batch(self) -> tuple[Batch, Metrics]:
         """Return this rank's share of the next global batch, and metrics about it."""
 
+    def prepared(self, batch: Batch) -> None:
+        """Take note of the last batch, after the algorithm has prepared it."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all ranks; a collective call."""
 
@@ -70,6 +73,9 @@ class OfflineSource:
         self.step += 1
         mine = [self.examples[i] for i in chosen[self.rank :: self.num_ranks]]
         return pack(sequences_of(mine)), {}
+
+    def prepared(self, batch: Batch) -> None:
+        """Do nothing: rows are known beforehand."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches taken."""

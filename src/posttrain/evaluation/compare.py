@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from posttrain.common.display import preformatted, table_as_html, table_as_text
 from posttrain.evaluation.statistics import sign_flip_test
 from posttrain.evaluation.store import read_results, results_file
 
@@ -50,25 +51,60 @@ class Comparison:
     notes: list[str]
 
 
-def compare_files(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
-    """Return a comparison of each task that both files have, and the names of the other tasks.
+class Comparisons(dict[str, Comparison]):
+    """Comparisons by task; a notebook shows the table, the tests and the notes."""
+
+    def __init__(self, compared: Mapping[str, Comparison], left_out: Sequence[str] = ()) -> None:
+        super().__init__(compared)
+        self.left_out = list(left_out)
+        """Tasks without a problem that has outcomes in both results."""
+
+    def __repr__(self) -> str:
+        return "\n".join([table_as_text(table(list(self.values()))), *lines(self)])
+
+    def _repr_html_(self) -> str:
+        return table_as_html(table(list(self.values()))) + preformatted(lines(self))
+
+
+def lines(comparisons: Comparisons) -> Iterator[str]:
+    """Yield what the table lacks, as lines: tasks left out, the tests, and notes."""
+    for task in comparisons.left_out:
+        yield f"note: {task}: not compared, as no problem has outcomes in both files"
+    for result in comparisons.values():
+        yield f"{result.task}: p by {result.test}"
+        for note in result.notes:
+            yield f"note: {result.task}: {note}"
+
+
+def compare_files(a: Path, b: Path) -> Comparisons:
+    """Return the comparisons of two files of results, or of the results in two folders."""
+    return compare_results(_results(a), _results(b), str(results_file(a)), str(results_file(b)))
+
+
+def compare_results(
+    first: Mapping[str, dict[str, Any]],
+    second: Mapping[str, dict[str, Any]],
+    first_name: str = "A",
+    second_name: str = "B",
+) -> Comparisons:
+    """Return the comparisons of two models' results by task; the names are for messages.
 
     A task is compared if both have outcomes of the same problems. Raises ValueError if none is.
     """
-    first, second = _results(a), _results(b)
     both = [
         task for task in first if "outcomes" in first[task] and "outcomes" in second.get(task, {})
     ]
     if not both:
         raise ValueError(
             "the two results have no task in common with outcomes by problem: "
-            f"{results_file(a)} has {', '.join(first)}, {results_file(b)} has {', '.join(second)}"
+            f"{first_name} has {', '.join(first)}, {second_name} has {', '.join(second)}"
         )
     common = [t for t in both if first[t]["outcomes"].keys() & second[t]["outcomes"].keys()]
     if not common:
         raise ValueError(f"{', '.join(both)}: the two results have no problem in common")
     left_out = [task for task in {**first, **second} if task not in common]
-    return [compare_task(task, first[task], second[task]) for task in common], left_out
+    compared = {task: compare_task(task, first[task], second[task]) for task in common}
+    return Comparisons(compared, left_out)
 
 
 def compare_task(task: str, a: dict[str, Any], b: dict[str, Any]) -> Comparison:

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from posttrain.common.console import CONSOLE
+from posttrain.common.display import preformatted, table_as_html, table_as_text
 
 TABLE_FIGURES = ("accuracy", "truncated", "parse_failures")
 # two are settings; the verdicts, which are printed, tell more than mean_score
 NOT_SHOWN = ("mean_score", "temperature", "top_p")
 
 
+class Results(dict[str, dict[str, Any]]):
+    """Results by task; a notebook shows the table, and not every problem's outcome."""
+
+    def __repr__(self) -> str:
+        text = [table_as_text(table(self))] if _have_accuracy(self) else []
+        return "\n".join([*text, *lines(self)]) or "no results"
+
+    def _repr_html_(self) -> str:
+        return (table_as_html(table(self)) if _have_accuracy(self) else "") + preformatted(
+            lines(self) if self else ["no results"]
+        )
+
+
 def show(results: dict[str, dict[str, Any]]) -> None:
     """Print results by task: the table, the other figures, verdicts, and notes."""
-    if any("accuracy" in result for result in results.values()):
+    if _have_accuracy(results):
         CONSOLE.print(table(results))
+    for line in lines(results):
+        CONSOLE.print(line, markup=False)
+
+
+def lines(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield what the table lacks, as lines: the other figures, verdicts, and notes."""
     for task, result in results.items():
-        for line in lines_of(task, result):
-            CONSOLE.print(line, markup=False)
+        yield from lines_of(task, result)
         if verdicts := result.get("verdicts"):
             counts = ", ".join(f"{name} {number:,}" for name, number in verdicts.items())
-            CONSOLE.print(f"{task}: {counts}", markup=False)
+            yield f"{task}: {counts}"
         if dropped := result.get("dropped_prompts", result.get("dropped_rows")):
-            CONSOLE.print(
-                f"note: {task}: {dropped} problems left out: too long for the model", markup=False
-            )
+            yield f"note: {task}: {dropped} problems left out: too long for the model"
 
 
 def lines_of(task: str, result: dict[str, Any]) -> list[str]:
     """Return a line for each figure that is not in the table, with its interval."""
-    lines = []
+    figures = []
     for name, value in result.items():
         if not isinstance(value, float) or name in TABLE_FIGURES + NOT_SHOWN:
             continue
@@ -40,8 +58,8 @@ def lines_of(task: str, result: dict[str, Any]) -> list[str]:
             continue
         low, high = result.get(f"{name}_ci95", (None, None))
         interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
-        lines.append(f"{task:<22}{name:<28}{value:.4f}{interval}")
-    return lines
+        figures.append(f"{task:<22}{name:<28}{value:.4f}{interval}")
+    return figures
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
@@ -60,3 +78,7 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
         number = f"{result['num_problems']:,}" if "num_problems" in result else ""
         output.add_row(task, number, accuracy, bounds, *shares)
     return output
+
+
+def _have_accuracy(results: dict[str, dict[str, Any]]) -> bool:
+    return any("accuracy" in result for result in results.values())

@@ -34,6 +34,9 @@ class RolloutConfig(StrictConfig):
     """Sample the completions of the next step while this one trains. They are then one step old, so
     trainer.sampler_correction is needed. Meant for engine server; native needs a copy of the
     policy."""
+    record_prompts: Annotated[int, Free()] = Field(2, ge=0)
+    """Prompts of each step whose completions samples.jsonl records token by token: log-probs,
+    advantages, mask. About 30 bytes a token; the texts and rewards of all are recorded anyway."""
     engine: Annotated[
         Literal["native", "server", "vllm"],
         AlsoCalled(

@@ -17,11 +17,11 @@ from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.render import Renderer
 from posttrain.data.source import EpochOrder
 from posttrain.rewards.base import RewardFn
-from posttrain.rewards.score import parts_of, verdict_of
 from posttrain.rewards.scoring import score_each
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.generation import Generation, raise_together
 from posttrain.rollout.metrics import rollout_metrics
+from posttrain.rollout.recording import Recorder
 from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
 
 ATTEMPT = 2**50  # more than any place in a step, so that attempts share no seed
@@ -82,9 +82,11 @@ class RolloutSource:
         self.order = EpochOrder(len(prompts), prompts_per_step, seed)
         self.substitutes = EpochOrder(len(prompts), 1, seed + 1)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.seed, self.record, self.beside = seed, record, beside
+        self.seed, self.beside = seed, beside
+        self.recorder = Recorder(record, renderer.tokenizer, config.record_prompts)
         self.step = 0
         self.num_substitutes = 0
+        self.done: list[Group] = []  # the groups of the last batch
         self.ahead: Pending | None = None  # the completions of the next step
 
     def next_batch(self) -> tuple[Batch, Metrics]:
@@ -113,8 +115,7 @@ class RolloutSource:
             self.ahead = self._start(self._groups(step + 1), step + 1, 0, ahead=True)
         # only now: after a failed generation the step is still to be done
         self.step, self.num_substitutes = step, used
-        done = list(groups.values())
-        self._record(done)
+        self.done = done = list(groups.values())
         rollouts = [rollout for group in done for rollout in group.rollouts]
         metrics = rollout_metrics(
             rollouts,
@@ -130,11 +131,15 @@ class RolloutSource:
             metrics["num_resampled"] = (float(used), None)
         limit = self.params.max_new_tokens
         sequences = [
-            to_sequence(rollout, score, group.place, limit)
+            to_sequence(rollout, score, group.place, k, limit)
             for group in done
-            for rollout, score in zip(group.rollouts, group.scores)
+            for k, (rollout, score) in enumerate(zip(group.rollouts, group.scores))
         ]
         return pack(sequences), metrics
+
+    def prepared(self, batch: Batch) -> None:
+        """Record the step's completions with their advantages."""
+        self.recorder.record(self.step, self.done, batch)
 
     def settle(self) -> None:
         """Wait until nothing is being sampled, so that the sampler is free."""
@@ -209,23 +214,6 @@ class RolloutSource:
                     f"but the policy had version {generation.version}: they were not delivered"
                 )
 
-    def _record(self, groups: list[Group]) -> None:
-        for group in groups:
-            for rollout, text, value in zip(group.rollouts, group.texts, group.scores):
-                self.record(
-                    {
-                        "step": self.step,
-                        "kind": "rollout",
-                        "prompt": self.renderer.tokenizer.decode(rollout.prompt_ids),
-                        "completion": text,
-                        "reward": value,
-                        "verdict": verdict_of(value),
-                        "rewards": parts_of(value),
-                        "finish_reason": rollout.finish_reason,
-                        "answer": group.prompt.row.get("answer"),
-                    }
-                )
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with what every rank has sampled ahead. A collective.
 
@@ -263,8 +251,10 @@ def _without_prompt(rollout: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rollout.items() if name != "prompt_ids"}
 
 
-def to_sequence(rollout: Rollout, value: float | None, group: int, max_new_tokens: int) -> Sequence:
-    """Return a rollout with its reward and its prompt's place, to be packed; NaN if unscored."""
+def to_sequence(
+    rollout: Rollout, value: float | None, group: int, member: int, max_new_tokens: int
+) -> Sequence:
+    """Return a rollout with its reward and its place in a group, to be packed; NaN if unscored."""
     prompt, response = rollout.prompt_ids, rollout.response_ids
     ids = torch.tensor(prompt + response)
     logprobs = torch.tensor([0.0] * len(prompt) + rollout.logprobs)
@@ -275,6 +265,7 @@ def to_sequence(rollout: Rollout, value: float | None, group: int, max_new_token
         per_seq={
             "rewards": float("nan") if value is None else float(value),
             "group": group,
+            "member": member,
             "max_new_tokens": max_new_tokens,
             "truncated": rollout.finish_reason == "length",
         },

@@ -9,18 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common import distributed
+from posttrain.common.console import CONSOLE
 from posttrain.common.files import expanded
 from posttrain.common.secrets import load_env_files
 from posttrain.common.suggest import did_you_mean
 from posttrain.config.recipe import read_yaml, set_key
+from posttrain.evaluation.compare import Comparisons, compare_results
+from posttrain.evaluation.console import Results
 from posttrain.evaluation.evaluate import evaluate_tasks
+from posttrain.evaluation.store import read_results, results_file
 from posttrain.evaluation.tasks import Settings
 from posttrain.runs.config import Config, parse_config
+from posttrain.runs.describe import describe
+from posttrain.runs.memory import estimate
+from posttrain.runs.plan import plan
+from posttrain.runs.preview import show
+from posttrain.runs.resume import resuming
 from posttrain.runs.run import Run
 from posttrain.runs.train import train as run_training
+from posttrain.tracking.plot import Plot, curves
+from posttrain.tracking.report import run_names
+from posttrain.tracking.report import write_report as write_page
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A recipe file, or a nested dict with its keys."""
+Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[str, os.PathLike[str]]
+"""A run or its folder, several of them, or a dict from names of your own to them."""
 
 
 def load_config(source: Source, /, **overrides: Any) -> Config:
@@ -41,25 +55,45 @@ def load_config(source: Source, /, **overrides: Any) -> Config:
     return parse_config(tree, name)
 
 
-def train(config: Config | Source, /, run_dir: str | Path | None = None, **overrides: Any) -> Run:
+def train(
+    config: Config | Source,
+    /,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    **overrides: Any,
+) -> Run:
     """Train and return the finished run.
 
-    `config` is a Config, a recipe file or a nested dict; overrides are as in `load_config`. Under
+    `config` is a Config, a recipe file or a nested dict; overrides are as in `load_config`. With
+    `resume`, the newest run of this config continues; without one, a new run starts. Under
     torchrun every rank calls it. Variables of a .env file beside the recipe or in the working
     directory are set first. Raises ValueError with one line for whatever is wrong with the
     config, the files or the data.
     """
-    beside = [] if isinstance(config, Config | Mapping) else [Path(os.fspath(config)).parent]
-    load_env_files(*beside, Path())
-    if not isinstance(config, Config):
-        config = load_config(config, **overrides)
-    elif overrides:
-        raise ValueError(
-            "overrides apply to a recipe or a dict: use config.model_copy for a Config"
-        )
+    config = _as_config(config, overrides)
+    if resume:
+        config = resuming(config)
     return Run(
         run_training(config, None if run_dir is None else Path(expanded(os.fspath(run_dir))))
     )
+
+
+def dry_run(config: Config | Source, /, **overrides: Any) -> None:
+    """Check everything that `train` would, and print the sizes, the rows and the memory.
+
+    Nothing is trained or written. Arguments and errors are those of `train`.
+    """
+    planned = plan(_as_config(config, overrides))
+    CONSOLE.print(describe(planned), markup=False)
+    CONSOLE.print(str(estimate(planned)), markup=False)
+
+
+def preview(config: Config | Source, /, num_rows: int = 3, **overrides: Any) -> None:
+    """Print the first rows as the model sees them, the trained tokens marked, and their lengths.
+
+    Arguments and errors are those of `train`.
+    """
+    show(_as_config(config, overrides), num_rows)
 
 
 def evaluate(
@@ -69,7 +103,7 @@ def evaluate(
     output: str | Path | None = None,
     samples: str | Path | None = None,
     **settings: Any,
-) -> dict[str, dict[str, Any]]:
+) -> Results:
     """Return the results of a model by task, as `posttrain eval` writes them.
 
     `model` is a hub name, a folder or a Run; `tasks` are names, NAME=PATH or a dict from names to
@@ -94,7 +128,72 @@ def evaluate(
         None if output is None else Path(expanded(os.fspath(output))),
         None if samples is None else Path(expanded(os.fspath(samples))),
     )
-    return {} if distributed.rank() != 0 and output is not None else results
+    return Results({} if distributed.rank() != 0 and output is not None else results)
+
+
+def compare(
+    a: Mapping[str, dict[str, Any]] | str | os.PathLike[str],
+    b: Mapping[str, dict[str, Any]] | str | os.PathLike[str],
+    /,
+) -> Comparisons:
+    """Return the comparisons of two models on the same problems by task, with a paired test.
+
+    `a` and `b` are what `evaluate` returned, files of results, or folders that hold one. Raises
+    ValueError if they have no problem in common.
+    """
+    (first, first_name), (second, second_name) = _results(a, "A"), _results(b, "B")
+    return compare_results(first, second, first_name, second_name)
+
+
+def plot(runs: Runs, /, *metrics: str) -> Plot:
+    """Return curves of metrics over the steps, one panel for each metric, a colour for each run.
+
+    A notebook shows them as a picture. `runs` is a run, several, or a dict from names to runs.
+    Raises ValueError if no run has a metric.
+    """
+    return curves(_by_name(runs), metrics)
+
+
+def write_report(runs: Runs, /, output: str | Path | None = None) -> Path:
+    """Write a self-contained HTML page about a run, or about several, and return its path.
+
+    One run's page is its report.html by default; several need an `output`.
+    """
+    file = None if output is None else Path(expanded(os.fspath(output)))
+    return write_page(list(_by_name(runs).values()), file)
+
+
+def _as_config(config: Config | Source, overrides: dict[str, Any]) -> Config:
+    """Return the config with its overrides, after setting the variables of .env files."""
+    beside = [] if isinstance(config, Config | Mapping) else [Path(os.fspath(config)).parent]
+    load_env_files(*beside, Path())
+    if not isinstance(config, Config):
+        return load_config(config, **overrides)
+    if overrides:
+        raise ValueError(
+            "overrides apply to a recipe or a dict: use config.model_copy for a Config"
+        )
+    return config
+
+
+def _results(source: Any, name: str) -> tuple[Mapping[str, dict[str, Any]], str]:
+    """Return results by task, and their name for messages."""
+    if isinstance(source, Mapping):
+        return source, name
+    file = results_file(Path(expanded(os.fspath(source))))
+    results = read_results(file)
+    if not results:
+        raise ValueError(f"{file} has no results of posttrain.evaluate: pass output=... to it")
+    return results, str(file)
+
+
+def _by_name(runs: Runs) -> dict[str, Path]:
+    """Return the folders of runs by name: the one given, or what tells the folders apart."""
+    if isinstance(runs, Mapping):
+        return {str(name): Run(Path(run)).folder for name, run in runs.items()}
+    given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    folders = [Run(Path(run)).folder for run in given]
+    return dict(zip(run_names(folders), folders)) if folders else {}
 
 
 def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from posttrain.common.errors import SettingError
@@ -24,9 +24,9 @@ class Completion:
     """The completion without its stop token."""
     finish_reason: Literal["stop", "length"]
     """stop: it ended with a stop token; length: it was cut at max_new_tokens."""
-    token_ids: list[int]
+    token_ids: list[int] = field(repr=False)
     """Its tokens, including the stop token."""
-    logprobs: list[float]
+    logprobs: list[float] = field(repr=False)
     """Log-prob of each token under the distribution that it was drawn from, in nats."""
 
     def __str__(self) -> str:

@@ -45,7 +45,8 @@ def show(config: Config, num_rows: int) -> None:
     for number, item in enumerate(items[:num_rows], 1):
         CONSOLE.rule(f"row {number}")
         # a pipe or a file shows no colours
-        CONSOLE.print(coloured(item, renderer, brackets=not CONSOLE.is_terminal))
+        brackets = CONSOLE.color_system is None or CONSOLE.no_color
+        CONSOLE.print(coloured(item, renderer, brackets))
         if isinstance(config.trainer, ClassificationConfig) and isinstance(item, Sequence):
             labels = labels_in(item, config.trainer.label_set)
             CONSOLE.print(f"label: {', '.join(labels) or 'none'}")

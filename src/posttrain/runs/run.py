@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from posttrain.common.disk import size
+from posttrain.common.display import html_table
 from posttrain.common.files import expanded
 from posttrain.model.folder import best_or_newest, checkpoints_in
 from posttrain.runs.config import Config, load_config
+from posttrain.runs.listing import read
+from posttrain.tracking.plot import Plot, curves
+from posttrain.tracking.report import read_lines, read_metrics
+
+SHOWN = ("loss", "reward", "eval_loss", "eval_accuracy", "eval_reward")
+"""Metrics of which a notebook shows the last values."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,26 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: one for each step and one for each evaluation."""
-        return [
-            json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
-        ]
+        return [line for _, line in read_lines(self.folder / "metrics.jsonl")]
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl, of all ranks, in the order of their steps.
+
+        They are rollouts with their rewards and completions of evaluations; `kind` tells which.
+        """
+        files = sorted(self.folder.glob("samples*.jsonl"))
+        lines = [line for file in files for _, line in read_lines(file)]
+        return sorted(lines, key=lambda line: line["step"])
+
+    def column(self, metric: str) -> dict[int, float]:
+        """Return the values of a metric by step. Raises ValueError if no step has it."""
+        (panel,) = curves({"": self.folder}, [metric]).panels
+        return dict(panel.curves[""])
+
+    def plot(self, *metrics: str) -> Plot:
+        """Return curves of these metrics over the steps, which a notebook shows as a picture."""
+        return curves({self.folder.name: self.folder}, metrics)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -61,6 +85,24 @@ class Run:
     def report(self) -> Path:
         """The path of the page with curves, samples and settings."""
         return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        known, last = read(self.folder), {}
+        for line in read_metrics(self.folder / "metrics.jsonl").values():
+            last |= {name: value for name, value in line.items() if name in SHOWN}
+        of = "" if known.num_steps is None else f" of {known.num_steps:,}"
+        rows = [
+            ("run", str(self.folder)),
+            ("state", f"{known.state}, step {known.step:,}{of}"),
+            ("method, model", f"{known.method}, {known.model}"),
+            (
+                "last metrics",
+                "  ".join(f"{name} {last[name]:.4g}" for name in SHOWN if name in last),
+            ),
+            ("checkpoints", ", ".join(path.name for path in self.checkpoints) or "none"),
+            ("size", size(known.num_bytes)),
+        ]
+        return html_table([row for row in rows if row[1]])
 
     def model(self) -> Any:
         """Return the model of the best checkpoint, in eval mode.

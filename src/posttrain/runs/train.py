@@ -15,9 +15,8 @@ import torch
 
 from posttrain.common import distributed
 from posttrain.common.batch import pack, sequences_of
-from posttrain.common.disk import check_space
+from posttrain.common.disk import check_space, update_text
 from posttrain.common.environment import versions
-from posttrain.common.files import write_text
 from posttrain.common.interrupt import Interrupted, listening
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
@@ -120,10 +119,10 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
 def open_run(plan: Plan, run_dir: Path) -> Tracker:
     """Write the run directory's first files and return its tracker."""
     config = plan.config
+    checkpoint_bytes = 12 * sum(p.numel() for p in plan.models.trainable().values())
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        weights = sum(p.numel() for p in plan.models.trainable().values())
-        check_space(run_dir, 2 * 12 * weights)
+        check_space(run_dir, 2 * checkpoint_bytes)
         save_config(config, run_dir / "config.yaml")
         tables = [table.as_row() for table in plan.data.tables]
         (run_dir / "data.json").write_text(json.dumps(tables, indent=1))
@@ -137,6 +136,7 @@ def open_run(plan: Plan, run_dir: Path) -> Tracker:
         first_step=0 if plan.resume is None else read_info(plan.resume)["step"],
         description=config.trainer.type,
         tracking=config.tracking,
+        checkpoint_bytes=checkpoint_bytes,
     )
 
 
@@ -263,4 +263,4 @@ def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, s
     }
     if isinstance(plan.reward, Checked):
         info["reward"] = plan.reward.about()
-    write_text(run_dir / "run.json", json.dumps(info, indent=1))
+    update_text(run_dir / "run.json", json.dumps(info, indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Metrics = dict[str, float]
 Sign = Callable[[Sequence[Metrics]], str | None]
@@ -26,7 +26,7 @@ class Diagnosis:
         self.evaluations: deque[Metrics] = deque(maxlen=WINDOW)
         self.reported: set[str] = set()
 
-    def replay(self, lines: Sequence[Metrics]) -> None:
+    def replay(self, lines: Iterable[Metrics]) -> None:
         """Take in the lines of metrics.jsonl that a resumed run wrote before."""
         for metrics in lines:
             if "loss" in metrics:

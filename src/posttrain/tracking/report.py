@@ -156,7 +156,7 @@ def read_samples(path: Path) -> list[Json]:
         kind = str(sample.get("kind"))
         latest.setdefault(kind, deque(maxlen=MAX_SAMPLES_PER_KIND)).append(sample)
     return [
-        {key: shorten(value) for key, value in sample.items()}
+        {key: shorten(value) for key, value in sample.items() if key != "tokens"}
         for samples in latest.values()
         for sample in samples
     ]

@@ -9,19 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from posttrain.common.console import CONSOLE
+from posttrain.common.disk import RunDisk, write_failure
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.diagnosis import Diagnosis
 from posttrain.tracking.follower import Follower, start_all
+from posttrain.tracking.progress import progress_bar
 from posttrain.tracking.report import OF_LABELS
 
 # Metrics on a line of the console, in this order, if the step has them.
@@ -55,9 +48,11 @@ class Tracker:
         first_step: int = 0,
         description: str = "",
         tracking: TrackingConfig | None = None,
+        checkpoint_bytes: int = 0,
     ) -> None:
         self.run_dir, self.rank = run_dir, rank
         self.logging_steps, self.num_steps = logging_steps, num_steps
+        self.disk = RunDisk(run_dir, checkpoint_bytes)
         samples = "samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl"
         self.samples = _reopen(run_dir / samples, first_step)
         self.metrics: TextIO | None = None
@@ -68,22 +63,11 @@ class Tracker:
         self.followers, problems = start_all(run_dir, logger, tracking)
         for problem in problems:
             self.say(f"warning: {problem}")
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=CONSOLE,
-            transient=True,
-        )
-        self.bar = self.progress.add_task(description, total=num_steps, completed=first_step)
-        self.progress.start()
+        self.progress = progress_bar(description, num_steps, first_step)
         self.tokens_before: float | None = None
         self.diagnosis = Diagnosis()
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-        self.diagnosis.replay([json.loads(line) for line in lines])
+        with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
+            self.diagnosis.replay(map(json.loads, lines))
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """Record a training step, with its throughput, and report new diagnoses."""
@@ -94,7 +78,7 @@ class Tracker:
             metrics["tokens_per_second"] = (tokens - self.tokens_before) / metrics["step_time"]
         self.tokens_before = tokens
         self._write(step, metrics)
-        self.progress.update(self.bar, completed=step)
+        self.progress.update(step)
         if step % self.logging_steps == 0 or step in (1, self.num_steps):
             shown = "  ".join(f"{n.split('/')[-1]} {metrics[n]:.4g}" for n in SHOWN if n in metrics)
             self.say(f"step {step:>5}/{self.num_steps}  {shown}")
@@ -114,7 +98,7 @@ class Tracker:
 
     def sample(self, record: dict[str, Any]) -> None:
         """Append a record to this rank's file of samples."""
-        self.samples.write(json.dumps(record, default=str) + "\n")
+        self._append(self.samples, json.dumps(record, default=str) + "\n")
 
     def say(self, text: str) -> None:
         """Print a line on the console of rank 0."""
@@ -125,10 +109,15 @@ class Tracker:
         """Close all files, take the progress bar off the console, and wait for the trackers.
 
         `state` is that of run.json: finished, failed or interrupted."""
-        self.samples.close()
         if self.metrics is not None:
             self.progress.stop()
-            self.metrics.close()
+        for file in filter(None, (self.metrics, self.samples)):
+            try:
+                file.close()
+            except OSError as error:  # raised here, it would hide what ended the run
+                if state == "finished":
+                    reason = f"{file.name} lacks its last lines: {write_failure(error)}"
+                    CONSOLE.print(f"warning: {reason}", markup=False)
         for follower in self.followers:
             follower.tell(state)
         for follower in self.followers:
@@ -139,27 +128,37 @@ class Tracker:
         assert self.metrics is not None
         # JSON has no nan and no infinity
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.metrics.write(
-            json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n"
-        )
-        self.metrics.flush()
-        self.samples.flush()
+        line = {"step": step, "time": round(time.time(), 3), **finite}
+        self._append(self.metrics, json.dumps(line) + "\n", flush=True)
+        self._append(self.samples, "", flush=True)
+        if problem := self.disk.warning():
+            self.say(f"warning, step {step}: {problem}")
         for follower in list(self.followers):
             if problem := follower.problem():
                 self.say(f"warning, step {step}: {problem}")
                 self.followers.remove(follower)
 
+    def _append(self, file: TextIO, text: str, flush: bool = False) -> None:
+        """Write to a file of the run; raise ValueError in one line if the disk does not take it."""
+        try:
+            file.write(text)
+            if flush:
+                file.flush()
+        except OSError as error:
+            raise ValueError(self.disk.failure(file.name, error)) from error
+
 
 def _reopen(path: Path, last_step: int) -> TextIO:
     """Open a file of lines to append to, without those of steps that will run again."""
     if path.exists():
-        # a last line without a newline is incomplete: the run was killed while writing it
-        lines = [x for x in path.read_text().splitlines(keepends=True) if x.endswith("\n")]
-        kept = [line for i, line in enumerate(lines, 1) if _step(path, i, line) <= last_step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        with path.open(encoding="utf-8") as lines, temporary.open("w", encoding="utf-8") as kept:
+            for i, line in enumerate(lines, 1):
+                # a last line without a newline is incomplete: the run was killed while writing it
+                if line.endswith("\n") and _step(path, i, line) <= last_step:
+                    kept.write(line)
         temporary.replace(path)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 def _step(path: Path, number: int, line: str) -> int:

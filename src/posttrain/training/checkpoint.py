@@ -79,7 +79,8 @@ class Checkpoints:
             tensors["reference"] = {name: distributed.full(x).cpu() for name, x in start}
         # every rank gathers, rank 0 writes
         if distributed.rank() == 0:
-            check_space(self.run_dir, estimate_bytes(trainer))
+            newest = self.newest() or "the start"
+            check_space(self.run_dir, estimate_bytes(trainer), f", then resume from {newest}")
             try:
                 with replacing_folder(final) as temporary:
                     self._write(temporary, trainer, weights, tensors, state)
@@ -87,8 +88,8 @@ class Checkpoints:
                 if (reason := write_failure(error)) is None:
                     raise
                 raise ValueError(
-                    f"checkpoint {final.name} could not be written ({reason}); the newest one is "
-                    f"{self.newest() or 'none'}"
+                    f"checkpoint {final.name} could not be written ({reason}): mend that, then "
+                    f"resume from {newest}"
                 ) from error
             self._prune(trainer.best_step)
         distributed.barrier()
@@ -174,5 +175,6 @@ def set_random_state(state: dict[str, Tensor]) -> None:
 
 
 def estimate_bytes(trainer: Resumable) -> int:
-    """Return the size of one checkpoint: weights and AdamW's two moments in fp32, and 8 MiB."""
-    return 3 * 4 * sum(p.numel() for p in trainer.models.trainable().values()) + 2**23
+    """Return the size of a checkpoint's weights, two moments and moving reference, all in fp32."""
+    numbers = sum(p.numel() for p in trainer.models.trainable().values())
+    return 4 * (4 if trainer.sync_steps else 3) * numbers

@@ -103,6 +103,7 @@ class Trainer:
         started = time.perf_counter()
         config = self.method_config()
         batch = self.algorithm.prepare(batch.to(device), self.models, config)
+        self.source.prepared(batch)
         rate = learning_rate(config, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]

@@ -181,7 +181,8 @@ def test_what_has_right_answers_is_compared(
     names = [tasks["crows_pairs"], tasks["truthfulqa"]]
     for file in ("a.json", "b.json"):
         evaluate(model, names, tmp_path / file)
-    (found,), left_out = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    comparisons = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    (found,), left_out = comparisons.values(), comparisons.left_out
     assert left_out == ["crows_pairs"]
     assert (found.task, found.num_problems, found.p_value) == ("truthfulqa", 3, 1)
 
@@ -193,7 +194,7 @@ def test_only_the_same_rows_are_compared(model: str, tasks: dict[str, str], tmp_
     evaluate(model, [tasks["truthfulqa"]], tmp_path / "a.json")
     file.write_text(json.dumps([rows[2], rows[0], rows[1] | {"question": "Is it?"}]))
     evaluate(model, [tasks["truthfulqa"]], tmp_path / "b.json")
-    (found,), _ = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    (found,) = compare_files(tmp_path / "a.json", tmp_path / "b.json").values()
     assert (found.num_problems, found.only_a, found.only_b) == (2, 0, 0)
     assert found.notes == [
         "1 problems that only A has are left out",
