@@ -39,6 +39,7 @@ LAYERS = (
     "evaluation",
     "serving",
     "runs",
+    "board",
     "export",
     "imports",
     "cli",
@@ -64,6 +65,7 @@ LAZY = {
     "posttrain.model.gguf.cache": "the name of a model is resolved without numpy",
     "posttrain.cli.export": "start-up time: a command loads what it needs",
     "posttrain.cli.track": "the same",
+    "posttrain.cli.board": "the same",
     "posttrain.cli.experiments": "the same",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.
@@ -86,6 +88,11 @@ HEAVY = {
     "fastapi.responses",
     "starlette.requests",
     "starlette.exceptions",
+    "starlette.applications",
+    "starlette.concurrency",
+    "starlette.middleware.gzip",
+    "starlette.responses",
+    "starlette.routing",
     "uvicorn",
     "prometheus_client",
     "importlib",

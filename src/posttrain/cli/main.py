@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from posttrain import __version__
-from posttrain.cli import chat, data, export, generate, import_, models, runs, serve, track, weights
+from posttrain.cli import (
+    board,
+    chat,
+    data,
+    export,
+    generate,
+    import_,
+    models,
+    runs,
+    serve,
+    track,
+    weights,
+)
 from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
@@ -32,6 +44,7 @@ app = typer.Typer(
 runs.add_to(app)
 import_.add_to(app)
 track.add_to(app)
+board.add_to(app)
 models.add_to(app)
 generate.add_to(app)
 chat.add_to(app)

@@ -1,5 +1,7 @@
 """The console that all output goes to."""
 
+import warnings
+
 from rich.console import Console
 
 IN_NOTEBOOK = Console().is_jupyter
@@ -13,3 +15,6 @@ CONSOLE = Console(
     force_jupyter=False,
     color_system="standard" if IN_NOTEBOOK else "auto",
 )
+
+if IN_NOTEBOOK:  # transformers loads tqdm, which misses ipywidgets and then does without
+    warnings.filterwarnings("ignore", message="IProgress not found")

@@ -16,6 +16,7 @@ from posttrain.common.disk import size
 from posttrain.common.lock import is_written
 
 STATES = ("running", "finished", "failed", "interrupted", "killed")
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read: a long run has gigabytes
 METRICS = ("eval_accuracy", "eval_reward", "eval_loss", "reward", "loss")
 """The metric that is shown: the first of these that a run has, after that of early stopping."""
@@ -61,11 +62,14 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
-def read(folder: Path) -> Listed:
-    """Return what is known of one run; what is damaged or missing is left out."""
-    info, config = _json(folder / "run.json"), _yaml(folder / "config.yaml")
+def read(folder: Path, num_bytes: int | None = None) -> Listed:
+    """Return what is known of one run; what is damaged or missing is left out.
+
+    Its size is counted unless it is given.
+    """
+    info, config = read_info(folder), read_settings(folder)
     trainer = _section(config, "trainer")
-    lines = list(_last_lines(folder / "metrics.jsonl"))
+    lines = last_lines(folder / "metrics.jsonl")
     metric, value = _metric(lines, _section(trainer, "early_stopping").get("metric"))
     steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
     times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
@@ -81,7 +85,7 @@ def read(folder: Path) -> Listed:
         num_steps if isinstance(num_steps, int) else None,
         metric,
         value,
-        _num_bytes(folder),
+        folder_bytes(folder) if num_bytes is None else num_bytes,
         max(times, default=folder.stat().st_mtime),
         str(info["error"]) if info.get("error") else None,
     )
@@ -116,24 +120,28 @@ def _metric(lines: list[dict[str, Any]], chosen: str | None) -> tuple[str | None
     return None, None
 
 
-def _last_lines(file: Path) -> Iterable[dict[str, Any]]:
+def last_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the last lines of a file of metrics, from TAIL bytes; damaged ones are left out."""
+    found: list[dict[str, Any]] = []
     try:
         with file.open("rb") as handle:
             start = max(0, handle.seek(0, os.SEEK_END) - TAIL)
             handle.seek(start)
             parts = handle.read().split(b"\n")[1 if start else 0 :]
     except OSError:
-        return
+        return found
     for part in parts:
         try:
             line = json.loads(part)
         except ValueError:
             continue  # cut off: the run is writing it, or was killed
         if isinstance(line, dict):
-            yield line
+            found.append(line)
+    return found
 
 
-def _num_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:
@@ -144,17 +152,20 @@ def _num_bytes(folder: Path) -> int:
     return total
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
+    """Return what run.json says, nothing if it is damaged or missing."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return a run's config, nothing if it is damaged or missing."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        content = yaml.load(text, LOADER)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,10 +15,7 @@ from posttrain.model.folder import best_or_newest, checkpoints_in
 from posttrain.runs.config import Config, load_config
 from posttrain.runs.listing import read
 from posttrain.tracking.plot import Plot, curves
-from posttrain.tracking.report import read_lines, read_metrics
-
-SHOWN = ("loss", "reward", "eval_loss", "eval_accuracy", "eval_reward")
-"""Metrics of which a notebook shows the last values."""
+from posttrain.tracking.report import read_lines
 
 
 @dataclass(frozen=True)
@@ -87,22 +84,17 @@ class Run:
         return self.folder / "report.html"
 
     def _repr_html_(self) -> str:
-        known, last = read(self.folder), {}
-        for line in read_metrics(self.folder / "metrics.jsonl").values():
-            last |= {name: value for name, value in line.items() if name in SHOWN}
+        known = read(self.folder)
         of = "" if known.num_steps is None else f" of {known.num_steps:,}"
         rows = [
             ("run", str(self.folder)),
             ("state", f"{known.state}, step {known.step:,}{of}"),
             ("method, model", f"{known.method}, {known.model}"),
-            (
-                "last metrics",
-                "  ".join(f"{name} {last[name]:.4g}" for name in SHOWN if name in last),
-            ),
+            (known.metric or "metrics", "none" if known.value is None else f"{known.value:.4g}"),
             ("checkpoints", ", ".join(path.name for path in self.checkpoints) or "none"),
             ("size", size(known.num_bytes)),
         ]
-        return html_table([row for row in rows if row[1]])
+        return html_table(rows)
 
     def model(self) -> Any:
         """Return the model of the best checkpoint, in eval mode.

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from posttrain.common.loopback import LOCAL, hostname
 from posttrain.serving import completions, models, page
 from posttrain.serving.errors import Refusal
 from posttrain.serving.http import answer, json_answer, refused
@@ -19,7 +20,6 @@ from posttrain.serving.votes import add_to as add_votes
 OPEN = ("/", "/health")
 """Paths that need no key: they say nothing about the model."""
 STUCK = 300.0  # seconds without a step after which a sampler with work counts as stuck
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def build_app(
@@ -124,10 +124,3 @@ def guarded(app: Any, key: str | None, host: str) -> Any:
         return await app(scope, receive, send)
 
     return guard
-
-
-def hostname(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host

@@ -14,6 +14,7 @@ import torch
 
 from posttrain.common.errors import SettingError
 from posttrain.common.http import bearer_key
+from posttrain.common.loopback import listen
 from posttrain.data.render import Renderer
 from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
 from posttrain.model.device import free_memory
@@ -135,17 +136,6 @@ def is_loopback(host: str) -> bool:
         raise SettingError("host", f"{host!r} is no address of this machine: {error}") from None
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
     return all(ipaddress.ip_address(address).is_loopback for address in addresses)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, so that a port in use is found before the model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise SettingError(
-            "port", f"cannot listen on {host}, port {port}: {error.strerror}: choose another"
-        ) from None
 
 
 def build_service(model: str, settings: ServeSettings) -> Service:

@@ -95,7 +95,7 @@ export function show(host) {
       const here = key === chosen.key;
       const next = here ? !descending : Boolean(down);
       return el("th", {scope: "col", class: right ? "right" : null, "aria-sort": here ? descending ? "descending" : "ascending" : null},
-        button([title, el("span", {class: "arrow", "aria-hidden": "true"}, here ? descending ? " ↓" : " ↑" : "")],
+        button([title, el("span", {class: "arrow", "aria-hidden": "true"}, here ? descending ? "↓" : "↑" : "")],
           () => setParams({sort: `${next ? "-" : ""}${key}`}), {class: "sort", "data-role": `sort-${key}`, title: `Sort by ${title}`}));
     })));
     if (focused) head.querySelector(`[data-role="${CSS.escape(focused)}"]`)?.focus();
@@ -175,7 +175,7 @@ function cell(run, of) {
   }
   const text = of.text ? of.text(run) : String(of.value(run) ?? "–");
   const hint = of.hint ? of.hint(run) : ["updated", "started"].includes(of.key) ? date(of.value(run)) : null;
-  return el("td", {class: of.number ? "right" : null, "data-label": of.title, title: hint}, el("span", {class: "clip"}, text));
+  return el("td", {class: of.number ? "right" : null, "data-label": of.title, "data-extra": of.key.includes(":"), title: hint}, el("span", {class: "clip"}, text));
 }
 
 export const stateOf = (run) => el("span", {class: `state ${run.state}`}, run.state);

@@ -1,0 +1,1 @@
+"""The board: a local web page over run directories."""

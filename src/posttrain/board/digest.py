@@ -1,0 +1,161 @@
+"""A metrics.jsonl in bounded memory: for every metric, sums and extremes of stretches of steps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posttrain.board.growing import Lines
+from posttrain.tracking.report import OF_LABELS
+
+MOST = 1200  # stretches of a metric; twice as wide ones take their place when there are more
+PREVIEW_LINES = 1000
+
+Columns = NDArray[np.float64]
+"""[7, n]: index of the stretch, number of values, and sums of values, steps and seconds, then the
+lowest and the highest value."""
+INDEX, COUNT, SUM, STEPS, SECONDS, LOW, HIGH = range(7)
+SUMMED = slice(COUNT, SECONDS + 1)
+
+
+@dataclass
+class Digest:
+    """The metrics of a run, each over stretches of `width` steps."""
+
+    offset: int = 0
+    """Bytes of the file that it covers."""
+    width: int = 1
+    begun: float | None = None
+    """Time of the file's first line, in seconds since 1970."""
+    last_step: int = 0
+    metrics: dict[str, Columns] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
+    """Offset of the first line of each stretch."""
+    labelled: dict[int, int] = field(default_factory=dict)
+    """Offset of the line of each evaluated step that has scores of single labels."""
+
+    def add(self, lines: Lines) -> None:
+        """Take in the next lines; those that are damaged are left out."""
+        new: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
+        for offset, line in lines:
+            try:
+                values = json.loads(line)
+                step, moment = values.pop("step"), values.pop("time", None)
+            except (ValueError, AttributeError, KeyError, TypeError):
+                continue
+            if type(step) is not int or step < 0:
+                continue
+            moment = moment if isinstance(moment, float | int) else self.begun
+            if self.begun is None:
+                self.begun = moment
+            seconds = 0.0 if moment is None or self.begun is None else moment - self.begun
+            self.last_step = max(self.last_step, step)
+            self.places.setdefault(step // self.width, offset)
+            for name, value in values.items():
+                if type(value) is not float and type(value) is not int:
+                    continue
+                if OF_LABELS.match(name):
+                    self.labelled[step] = offset
+                elif abs(value) < 1e300:  # JSON has no infinity, but Python reads and writes one
+                    new[name].append((step, value, seconds))
+        for name, points in new.items():
+            self._merge(name, np.array(points, dtype=np.float64).T)
+        while max(len(self.places), len(self.labelled)) > 2 * MOST:
+            self._widen()
+
+    def _merge(self, name: str, points: NDArray[np.float64]) -> None:
+        """Add [3, n] steps, values and seconds to a metric's stretches."""
+        steps, values, seconds = points
+        index = steps // self.width
+        ones = np.ones_like(values)
+        new = np.stack([index, ones, values, steps, seconds, values, values])
+        old = self.metrics.get(name)
+        self.metrics[name] = joined(new if old is None else np.concatenate([old, new], axis=1))
+
+    def _widen(self) -> None:
+        self.width *= 2
+        for name, columns in self.metrics.items():
+            columns[INDEX] //= 2
+            self.metrics[name] = joined(columns)
+        places: dict[int, int] = {}
+        for index, offset in self.places.items():
+            places.setdefault(index // 2, offset)
+        self.places = places
+        if len(self.labelled) > 2 * MOST:
+            self.labelled = dict(list(self.labelled.items())[::2])
+
+    def curve(self, name: str, start: int = 0, end: int | None = None) -> dict[str, Any] | None:
+        """Return a metric as the page's curve, within some steps; None if there is no such metric.
+
+        Points of several steps have their mean, and the extremes in `low` and `high`.
+        """
+        columns = self.metrics.get(name)
+        if columns is None:
+            return None
+        inside = (columns[INDEX] + 1) * self.width > start
+        if end is not None:
+            inside &= columns[INDEX] * self.width <= end
+        columns = columns[:, inside]
+        count = np.maximum(columns[COUNT], 1)
+        steps = columns[STEPS] / count
+        single = bool((columns[COUNT] == 1).all())
+        return {
+            "steps": short(steps),
+            "mean": short(columns[SUM] / count),
+            "low": None if single else short(columns[LOW]),
+            "high": None if single else short(columns[HIGH]),
+            "tokens": self._tokens(steps),
+            "seconds": short(columns[SECONDS] / count),
+        }
+
+    def _tokens(self, steps: NDArray[np.float64]) -> list[float] | None:
+        """Return the tokens trained on before each step's end; None if they are not counted."""
+        counted = self.metrics.get("num_tokens")
+        if counted is None:
+            return None
+        known = np.concatenate([[0.0], counted[STEPS] / counted[COUNT]])
+        tokens = np.concatenate([[0.0], counted[SUM] / counted[COUNT]])
+        return short(np.interp(steps, known, tokens))
+
+
+def joined(columns: Columns) -> Columns:
+    """Return columns with one entry for each stretch, in order."""
+    order = np.argsort(columns[INDEX], kind="stable")
+    columns = columns[:, order]
+    starts = np.flatnonzero(np.diff(columns[INDEX], prepend=-1.0))
+    result = columns[:, starts]
+    result[SUMMED] = np.add.reduceat(columns[SUMMED], starts, axis=1)
+    result[LOW] = np.minimum.reduceat(columns[LOW], starts)
+    result[HIGH] = np.maximum.reduceat(columns[HIGH], starts)
+    return result
+
+
+def short(values: NDArray[np.float64]) -> list[float]:
+    """Return values to seven digits, whole ones without a point."""
+    return [int(x) if x == int(x) else float(f"{x:.7g}") for x in values.tolist()]
+
+
+def preview(file: Path) -> Digest:
+    """Return a digest of single lines spread over a large file, in a fraction of a second."""
+    size = os.path.getsize(file)
+    digest, lines, seen = Digest(), [], set()
+    with file.open("rb") as handle:
+        for i in range(PREVIEW_LINES):
+            start = size * i // PREVIEW_LINES
+            handle.seek(start)
+            if start:
+                handle.readline()  # the rest of a line
+            place = handle.tell()
+            line = handle.readline()
+            if line.endswith(b"\n") and place not in seen:
+                seen.add(place)
+                lines.append((place, line))
+    digest.add(lines)
+    return digest

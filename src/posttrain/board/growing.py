@@ -1,0 +1,189 @@
+"""Summaries of files of lines that grow, kept up to date without reading anything twice.
+
+A large file is read in parts by a process of its own, so that the page stays responsive.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 4 << 20  # bytes that are read while a request waits
+PART = 64 << 20  # bytes that the other process reads before it returns the summary
+KEPT = 48  # summaries that are kept: those asked for last
+
+Lines = list[tuple[int, bytes]]
+"""Offset and text of each line."""
+
+
+class Summary(Protocol):
+    """What is kept of a file; it does not grow much with the file."""
+
+    offset: int
+    """Bytes that it covers."""
+
+    def add(self, lines: Lines) -> None:
+        """Take in the next lines."""
+
+
+S = TypeVar("S", bound=Summary)
+
+
+def lines_from(file: Path, start: int, num_bytes: int) -> tuple[Lines, int]:
+    """Return the complete lines from an offset on, of about that many bytes, and where they end.
+
+    A last line without its newline is left for later: a run is writing it. A line that is longer
+    than `num_bytes` is read whole.
+    """
+    with file.open("rb") as handle:
+        handle.seek(start)
+        data = handle.read(num_bytes)
+        while data and b"\n" not in data:
+            more = handle.read(num_bytes)
+            if not more:
+                return [], start
+            data += more
+    end = data.rfind(b"\n") + 1
+    lines, offset = [], start
+    for line in data[:end].split(b"\n")[:-1]:
+        lines.append((offset, line))
+        offset += len(line) + 1
+    return lines, start + end
+
+
+def advance(file: Path, summary: S, num_bytes: int) -> S:
+    """Return the summary with about `num_bytes` more of its file."""
+    lines, end = lines_from(file, summary.offset, num_bytes)
+    summary.add(lines)
+    summary.offset = end
+    return summary
+
+
+@dataclass
+class Entry(Generic[S]):
+    """A file's summary, and the part that is being added to it elsewhere."""
+
+    inode: int
+    summary: S
+    progress: float = 0.0
+    task: Future[S] | None = None
+
+
+class Workers:
+    """One process that reads large files; it starts with the first of them."""
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        self.lock = threading.Lock()
+
+    def submit(self, call: Callable[..., S], *args: object) -> Future[S]:
+        """Return the future of a call in the other process."""
+        with self.lock:
+            if self.pool is None:
+                self.pool = ProcessPoolExecutor(1, get_context("spawn"), os.nice, (5,))
+            try:
+                return self.pool.submit(call, *args)
+            except BrokenProcessPool:  # it was killed: the next request starts another
+                self.pool = None
+                raise OSError("the process that reads large files has ended") from None
+
+    def forget(self) -> None:
+        """Start another process for the next call."""
+        with self.lock:
+            self.pool = None
+
+    def close(self) -> None:
+        """End the process."""
+        if self.pool is not None:
+            for process in list(getattr(self.pool, "_processes", {}).values()):
+                process.terminate()
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Summaries(Generic[S]):
+    """The summaries of many files, each up to date as of the last look at it."""
+
+    def __init__(self, make: Callable[[], S], workers: Workers) -> None:
+        self.make, self.workers = make, workers
+        self.entries: OrderedDict[Path, Entry[S]] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def look(self, file: Path) -> tuple[S, float]:
+        """Return a file's summary and the share of the file that it covers, 1 if all of it.
+
+        The next look may change the summary. A file that is shorter than it was, or another one
+        under the same name, is read from its start: its run has been resumed.
+        """
+        with self.lock:
+            status = file.stat()
+            entry = self.entries.get(file)
+            if (
+                entry is None
+                or entry.inode != status.st_ino
+                or status.st_size < entry.summary.offset
+            ):
+                entry = self.entries[file] = Entry(status.st_ino, self.make())
+            self.entries.move_to_end(file)
+            while len(self.entries) > KEPT:
+                self.entries.popitem(last=False)
+            self._collect(file, entry)
+            left = status.st_size - entry.summary.offset
+            if entry.task is None and left > AT_ONCE:
+                self._start(file, entry)
+            elif entry.task is None and left:
+                entry.summary = advance(file, entry.summary, left)
+                left = 0  # what remains is half a line
+            entry.progress = 1.0 if left <= 0 else entry.summary.offset / status.st_size
+            return entry.summary, entry.progress
+
+    def _start(self, file: Path, entry: Entry[S]) -> None:
+        entry.task = self.workers.submit(advance, file, entry.summary, PART)
+        entry.task.add_done_callback(lambda task: self._continue(file, entry))
+
+    def _continue(self, file: Path, entry: Entry[S]) -> None:
+        """Read the next part at once, since nobody may look for a while."""
+        with self.lock:
+            if self.entries.get(file) is not entry:
+                return
+            self._collect(file, entry)
+            try:
+                status = file.stat()
+                left = status.st_size - entry.summary.offset
+                if entry.task is None and left > AT_ONCE and entry.inode == status.st_ino:
+                    self._start(file, entry)
+            except (OSError, RuntimeError):
+                return  # the file is gone, or the server is ending: the next look says so
+
+    def _collect(self, file: Path, entry: Entry[S]) -> None:
+        """Take over what the other process has read."""
+        if entry.task is None or not entry.task.done():
+            return
+        task, entry.task = entry.task, None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            entry.summary = task.result()
+        elif isinstance(error, BrokenProcessPool):
+            self.workers.forget()
+        else:
+            log.warning("%s could not be read: %s", file, error)
+
+
+def lines_at(file: Path, offsets: list[int]) -> Iterator[bytes]:
+    """Yield the line that begins at each offset."""
+    with file.open("rb") as handle:
+        for offset in offsets:
+            handle.seek(offset)
+            yield handle.readline()
