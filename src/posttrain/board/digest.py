@@ -67,8 +67,10 @@ class Digest:
                     new[name].append((step, value, seconds))
         for name, points in new.items():
             self._merge(name, np.array(points, dtype=np.float64).T)
-        while max(len(self.places), len(self.labelled)) > 2 * MOST:
+        while len(self.places) > 2 * MOST:
             self._widen()
+        while len(self.labelled) > 2 * MOST:
+            self.labelled = dict(list(self.labelled.items())[::2])
 
     def _merge(self, name: str, points: NDArray[np.float64]) -> None:
         """Add [3, n] steps, values and seconds to a metric's stretches."""
@@ -88,8 +90,6 @@ class Digest:
         for index, offset in self.places.items():
             places.setdefault(index // 2, offset)
         self.places = places
-        if len(self.labelled) > 2 * MOST:
-            self.labelled = dict(list(self.labelled.items())[::2])
 
     def curve(self, name: str, start: int = 0, end: int | None = None) -> dict[str, Any] | None:
         """Return a metric as the page's curve, within some steps; None if there is no such metric.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -31,7 +32,7 @@ def digest_of(rows: list[dict[str, Any]], cuts: list[int] = []) -> Digest:  # no
         lines.append((offset, line))
         offset += len(line) + 1
     bounds = [0, *sorted(c % (len(rows) + 1) for c in cuts), len(rows)]
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in itertools.pairwise(bounds):
         digest.add(lines[start:end])
     return digest
 
@@ -87,8 +88,10 @@ def test_parts_do_not_matter(num_steps: int, cuts: list[int], seed: int) -> None
 @pytest.mark.parametrize(
     "line",
     [
-        "[1]", "null", "7", '"x"', "{}", '{"step": "3"}', '{"step": null, "loss": 1}', '{"step": -1}',
-        '{"step": 3.5}', '{"step": true, "loss": 1}', '{"loss": 1}', "{", '{"step": 1, "loss": NaN}',
+        "[1]", "null", "7", '"x"', "{}", '{"step": "3"}',
+        '{"step": null, "loss": 1}', '{"step": -1}',
+        '{"step": 3.5}', '{"step": true, "loss": 1}', '{"loss": 1}', "{",
+        '{"step": 1, "loss": NaN}',
         '{"step": 1, "loss": Infinity}', '{"step": 1, "loss": "x"}', '{"step": 1, "loss": [1]}',
         '{"step": 1, "loss": true}', '{"step": 1, "time": "noon", "loss": null}', "",
         '{"step": 1, "loss": 1e999}', "\u0000",
@@ -136,8 +139,8 @@ def test_a_resumed_run_is_read_from_its_start(tmp_path: Path) -> None:
     assert curve["steps"] == list(range(1, 41))
 
 
-def large_file(folder: Path) -> tuple[Path, list[float]]:
-    """About three times what is read at once."""
+def large_file(folder: Path) -> list[float]:
+    """Write about three times what is read at once, and return the losses."""
     rng = random.Random(0)
     losses, filler = [], "x" * 900
     with (folder / "metrics.jsonl").open("w") as handle:
@@ -145,11 +148,11 @@ def large_file(folder: Path) -> tuple[Path, list[float]]:
             losses.append(rng.random())
             row = {"step": step, "time": 1e9 + step, "loss": losses[-1], "text": filler}
             handle.write(json.dumps(row) + "\n")
-    return folder / "metrics.jsonl", losses
+    return losses
 
 
 def test_a_large_file_is_previewed_and_then_known_exactly(tmp_path: Path) -> None:
-    file, losses = large_file(tmp_path)
+    losses = large_file(tmp_path)
     workers = Workers()
     try:
         curves = Curves(workers)

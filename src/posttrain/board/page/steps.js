@@ -28,7 +28,7 @@ export function show(host, first) {
   const found = el("p", {class: "small muted", role: "status"});
   const list = el("div", {class: "samples"});
   put(host, el("div", {class: "controls"}, el("span", {class: "field stepper"}, "Step", back, slider, on, output)),
-    el("div", {class: "controls"}, text, el("span", {class: "field"}, "Reward", low, "–", high), verdict, finish,
+    el("div", {class: "controls"}, text, el("span", {class: "field rewards"}, "Reward", low, "–", high), verdict, finish,
       el("label", {class: "field"}, "Order", sort)),
     found, list);
   fill();
