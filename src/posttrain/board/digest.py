@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ Columns = NDArray[np.float64]
 """[7, n]: index of the stretch, number of values, and sums of values, steps and seconds, then the
 lowest and the highest value."""
 INDEX, COUNT, SUM, STEPS, SECONDS, LOW, HIGH = range(7)
+NUMBERS = {float, int}
+LARGEST = 1e300  # JSON has no infinity, but Python writes and reads one
 SUMMED = slice(COUNT, SECONDS + 1)
 
 
@@ -43,7 +47,9 @@ class Digest:
 
     def add(self, lines: Lines) -> None:
         """Take in the next lines; those that are damaged are left out."""
-        new: defaultdict[str, list[tuple[int, float, float]]] = defaultdict(list)
+        # lines with the same names make one array: a value at a time would take three times as long
+        rows: defaultdict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
+        of_labels: dict[tuple[str, ...], bool] = {}
         for offset, line in lines:
             try:
                 values = json.loads(line)
@@ -52,34 +58,48 @@ class Digest:
                 continue
             if type(step) is not int or step < 0:
                 continue
-            moment = moment if isinstance(moment, float | int) else self.begun
+            moment = moment if type(moment) in NUMBERS else self.begun
             if self.begun is None:
                 self.begun = moment
-            seconds = 0.0 if moment is None or self.begun is None else moment - self.begun
             self.last_step = max(self.last_step, step)
             self.places.setdefault(step // self.width, offset)
-            for name, value in values.items():
-                if type(value) is not float and type(value) is not int:
-                    continue
-                if OF_LABELS.match(name):
-                    self.labelled[step] = offset
-                elif abs(value) < 1e300:  # JSON has no infinity, but Python reads and writes one
-                    new[name].append((step, value, seconds))
-        for name, points in new.items():
-            self._merge(name, np.array(points, dtype=np.float64).T)
+            if not set(map(type, values.values())) <= NUMBERS:
+                values = {k: value for k, value in values.items() if type(value) in NUMBERS}
+            names = tuple(values)
+            if names not in rows:
+                of_labels[names] = any(map(OF_LABELS.match, names))
+            if of_labels[names]:
+                self.labelled[step] = offset
+            seconds = 0.0 if moment is None or self.begun is None else moment - self.begun
+            rows[names].append([step, seconds, *values.values()])
+        self._merge(rows)
         while len(self.places) > 2 * MOST:
             self._widen()
         while len(self.labelled) > 2 * MOST:
             self.labelled = dict(list(self.labelled.items())[::2])
 
-    def _merge(self, name: str, points: NDArray[np.float64]) -> None:
-        """Add [3, n] steps, values and seconds to a metric's stretches."""
-        steps, values, seconds = points
-        index = steps // self.width
-        ones = np.ones_like(values)
-        new = np.stack([index, ones, values, steps, seconds, values, values])
-        old = self.metrics.get(name)
-        self.metrics[name] = joined(new if old is None else np.concatenate([old, new], axis=1))
+    def _merge(self, rows: Mapping[tuple[str, ...], list[list[Any]]]) -> None:
+        """Add lines, as step, seconds and values under the same names, to the stretches."""
+        new: defaultdict[str, list[Columns]] = defaultdict(list)
+        for names, entries in rows.items():
+            try:
+                table = np.array(entries, dtype=np.float64)
+            except OverflowError:  # a whole number beyond any float
+                table = np.array(
+                    [[x if abs(x) < LARGEST else math.inf for x in row] for row in entries]
+                )
+            steps, seconds, *columns = table.T
+            for name, values in zip(names, columns):
+                if OF_LABELS.match(name):
+                    continue
+                good = np.abs(values) < LARGEST
+                at, v = steps[good], values[good]
+                if len(v):
+                    whole = [at // self.width, np.ones_like(v), v, at, seconds[good], v, v]
+                    new[name].append(np.stack(whole))
+        for name, parts in new.items():
+            old = [self.metrics[name]] if name in self.metrics else []
+            self.metrics[name] = joined(np.concatenate([*old, *parts], axis=1))
 
     def _widen(self) -> None:
         self.width *= 2

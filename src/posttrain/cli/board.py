@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from posttrain.cli.paths import local_path
+from posttrain.common.secrets import forget_secrets
 
 PANEL = "Training"
 
@@ -25,6 +26,7 @@ def board(
     """Show runs in a local web page: curves, settings, rollouts, evaluations, disk."""
     from posttrain.board.serve import serve
 
+    forget_secrets()  # the page needs none
     serve(folder, port, allow_delete)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +30,7 @@ from posttrain.common.disk import is_full
 from posttrain.common.environment import tune_allocator
 from posttrain.common.errors import SettingError
 from posttrain.common.interrupt import Interrupted
-from posttrain.common.secrets import load_env_files
+from posttrain.common.secrets import hide, load_env_files
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says of memory, of a GPU or of the machine, that is used up."""
@@ -77,6 +79,7 @@ def options(
 
 def main() -> None:
     """Run a command and exit."""
+    sys.excepthook = print_traceback
     tune_allocator()
     try:
         code = app(standalone_mode=False)
@@ -104,6 +107,13 @@ def main() -> None:
         if not usage():  # a bare `posttrain`, which has printed its help
             sys.exit(2)
         fail(usage() + without_dashes(usage()))
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of an error that is a fault of the program, without secrets."""
+    print(hide("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def leave(code: int) -> None:
@@ -144,5 +154,5 @@ def without_dashes(usage: str) -> str:
 
 def fail(error: object, code: int = 2) -> None:
     """Print an error in one line and exit."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {hide(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(code)

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import SplitResult
 
+from posttrain.common.secrets import add_secret
+
 log = logging.getLogger(__name__)
 
 LONGEST_REPLY = 1 << 26  # bytes
@@ -128,6 +130,7 @@ def bearer_key(field_name: str, variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ValueError(f"{field_name}: the environment variable {variable} is not set")
+    add_secret(variable)
     if not re.fullmatch(r"[!-~]+", key):
         raise ValueError(
             f"{field_name}: the environment variable {variable} holds spaces or characters that "

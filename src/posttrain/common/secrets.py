@@ -5,14 +5,31 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|_)(API)?(KEY|TOKEN|SECRET|PASSPHRASE|PASSWD|CREDENTIAL)S?(_|$)|PASSWORD|_(PWD|PAT|AUTH)$",
+    re.IGNORECASE,
+)
 """Names of variables whose values nobody should see."""
+FORM = re.compile(
+    r"\bhf_[A-Za-z0-9]{30,}|\bnvapi-[\w-]{40,}|\bgh[pousr]_\w{30,}|\bgithub_pat_\w{30,}"
+    r"|\bAKIA[0-9A-Z]{16}\b|\bglpat-[\w-]{20,}|\bwandb_v1_\w{30,}"
+    r"|\bsk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{30,}"
+)
+"""Keys of well-known services, as a whole: shorter ones could be words."""
+IN_ADDRESS = re.compile(r"(?<=://)[^/@\s\"']+@")
+"""The user and password of an address."""
+HIDDEN = "***"
+MIN_LENGTH = 8
+"""Values of fewer characters, such as "none", would be found in innocent texts."""
 ALIASES = {"HUGGINGFACE_TOKEN": "HF_TOKEN"}
 """Names that people write, and those that the libraries read."""
 
 _LOADED: set[str] = set()
 """Names that came from .env files, of whatever form."""
+_NAMED: set[str] = set()
+"""Names that a config gives as those of its keys, of whatever form."""
 
 
 def load_env_files(*folders: Path) -> list[str]:
@@ -44,10 +61,75 @@ def load_env_files(*folders: Path) -> list[str]:
     return new
 
 
-def without_secrets() -> dict[str, str]:
-    """Return the environment for a child process that needs no secret."""
+def add_secret(name: str) -> None:
+    """Treat a variable as secret from here on, whatever its name."""
+    _NAMED.add(name)
+
+
+def is_secret(name: str) -> bool:
+    """Whether nobody should see the value of a variable, by its name."""
+    return name in _NAMED or SECRET.search(name) is not None
+
+
+def without_secrets(*needed: str) -> dict[str, str]:
+    """Return the environment for a child process.
+
+    It has secrets, variables of .env files and addresses with a password only if their names begin
+    with one of the `needed`, except for proxies, without which nothing is reached.
+    """
     return {
         name: value
         for name, value in os.environ.items()
-        if not SECRET.search(name) and (name not in _LOADED or name.upper().endswith("_PROXY"))
+        if name.startswith(needed)
+        or not (
+            is_secret(name)
+            or (
+                (name in _LOADED or IN_ADDRESS.search(value))
+                and not name.upper().endswith("_PROXY")
+            )
+        )
     }
+
+
+def forget_secrets() -> None:
+    """Take all secrets out of this process, and so of its children: for one that needs none."""
+    left = without_secrets()
+    for name in os.environ.keys() - left.keys():
+        del os.environ[name]
+
+
+def hide(text: str) -> str:
+    """Return a text without the values of secret variables, well-known keys and passwords."""
+    values = [value for name, value in os.environ.items() if is_secret(name)]
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= MIN_LENGTH:
+            text = text.replace(value, HIDDEN)
+    return IN_ADDRESS.sub(f"{HIDDEN}@", FORM.sub(HIDDEN, text))
+
+
+def refuse_secrets(value: Any, where: str = "") -> None:
+    """Raise ValueError, which names the key and not the value, if a secret is in a config.
+
+    Everything in a config is written to files that are shared: config.yaml and the report.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            refuse_secrets(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            refuse_secrets(item, f"{where}.{number}")
+    elif isinstance(value, str) and (kind := _secret_in(value)):
+        raise ValueError(
+            f"{where} holds {kind}, and a run writes its config to files: put the key into the "
+            "environment or into .env, and only the variable's name into a recipe (api_key_env)"
+        )
+
+
+def _secret_in(text: str) -> str:
+    """Return what a text holds that is secret; empty if it holds nothing."""
+    for name, value in os.environ.items():
+        # a short value may be a word that a longer text merely has, too
+        is_in = value in text if len(value) >= 2 * MIN_LENGTH else value == text
+        if is_in and len(value) >= MIN_LENGTH and is_secret(name):
+            return f"the value of the environment variable {name}"
+    return "the key of a service" if FORM.search(text) else ""

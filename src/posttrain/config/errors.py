@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from posttrain.common.secrets import refuse_secrets
 from posttrain.common.suggest import nearest
 from posttrain.config.base import AlsoCalled, Key, SectionError, keys, marked, sections_in
 
@@ -17,7 +18,13 @@ MIXTURE_TAGS = ("DataConfig", "list[DataConfig]")
 
 
 def parse(model: type[Section], tree: Mapping[str, Any], source: str) -> Section:
-    """Return the section or config of a tree; raise ValueError, with `source` in front."""
+    """Return the section or config of a tree; raise ValueError, with `source` in front.
+
+    A tree with a secret in it is refused, too."""
+    try:
+        refuse_secrets(tree)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     try:
         return model.model_validate(tree)
     except ValidationError as error:

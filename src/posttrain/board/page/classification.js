@@ -110,8 +110,8 @@ function matrix({labels, cells}, shares, name) {
   const strongest = shares === "all" ? Math.max(...cells.flat()) / all || 1 : 1;
   return scrolling(`Confusion matrix of ${name}`, el("table", {class: "confusion"},
     el("caption", {}, CAPTIONS[shares]),
-    el("thead", {}, el("tr", {}, el("td", {class: "muted small"}, "true ↓  predicted →"), labels.map((label) => el("th", {scope: "col"}, label)), el("th", {scope: "col", class: "right"}, "share of rows"))),
-    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, label), labels.map((_, j) => {
+    el("thead", {}, el("tr", {}, el("td", {class: "muted small"}, "true ↓  predicted →"), labels.map((label) => el("th", {scope: "col"}, el("span", {class: "label"}, label))), el("th", {scope: "col", class: "right"}, "share of rows"))),
+    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, el("span", {class: "label"}, label)), labels.map((_, j) => {
       const share = of(i, j);
       return el("td", {class: i === j ? "right-label" : "", style: {"--share": `${share === null ? 0 : 62 * share / strongest}%`}, title: `true ${label}, predicted ${labels[j]}: ${percent(cells[i][j], 2)} of all rows`},
         share === null ? "–" : (100 * share).toFixed(1));

@@ -6,8 +6,6 @@ import {bytes, count, percent} from "./format.js";
 import {stateOf} from "./runs.js";
 import {allRuns, board, selected, setParams} from "./state.js";
 
-const KINDS = {checkpoint: "checkpoint", folder: "folder", file: "file"};
-
 export function show(host) {
   const opened = new Map(); // run ID -> its list of parts
   const line = el("div", {class: "card disk-head"}), note = el("p", {class: "small muted"}), list = el("div", {class: "card"});
@@ -64,9 +62,9 @@ export function show(host) {
       if (closed) return;
       const may = board.allowDelete && hasKey();
       const parts = [...answer.parts].sort((a, b) => b.bytes - a.bytes);
-      put(box, parts.map((part) => el("div", {class: "disk-part"}, el("span", {class: "disk-name"}, part.name), el("span", {class: "muted"}, KINDS[part.kind] ?? part.kind),
-        el("span", {class: "right"}, bytes(part.bytes)),
-        may && part.deletable ? button("Delete", () => confirm(run, part.name, part.bytes, part.used_by ?? [], box), {"aria-label": `Delete ${part.name} of ${run.name}`}) : el("span"))),
+      put(box, parts.map((part) => el("div", {class: "disk-part"}, el("span", {class: "disk-name"}, part.name), el("span", {class: "muted"}, part.kind),
+        may && part.deletable ? button("Delete", () => confirm(run, part.name, part.bytes, part.used_by ?? [], box), {"aria-label": `Delete ${part.name} of ${run.name}`}) : el("span"),
+        el("span", {class: "right"}, bytes(part.bytes)))),
         may ? answer.deletable ? button("Delete the whole run", () => confirm(run, null, parts.reduce((sum, part) => sum + part.bytes, 0), answer.used_by ?? [], box), {class: "whole"})
           : el("p", {class: "small muted"}, `It cannot be deleted: ${answer.why_not}.`) : null);
     } catch (error) {
@@ -79,8 +77,8 @@ export function show(host) {
     const cancel = button("Cancel", () => dialog.close());
     const sure = button(`Delete ${what} (${bytes(size)})`, () => remove(run, part, what, box), {class: "danger"});
     put(dialog, el("form", {method: "dialog"}, el("h2", {id: "delete-title"}, part === null ? "Delete the whole run?" : `Delete ${part}?`),
-      el("p", {}, part === null ? "The folder " : "The folder ", el("b", {}, part === null ? run.id : `${run.id}/${part}`), ` in ${board.root} goes`,
-        part === null ? ", with all its checkpoints, metrics and samples." : ". The run’s other checkpoints, metrics and samples stay."),
+      el("p", {}, "The folder ", el("b", {}, part === null ? run.id : `${run.id}/${part}`), ` in ${board.root} is deleted`,
+        part === null ? ", with all its checkpoints, metrics and samples." : ". The run’s other checkpoints, its metrics and its samples stay."),
       el("p", {}, `This frees ${bytes(size)}. It cannot be undone.`),
       usedBy.length ? el("p", {class: "note"}, `Still named in the settings of ${usedBy.slice(0, 5).join(", ")}${usedBy.length > 5 ? ` and ${usedBy.length - 5} more` : ""}: what starts from it can then not be resumed or repeated.`) : null,
       el("div", {class: "ends"}, cancel, sure)));

@@ -130,8 +130,12 @@ export function show(host) {
   /** What the paired tests have to say of settings and problems that are not the same. */
   function notesOf(shown, base) {
     if (!base) return null;
-    const rows = shown.flatMap((result) => (compared.get(nameOf(base, result))?.rows ?? []).filter(({notes}) => notes.length)
-      .map(({task, notes}) => el("li", {}, el("b", {}, result.name), `, ${task}: ${notes.join("; ")}`)));
+    const rows = shown.flatMap((result) => {
+      const {rows = [], problem} = compared.get(nameOf(base, result)) ?? {};
+      const item = (text) => el("li", {}, el("b", {}, result.name), text);
+      return [...problem ? [item(`: ${problem}`)] : [],
+        ...rows.filter(({notes}) => notes.length).map(({task, notes}) => item(`, ${task}: ${notes.join("; ")}`))];
+    });
     return rows.length ? el("details", {class: "small notes", open: rows.length <= 6}, el("summary", {}, `* ${count(rows.length, "comparison")} with a note (A is the baseline)`), el("ul", {}, rows)) : null;
   }
 

@@ -40,6 +40,7 @@ async function open() {
 function header() {
   put($("nav"), VIEWS.map((view) => el("a", {
     href: address(view), "aria-current": view === route.view ? "page" : null}, TITLES[view])));
+  $("nav [aria-current]")?.scrollIntoView({block: "nearest", inline: "center"});
   const chosen = selected().filter((id) => board.runs.has(id)).length;
   const running = allRuns().filter(isRunning).length;
   put($("#summary"),

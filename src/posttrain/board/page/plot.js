@@ -7,6 +7,7 @@ import {gaps, linearTicks, logTicks, nearest, room, smooth, tickTexts, timeText,
 const MIN_SMOOTHED = 30; // points; fewer are drawn as they are
 const MAX_READ = 16; // runs in the read-out beside the pointer
 const DOTS = 30; // a curve with at most so many points shows each of them
+const MANY = 8; // with more curves, bands and points would hide them
 
 const charts = new Set();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
@@ -296,7 +297,7 @@ function drawCurves(pen, frame, {log}) {
   pen.rect(frame.left - 4, 0, frame.right - frame.left + 8, frame.bottom + 3);
   pen.clip();
   pen.lineJoin = "round";
-  const bands = frame.curves.length <= 6; // more bands over one another hide the curves
+  const bands = frame.curves.length <= MANY;
   for (const curve of frame.curves) {
     const colour = colourOf(curve.colour);
     pen.strokeStyle = pen.fillStyle = colour;
@@ -343,7 +344,7 @@ function trace(pen, frame, xs, ys, breaks) {
 
 /** Each point of a short curve, and points without neighbours, which no line would show. */
 function dots(pen, frame, {xs, ys, line: smoothed, breaks}) {
-  const all = xs.length <= DOTS && !smoothed;
+  const all = xs.length <= DOTS && !smoothed && frame.curves.length <= MANY;
   for (let i = 0; i < xs.length; i++) {
     const alone = (i === 0 || breaks.has(i)) && (i === xs.length - 1 || breaks.has(i + 1));
     if (!all && !alone) continue;

@@ -5,8 +5,8 @@ import {el, empty, inPortions, later, put, setText, svg} from "./dom.js";
 import {count, number} from "./format.js";
 import {param, setParams} from "./state.js";
 
-const ORDERS = [["", "in order of appearance"], ["last", "lowest last reward"], ["-last", "highest last reward"],
-  ["change", "fell most"], ["-change", "rose most"], ["-seen", "seen most often"]];
+const ORDERS = [["", "seen most often"], ["last", "lowest last reward"], ["-last", "highest last reward"],
+  ["change", "fell most"], ["-change", "rose most"]];
 
 export function show(host, first) {
   let context = first, answer = null, read = null, turn = 0, closed = false;
@@ -70,10 +70,9 @@ function inOrder(prompts) {
   const of = {
     last: (known) => known.at(-1) ?? null,
     change: (known) => known.length > 1 ? known.at(-1) - known[0] : null,
-    seen: (known, steps) => steps.length,
   }[wanted.replace("-", "")];
   if (!of) return prompts;
-  const keyed = prompts.map((prompt) => [of(prompt.rewards.filter((reward) => reward !== null), prompt.steps), prompt]);
+  const keyed = prompts.map((prompt) => [of(prompt.rewards.filter((reward) => reward !== null)), prompt]);
   return keyed.sort(([a], [b]) => a === null || b === null ? (a === null) - (b === null) : sign * (a - b)).map(([, prompt]) => prompt);
 }
 

@@ -33,11 +33,12 @@ export function show(host) {
   const box = el("div", {class: "card scroll", tabindex: 0, role: "region", "aria-label": "Table of runs"}, table);
   const nothing = el("div");
   const picker = columnPicker();
+  const every = el("span", {class: "phone"});
   const sorting = el("select", {"aria-label": "Sort by", onchange: (event) => setParams({sort: event.target.value})});
   put(host,
     el("div", {class: "controls"}, field, el("label", {class: "field phone"}, el("span", {}, "Sort by"), sorting),
       button("Columns", picker.open), selection),
-    el("div", {class: "under"}, note, help), box, nothing, picker.dialog);
+    el("div", {class: "under"}, note, every, help), box, nothing, picker.dialog);
   update([]);
 
   function columns() {
@@ -107,6 +108,10 @@ export function show(host) {
   }
 
   function drawActions() {
+    // The box in the head of the table, which the cards of a phone do not have.
+    const marked = new Set(selected());
+    const whole = shown.length > 0 && shown.every(({id}) => marked.has(id));
+    put(every, toggle("Select all shown", whole, (on) => select(shown.map(({id}) => id), on)));
     const ids = selected().filter((id) => board.runs.has(id));
     put(selection, ids.length ? [
       el("a", {class: "button main", href: address("curves")}, `Curves of ${count(ids.length, "run")}`),

@@ -169,5 +169,11 @@ def environment(run_dir: Path) -> dict[str, str]:
     }
 
 
-SECRETS = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_")
-MLFLOW = Tracker(("mlflow-skinny", "sqlalchemy", "alembic"), open_view, check, SECRETS, environment)
+def secrets(settings: TrackingConfig) -> tuple[str, ...]:
+    """Return how the secret variables begin: none without a server."""
+    return () if server(settings) is None else VARIABLES
+
+
+VARIABLES = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_")
+PACKAGES = ("mlflow-skinny", "sqlalchemy", "alembic")
+MLFLOW = Tracker(PACKAGES, open_view, check, VARIABLES, secrets, environment)

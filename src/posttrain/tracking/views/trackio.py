@@ -141,4 +141,13 @@ def environment(run_dir: Path) -> dict[str, str]:
     return {"TRACKIO_DIR": str((run_dir / "trackio").resolve())}
 
 
-TRACKIO = Tracker(("trackio",), open_view, check, ("TRACKIO_", "HF_", "HUGGING"), environment)
+def secrets(settings: TrackingConfig) -> tuple[str, ...]:
+    """Return how the secret variables begin: none without a server, the Hub's only for a Space."""
+    address = server(settings)
+    if address is None:
+        return ()
+    return ("TRACKIO_",) if address.startswith(("http://", "https://")) else VARIABLES
+
+
+VARIABLES = ("TRACKIO_", "HF_", "HUGGING")
+TRACKIO = Tracker(("trackio",), open_view, check, VARIABLES, secrets, environment)

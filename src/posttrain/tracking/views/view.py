@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from posttrain.common.secrets import HIDDEN, IN_ADDRESS
 from posttrain.tracking.config import TrackingConfig
 
 State = Literal["finished", "failed", "killed"]
 """How a run ended; killed if it left no word."""
-
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-"""The user and password of an address."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,9 @@ class Tracker:
     check: Callable[[TrackingConfig], None]
     """Raise ValueError if a setting, variable or login is missing."""
     variables: tuple[str, ...] = ()
-    """How the names of the variables begin that the tracker may read although they are secret."""
+    """How the names of the variables begin that the tracker reads, also from .env files."""
+    secrets: Callable[[TrackingConfig], tuple[str, ...]] = lambda settings: ()
+    """Return how the names of the secret ones begin: none for a store in the run's folder."""
     environment: Callable[[Path], dict[str, str]] = lambda run_dir: {}
     """Return variables to set before the library is imported, unless they are set already."""
 
@@ -87,4 +86,4 @@ def without_passwords(value: Any) -> Any:
         return {key: without_passwords(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_passwords(item) for item in value]
-    return CREDENTIALS.sub("***@", value) if isinstance(value, str) else value
+    return IN_ADDRESS.sub(f"{HIDDEN}@", value) if isinstance(value, str) else value

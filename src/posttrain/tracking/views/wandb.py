@@ -117,4 +117,9 @@ def environment(run_dir: Path) -> dict[str, str]:
     return {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 
-WANDB = Tracker(("wandb",), open_view, check, ("WANDB_",), environment)
+def secrets(settings: TrackingConfig) -> tuple[str, ...]:
+    """Return how the secret variables begin: none offline."""
+    return () if mode(settings) == "offline" else ("WANDB_",)
+
+
+WANDB = Tracker(("wandb",), open_view, check, ("WANDB_",), secrets, environment)
