@@ -4,12 +4,14 @@
     python scripts/notebooks.py first_hour      # those named
 
 Each runs in a folder of its own that is deleted afterwards. What changes from machine to machine
-without telling a reader anything (times of execution, the version of Python) is left out. A
-notebook that fails stays as it was. Needs the extra notebooks: pip install -e '.[notebooks]'.
+without telling a reader anything (times of execution, the version of Python) is left out, and a
+hash of the code is added, by which a test finds outputs of other code. A notebook that fails stays
+as it was. Needs the extra notebooks: pip install -e '.[notebooks]'.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,10 +23,12 @@ TIMEOUT = 900
 """Seconds that a cell may take."""
 
 
-def executed(path: Path, folder: Path, constants: Mapping[str, object] | None = None) -> Any:
+def executed(
+    path: Path, folder: Path, constants: Mapping[str, object] | None = None, then: str = ""
+) -> Any:
     """Return a notebook run in a folder; `constants` replace those of its parameters cell.
 
-    Raises nbclient's CellExecutionError if a cell fails.
+    `then` is the code of one more cell. Raises nbclient's CellExecutionError if a cell fails.
     """
     import nbclient
     import nbformat
@@ -33,6 +37,9 @@ def executed(path: Path, folder: Path, constants: Mapping[str, object] | None = 
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = with_constants(cell.source, constants or {})
+    if then:
+        last: Any = nbformat.v4.new_code_cell(then)  # type: ignore[no-untyped-call]
+        notebook.cells.append(last)
     nbclient.NotebookClient(
         notebook,
         timeout=TIMEOUT,
@@ -57,6 +64,7 @@ def clean(notebook: Any) -> Any:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "code_hash": code_hash(notebook),
     }
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
@@ -66,6 +74,12 @@ def clean(notebook: Any) -> Any:
             if "metadata" in output:
                 output.metadata = {}
     return notebook
+
+
+def code_hash(notebook: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of a notebook's code cells."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 
 def main(names: list[str]) -> None:

@@ -66,6 +66,7 @@ LAZY = {
     "posttrain.cli.export": "start-up time: a command loads what it needs",
     "posttrain.cli.track": "the same",
     "posttrain.cli.board": "the same",
+    "posttrain.cli.launch": "the same",
     "posttrain.cli.experiments": "the same",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.

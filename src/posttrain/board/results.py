@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.board.catalogue import Signature, sign
-from posttrain.evaluation.compare import compare_files
+from posttrain.evaluation.compare import SAME_SETTINGS, compare_files
 from posttrain.evaluation.store import RESULTS
 
 STAGES = "evaluation.json"
@@ -110,7 +110,11 @@ def described(result: Json) -> Json:
     """Return what the page shows of a task's result."""
     count = result.get("num_problems", result.get("num_rows"))
     rest = {name: value for name, value in result.items() if name not in OF_THE_RESULT}
-    figures = {name: value for name, value in rest.items() if is_number(value)}
+    figures = {
+        name: value
+        for name, value in rest.items()
+        if is_number(value) and name not in SAME_SETTINGS
+    }
     settings = {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in rest.items()

@@ -20,6 +20,7 @@ from posttrain.cli import (
     export,
     generate,
     import_,
+    launch,
     models,
     runs,
     serve,
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 runs.add_to(app)
+launch.add_to(app)
 import_.add_to(app)
 track.add_to(app)
 board.add_to(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,7 @@ def train(
         train_models(tree, recipe, model, model_index, dry_run, retrain)
         return
     config = parse_config(tree, recipe)
-    if resume:
+    if resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         from posttrain.runs.resume import resuming
 
         config = resuming(config)

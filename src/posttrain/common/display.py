@@ -48,7 +48,7 @@ def html_table(
 def preformatted(lines: Iterable[str]) -> str:
     """Return lines as HTML that keeps their columns; nothing without lines."""
     text = escape("\n".join(lines))
-    return f"<pre>{text}</pre>" if text else ""
+    return f'<pre style="font-family: monospace">{text}</pre>' if text else ""
 
 
 def plain(cell: object) -> str:

@@ -6,8 +6,11 @@ torchrun starts the ranks. A single process is one rank, on the same code path.
 from __future__ import annotations
 
 import atexit
+import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,19 +20,43 @@ from posttrain.common.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = 300.0  # seconds
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables that torchrun sets for each rank."""
 
 
-def start(device: str) -> None:
-    """Join the process group if torchrun started this process."""
+def start(device: str, timeout: float = TIMEOUT) -> None:
+    """Join the process group if torchrun started this process.
+
+    `timeout` bounds, in seconds, how long a rank waits for the others, here and in every later
+    collective. Raise ValueError if they do not come, or if the environment is incomplete.
+    """
     if "RANK" not in os.environ or torch.distributed.is_initialized():
         return
+    if missing := [name for name in VARIABLES if name not in os.environ]:
+        raise ValueError(
+            f"RANK is set, but {', '.join(missing)} not: start all ranks with posttrain launch or "
+            "torchrun, or unset RANK for a single process"
+        )
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         if (local := int(os.environ["LOCAL_RANK"])) >= (number := torch.cuda.device_count()):
             raise ValueError(f"rank {local} of this machine has no GPU: torch sees {number}")
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        torch.distributed.init_process_group(
+            "nccl" if on_cuda else "gloo",
+            timeout=timedelta(seconds=timeout),
+            device_id=torch.device("cuda", local) if on_cuda else None,
+        )
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0].partition("Exception raised from")[0]
+        raise ValueError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
+            f"{place} within {timeout:g} s: start all of them with the address of rank 0's "
+            f"machine and a port that is free there and reachable ({reason[:200]})"
+        ) from None
 
 
 def stop() -> None:
@@ -83,6 +110,26 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if num_ranks() > 1:
         torch.distributed.barrier()
+
+
+def tell(topic: str, what: dict[str, Any]) -> None:
+    """Tell the other ranks something about this one, which `told` returns. Not a collective."""
+    if num_ranks() > 1:
+        said = what | {"time": time.time(), "host": socket.gethostname()}
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set(_key(topic, rank()), json.dumps(said))
+
+
+def told(topic: str, by: int) -> dict[str, Any] | None:
+    """Return what a rank told last about a topic, with its time and host; None if nothing."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    key = _key(topic, by)
+    return dict(json.loads(store.get(key))) if store.check([key]) else None
+
+
+def _key(topic: str, by: int) -> str:
+    # torchrun keeps the store, with what ranks said before they were started again
+    return f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{topic}/{by}"
 
 
 def is_sharded(policy: nn.Module) -> bool:

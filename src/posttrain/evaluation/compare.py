@@ -97,7 +97,8 @@ def compare_results(
     if not both:
         raise ValueError(
             "the two results have no task in common with outcomes by problem: "
-            f"{first_name} has {', '.join(first)}, {second_name} has {', '.join(second)}"
+            f"{first_name} has {', '.join(first) or 'none'}, "
+            f"{second_name} has {', '.join(second) or 'none'}"
         )
     common = [t for t in both if first[t]["outcomes"].keys() & second[t]["outcomes"].keys()]
     if not common:

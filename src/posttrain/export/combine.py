@@ -66,15 +66,24 @@ def read_lora(folder: str) -> Low:
 
     refuse_reft(folder, "merged with others")
     if not is_adapter(folder):
-        raise ValueError(f"{folder} holds no adapter (adapter_config.json)")
+        raise ValueError(
+            f"{folder} holds no adapter (adapter_config.json): name runs, checkpoints or folders "
+            "that do"
+        )
     check_adapter_file(Path(folder))
     check_kind(folder)
     config = adapter_config(folder)
     if config["peft_type"] != "LORA":
-        raise ValueError(f"{folder} is an adapter of the kind {config['peft_type']}, not a LoRA")
+        raise ValueError(
+            f"{folder} is an adapter of the kind {config['peft_type']}, and only LoRAs are merged "
+            "with others: merge it into its base by posttrain export --format merged"
+        )
     for key, what in REFUSED.items():
         if config.get(key) not in (None, False, "none", [], {}):
-            raise ValueError(f"{folder} is {what}, which cannot be merged with others")
+            raise ValueError(
+                f"{folder} is {what}, which cannot be merged with others: merge it into its base "
+                "by posttrain export --format merged"
+            )
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(CHANGE_BASE):
         raise ValueError(
@@ -85,7 +94,7 @@ def read_lora(folder: str) -> Low:
     if config.get("task_type") == "SEQ_CLS":
         raise ValueError(
             f"{folder} is an adapter of a reward model or classifier, whose head cannot be merged "
-            "with others"
+            "with others: merge it into its base by posttrain export --format merged"
         )
     check_tensors(Path(folder) / "adapter_model.safetensors")
     refuse_not_finite(folder)
@@ -98,7 +107,8 @@ def read_lora(folder: str) -> Low:
         high = tensors.get(name.removesuffix(LOW) + HIGH)
         if not name.endswith(LOW) or high is None or high.dim() != 2:
             raise ValueError(
-                f"{folder} holds {name}, which is no low-rank matrix of a linear layer"
+                f"{folder} holds {name}, which is no low-rank matrix of a linear layer: merge "
+                "it into its base by posttrain export --format merged"
             )
         low = tensors[name].float()
         rank = of_layer(config, "rank_pattern", layer, config["r"])
@@ -106,11 +116,14 @@ def read_lora(folder: str) -> Low:
             says = f"the rank {rank}" if len(low) != rank else "other target_modules"
             raise ValueError(
                 f"{folder} holds a matrix of the rank {len(low)} for {layer}, and its "
-                f"adapter_config.json names {says}: the two files are not of one adapter"
+                f"adapter_config.json names {says}: the two files are not of one adapter; copy "
+                "both again"
             )
         pairs[layer] = (low, high.float() * scale(config, layer, len(low)))
     if not pairs:
-        raise ValueError(f"{folder} holds no low-rank matrices")
+        raise ValueError(
+            f"{folder} holds no low-rank matrices, so that it trained no layer: leave it out"
+        )
     return Low(config, base_model(folder), pairs)
 
 
@@ -148,7 +161,9 @@ def combine(
         > 1
     ):
         bases = ", ".join(dict.fromkeys(low.base for low in given))
-        raise ValueError(f"the adapters are of different bases: {bases}")
+        raise ValueError(
+            f"the adapters are of different bases ({bases}): merge adapters of one base"
+        )
     width = sum(max(len(a) for a, _ in low.pairs.values()) for low in given)
     rank = rank or (width if method == "linear" else width // len(given))
     generator = torch.Generator().manual_seed(seed)
@@ -157,7 +172,10 @@ def combine(
         parts = [(low.pairs[layer], w) for low, w in zip(given, weights) if layer in low.pairs]
         shapes = {(b.shape[0], a.shape[1]) for (a, b), _ in parts}
         if len(shapes) > 1:
-            raise ValueError(f"the adapters do not fit together: {layer} has the shapes {shapes}")
+            raise ValueError(
+                f"the adapters do not fit together: {layer} has the shapes {shapes}: merge "
+                "adapters of one base"
+            )
         if method == "linear":
             low = torch.cat([a for (a, _), _ in parts])
             high = torch.cat([b * w for (_, b), w in parts], dim=1)
@@ -167,7 +185,9 @@ def combine(
             whole = MIXES[method](deltas, [w for _, w in parts], density or 1.0, generator)
             low, high, error = nearest(whole, rank)
         if not (low.isfinite().all() and high.isfinite().all()):
-            raise SettingError("weights", f"{list(weights)} make numbers of {layer} overflow")
+            raise SettingError(
+                "weights", f"{list(weights)} make numbers of {layer} overflow: give smaller ones"
+            )
         worst = max(worst, error)
         missing = rank - len(low)
         low = torch.cat([low, low.new_zeros(missing, low.shape[1])])
@@ -189,7 +209,9 @@ def check_settings(
     if len(adapters) < 2:
         raise SettingError("adapters", "name two or more; one is merged by posttrain export")
     if len(weights) != len(adapters):
-        raise SettingError("weights", f"{len(weights)} numbers for {len(adapters)} adapters")
+        raise SettingError(
+            "weights", f"{len(weights)} numbers for {len(adapters)} adapters: give one for each"
+        )
     if not all(math.isfinite(w) for w in weights) or not any(weights):
         raise SettingError("weights", f"expected finite numbers, not all 0, got {list(weights)}")
     if method.endswith("ties") and min(weights) < 0:

@@ -28,7 +28,10 @@ def token() -> str:
     for name in TOKENS:
         if value := os.environ.get(name, "").strip():
             return value
-    raise ValueError(f"uploading needs a token of the hub with write access in {TOKENS[0]}")
+    raise ValueError(
+        f"uploading needs a token of the hub with write access in the "
+        f"environment variable {TOKENS[0]}, or in .env"
+    )
 
 
 def upload(folder: Path, repo: str, public: bool, api: Any = None) -> str:
@@ -43,7 +46,9 @@ def upload(folder: Path, repo: str, public: bool, api: Any = None) -> str:
     private = _asked(lambda: _is_private(api, repo, public), repo, secret)
     if private == public:
         problem = (
-            "private: make it public on the hub" if private else "public, which was not asked for"
+            "private: make it public on the hub"
+            if private
+            else "public: give --public, or name another"
         )
         raise SettingError("public", f"{repo} exists and is {problem}")
     result = _asked(

@@ -25,7 +25,10 @@ def to_pyreft(source: Path, folder: Path) -> tuple[str, str]:
     pyreft stores no positions: they are in the note. Raises ValueError for a folder without edits.
     """
     if not is_reft(source):
-        raise ValueError(f"{source} holds no edits of ReFT: only those have a form in pyreft")
+        raise ValueError(
+            f"{source} holds no edits of ReFT: only those have a form in pyreft; export it as "
+            "safetensors"
+        )
     section = read_section(str(source))
     edits: dict[Place, Edit] = {}
     for name, tensor in saved_edits(source).items():
@@ -61,7 +64,7 @@ def from_pyreft(
         if value.shape != parameter.shape:
             raise ValueError(
                 f"{source} does not fit {base}: {name} is {list(value.shape)} in the folder and "
-                f"{list(parameter.shape)} here"
+                f"{list(parameter.shape)} here: name the base that was edited"
             )
         weights[f"model.{name}"] = value.clone()
     with new_folder(output) as folder:

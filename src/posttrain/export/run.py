@@ -20,7 +20,7 @@ from posttrain.export.hub import check_repo, token, upload
 from posttrain.export.source import Source, find_source
 from posttrain.export.target import check_new, new_folder
 from posttrain.export.weights import DTYPES, FORMATS, QUANTS, Exported, gguf, merged
-from posttrain.model.folder import holds_classifier
+from posttrain.model.folder import QUANTIZATION_FILE, holds_classifier, saved_quantization
 from posttrain.model.load import load_tokenizer
 from posttrain.model.merge import merge_adapter
 
@@ -80,7 +80,9 @@ def check_form(form: str, dtype: str | None, quant: str | None) -> None:
         if value is not None and value not in known:
             raise SettingError(field, f"expected one of {', '.join(known)}, got {value!r}")
     if quant is not None and form != "gguf":
-        raise SettingError("quant", f"only gguf is quantised, not {form}")
+        raise SettingError(
+            "quant", f"only gguf is quantised, not {form}: leave it out, or export as gguf"
+        )
     if quant is not None and dtype is not None:
         raise SettingError("dtype", f"{dtype} and quant={quant} exclude each other: give one")
 
@@ -152,7 +154,9 @@ def merge(
     SettingError or ValueError, and leaves nothing then."""
     check_form("merged", dtype, None)
     if dtype is not None and not into_base:
-        raise SettingError("dtype", "only a model is cast (into_base); a merged adapter is in f32")
+        raise SettingError(
+            "dtype", "only a model is cast (into_base); a merged adapter is in f32: leave it out"
+        )
     check_new(output)
     sources = [find_source(name) for name in adapters]
     even = [1 / max(1, len(adapters))] * len(adapters)
@@ -166,10 +170,13 @@ def merge(
         stops = Path(folders[0]) / "generation_config.json"
         if stops.is_file():
             (place / stops.name).write_bytes(stops.read_bytes())
+        stored = share_quantization(folders, place)
         new = Source(place, "adapter", None, output.name)
         parts = ", ".join(f"{w:g} x {s.name}" for w, s in zip(weights or even, sources))
         notes = [f"Merged adapters ({method}): {parts}. Rank {config['r']}; of a layer's matrix, "]
         notes[0] += f"at most {error:.2%} is left out."
+        if stored and not into_base:
+            notes.append(stored)
         result = Exported("f32", notes)
         try:
             probe = merge_adapter(str(place))
@@ -182,7 +189,7 @@ def merge(
         )
         if into_base:
             result = merged(new, folder, dtype)
-            result.notes = notes
+            result.notes = notes = notes + (result.notes[1:] or [stored] * bool(stored))
             shutil.rmtree(place)
         kind = "model" if into_base else "adapter"
         write_card(folder, model_card(output.name, facts, result, kind, None))
@@ -191,6 +198,25 @@ def merge(
         say(note)
     say(f"{output}")
     return output
+
+
+def share_quantization(adapters: Sequence[str], folder: Path) -> str:
+    """Record beside a new adapter how the base of its parts was stored, if it was in one way.
+
+    Return what to know about it; empty if no part was trained on quantised weights."""
+    records = [saved_quantization(adapter) for adapter in adapters]
+    if records[0] is not None and all(record == records[0] for record in records):
+        (folder / QUANTIZATION_FILE).write_text(json.dumps(records[0]))
+        kind = records[0]["type"]
+        return f"Trained on a base in {kind}: posttrain reads it on one in {kind} (quantization)."
+    kinds = [str(record["type"]) if record else "whole" for record in records]
+    if set(kinds) == {"whole"}:
+        return ""
+    return (
+        f"The adapters were trained on bases stored otherwise ({', '.join(kinds)}) and fit none "
+        "exactly: the result is read on the whole weights, unless model.quantization names "
+        "another form; evaluate it (posttrain eval)."
+    )
 
 
 def push(

@@ -74,4 +74,7 @@ def check_weights(folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         check_tensors(file, quantised=True)
         if file.name in listed and sha256(file) != listed[file.name]:
-            raise ValueError(f"{folder} is damaged: {file.name} is not the file that was saved")
+            raise ValueError(
+                f"{folder} is damaged: {file.name} is not the file that was saved; copy it again, "
+                "or take an earlier checkpoint"
+            )

@@ -57,7 +57,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         if (reason := write_failure(error)) is None:
             raise
         raise ValueError(
-            f"{target} could not be written ({reason}); nothing is left of it"
+            f"{target} could not be written ({reason}); nothing is left of it: mend that, or "
+            "name another folder"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -26,6 +26,7 @@ from posttrain.model.folder import (
     holds_classifier,
     refuse_reft,
     saved_labels,
+    saved_quantization,
 )
 from posttrain.model.gguf.cache import is_gguf
 from posttrain.model.gguf.writing import KINDS, write_gguf
@@ -95,7 +96,15 @@ def own_files(source: Source, folder: Path, dtype: str | None) -> Exported:
         index = read_json(folder / INDEX)
         index["metadata"] = {"total_size": sum(f.stat().st_size for f in folder.glob("*.safe*rs"))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return Exported(dtype or stored_dtype(folder))
+    result = Exported(dtype or stored_dtype(folder))
+    if how := saved_quantization(folder):
+        kind = how["type"]
+        result.notes.append(
+            f"The adapter was trained beside a base in {kind}. posttrain reads {QUANTIZATION_FILE} "
+            f"and stores the base so; in other programs load the base in {kind} (bitsandbytes), or "
+            f"expect answers that differ by what {kind} rounded."
+        )
+    return result
 
 
 def recast(file: Path, target: Path, dtype: str) -> None:
@@ -121,7 +130,11 @@ def cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
     if not result.isfinite().all():
         largest = float(tensor.abs().max())
         reason = f"{largest:.3g}, too large for {dtype}: use bf16 or f32"
-        reason = reason if tensor.isfinite().all() else "numbers that are not finite"
+        reason = (
+            reason
+            if tensor.isfinite().all()
+            else "numbers that are not finite: export an earlier checkpoint"
+        )
         raise ValueError(f"{name} holds {reason}")
     return result
 
@@ -133,7 +146,10 @@ def check_finite(file: Path) -> None:
     with safe_open(file, "pt") as content:
         for name in content.keys():  # noqa: SIM118
             if not content.get_tensor(name).isfinite().all():
-                raise ValueError(f"{name} holds numbers that are not finite: the run had diverged")
+                raise ValueError(
+                    f"{name} holds numbers that are not finite: the run had diverged; export an "
+                    "earlier checkpoint"
+                )
 
 
 def stored_dtype(folder: Path) -> str:
@@ -194,16 +210,26 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Exported:
         f"{result.difference:.2g} from those of the adapter beside the base."
     ]
     if result.trained_on:
-        how = result.trained_on.get("type", "4 bits")
-        notes.append(f"It was trained beside a base in {how} and merged into the whole weights.")
+        notes.append(of_quantised(str(result.trained_on["type"])))
     return Exported(kind, notes)
+
+
+def of_quantised(kind: str) -> str:
+    """Return what a user needs to know of an adapter that was trained beside quantised weights."""
+    return (
+        f"It was trained beside a base in {kind} and merged into the whole weights, so that its "
+        f"answers differ from the run's by what {kind} rounded: evaluate it (posttrain eval), or "
+        f"use the adapter unmerged, which posttrain reads on a base in {kind}."
+    )
 
 
 def adapter_files(source: Source, folder: Path, dtype: str | None) -> Exported:
     """Copy an adapter of PEFT; raise ValueError for anything else."""
     refuse_reft(source.folder, "exported as peft: PEFT has no ReFT; use the format safetensors")
     if source.kind == "model":
-        raise ValueError(f"{source.folder} holds whole weights, no adapter: export it as merged")
+        raise ValueError(
+            f"{source.folder} holds whole weights, no adapter: export it as merged or safetensors"
+        )
     result = own_files(source, folder, dtype)
     if is_gguf(source.base or ""):
         result.notes.append(
@@ -246,7 +272,7 @@ def gguf(
 def pyreft_files(source: Source, folder: Path, dtype: str | None) -> Exported:
     """Write the edits of ReFT as pyreft does, in fp32."""
     if dtype not in (None, "f32"):
-        raise SettingError("dtype", f"pyreft is written in f32, not {dtype}")
+        raise SettingError("dtype", f"pyreft is written in f32, not {dtype}: leave it out")
     arguments, note = to_pyreft(source.folder, folder)
     return Exported("f32", [note], arguments)
 

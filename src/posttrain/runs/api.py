@@ -19,6 +19,7 @@ from posttrain.evaluation.console import Results
 from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.store import read_results, results_file
 from posttrain.evaluation.tasks import Settings
+from posttrain.rollout.check import check_at_least
 from posttrain.runs.config import Config, parse_config
 from posttrain.runs.describe import describe
 from posttrain.runs.memory import estimate
@@ -93,6 +94,7 @@ def preview(config: Config | Source, /, num_rows: int = 3, **overrides: Any) -> 
 
     Arguments and errors are those of `train`.
     """
+    check_at_least(1, num_rows=num_rows)
     show(_as_config(config, overrides), num_rows)
 
 
@@ -160,7 +162,8 @@ def write_report(runs: Runs, /, output: str | Path | None = None) -> Path:
     One run's page is its report.html by default; several need an `output`.
     """
     file = None if output is None else Path(expanded(os.fspath(output)))
-    return write_page(list(_by_name(runs).values()), file)
+    by_name = _by_name(runs)
+    return write_page(list(by_name.values()), file, names=list(by_name))
 
 
 def _as_config(config: Config | Source, overrides: dict[str, Any]) -> Config:

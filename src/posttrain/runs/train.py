@@ -33,7 +33,9 @@ from posttrain.runs.data import Data
 from posttrain.runs.describe import describe
 from posttrain.runs.engine import build_engine, close_engine, native_sampler
 from posttrain.runs.evaluation import build_evaluation
+from posttrain.runs.lost import naming_lost_ranks
 from posttrain.runs.plan import Plan, plan
+from posttrain.runs.preflight import preflight
 from posttrain.runs.resume import create_run_dir, guarding
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
@@ -44,18 +46,22 @@ from posttrain.training.trainer import Trainer
 AT_ONCE = 4096  # sequences on the device together while the reference's log-probs are computed
 
 
+@naming_lost_ranks()
 def train(config: Config, run_dir: Path | None = None) -> Path:
     """Train and return the run directory, a new one by default.
 
     Nothing is written before everything is built. Raises ValueError with one actionable line for
     whatever is wrong with the config, the files or the data.
     """
-    distributed.start(config.model.device)
+    distributed.start(config.model.device, config.distributed.timeout)
+    ranks = preflight(config)
     planned = plan(config)
     run_dir = choose_run_dir(planned, run_dir)
     with guarding(run_dir):
         sampler = prepare_models(planned, run_dir)
         tracker = open_run(planned, run_dir)
+        if ranks:
+            tracker.say(ranks)
         started = time.time()
         write_run_info(planned, run_dir, started, {"state": "running"})
         end = {"state": "finished"}

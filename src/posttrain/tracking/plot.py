@@ -12,7 +12,7 @@ from posttrain.common.files import write_text
 from posttrain.common.suggest import did_you_mean
 from posttrain.tracking.report import Metrics, Points, read_metrics, thin
 
-WIDTH, HEIGHT = 340, 210
+WIDTH, HEIGHT = 310, 200
 """Size of a panel in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 26, 34
 """Margins of a panel: the numbers at its axes, and its title."""
@@ -72,17 +72,19 @@ def points_of(metrics: Metrics, metric: str) -> Points:
     return [
         (step, value)
         for step, line in metrics.items()
-        if isinstance(value := line.get(metric), int | float) and math.isfinite(value)
+        if isinstance(value := line.get(metric), int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
     ]
 
 
 def _panel(of_runs: Mapping[str, Metrics], metric: str) -> Panel:
     points = {label: points_of(metrics, metric) for label, metrics in of_runs.items()}
     if not any(points.values()):
-        known = sorted(
-            {name for metrics in of_runs.values() for m in metrics.values() for name in m}
-        )
-        raise ValueError(f"no run has the metric {metric!r}; {did_you_mean(metric, known)}")
+        names = {name for metrics in of_runs.values() for line in metrics.values() for name in line}
+        known = sorted(names - {"time"})
+        nearest = did_you_mean(metric, known) if known else "none has written one yet"
+        raise ValueError(f"no run has the metric {metric!r}; {nearest}")
     return Panel(metric, {label: curve for label, curve in points.items() if curve})
 
 
@@ -91,7 +93,7 @@ def _lines(panel: Panel, labels: Sequence[str]) -> Iterator[str]:
     for label, points in panel.curves.items():
         (first, start), (last, end) = points[0], points[-1]
         values = [value for _, value in points]
-        name = f"{panel.metric}, {label}" if len(labels) > 1 else panel.metric
+        name = _printable(f"{panel.metric}, {label}" if len(labels) > 1 else panel.metric)
         yield (
             f"{name}: {start:.4g} at step {first}, {end:.4g} at step {last}, "
             f"between {min(values):.4g} and {max(values):.4g}"
@@ -106,7 +108,8 @@ def svg(plot: Plot) -> str:
     width, height = columns * WIDTH, rows * HEIGHT + 18 * len(legend) + (4 if legend else 0)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" fill="{GREY}">'
+        f'viewBox="0 0 {width} {height}" style="max-width: 100%; height: auto" '
+        f'font-family="sans-serif" font-size="11" fill="{GREY}">'
     ]
     for i, panel in enumerate(plot.panels):
         parts.append(f'<g transform="translate({i % columns * WIDTH} {i // columns * HEIGHT})">')
@@ -139,7 +142,7 @@ def _drawn(panel: Panel, labels: Sequence[str]) -> Iterator[str]:
         at = f"{y(tick):.1f}"
         yield (
             f'<path d="M{LEFT} {at}h{inner_width}" stroke="{GREY}" stroke-opacity="0.25"/>'
-            f'<text x="{LEFT - 6}" y="{float(at) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+            f'<text x="{LEFT - 6}" y="{float(at) + 4:.1f}" text-anchor="end">{tick:.7g}</text>'
         )
     for tick in ticks(x_low, x_high):
         if tick == int(tick):
@@ -171,7 +174,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     around = max(abs(low) * 0.05, 1e-9) if low else 1.0
     # a range so narrow that the ticks could not be told apart is widened like a single value
-    return (low, high) if high / 2 - low / 2 > around * 1e-6 else (low - around, high + around)
+    return (low, high) if high / 2 - low / 2 > around * 2e-4 else (low - around, high + around)
 
 
 def _colour(number: int) -> str:
@@ -179,5 +182,9 @@ def _colour(number: int) -> str:
 
 
 def _safe(text: str) -> str:
-    """Return a text escaped, without the control characters that XML does not have."""
-    return escape("".join(c if c.isprintable() else " " for c in text))
+    return escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters, which XML does not have and terminals obey."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -31,18 +31,21 @@ Item = TypeVar("Item")
 
 
 def write_report(
-    run_dirs: Sequence[Path], output: Path | None = None, sweep: Json | None = None
+    run_dirs: Sequence[Path],
+    output: Path | None = None,
+    sweep: Json | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write the report of one run, or a comparison of several, and return its path.
 
-    `sweep` describes a series whose runs they are: axes, metric, and the values of each run.
+    `names` are those of the runs; by default, what tells their folders apart. `sweep` describes a series whose runs they are: axes, metric, and the values of each run.
     """
     if not run_dirs:
         raise ValueError("no run directory given: name at least one to report on")
     if output is None and len(run_dirs) > 1:
         raise ValueError("a report on several runs needs an output path: pass output=<file.html>")
     output = Path(run_dirs[0]) / "report.html" if output is None else Path(output)
-    names = run_names(run_dirs)
+    names = run_names(run_dirs) if names is None else names
     if sweep is not None:
         names = [run["label"] for run in sweep["runs"] if run["run"] is not None]
     runs = [read_run(Path(path), name) for path, name in zip(run_dirs, names, strict=True)]

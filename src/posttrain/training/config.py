@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from posttrain.config.base import AlsoCalled, StrictConfig
+from pydantic import Field
+
+from posttrain.config.base import AlsoCalled, Free, StrictConfig
 
 
 class DistributedConfig(StrictConfig):
@@ -15,3 +17,6 @@ class DistributedConfig(StrictConfig):
     )
     """ddp: every rank holds the whole model; fsdp: parameters, gradients and optimiser state are
     sharded (FSDP2)."""
+    timeout: Annotated[float, Free()] = Field(300.0, ge=1)
+    """Seconds that a rank waits for the others, at the start and in each exchange with them, before
+    the run ends with the name of the one that is missing."""

@@ -84,6 +84,7 @@ class Trainer:
                 metrics = self.train_step()
                 metrics["step_time"] = time.perf_counter() - started
                 self.tracker.train(self.step, metrics)
+                distributed.tell("finished", {"step": self.step})
                 self.evaluation_due = self._is_evaluation_due()
             self._leave_if_asked()
             last = self.step == self.num_steps

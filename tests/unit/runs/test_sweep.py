@@ -21,10 +21,11 @@ from test_series import (  # noqa: F401
     starts,
 )
 
+from posttrain.model.folder import CHECKPOINT_INFO, checkpoints_in
 from posttrain.runs.series.grid import Axis, Value, labels_of, read_axes, split_values
 from posttrain.runs.series.results import mode_of
-from posttrain.runs.series.search import Lines, Search, Study, database
-from posttrain.runs.series.state import Record, read_state
+from posttrain.runs.series.search import Lines, Search, Study, database, drop_checkpoints
+from posttrain.runs.series.state import Record, read_state, write_record
 
 RATES = "trainer.learning_rate=1e-3,2e-3,3e-3"
 
@@ -418,6 +419,27 @@ def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
     pruned = [r for r in results(tmp_path, "run-search").values() if r["state"] == "pruned"]
     assert pruned
     assert all(run["steps"] < 8 and run["value"] is None for run in pruned)
+    records = read_state(tmp_path / "out/run-search")[1].values()
+    kept = {r.state: checkpoints_in(tmp_path / "out/run-search" / r.run) for r in records}
+    assert kept["finished"]
+    assert kept["pruned"] == []
+
+
+def test_a_pruned_trial_keeps_all_but_its_checkpoints(tmp_path: Path) -> None:
+    for state in ("finished", "failed", "interrupted", "pruned"):
+        for step in (2, 4):
+            checkpoint = tmp_path / state / f"checkpoint-{step}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / CHECKPOINT_INFO).write_text("{}")
+        (tmp_path / state / "metrics.jsonl").touch()
+        write_record(tmp_path, state, Record(state, state, {}, "0"))  # type: ignore[arg-type]
+    drop_checkpoints(tmp_path)
+    drop_checkpoints(tmp_path)
+    assert [p.name for p in (tmp_path / "pruned").iterdir()] == ["metrics.jsonl"]
+    assert all(
+        len(checkpoints_in(tmp_path / state)) == 2
+        for state in ("finished", "failed", "interrupted")
+    )
 
 
 def test_a_failed_trial_is_replaced_by_the_next_call(tmp_path: Path) -> None:

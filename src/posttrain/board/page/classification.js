@@ -1,7 +1,7 @@
 // Confusion matrices and the scores of each label, of several runs side by side.
 
 import {get} from "./api.js";
-import {choice, el, empty, put, scrolling} from "./dom.js";
+import {$, choice, el, empty, put, scrolling} from "./dom.js";
 import {number, percent} from "./format.js";
 import {legend, runLabel} from "./legend.js";
 import {allRuns, assignSlots, namesOf, newestFirst, param, selected, setParams, shownRuns} from "./state.js";
@@ -60,6 +60,7 @@ export function show(host) {
   }
 
   async function update() {
+    $("select", shares).value = param("shares", "rows");
     const runs = chosen();
     assignSlots(runs);
     put(strip, legend(runs));

@@ -53,13 +53,18 @@ export function reader(arrived, failed) {
     } finally {
       busy = false;
     }
+    again();
+  }
+
+  /** Come back for files that are still being read, but not while nobody looks at the page. */
+  function again() {
     clearTimeout(timer);
-    if (!closed && !document.hidden && wanted?.ids.some((id) => progressOf(id) < 1)) {
-      timer = setTimeout(() => {
-        for (const id of wanted.ids) if (progressOf(id) < 1) forget(id);
-        work();
-      }, AGAIN);
-    }
+    if (closed || !wanted?.ids.some((id) => progressOf(id) < 1)) return;
+    timer = setTimeout(() => {
+      if (document.hidden) { again(); return; }
+      for (const id of wanted.ids) if (progressOf(id) < 1) forget(id);
+      work();
+    }, AGAIN);
   }
 
   function forget(id) {

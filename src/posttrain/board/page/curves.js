@@ -1,6 +1,6 @@
 // Curves of the selected runs, one chart for each metric.
 
-import {button, choice, el, empty, later, put, setText, toggle} from "./dom.js";
+import {$, button, choice, el, empty, later, put, setText, toggle} from "./dom.js";
 import {metricsOf, points, progressOf, reader, wasRead, wholePoints} from "./curvedata.js";
 import {number, percent} from "./format.js";
 import {groupsOf, meaningOf} from "./meanings.js";
@@ -66,6 +66,9 @@ export function show(host) {
     runs = shownRuns((run) => Object.keys(run.metrics).length > 0 || run.step > 0);
     assignSlots(runs);
     smoothing.value = param("smooth", "0.6");
+    $("select", axis).value = param("x", "step");
+    $("input", log).checked = param("log") === "1";
+    if (document.activeElement !== names) names.value = param("metric");
     setText(amount, Number(smoothing.value).toFixed(2));
     for (const [field, name] of [[from, "from"], [to, "to"]]) if (document.activeElement !== field) field.value = param(name);
     reset.disabled = range() === null;

@@ -15,7 +15,6 @@ export function show(host) {
   let order = "", closed = false;
   put(host, line, note, result, list, nothing, dialog);
   update();
-  readTotal();
 
   async function readTotal() {
     try {
@@ -38,6 +37,7 @@ export function show(host) {
     const next = JSON.stringify(runs.map(({id, bytes, state}) => [id, bytes, state]));
     if (next === order) return;
     order = next;
+    readTotal();
     list.hidden = !runs.length;
     put(nothing, runs.length ? [] : empty("No runs"));
     const largest = runs[0]?.bytes || 1;

@@ -19,6 +19,7 @@ let failed = false;
 async function open() {
   readAddress();
   header();
+  $("#tooltip").hidden = true;
   if (!board.loaded) return;
   if (opened === route.view && current) {
     current.update(["address"]);

@@ -50,7 +50,7 @@ export function show(host, first) {
       isAnswer(samples[0].answer) ? el("p", {class: "small"}, el("span", {class: "muted"}, "answer "), el("b", {dir: "auto"}, String(samples[0].answer))) : null));
     chart.draw({curves: runs.map((run) => curve(run, names, samples)).filter(({xs}) => xs.length), log: false, smoothing: 0, range: null, axis: "step",
       label: "mean reward of this prompt", note: "No rewards"});
-    setText(note, `${count(samples.length, "completion")} in ${count(runs.length, "run")}${leftOut ? `; ${leftOut} more are left out` : ""}${runs.length < context.runs.length ? `; ${context.runs.length - runs.length} selected ${context.runs.length - runs.length === 1 ? "run has" : "runs have"} none` : ""}`);
+    setText(note, `${count(samples.length, "completion")} in ${count(runs.length, "run")}${leftOut ? `; ${leftOut} more are left out` : ""}${runs.length < context.runs.length ? `; ${context.runs.length - runs.length} selected ${context.runs.length - runs.length === 1 ? "run has" : "runs have"} none` : ""}${context.runs.length === 1 ? ". Selected runs are shown side by side." : ""}`);
     const scale = rewardScale(samples);
     const rows = new Map(); // kind and step -> run -> samples
     for (const sample of samples) {

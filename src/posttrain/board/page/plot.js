@@ -43,7 +43,8 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
   const spoken = el("p", {class: "sr", "aria-live": "polite"});
   put(host, canvas, cover, spoken);
   host.classList.add("plot");
-  let input = null, width = 0, frame = null, at = -1, drag = null;
+  let input = null, width = 0, frame = null, drag = null;
+  let at = -1, atX = 0, pointer = null; // the place that is read out, by index and by x
 
   const chart = {
     canvas,
@@ -88,7 +89,8 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
       pen.font = "12.5px system-ui, sans-serif";
       pen.fillText(input.note ?? "Nothing to draw", 4, 30);
     }
-    if (at >= 0) mark();
+    if (at >= 0 && !frame) leave();
+    else if (at >= 0 && !drag) go(nearest(frame.places, atX), ...pointer ?? []); // new points have come
   }
 
   // Read-out
@@ -103,7 +105,7 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
       return null;
     }
     if (at < 0) return null;
-    const x = frame.places[at = Math.min(at, frame.places.length - 1)];
+    const x = frame.places[at];
     pen.strokeStyle = colourOf("--muted");
     pen.setLineDash([3, 3]);
     pen.beginPath();
@@ -128,15 +130,16 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
   }
 
   function readOut({x, rows}, clientX, clientY) {
-    const text = ({curve, i}) => [
-      curve.low && curve.low[i] !== curve.high[i] ? `${number(curve.low[i], 3)} to ${number(curve.high[i], 3)}` : "",
-      curve.line ? `smoothed ${number(curve.line[i])}` : "", curve.xs[i] !== x ? `at ${xText(curve.xs[i])}` : ""].filter(Boolean).join(", ");
     const kept = rows.slice(0, MAX_READ);
+    const smoothed = kept.some(({curve}) => curve.line), spread = kept.some(({curve}) => curve.low);
+    const head = (shown, text) => shown ? el("th", {scope: "col"}, text) : null;
+    const cell = (shown, text) => shown ? el("td", {class: "muted"}, text) : null;
     const tooltip = $("#tooltip");
-    put(tooltip, el("strong", {}, xText(x)),
-      el("table", {}, el("tbody", {}, kept.map((row) => el("tr", {},
-        el("td", {}, swatch(row.curve.colour, row.curve.dash), row.curve.name),
-        el("td", {}, el("strong", {}, number(row.value, 5))), el("td", {class: "muted"}, text(row)))))),
+    put(tooltip, el("table", {}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, xText(x)), head(true, "value"), head(smoothed, "smoothed"), head(spread, "lowest to highest"))),
+      el("tbody", {}, kept.map(({curve, i, value}) => el("tr", {},
+        el("td", {}, swatch(curve.colour, curve.dash), el("span", {class: "read-name"}, curve.name), curve.xs[i] === x ? null : el("span", {class: "muted"}, ` at ${xText(curve.xs[i])}`)),
+        el("td", {}, el("strong", {}, number(value, 5))), cell(smoothed, curve.line ? number(curve.line[i]) : ""),
+        cell(spread, curve.low ? `${number(curve.low[i], 3)} to ${number(curve.high[i], 3)}` : ""))))),
       rows.length > kept.length ? el("div", {class: "muted"}, `and ${rows.length - kept.length} more below`) : null);
     tooltip.hidden = false;
     placeTooltip(clientX, clientY);
@@ -145,6 +148,8 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
 
   function go(index, clientX, clientY) {
     at = Math.max(0, Math.min(frame.places.length - 1, index));
+    atX = frame.places[at];
+    pointer = clientX === undefined ? null : [clientX, clientY];
     const reading = mark();
     if (!reading) return;
     const box = canvas.getBoundingClientRect();

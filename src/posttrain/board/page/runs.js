@@ -24,7 +24,7 @@ export function show(host) {
     el("div", {id: "filter-help"},
       el("p", {}, "Words are looked for in names, settings, metrics’ names, states and errors. All conditions have to hold."),
       el("p", {}, el("code", {}, EXAMPLE)),
-      el("p", {}, "Names: any setting (its last part is enough) or metric, and name, group, state, method, model, step, metric, value, bytes, seconds, error. ",
+      el("p", {}, "Names: any metric, any setting (its last part is enough unless a metric has that name), and name, group, state, method, model, step, metric, value, bytes, seconds, error. ",
         el("code", {}, ":"), " contains, ", el("code", {}, "="), " equals, ", el("code", {}, "!= > >= < <="),
         "; ", el("code", {}, "state:failed,killed"), " is either; ", el("code", {}, "-word"), " is without; ", el("code", {}, '"two words"'), ".")));
   const selection = el("div", {class: "actions"});

@@ -62,7 +62,7 @@ export function completion(sample, runId, scale) {
     text, tokens);
 }
 
-const NO_TOKENS = "The tokens of this completion were not recorded. rollout.record_prompts is the number of prompts of a step whose tokens are: raise it for the next run.";
+const NO_TOKENS = "The tokens of this completion were not recorded: raise rollout.record_prompts, the number of prompts of each step whose completions are recorded token by token.";
 
 const parts = (rewards) => rewards && typeof rewards === "object"
   ? Object.entries(rewards).map(([name, value]) => el("span", {class: "part"}, el("span", {class: "muted"}, `${name} `), number(value))) : null;

@@ -1,6 +1,6 @@
 // The settings that differ between the selected runs, and what else is known of each run.
 
-import {el, empty, later, put, scrolling, setText, toggle} from "./dom.js";
+import {$, el, empty, later, put, scrolling, setText, toggle} from "./dom.js";
 import {differs, offered} from "./columns.js";
 import {bytes, count, date, duration, number} from "./format.js";
 import {legend, runLabel} from "./legend.js";
@@ -25,6 +25,8 @@ export function show(host) {
   update();
 
   function update() {
+    if (document.activeElement !== search) search.value = param("name");
+    $("input", all).checked = param("all") === "1";
     const runs = shownRuns();
     assignSlots(runs);
     const key = [param("name"), param("all"), ...runs];
@@ -37,7 +39,9 @@ export function show(host) {
     const {differing, same, metrics} = offered(runs);
     const one = runs.length === 1;
     const whole = one || param("all") === "1";
-    const shown = [...differing, ...whole ? same : []].filter(fits).sort();
+    // Runs of different methods have whole sections that the others lack: these come last.
+    const lacking = (name) => runs.some((run) => !Object.hasOwn(run.settings, name));
+    const shown = [...differing, ...whole ? same : []].filter(fits).sort((a, b) => lacking(a) - lacking(b) || (a < b ? -1 : 1));
     setText(note, runs.length < 2 ? "" : `${count(differing.length, "setting")} of ${differing.length + same.length} ${differing.length === 1 ? "differs" : "differ"}`);
     if (!runs.length) {
       put(area, empty("No runs to compare", el("a", {href: address("runs")}, "To the runs")));

@@ -3,6 +3,7 @@
 import {get} from "./api.js";
 
 export const SLOTS = 8; // colours; the ninth run has the first one again with another dash
+const BETWEEN_WRITES = 120; // milliseconds between two changes of the address
 const NEWEST = 5; // runs that are shown while none is selected
 
 export const board = {
@@ -33,9 +34,12 @@ export const isRunning = (run) => run.state === "running";
 // The address: #/view?name=value. What a link shows is all in there, the selection too.
 
 export const VIEWS = ["runs", "curves", "settings", "rollouts", "classification", "evaluations", "disk"];
+let written = -Infinity, writing = 0; // time of the last change of the address, timer of the next
+
 export const route = {view: "runs", params: new URLSearchParams()};
 
 export function readAddress() {
+  clearTimeout(writing);
   const [path, text = ""] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   route.view = VIEWS.includes(path) ? path : "runs";
   route.params = new URLSearchParams(text);
@@ -66,9 +70,21 @@ export const onParams = (listener) => listeners.push(listener);
 /** Change parameters of the address in place: typing in a filter is no step to go back to. */
 export function setParams(changes) {
   apply(route.params, changes);
+  writeAddress();
+  for (const listener of listeners) listener(Object.keys(changes));
+}
+
+/** Browsers refuse to change the address hundreds of times, as a slider would. */
+function writeAddress() {
+  clearTimeout(writing);
+  const wait = written + BETWEEN_WRITES - performance.now();
+  if (wait > 0) {
+    writing = setTimeout(writeAddress, wait);
+    return;
+  }
+  written = performance.now();
   const text = route.params.toString();
   history.replaceState(null, "", `#/${route.view}${text ? `?${text}` : ""}`);
-  for (const listener of listeners) listener(Object.keys(changes));
 }
 
 export const param = (name, otherwise = "") => route.params.get(name) ?? otherwise;
@@ -107,12 +123,13 @@ function readSlots() {
   }
 }
 
-/** Give each of the runs a slot of its own: the lowest that no other run of them has. */
+/** Give each of the runs, and of all selected ones, a slot of its own: the lowest that is free. */
 export function assignSlots(runs) {
-  const kept = new Map(runs.filter(({id}) => slots.has(id)).map(({id}) => [id, slots.get(id)]));
+  const ids = [...new Set([...selected(), ...runs.map(({id}) => id)])];
+  const kept = new Map(ids.filter((id) => slots.has(id)).map((id) => [id, slots.get(id)]));
   const taken = new Set(kept.values());
   let next = 0;
-  for (const {id} of runs) {
+  for (const id of ids) {
     if (kept.has(id)) continue;
     while (taken.has(next)) next++;
     taken.add(next);

@@ -34,7 +34,7 @@ export function tokenView(sample) {
   const list = quantities(tokens);
   const area = el("div", {class: "tokens", role: "group", "aria-label": "Tokens; arrow keys go from one to the next", dir: "auto"});
   const legend = el("div", {class: "scale-line small"});
-  const reading = el("p", {class: "token-reading small", role: "status"}, el("span", {class: "muted"}, "Point at a token, or go through them with the arrow keys."));
+  const spoken = el("p", {class: "sr", role: "status"});
   const select = el("select", {"aria-label": "Colour by", onchange: () => { colour(select.value); setParams({by_token: select.value}); }},
     list.map(({key, title}) => el("option", {value: key}, title)));
   const skipped = tokens.mask?.filter((value) => !value).length ?? 0;
@@ -68,7 +68,7 @@ export function tokenView(sample) {
   }
 
   function numbers(i) {
-    const facts = [["token", JSON.stringify(tokens.texts[i])], ["id", String(tokens.ids[i])], ["position", `${i + 1} of ${tokens.ids.length}`]];
+    const facts = [["token", quoted(tokens.texts[i])], ["id", String(tokens.ids[i])], ["position", `${i + 1} of ${tokens.ids.length}`]];
     for (const [name, title] of [["sampler_logprobs", "log-prob, sampler"], ["old_logprobs", "log-prob, trainer"], ["ref_logprobs", "log-prob, reference"]]) {
       if (tokens[name]) facts.push([title, number(tokens[name][i], 5)]);
     }
@@ -78,10 +78,8 @@ export function tokenView(sample) {
   }
 
   function show(i, span) {
-    const facts = numbers(i);
-    setText(reading, facts.map(([name, value]) => `${name} ${value}`).join(" · "));
     const tooltip = $("#tooltip");
-    put(tooltip, el("table", {}, el("tbody", {}, facts.map(([name, value]) => el("tr", {}, el("td", {class: "muted"}, name), el("td", {}, value))))));
+    put(tooltip, el("table", {class: "token-numbers"}, el("tbody", {}, numbers(i).map(([name, value]) => el("tr", {}, el("td", {class: "muted"}, name), el("td", {}, value))))));
     tooltip.hidden = false;
     const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
     placeTooltip(box.left, box.bottom - 6);
@@ -102,6 +100,7 @@ export function tokenView(sample) {
     at = Number(span.dataset.index);
     span.tabIndex = 0;
     show(at, span);
+    setText(spoken, numbers(at).map(([name, value]) => `${name} ${value}`).join(", "));
   });
   area.addEventListener("focusout", hide);
   area.addEventListener("click", (event) => event.target.closest(".token")?.focus());
@@ -116,11 +115,16 @@ export function tokenView(sample) {
   colour(param("by_token") || list[0]?.key);
   return el("div", {class: "token-view"},
     el("div", {class: "controls"}, list.length ? el("label", {class: "field"}, "Colour by", select) : el("span", {class: "muted small"}, "No numbers were recorded for these tokens."), legend),
-    area, reading);
+    area, spoken, el("p", {class: "muted small"}, "Point at a token for its numbers, or go through them with the arrow keys."));
 }
 
 /** White space would be invisible, and a line break has to be seen and to break. */
 const visible = (text) => text === "" ? "·" : text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
+
+function quoted(text) {
+  const whole = JSON.stringify(text);
+  return whole.length > 40 ? `${whole.slice(0, 40)}…` : whole;
+}
 
 function extremes(values) {
   let low = Infinity, high = -Infinity;

@@ -224,13 +224,16 @@ def config_of(header: Header, file: Path) -> Any:
     tensors = header.tensors
     for needed in ("token_embd.weight", "output_norm.weight"):
         if needed not in tensors:
-            raise ValueError(f"{file} lacks the tensor {needed}: it is no language model")
+            raise ValueError(
+                f"{file} lacks the tensor {needed}: it is no language model: take one "
+                f"of {', '.join(ARCHITECTURES)}"
+            )
     rows = tensors["token_embd.weight"].shape[0]
     blocks = {name.split(".")[1] for name in tensors if name.startswith("blk.")}
     if blocks != {str(n) for n in range(min(given["block_count"], len(tensors)))}:
         raise ValueError(
             f"{file} is damaged: block_count is {given['block_count']:,}, but it holds the layers "
-            f"of {len(blocks)}"
+            f"of {len(blocks)}; copy it again"
         )
     values |= {"vocab_size": rows, "tie_word_embeddings": "output.weight" not in tensors}
     if architecture.settings is LLAMA:
@@ -239,7 +242,10 @@ def config_of(header: Header, file: Path) -> Any:
         turned = given.get("rope.dimension_count", given["embedding_length"] // heads)
         size = values.setdefault("head_dim", turned)
         if (turned, given.get("attention.value_length", size)) != (size, size):
-            raise ValueError(f"{file}: heads that are rotated in part, or of two sizes, are unread")
+            raise ValueError(
+                f"{file}: heads that are rotated in part, or of two sizes, are unread: take the "
+                "model's folder with safetensors"
+            )
         values["rope_parameters"] = rope_of(given, tensors, file, size)
         if size == given["embedding_length"] // heads and architecture.derives_head_dim:
             del values["head_dim"]
@@ -268,12 +274,14 @@ def _settings(header: Header, architecture: Architecture, file: Path) -> dict[st
         suits = type(number) is kind
         if not suits or not 0 < number < (2**31 if kind is int else math.inf):
             problem = f"{begin}{key} is {number!r}, not a {kind.__name__}"
-            raise ValueError(f"{file} is damaged: {problem}")
+            raise ValueError(f"{file} is damaged: {problem}; copy it again")
     heads, kv = given["attention.head_count"], given.get("attention.head_count_kv")
     if given["embedding_length"] % heads and "attention.key_length" not in given:
-        raise ValueError(f"{file} is damaged: {heads} heads do not divide its width")
+        raise ValueError(f"{file} is damaged: {heads} heads do not divide its width; copy it again")
     if kv is not None and heads % kv:
-        raise ValueError(f"{file} is damaged: {kv} key heads do not divide {heads} heads")
+        raise ValueError(
+            f"{file} is damaged: {kv} key heads do not divide {heads} heads; copy it again"
+        )
     return given
 
 
@@ -345,7 +353,8 @@ def file_names(names: Iterator[str], architecture: Architecture) -> dict[str, st
             ours = top.get(stem)
         if ours is None:
             raise ValueError(
-                f"a GGUF file of the architecture {architecture.name} has no place for {name}"
+                f"a GGUF file of the architecture {architecture.name} has no place for {name}: "
+                "export it as merged or safetensors"
             )
         result[name] = f"{ours}.{end}"
     return result

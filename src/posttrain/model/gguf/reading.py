@@ -47,7 +47,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     stops = stops_of(header.settings, file)
     rows = header.tensors["token_embd.weight"].shape[0]
     if len(tokenizer) > rows:
-        raise ValueError(f"{file} is damaged: {len(tokenizer)} tokens, {rows} rows of embedding")
+        raise ValueError(
+            f"{file} is damaged: {len(tokenizer)} tokens, {rows} rows of embedding; copy it again"
+        )
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     config.eos_token_id = (stops[0] if len(stops) == 1 else stops) or None
     names = tensor_names(header, architecture, config, file)
@@ -107,12 +109,15 @@ def tensor_names(
     names = file_names(iter(shapes), architecture)
     for name, ours in names.items():
         if ours not in header.tensors:
-            raise ValueError(f"{file} lacks {ours}, which its architecture has: it is not complete")
+            raise ValueError(
+                f"{file} lacks {ours}, which its architecture has: it is not complete; copy it "
+                "again"
+            )
         shape, wanted = header.tensors[ours].shape, file_shape(architecture, ours, shapes[name])
         if shape != wanted:
             raise ValueError(
                 f"{file} is damaged: {ours} is {list(shape)} in it, and {list(wanted)} by its "
-                "settings"
+                "settings; copy it again"
             )
     if others := sorted(header.tensors.keys() - set(names.values()) - set(LEFT_OUT)):
         raise ValueError(

@@ -12,6 +12,8 @@ from posttrain.model.gguf.header import TensorInfo
 
 Array = np.ndarray[Any, Any]
 FACTORS = "rope_freqs.weight"
+FOLDER = ": take the model's folder with safetensors"
+"""What to do about a file that holds what is not read."""
 LENGTHS = tuple(1 << n for n in range(4, 21))
 """Lengths of the first training that are tried for Llama 3's rotation."""
 
@@ -29,20 +31,27 @@ def rope_of(
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if FACTORS in tensors:
         if kind != "none":
-            raise ValueError(f"{file} scales its rotation twice, by {kind} and by {FACTORS}")
+            raise ValueError(
+                f"{file} scales its rotation twice, by {kind} and by {FACTORS}{FOLDER}"
+            )
         place = tensors[FACTORS]
         if place.kind != 0 or place.shape != (size // 2,):
-            raise ValueError(f"{file}: {FACTORS} {list(place.shape)} is not one fp32 number a pair")
+            raise ValueError(
+                f"{file}: {FACTORS} {list(place.shape)} is not one fp32 number a pair; copy it "
+                "again"
+            )
         return rope | llama3_of(np.fromfile(file, "<f4", size // 2, offset=place.offset), theta)
     if kind == "none":
         return rope
     if kind not in ("linear", "yarn") or not isinstance(factor, float) or factor <= 0:
-        raise ValueError(f"{file}: a rotation scaled by {kind} (factor {factor}) is not read")
+        raise ValueError(
+            f"{file}: a rotation scaled by {kind} (factor {factor}) is not read{FOLDER}"
+        )
     rope |= {"rope_type": kind, "factor": float(str(np.float32(factor)))}
     if kind == "yarn":
         rope["original_max_position_embeddings"] = given.get("rope.scaling.original_context_length")
         if not rope["original_max_position_embeddings"]:
-            raise ValueError(f"{file}: yarn needs rope.scaling.original_context_length")
+            raise ValueError(f"{file}: yarn needs rope.scaling.original_context_length{FOLDER}")
     return rope
 
 
@@ -87,5 +96,6 @@ def llama3_of(given: Array, theta: float) -> dict[str, Any]:
         if np.allclose(factors(rope, 2 * len(given)), given, rtol=1e-5, atol=0):
             return rope
     raise ValueError(
-        f"{FACTORS} is not a rotation of Llama 3's kind, the only one with factors that is read"
+        f"{FACTORS} is not a rotation of Llama 3's kind, the only one with factors that is "
+        f"read{FOLDER}"
     )

@@ -50,6 +50,8 @@ SPECIAL = {
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The file's keys of tokens that end a completion."""
 FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
+INSTEAD = ": export it as merged or safetensors"
+"""What to do about a model that a file cannot express."""
 TEMPLATE = "tokenizer.chat_template"
 SPACE = "\u2581"
 PROBE = (
@@ -71,11 +73,14 @@ def build_tokenizer(settings: dict[str, Any], file: Path) -> Any:
     if kind not in MODELS:
         names = " and ".join(f"{name} ({what})" for name, what in MODELS.items())
         raise ValueError(
-            f"{file} has a tokenizer of the kind {kind}, which is not read; {names} are"
+            f"{file} has a tokenizer of the kind {kind}, which is not read; {names} are: "
+            "take the model's folder with tokenizer.json"
         )
     for key in FLAGS:
         if type(settings.get(KEY + key, True)) is not bool:
-            raise ValueError(f"{file} is damaged: {key} is {settings[KEY + key]!r}, not a bool")
+            raise ValueError(
+                f"{file} is damaged: {key} is {settings[KEY + key]!r}, not a bool; copy it again"
+            )
     tokens, types = _tokens(settings, file)
     parts = (
         _bytes_of(settings, tokens, file) if kind == "gpt2" else _pieces_of(settings, tokens, file)
@@ -97,7 +102,10 @@ def build_tokenizer(settings: dict[str, Any], file: Path) -> Any:
     try:
         inner = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises nothing more specific
-        raise ValueError(f"{file}: its tokenizer cannot be built: {error}") from None
+        raise ValueError(
+            f"{file}: its tokenizer cannot be built ({error}): take the model's folder with "
+            "tokenizer.json"
+        ) from None
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, clean_up_tokenization_spaces=False, **special
     )
@@ -111,15 +119,22 @@ def _tokens(settings: dict[str, Any], file: Path) -> tuple[list[str], list[int]]
     """Return the tokens and their types; raise ValueError if they are missing or repeated."""
     tokens = settings.get(KEY + "tokens")
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
-        raise ValueError(f"{file} holds no tokens: it has no tokenizer that can be read")
+        raise ValueError(
+            f"{file} holds no tokens: it has no tokenizer that can be read: take the model's "
+            "folder with tokenizer.json"
+        )
     types = settings.get(KEY + "token_type", [NORMAL] * len(tokens))
     if not isinstance(types, list) or len(types) != len(tokens) or set(types) - set(range(1, 7)):
         raise ValueError(
-            f"{file} is damaged: token_type does not describe its {len(tokens)} tokens"
+            f"{file} is damaged: token_type does not describe its {len(tokens)} tokens; copy it "
+            "again"
         )
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
-        raise ValueError(f"{file} has the token {twice!r} twice, which no tokenizer can tell apart")
+        raise ValueError(
+            f"{file} has the token {twice!r} twice, which no tokenizer can tell apart: take the "
+            "model's folder with tokenizer.json"
+        )
     return tokens, types
 
 
@@ -136,7 +151,9 @@ def _token_id(settings: dict[str, Any], key: str, count: int, file: Path) -> int
     if number is None or number == 2**32 - 1:
         return None
     if type(number) is not int or not 0 <= number < count:
-        raise ValueError(f"{file} is damaged: {key} is {number!r}, not one of its {count} tokens")
+        raise ValueError(
+            f"{file} is damaged: {key} is {number!r}, not one of its {count} tokens; copy it again"
+        )
     return number
 
 
@@ -155,10 +172,14 @@ def _bytes_of(settings: dict[str, Any], tokens: list[str], file: Path) -> dict[s
     for merge in given if isinstance(given, list) else []:
         pair = merge.split(" ") if isinstance(merge, str) else []
         if len(pair) != 2 or not {*pair, "".join(pair)} <= known:
-            raise ValueError(f"{file} is damaged: {merge!r} is not a merge of two of its tokens")
+            raise ValueError(
+                f"{file} is damaged: {merge!r} is not a merge of two of its tokens; copy it again"
+            )
         merges.append(pair)
     if not merges:
-        raise ValueError(f"{file} is damaged: it holds no merges for its byte-level tokens")
+        raise ValueError(
+            f"{file} is damaged: it holds no merges for its byte-level tokens; copy it again"
+        )
     model = {"merges": merges, "ignore_merges": whole, "unk_token": None}
     return {
         "normalizer": None if normal is None else {"type": normal},
@@ -186,15 +207,23 @@ def _pieces_of(settings: dict[str, Any], tokens: list[str], file: Path) -> dict[
     scores = settings.get(KEY + "scores")
     known = isinstance(scores, list) and all(type(s) is float and isfinite(s) for s in scores)
     if not isinstance(scores, list) or not known or len(scores) != len(tokens):
-        raise ValueError(f"{file} is damaged: it does not have a score for each token")
+        raise ValueError(
+            f"{file} is damaged: it does not have a score for each token; copy it again"
+        )
     types = settings.get(KEY + "token_type", [NORMAL] * len(tokens))
     normal = {t: s for t, s, k in zip(tokens, scores, types) if k == NORMAL}
     merges = merges_of(normal)
     made = {"".join(pair) for pair in merges}
     if len({normal[token] for token in made}) < len(made):
-        raise ValueError(f"{file} gives tokens the same score: their order of merging is unknown")
+        raise ValueError(
+            f"{file} gives tokens the same score: their order of merging is unknown: take the "
+            "model's folder with tokenizer.json"
+        )
     if types.count(BYTE) != 256:
-        raise ValueError(f"{file} has {types.count(BYTE)} byte tokens, expected 256")
+        raise ValueError(
+            f"{file} has {types.count(BYTE)} byte tokens, expected 256: take the model's folder "
+            "with tokenizer.json"
+        )
     unknown = next((t for t, k in zip(tokens, types) if k == UNKNOWN), None)
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     before = [{"type": "Prepend", "prepend": SPACE}, replace]
@@ -243,28 +272,33 @@ def settings_of(tokenizer: Any, rows: int, stops: list[int]) -> dict[str, Any]:
     Raises ValueError for a tokenizer that a file cannot describe.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError("a GGUF file needs a tokenizer with a tokenizer.json")
+        raise ValueError(f"a GGUF file needs a tokenizer with a tokenizer.json{INSTEAD}")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     if content["model"].get("type") != "BPE" or content["model"].get("dropout"):
         raise ValueError(
             f"a tokenizer of the kind {content['model'].get('type')} cannot be written to a GGUF "
-            "file: byte-level and SentencePiece BPE can"
+            f"file: byte-level and SentencePiece BPE can{INSTEAD}"
         )
     if len(stops) > len(ENDS):
         raise ValueError(
-            f"a GGUF file names at most {len(ENDS)} stop tokens, this model {len(stops)}"
+            f"a GGUF file names at most {len(ENDS)} stop tokens, this model {len(stops)}: leave "
+            "out the others from eos_token_id in its generation_config.json"
         )
     added = {token["id"]: token for token in content["added_tokens"]}
     for token in added.values():
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
             raise ValueError(
                 f"the tokenizer's {token['content']!r} takes in the spaces around it, which a GGUF "
-                "file cannot express"
+                f"file cannot express{INSTEAD}"
             )
     numbers = content["model"]["vocab"] | {t["content"]: i for i, t in added.items()}
     tokens = {number: token for token, number in numbers.items()}
     if max(tokens) >= rows:
-        raise ValueError(f"the tokenizer has {max(tokens) + 1} tokens, the embedding {rows} rows")
+        raise ValueError(
+            f"the tokenizer has {max(tokens) + 1} tokens (the last is {tokens[max(tokens)]!r}), "
+            f"the embedding {rows} rows: train with model.resize_embeddings: true, or remove the "
+            "tokens without a row from the tokenizer"
+        )
     texts = [tokens.get(i, f"[PAD{i}]") for i in range(rows)]
     types = [UNUSED if i not in tokens else _type(added.get(i)) for i in range(rows)]
     kind = _byte_settings if _rule(content) else _piece_settings
@@ -305,7 +339,7 @@ def _rule(content: dict[str, Any]) -> str | None:
 def _byte_settings(content: dict[str, Any], texts: list[str], types: list[int]) -> dict[str, Any]:
     merges = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
     if not merges or any(merge.count(" ") != 1 for merge in merges):
-        raise ValueError("the tokenizer has no merges that a GGUF file can hold")
+        raise ValueError(f"the tokenizer has no merges that a GGUF file can hold{INSTEAD}")
     return {"model": "gpt2", "pre": _rule(content), "merges": merges}
 
 
@@ -322,7 +356,7 @@ def _piece_settings(content: dict[str, Any], texts: list[str], types: list[int])
     ):
         raise ValueError(
             "the tokenizer splits text into words by a rule that a GGUF file cannot name; "
-            f"{', '.join(RULES)} and SentencePiece's (legacy) can be written"
+            f"{', '.join(RULES)} and SentencePiece's (legacy) can be written{INSTEAD}"
         )
     pairs = [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
     place: dict[str, float] = {}
@@ -344,6 +378,6 @@ def _piece_settings(content: dict[str, Any], texts: list[str], types: list[int])
     ) != list(place):
         raise ValueError(
             "the tokenizer's merges do not follow from scores of its tokens, which is what a GGUF "
-            "file holds of a SentencePiece BPE"
+            f"file holds of a SentencePiece BPE{INSTEAD}"
         )
     return {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}

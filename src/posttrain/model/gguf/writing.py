@@ -26,7 +26,7 @@ from posttrain.model.gguf.architectures import (
 from posttrain.model.gguf.header import Header, need_library, read_header
 from posttrain.model.gguf.reading import expected_shapes, read_tensor
 from posttrain.model.gguf.rotation import FACTORS, factors
-from posttrain.model.gguf.tokens import PROBE, build_tokenizer
+from posttrain.model.gguf.tokens import INSTEAD, PROBE, build_tokenizer
 from posttrain.model.gguf.tokens import settings_of as token_settings
 from posttrain.model.integrity import INDEX, check_shards, check_tensors, read_json
 from posttrain.model.load import load_tokenizer
@@ -127,7 +127,10 @@ def stops_for(folder: Path, config: Any, tokenizer: Any) -> list[int]:
     stops = stops if isinstance(stops, list) else [stops]
     stops = [stop for stop in stops if stop is not None] or [tokenizer.eos_token_id]
     if stops == [None]:
-        raise ValueError(f"{folder} names no token that ends a completion, which GGUF files need")
+        raise ValueError(
+            f"{folder} names no token that ends a completion, which GGUF files need: set "
+            "eos_token_id in its generation_config.json"
+        )
     return sorted(dict.fromkeys(stops), key=lambda stop: stop != tokenizer.eos_token_id)
 
 
@@ -140,7 +143,7 @@ def tensor_places(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
         saved, index = check_shards(folder), read_json(folder / INDEX)["weight_map"]
         where = {name: folder / file for name, file in index.items()}
     else:
-        raise ValueError(f"{folder} has no weights in safetensors")
+        raise ValueError(f"{folder} has no weights in safetensors: copy them there")
     for name, shape in shapes.items():
         if tuple(saved.get(name, ())) != shape:
             found = f"{saved[name]} there" if name in saved else "not there"
@@ -197,7 +200,10 @@ def packed(tensor: Array, kind: str, name: str) -> Array:
 
     tensor = np.ascontiguousarray(tensor, np.float32)
     if not np.isfinite(tensor).all():
-        raise ValueError(f"{name} holds numbers that are not finite: the run had diverged")
+        raise ValueError(
+            f"{name} holds numbers that are not finite: the run had diverged; export an earlier "
+            "checkpoint"
+        )
     if kind == "f32":
         return tensor
     if kind == "f16":
@@ -215,10 +221,13 @@ def check_tokens(tokenizer: Any, header: Header, file: Path) -> None:
     for text in texts:
         if again(text)["input_ids"] != tokenizer(text)["input_ids"]:
             raise ValueError(
-                f"a GGUF file cannot express this tokenizer: {text[:40]!r} would be split otherwise"
+                f"a GGUF file cannot express this tokenizer: {text[:40]!r} would be split "
+                f"otherwise{INSTEAD}"
             )
     if again.get_vocab() != tokenizer.get_vocab():
-        raise ValueError("a GGUF file cannot express this tokenizer: its tokens are not all kept")
+        raise ValueError(
+            f"a GGUF file cannot express this tokenizer: its tokens are not all kept{INSTEAD}"
+        )
 
 
 def compared(
@@ -239,7 +248,10 @@ def compared(
             else:
                 exact = error <= KINDS[kind]
             if not exact:
-                raise ValueError(f"{name} was not written as it is ({kind}, error {error:.2%})")
+                raise ValueError(
+                    f"{name} was not written as it is ({kind}, error {error:.2%}): check the disk, "
+                    "and export it again; if it recurs, report it"
+                )
             if error > most:
                 worst, most = name, error
     return Written(file.stat().st_size, most, worst)

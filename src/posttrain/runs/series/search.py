@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.model.folder import checkpoints_in
 from posttrain.runs.resume import differences, free_keys
 from posttrain.runs.series.grid import Axis, member_at
 from posttrain.runs.series.jobs import Command, Job, Runner, run_all
@@ -102,6 +104,7 @@ def run_search(search: Search, command: Command, num_jobs: int = 1) -> list[Row]
     folder = Path(members[0].config.trainer.output_dir)
     with training(folder) as locks:
         begin(folder, search, members[0])
+        drop_checkpoints(folder)
         study = Study(folder, search, num_jobs)
         report = checking(folder, search.metric, num_jobs > 1)
 
@@ -117,6 +120,14 @@ def run_search(search: Search, command: Command, num_jobs: int = 1) -> list[Row]
             ranking = Ranking(search.metric, search.mode)
             rows = conclude(folder, study.members(), ranking, logs)
     return rows
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of pruned runs, which are never resumed; all else of them stays."""
+    for record in read_state(folder)[1].values():
+        if record.state == "pruned":
+            for checkpoint in checkpoints_in(folder / record.run):
+                shutil.rmtree(checkpoint)
 
 
 def begin(folder: Path, search: Search, sample: Member) -> None:
@@ -216,6 +227,7 @@ class Study:
         trial, states = self.trials[member.label], self.optuna.trial.TrialState
         if record.state == "pruned":
             self.study.tell(trial, state=states.PRUNED)
+            drop_checkpoints(self.folder)
         elif record.state == "finished":
             metrics = evaluation_of(self.folder / record.run)[2]
             value = metric_value(self.search.metric, metrics, member.label)

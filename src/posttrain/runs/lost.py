@@ -1,0 +1,89 @@
+"""What a rank says when the others no longer answer: who is missing, since which step."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+from posttrain.common import distributed
+
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "broadcast",
+    "from_rank_0",
+    "barrier",
+    "all_to_all_single",
+    "full_tensor",
+)
+"""Functions that wait for other ranks, as a traceback names them."""
+OF_GLOO = re.compile(r"gloo|Connection (closed|reset) by peer|Timed out waiting \d+ms", re.I)
+OTHERS_HAVE = 3.0  # seconds, after a failure, to tell that they wait as well
+
+
+class LostRank(ValueError):
+    """Other ranks no longer answer; the last checkpoint is not affected."""
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn what a collective raises if other ranks are gone, or stuck, into one line about them.
+
+    Raise LostRank instead of the error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if distributed.num_ranks() == 1 or not is_of_others(error):
+            raise
+        where = collective_in(error)
+        raise LostRank(
+            f"rank {distributed.rank()} ({socket.gethostname()}): the other ranks did not answer "
+            f"in {where}; {silent_ranks(where)}"
+        ) from error
+
+
+def is_of_others(error: RuntimeError) -> bool:
+    """Return whether an error is that of a collective whose other ranks do not answer."""
+    return isinstance(error, torch.distributed.DistBackendError) or bool(OF_GLOO.search(str(error)))
+
+
+def collective_in(error: RuntimeError) -> str:
+    """Return the name of the collective that raised an error."""
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return next((name for name in names if name in COLLECTIVES), "the backward pass")
+
+
+def silent_ranks(where: str) -> str:
+    """Return which ranks do not tell that they wait as well, and the last step of each."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    store.set_timeout(timedelta(seconds=OTHERS_HAVE))
+    silent = [rank for rank in range(distributed.num_ranks()) if rank != distributed.rank()]
+    begun = time.monotonic()
+    try:
+        distributed.tell("waiting", {"in": where})
+        while silent and time.monotonic() - begun < OTHERS_HAVE:
+            time.sleep(0.1)
+            silent = [rank for rank in silent if distributed.told("waiting", rank) is None]
+        steps = {rank: distributed.told("finished", rank) for rank in silent}
+    except (RuntimeError, OSError):  # the store ends with the process that holds it
+        return "the process that they meet at is gone as well"
+    if not silent:
+        return "all of them wait for one another: they run different collectives"
+    return "; ".join(
+        f"rank {rank} is silent and has finished no step"
+        if said is None
+        else f"rank {rank} ({said['host']}) is silent: it finished step {said['step']} "
+        f"{max(0.0, time.time() - said['time']):.0f} s ago"
+        for rank, said in steps.items()
+    )

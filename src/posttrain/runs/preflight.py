@@ -1,0 +1,136 @@
+"""The check, before anything is loaded, that all ranks can train one run together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import socket
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import posttrain
+from posttrain.common import distributed
+from posttrain.common.environment import versions
+from posttrain.common.files import sha256
+from posttrain.model.device import free_memory
+from posttrain.runs.config import Config, dump
+
+SAME = ("versions", "code", "config")
+"""What must be equal on all ranks."""
+SHARED_WITHIN = 15.0  # seconds; a network file system shows new files late
+
+
+def preflight(config: Config) -> str:
+    """Return one line about the ranks, their hosts and devices; empty for a single process.
+
+    Raise ValueError, on every rank, if versions, code or config differ between ranks, or if the
+    folder for the run is not the same on all hosts. A collective.
+    """
+    if distributed.num_ranks() == 1:
+        return ""
+    reports = distributed.all_gather(report(config))
+    if problem := difference(reports):
+        raise ValueError(problem)
+    device = torch.device(reports[distributed.rank()]["device"])
+    total = torch.ones(1, device=device)
+    torch.distributed.all_reduce(total)
+    assert int(total) == distributed.num_ranks()
+    if len({entry["host"] for entry in reports}) > 1:
+        check_shared(Path(config.trainer.output_dir), [entry["host"] for entry in reports])
+    return summary(reports)
+
+
+def report(config: Config) -> dict[str, Any]:
+    """Return what this rank has and runs."""
+    on_cuda = torch.distributed.get_backend() == "nccl"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+    return {
+        "host": socket.gethostname(),
+        "device": str(device),
+        "free": free_memory(device),
+        "versions": versions(),
+        "code": code_hash(),
+        "config": hashlib.sha256(json.dumps(dump(config), default=str).encode()).hexdigest(),
+        "settings": json.loads(json.dumps(dump(config), default=str)),
+    }
+
+
+def code_hash() -> str:
+    """Return the SHA-256 of posttrain's source files."""
+    root = Path(posttrain.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    names = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def difference(reports: list[dict[str, Any]]) -> str | None:
+    """Return what differs between ranks that must not, in one line; None if nothing does."""
+    for name in SAME:
+        groups: defaultdict[str, list[int]] = defaultdict(list)
+        for rank, entry in enumerate(reports):
+            groups[json.dumps(entry[name], sort_keys=True)].append(rank)
+        if len(groups) == 1:
+            continue
+        (_, first), (_, second), *_ = groups.items()
+        a, b = reports[first[0]], reports[second[0]]
+        where = f"rank {first[0]} ({a['host']}) and rank {second[0]} ({b['host']})"
+        if name == "code":
+            return f"{where} run different code of posttrain: install the same one on all machines"
+        ours, theirs = (flat(e["settings" if name == "config" else name]) for e in (a, b))
+        keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        parts = [f"{key} is {ours.get(key)} and {theirs.get(key)}" for key in keys[:3]]
+        more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
+        what = "recipes" if name == "config" else "versions"
+        return f"{where} have different {what}: {'; '.join(parts)}{more}"
+    return None
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping by dotted name."""
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {k: v for key, part in tree.items() for k, v in flat(part, f"{prefix}{key}.").items()}
+
+
+def check_shared(output_dir: Path, hosts: list[str]) -> None:
+    """Raise ValueError, on every rank, if a host does not see what rank 0 writes. A collective.
+
+    The file is written into the folder, or the nearest one above it that exists, and removed.
+    """
+    place = next((p for p in (output_dir, *output_dir.parents) if p.is_dir()), Path())
+    name = distributed.from_rank_0(f".posttrain-{secrets.token_hex(8)}")
+    place = Path(distributed.from_rank_0(str(place.resolve())))
+    file = place / name
+    if distributed.rank() == 0:
+        file.write_text("written by rank 0 to see whether all machines share this folder")
+    distributed.barrier()
+    begun = time.monotonic()
+    while not (seen := file.is_file()) and time.monotonic() - begun < SHARED_WITHIN:
+        time.sleep(0.2)
+    all_seen = distributed.all_gather(seen)
+    if distributed.rank() == 0:
+        file.unlink()
+    blind = sorted({host for host, sees in zip(hosts, all_seen) if not sees})
+    if blind:
+        raise ValueError(
+            f"trainer.output_dir: {place} on {hosts[0]} is not the same folder on "
+            f"{', '.join(blind)}: name one on a file system that all machines share"
+        )
+
+
+def summary(reports: list[dict[str, Any]]) -> str:
+    """Return ranks by host, with devices and the least memory that is free."""
+    hosts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in reports:
+        hosts[entry["host"]].append(entry)
+    parts = [
+        f"{host} ({', '.join(dict.fromkeys(entry['device'] for entry in entries))}"
+        f" x {len(entries)}, {min(entry['free'] for entry in entries) / 2**30:.1f} GiB free)"
+        for host, entries in hosts.items()
+    ]
+    return f"{len(reports)} ranks: {', '.join(parts)}"
