@@ -41,6 +41,7 @@ from posttrain.config.base import (
 )
 from posttrain.data.origin import origin_of
 from posttrain.data.sets import DATASETS
+from posttrain.evaluation.compare import Comparison
 from posttrain.evaluation.tasks import Settings
 from posttrain.rewards import REWARDS
 from posttrain.rewards.base import RewardConfig
@@ -49,6 +50,7 @@ from posttrain.runs.config import Config
 from posttrain.runs.inference import InferenceConfig
 from posttrain.runs.pipeline import PipelineConfig
 from posttrain.runs.synthesize import MakingConfig
+from posttrain.tracking.plot import Plot
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTE = "<!-- Written by scripts/reference.py from the code: do not edit. -->\n"
@@ -347,7 +349,9 @@ def python_page() -> Iterator[str]:
     yield (
         "`import posttrain` loads nothing heavy; each name is loaded when it is first used. "
         "Messages about wrong keys are those of a recipe. Progress and notes are printed as by "
-        "the commands. A `Source` is the path of a recipe or a nested dict with its keys."
+        "the commands. A `Source` is the path of a recipe or a nested dict with its keys; "
+        "`Results` and `Comparisons` are dicts by task. A notebook shows these, a `Run` and a "
+        "`Plot` as tables and pictures."
     )
     yield ""
     names = ("load_config", "train", "dry_run", "preview", "evaluate", "compare")
@@ -360,6 +364,8 @@ def python_page() -> Iterator[str]:
     for owner, title in (
         (posttrain.Run, "posttrain.Run"),
         (posttrain.Completion, "posttrain.Completion"),
+        (Comparison, "A comparison of compare"),
+        (Plot, "A plot"),
         (Settings, "Settings of evaluate"),
     ):
         yield f"## {title}"
@@ -377,7 +383,8 @@ def signature_of(name: str, function: Any) -> str:
             lines.append("    /,")
         if before != parameter.KEYWORD_ONLY == parameter.kind:
             lines.append("    *,")
-        stars = "**" if parameter.kind == parameter.VAR_KEYWORD else ""
+        many = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars = next((sign for kind, sign in many.items() if kind == parameter.kind), "")
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         lines.append(f"    {stars}{parameter.name}: {parameter.annotation}{default},")
         before = parameter.kind
@@ -397,6 +404,7 @@ def members_of(owner: type) -> Iterator[str]:
                 raise ValueError(f"{owner.__name__}.{node.target.id} has no description")
             text = str(after.value.value)
             default = "" if node.value is None else f" = {ast.unparse(node.value)}"
+            default = default.replace(" = field(repr=False)", "")  # how it is shown, no default
             shown = f"`{ast.unparse(node.annotation)}{default}`".replace("|", "\\|")
             yield f"| `{node.target.id}` | {shown} | {escaped(' '.join(text.split()))} |"
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):

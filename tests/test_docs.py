@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
+from test_architecture import LAYERS
 
 PACKAGE = ROOT / "src/posttrain"
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -94,6 +95,23 @@ def test_the_reference_is_that_of_the_code() -> None:
     assert set((ROOT / "docs/reference").iterdir()) == set(pages)
     stale = [page.name for page, text in pages.items() if page.read_text() != text]
     assert stale == []
+
+
+def test_the_layers_on_the_page_and_in_the_picture_are_those_of_the_code() -> None:
+    """Run `python scripts/layers.py` after a change of the layers."""
+    layers = script("layers")
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("| layer |")[2].partition("\n\n")[0]
+    assert list(layers.LAYERS) == list(LAYERS)
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(reversed(LAYERS))
+    assert layers.PICTURE.read_text() == layers.picture(), "run python scripts/layers.py"
+
+
+def test_files_that_a_picture_names_exist() -> None:
+    picture = (ROOT / "docs/images/step.svg").read_text()
+    files = re.findall(r"\w+/\w+\.py", picture)
+    assert len(files) >= 6
+    assert [file for file in files if not (PACKAGE / file).is_file()] == []
 
 
 def test_the_core_path_is_that_of_the_code_and_can_be_read_in_an_afternoon() -> None:

@@ -67,8 +67,8 @@ def test_it_is_clean_and_its_outputs_are_of_its_code(name: str) -> None:
     assert notebook.metadata["code_hash"] == script.code_hash(notebook), (
         "its code changed: python scripts/notebooks.py"
     )
-    before = json.dumps(notebook)
-    assert json.dumps(script.clean(notebook)) == before
+    before = json.dumps(notebook, sort_keys=True)
+    assert json.dumps(script.clean(notebook), sort_keys=True) == before
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
 
 
@@ -93,18 +93,15 @@ def test_its_links_and_names_exist(name: str) -> None:
     assert used <= set(posttrain.__all__)
 
 
-def test_the_first_hour_in_short(tmp_path: Path) -> None:
-    text = run_all("first_hour", tmp_path, STEPS=50)
-    assert "unknown key trainer.batchsize: did you mean batch_size?" in text
-    assert "\x1b[30;42m" in text, "the trained tokens are coloured"
-    assert '<progress max="50" value="50"></progress> sft: step 50 of 50' in text
-    assert "<svg" in text
-    assert "finished, step 50 of 50" in text
+def test_one_in_short(tmp_path: Path) -> None:
+    text = run_all("grpo_own_reward", tmp_path, SFT_STEPS=30, GRPO_STEPS=4)
+    assert '<progress max="30" value="30"></progress> sft: step 30 of 30' in text
+    assert "grpo: step 4 of 4" in text
+    assert text.count("<svg") == 2
+    assert re.search(r"reward: \S+ at step 1, \S+ at step 4", text)
     assert "95 % interval" in text
-    assert re.search(r"stopped after step \d\d of 100, which is saved", text)
-    assert "the same losses: True" in text
-    assert "exact McNemar" in text
-    assert (tmp_path / "both.html").is_file()
+    assert text.count("p by exact McNemar") == 4, "two comparisons, each as text and as HTML"
+    assert "1  '208 is larger.'\n0  '31 is larger.'\n0  '31 or 208.'" in text
 
 
 @pytest.mark.slow
@@ -119,7 +116,14 @@ assert low > 0.3 and high < 1
 assert resumed.column("loss") == whole.column("loss")
 assert posttrain.compare(results, other)["gsm8k"].p_value < 0.01
 """
-    run_all("first_hour", tmp_path, then)
+    text = run_all("first_hour", tmp_path, then)
+    assert "unknown key trainer.batchsize: did you mean batch_size?" in text
+    assert "\x1b[30;42m" in text, "the trained tokens are coloured"
+    assert '<progress max="300" value="300"></progress> sft: step 300 of 300' in text
+    assert "finished, step 300 of 300" in text
+    assert re.search(r"stopped after step \d+ of 100, which is saved", text)
+    assert "the same losses: True" in text
+    assert (tmp_path / "both.html").is_file()
 
 
 @pytest.mark.slow

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +12,7 @@ import pytest
 import tiny
 import tracker_stores
 import yaml
+from killing import kill_groups, killed_when
 from test_resume import metrics
 from test_trackers import complete, installed
 
@@ -35,34 +33,29 @@ def test_ten_times_at_random_steps(tmp_path: Path) -> None:
     names = [name for name in tracker_stores.READERS if installed(name)]
     keys = {"save_steps": 2, "max_steps": 90, "keep_checkpoints": 2, "eval_steps": 5}
     (tmp_path / "whole").mkdir()
-    (tmp_path / "parts").mkdir()
+    (parts_dir := tmp_path / "parts").mkdir()
     tree = tiny.run_config(tmp_path / "whole", "sft", **keys)
     tree["eval"] = {"split": 0.2, "max_samples": 8}
     whole = train(parse_config(tree, "whole"))
-    tree["trainer"] |= {"output_dir": str(tmp_path / "parts"), "logger": names}
+    tree["trainer"] |= {"output_dir": str(parts_dir), "logger": names}
     tree["tracking"] = {"mode": "offline"}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "posttrain", "train", str(recipe)]
     chance = random.Random(time.time_ns())
     for kill in range(KILLS):
-        before = newest(tmp_path / "parts")
+        before = newest(parts_dir)
         resume = ["trainer.resume_from_checkpoint=latest"] if before else []
-        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL)
-        while newest(tmp_path / "parts") == before:
-            assert process.poll() is None, "it ended before it was killed"
-            time.sleep(0.005)
-        time.sleep(chance.random() * 0.1)
-        followers = children_of(process.pid)
-        assert len(followers) == len(names)
-        process.kill()
-        process.wait()
+        new = killed_when([*command, *resume], lambda old=before: newest(parts_dir) != old)
+        with new as pid:
+            time.sleep(chance.random() * 0.1)
+            followers = children_of(pid)
+            assert len(followers) == len(names)
         if kill % 2:
-            for pid in followers:
-                os.killpg(pid, signal.SIGKILL)
+            kill_groups(followers)
     output = complete(tmp_path, [*command, "trainer.resume_from_checkpoint=latest"])
     assert "warning" not in output
-    (parts,) = (tmp_path / "parts").iterdir()
+    (parts,) = parts_dir.iterdir()
     assert metrics(whole) == metrics(parts)
     for name in names:
         assert tracker_stores.READERS[name](parts) == tracker_stores.expected(parts, name), name

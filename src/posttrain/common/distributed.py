@@ -6,11 +6,8 @@ torchrun starts the ranks. A single process is one rank, on the same code path.
 from __future__ import annotations
 
 import atexit
-import json
 import os
-import socket
 import sys
-import time
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -110,26 +107,6 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if num_ranks() > 1:
         torch.distributed.barrier()
-
-
-def tell(topic: str, what: dict[str, Any]) -> None:
-    """Tell the other ranks something about this one, which `told` returns. Not a collective."""
-    if num_ranks() > 1:
-        said = what | {"time": time.time(), "host": socket.gethostname()}
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set(_key(topic, rank()), json.dumps(said))
-
-
-def told(topic: str, by: int) -> dict[str, Any] | None:
-    """Return what a rank told last about a topic, with its time and host; None if nothing."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    key = _key(topic, by)
-    return dict(json.loads(store.get(key))) if store.check([key]) else None
-
-
-def _key(topic: str, by: int) -> str:
-    # torchrun keeps the store, with what ranks said before they were started again
-    return f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{topic}/{by}"
 
 
 def is_sharded(policy: nn.Module) -> bool:

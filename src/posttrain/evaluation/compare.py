@@ -39,16 +39,24 @@ class Comparison:
     """Two results of a task, over the problems that both have."""
 
     task: str
+    """Its name."""
     num_problems: int
+    """Problems that both have."""
     accuracy_a: float
+    """Share of these that A solves."""
     accuracy_b: float
+    """Share of these that B solves."""
     only_a: int
     """Problems that A solves and B does not; with several completions, those that A solves more
     often."""
     only_b: int
+    """The same for B."""
     p_value: float
+    """Probability of a difference at least this large if both were equally good, two-sided."""
     test: str
+    """Name of the test."""
     notes: list[str]
+    """Settings that differ, and problems that only one has."""
 
 
 class Comparisons(dict[str, Comparison]):

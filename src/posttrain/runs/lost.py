@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 
 from posttrain.common import distributed
+from posttrain.common.telling import tell, told
 
 COLLECTIVES = (
     "all_reduce",
@@ -71,11 +72,11 @@ def silent_ranks(where: str) -> str:
     silent = [rank for rank in range(distributed.num_ranks()) if rank != distributed.rank()]
     begun = time.monotonic()
     try:
-        distributed.tell("waiting", {"in": where})
+        tell("waiting", {"in": where})
         while silent and time.monotonic() - begun < OTHERS_HAVE:
             time.sleep(0.1)
-            silent = [rank for rank in silent if distributed.told("waiting", rank) is None]
-        steps = {rank: distributed.told("finished", rank) for rank in silent}
+            silent = [rank for rank in silent if told("waiting", rank) is None]
+        steps = {rank: told("finished", rank) for rank in silent}
     except (RuntimeError, OSError):  # the store ends with the process that holds it
         return "the process that they meet at is gone as well"
     if not silent:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 import time
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from posttrain.common import distributed
 from posttrain.common.batch import pack, sequences_of
-from posttrain.common.disk import check_space, update_text
-from posttrain.common.environment import versions
+from posttrain.common.disk import check_space
 from posttrain.common.interrupt import Interrupted, listening
-from posttrain.common.secrets import hide
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
 from posttrain.model.folder import checkpoints_in, read_info
-from posttrain.model.kernels.quantized import num_parameters
 from posttrain.model.models import Models
-from posttrain.rewards.checks import Checked
 from posttrain.rollout.sampler import EngineError, Sampler
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import Config, dump, save_config
@@ -36,6 +28,7 @@ from posttrain.runs.evaluation import build_evaluation
 from posttrain.runs.lost import naming_lost_ranks
 from posttrain.runs.plan import Plan, plan
 from posttrain.runs.preflight import preflight
+from posttrain.runs.record import write_run_info
 from posttrain.runs.resume import create_run_dir, guarding
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
@@ -251,23 +244,3 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
         # on a CPU both would compete for the same cores: sampling takes 1.5 times as long
         beside=config.rollout.engine != "native" or device.type != "cpu",
     )
-
-
-def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, str]) -> None:
-    """Write run.json: state, command, versions, duration, sizes. Ranks other than 0 do nothing."""
-    if distributed.rank() != 0:
-        return
-    info: dict[str, Any] = state | {
-        "num_steps": plan.num_steps,
-        "command": " ".join(sys.argv),
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 1),
-        "versions": versions(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "num_parameters": num_parameters(plan.models.policy),
-        "num_trainable": sum(p.numel() for p in plan.models.trainable().values()),
-    }
-    if isinstance(plan.reward, Checked):
-        info["reward"] = plan.reward.about()
-    update_text(run_dir / "run.json", hide(json.dumps(info, indent=1)))

@@ -38,6 +38,7 @@ class Plot:
     """Curves of one or several runs; a notebook shows the picture, `print` the figures."""
 
     panels: tuple[Panel, ...]
+    """One for each metric."""
     labels: tuple[str, ...]
     """The names of the runs, in the order of their colours."""
 

@@ -22,6 +22,7 @@ from posttrain.common import distributed
 from posttrain.common.batch import Batch, pack
 from posttrain.common.interrupt import Interrupted
 from posttrain.common.metrics import Metrics, add_metrics, combine
+from posttrain.common.telling import tell
 from posttrain.data.source import Source
 from posttrain.model.config import ReferenceConfig
 from posttrain.model.forward import forward, in_lockstep
@@ -84,7 +85,7 @@ class Trainer:
                 metrics = self.train_step()
                 metrics["step_time"] = time.perf_counter() - started
                 self.tracker.train(self.step, metrics)
-                distributed.tell("finished", {"step": self.step})
+                tell("finished", {"step": self.step})
                 self.evaluation_due = self._is_evaluation_due()
             self._leave_if_asked()
             last = self.step == self.num_steps

@@ -426,19 +426,18 @@ def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
 
 
 def test_a_pruned_trial_keeps_all_but_its_checkpoints(tmp_path: Path) -> None:
-    for state in ("finished", "failed", "interrupted", "pruned"):
+    for how in ("finished", "failed", "interrupted", "pruned"):
         for step in (2, 4):
-            checkpoint = tmp_path / state / f"checkpoint-{step}"
+            checkpoint = tmp_path / how / f"checkpoint-{step}"
             checkpoint.mkdir(parents=True)
             (checkpoint / CHECKPOINT_INFO).write_text("{}")
-        (tmp_path / state / "metrics.jsonl").touch()
-        write_record(tmp_path, state, Record(state, state, {}, "0"))  # type: ignore[arg-type]
+        (tmp_path / how / "metrics.jsonl").touch()
+        write_record(tmp_path, how, Record(how, how, {}, "0"))  # type: ignore[arg-type]
     drop_checkpoints(tmp_path)
     drop_checkpoints(tmp_path)
     assert [p.name for p in (tmp_path / "pruned").iterdir()] == ["metrics.jsonl"]
     assert all(
-        len(checkpoints_in(tmp_path / state)) == 2
-        for state in ("finished", "failed", "interrupted")
+        len(checkpoints_in(tmp_path / how)) == 2 for how in ("finished", "failed", "interrupted")
     )
 
 

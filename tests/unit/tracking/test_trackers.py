@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,10 +15,12 @@ from pathlib import Path
 import pytest
 import toy_run
 import tracker_stores
+from killing import kill_groups, killed_when
 
 from posttrain.algorithms.config import TrainerConfig
+from posttrain.common.secrets import hide
 from posttrain.tracking.config import TrackingConfig
-from posttrain.tracking.follow import Reader, hide
+from posttrain.tracking.follow import Reader
 from posttrain.tracking.views import TRACKERS, check_trackers, tracker_named
 from posttrain.tracking.views.view import Line, without_passwords
 
@@ -57,16 +58,17 @@ def num_lines(folder: Path) -> int:
 
 
 def kill_when(folder: Path, command: list[str], lines: int, also_trackers: bool) -> None:
-    """Start the run and SIGKILL it when its file has that many lines, and what follows it too."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while num_lines(folder) < lines:
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    """Kill a new run when its own file has that many lines, and the processes of its trackers."""
+    file = folder / "metrics.jsonl"
+    old = file.stat().st_ino if file.exists() else None  # a resumed run writes another file
+
+    def is_far_enough() -> bool:
+        return file.exists() and file.stat().st_ino != old and num_lines(folder) >= lines
+
+    with killed_when(command, is_far_enough):
+        pass
     if also_trackers:
-        for pid in json.loads((folder / "pids.json").read_text()):
-            os.killpg(pid, signal.SIGKILL)
+        kill_groups(json.loads((folder / "pids.json").read_text()))
 
 
 def complete(folder: Path, command: list[str]) -> str:
@@ -104,14 +106,13 @@ def test_killed_ten_times_at_random_steps(name: str, tmp_path: Path) -> None:
     needs(name)
     chance = random.Random(time.time_ns())
     command = toy(tmp_path, name, steps=60, seconds=0.05)
-    for i in range(10):
-        before = num_lines(tmp_path) if i else 0
+    for _ in range(10):
         saved = int((tmp_path / "saved").read_text()) if (tmp_path / "saved").exists() else 0
         cut = sum(json.loads(x)["step"] <= saved for x in lines_of(tmp_path))
         wait = chance.choice([0.0, 0.0, 0.5, 2.0, 4.0])  # before trackers are open, and after
         target = cut + chance.randint(2, 6)
         slow = toy(tmp_path, name, steps=60, seconds=0.05 + wait / 4)
-        kill_when_rewritten(tmp_path, slow, target, before, chance.random() < 0.5)
+        kill_when(tmp_path, slow, target, chance.random() < 0.5)
     assert "warning" not in complete(tmp_path, command)
     assert_same(tmp_path, name, 60)
 
@@ -119,23 +120,6 @@ def test_killed_ten_times_at_random_steps(name: str, tmp_path: Path) -> None:
 def lines_of(folder: Path) -> list[str]:
     file = folder / "metrics.jsonl"
     return file.read_text().splitlines() if file.exists() else []
-
-
-def kill_when_rewritten(
-    folder: Path, command: list[str], target: int, before: int, also_trackers: bool
-) -> None:
-    """Wait until the file has been cut before its lines are counted."""
-    file = folder / "metrics.jsonl"
-    old = file.stat().st_ino if file.exists() else None
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not file.exists() or file.stat().st_ino == old or num_lines(folder) < target:
-        assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    if also_trackers:
-        for pid in json.loads((folder / "pids.json").read_text()):
-            os.killpg(pid, signal.SIGKILL)
 
 
 def test_a_killed_run_that_is_never_resumed_is_shown_completely(tmp_path: Path) -> None:

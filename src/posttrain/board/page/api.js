@@ -10,11 +10,11 @@ export class Refusal extends Error {
   }
 }
 
-/** Query text of a list of [name, value]; what is null or empty is left out. */
+/** Query text of a list of [name, value]; what is null or undefined is left out. */
 export function query(pairs) {
   const params = new URLSearchParams();
   for (const [name, value] of pairs) {
-    if (value !== null && value !== undefined && value !== "") params.append(name, value);
+    if (value !== null && value !== undefined) params.append(name, value);
   }
   return params.toString();
 }

@@ -2,7 +2,7 @@
 
 import {get} from "./api.js";
 import {$, choice, el, empty, put, scrolling} from "./dom.js";
-import {number, percent} from "./format.js";
+import {isNumber, number, percent} from "./format.js";
 import {legend, runLabel} from "./legend.js";
 import {allRuns, assignSlots, namesOf, newestFirst, param, selected, setParams, shownRuns} from "./state.js";
 
@@ -111,8 +111,8 @@ function matrix({labels, cells}, shares, name) {
   const strongest = shares === "all" ? Math.max(...cells.flat()) / all || 1 : 1;
   return scrolling(`Confusion matrix of ${name}`, el("table", {class: "confusion"},
     el("caption", {}, CAPTIONS[shares]),
-    el("thead", {}, el("tr", {}, el("td", {class: "muted small"}, "true ↓  predicted →"), labels.map((label) => el("th", {scope: "col"}, el("span", {class: "label"}, label))), el("th", {scope: "col", class: "right"}, "share of rows"))),
-    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, el("span", {class: "label"}, label)), labels.map((_, j) => {
+    el("thead", {}, el("tr", {}, el("td", {class: "muted small"}, "true ↓  predicted →"), labels.map((label) => el("th", {scope: "col"}, el("span", {class: "label"}, label || "(empty)"))), el("th", {scope: "col", class: "right"}, "share of rows"))),
+    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, el("span", {class: "label"}, label || "(empty)")), labels.map((_, j) => {
       const share = of(i, j);
       return el("td", {class: i === j ? "right-label" : "", style: {"--share": `${share === null ? 0 : 62 * share / strongest}%`}, title: `true ${label}, predicted ${labels[j]}: ${percent(cells[i][j], 2)} of all rows`},
         share === null ? "–" : (100 * share).toFixed(1));
@@ -120,10 +120,13 @@ function matrix({labels, cells}, shares, name) {
 }
 
 function scores({labels, scores}, name) {
-  const mean = [0, 1, 2].map((k) => scores.reduce((sum, row) => sum + (row[k] ?? 0), 0) / scores.length);
+  const mean = [0, 1, 2].map((k) => {
+    const known = scores.map((row) => row[k]).filter(isNumber);
+    return known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
+  });
   const cells = (row) => row.map((value) => el("td", {class: "right"}, value === null ? "–" : number(value, 3)));
   return scrolling(`Scores of ${name}`, el("table", {},
     el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "label"), ["precision", "recall", "F1"].map((title) => el("th", {scope: "col", class: "right"}, title)))),
-    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, label), cells(scores[i]))),
+    el("tbody", {}, labels.map((label, i) => el("tr", {}, el("th", {scope: "row"}, label || "(empty)"), cells(scores[i]))),
       el("tr", {class: "total"}, el("th", {scope: "row"}, "mean of the labels"), cells(mean)))));
 }

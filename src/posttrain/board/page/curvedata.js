@@ -1,6 +1,7 @@
 // The points of curves: read once for a finished run, again when a run has gone on.
 
 import {get} from "./api.js";
+import {isNumber} from "./format.js";
 import {board} from "./state.js";
 
 const RUNS_AT_ONCE = 20; // a request names its runs in the address, which may not be endless
@@ -23,7 +24,8 @@ function entry(store, id) {
 
 /** Metrics of a run, from its curves where they have been read, else from its last lines. */
 export function metricsOf(run) {
-  return [...new Set([...Object.keys(run.metrics), ...known.get(run.id)?.names ?? []])];
+  const last = Object.keys(run.metrics).filter((name) => isNumber(run.metrics[name]));
+  return [...new Set([...last, ...known.get(run.id)?.names ?? []])];
 }
 
 export const progressOf = (id) => known.get(id)?.progress ?? 1;
@@ -97,12 +99,12 @@ export function reader(arrived, failed) {
       ...ids.map((id) => ["run", id]), ...metrics.map((metric) => ["metric", metric]),
       ["from", range?.[0]], ["to", range?.[1]]]);
     for (const id of ids) {
-      const have = entry(store, id), mark = marks.get(id), run = answer.runs[id];
+      const have = entry(store, id), mark = marks.get(id), run = Object.hasOwn(answer.runs, id) ? answer.runs[id] : null;
       have.mark = mark;
       have.names = run?.names ?? have.names;
       have.lastStep = run?.last_step ?? have.lastStep;
       have.progress = run?.progress ?? 1;
-      for (const metric of metrics) have.metrics.set(metric, {mark, points: run?.metrics[metric] ?? null});
+      for (const metric of metrics) have.metrics.set(metric, {mark, points: run && Object.hasOwn(run.metrics, metric) ? run.metrics[metric] : null});
     }
     if (!closed) arrived();
   }

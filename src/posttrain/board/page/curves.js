@@ -119,7 +119,7 @@ export function show(host) {
       chart.resize(big ? TALL : SHORT);
     }, {class: "link", "aria-pressed": "false", "aria-label": `Enlarge ${metric}`});
     const figure = el("figure", {class: "card", "data-metric": metric},
-      el("figcaption", {}, el("div", {class: "headline"}, el("h3", {}, metric), latest, enlarge),
+      el("figcaption", {}, el("div", {class: "headline"}, el("h3", {}, metric || "(no name)"), latest, enlarge),
         meaningOf(metric) ? el("p", {class: "meaning"}, meaningOf(metric)) : null), plot, note);
     const chart = makeChart(plot, {height: SHORT, onzoom: zoom});
     charts.set(metric, {figure, chart, latest, note});

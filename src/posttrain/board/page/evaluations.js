@@ -97,7 +97,7 @@ export function show(host) {
   const nameOf = (base, result) => `${base.id}\n${result.id}\n${JSON.stringify([base.tasks, result.tasks]).length}`;
 
   function difference(result, base, task) {
-    const pair = compared.get(nameOf(base, result));
+    const pair = compared.get(nameOf(base, result)) ?? (comparable(base, result) ? null : {});
     if (!pair) return el("div", {class: "small muted"}, "…");
     const row = pair.rows?.find((row) => row.task === task);
     if (!row) return el("div", {class: "small muted", title: pair.problem ?? null}, "no paired test");
@@ -111,7 +111,7 @@ export function show(host) {
   /** Ask for the paired tests that are not known yet, a few at a time, and draw as they come. */
   async function test(shown, base) {
     const number = ++turn;
-    const missing = shown.filter((result) => result !== base && !compared.has(nameOf(base, result)));
+    const missing = shown.filter((result) => result !== base && !compared.has(nameOf(base, result)) && comparable(base, result));
     const work = async () => {
       for (let result; !closed && number === turn && (result = missing.shift());) {
         try {
@@ -148,6 +148,10 @@ export function show(host) {
     close() { closed = true; },
   };
 }
+
+/** Whether two results have outcomes by problem of a task in common. */
+const comparable = (a, b) => Object.entries(a.tasks).some(([task, result]) =>
+  result.paired && Object.hasOwn(b.tasks, task) && b.tasks[task].paired);
 
 /** Accuracy with its 95 % interval, written and as a bar from 0 to 1. */
 function accuracy({accuracy, ci95, num_problems: problems}) {

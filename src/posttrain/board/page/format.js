@@ -60,6 +60,9 @@ export function date(seconds) {
 
 export const pValue = (p) => !isNumber(p) ? "–" : p < 0.001 ? p.toExponential(0).replace("e-", "e−") : p.toFixed(3);
 
+/** A value of a record as text: prompts may be lists of messages. */
+export const plain = (value) => value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+
 export const count = (value, one, many = `${one}s`) => `${whole(value)} ${value === 1 ? one : many}`;
 
 /** A model without the folders above it; a checkpoint keeps the run that it is of. */

@@ -2,7 +2,7 @@
 
 import {get} from "./api.js";
 import {button, clipped, el, empty, inPortions, put, setText} from "./dom.js";
-import {count, isNumber} from "./format.js";
+import {count, isNumber, plain} from "./format.js";
 import {runLabel} from "./legend.js";
 import {makeChart} from "./plot.js";
 import {completion} from "./sample.js";
@@ -46,8 +46,8 @@ export function show(host, first) {
       put(grid, empty("These runs have no completion of this prompt"));
       return;
     }
-    put(head, el("div", {class: "prompt-head"}, clipped(String(samples[0].prompt ?? ""), "prompt", 8),
-      isAnswer(samples[0].answer) ? el("p", {class: "small"}, el("span", {class: "muted"}, "answer "), el("b", {dir: "auto"}, String(samples[0].answer))) : null));
+    put(head, el("div", {class: "prompt-head"}, clipped(plain(samples[0].prompt), "prompt", 8),
+      plain(samples[0].answer) !== "" ? el("p", {class: "small"}, el("span", {class: "muted"}, "answer "), el("b", {dir: "auto"}, plain(samples[0].answer))) : null));
     chart.draw({curves: runs.map((run) => curve(run, names, samples)).filter(({xs}) => xs.length), log: false, smoothing: 0, range: null, axis: "step",
       label: "mean reward of this prompt", note: "No rewards"});
     setText(note, `${count(samples.length, "completion")} in ${count(runs.length, "run")}${leftOut ? `; ${leftOut} more are left out` : ""}${runs.length < context.runs.length ? `; ${context.runs.length - runs.length} selected ${context.runs.length - runs.length === 1 ? "run has" : "runs have"} none` : ""}${context.runs.length === 1 ? ". Selected runs are shown side by side." : ""}`);
@@ -80,8 +80,6 @@ export function show(host, first) {
     close() { closed = true; chart.close(); },
   };
 }
-
-const isAnswer = (answer) => answer !== null && answer !== undefined && answer !== "";
 
 function curve(run, names, samples) {
   const steps = new Map();

@@ -10,8 +10,11 @@ const DOTS = 30; // a curve with at most so many points shows each of them
 const MANY = 8; // with more curves, bands and points would hide them
 
 const charts = new Set();
+let reading = null; // the chart whose values the tooltip shows
+// A canvas keeps the colours that it was drawn in.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const chart of charts) chart.paint();
+  for (const canvas of document.querySelectorAll(".swatch")) drawSwatch(canvas);
 });
 
 /** Colour of a custom property as it is now, light or dark. */
@@ -19,17 +22,22 @@ export const colourOf = (name) => getComputedStyle(document.documentElement).get
 
 /** A short line in the colour and the dash of a curve. */
 export function swatch(colour, dash) {
-  const canvas = el("canvas", {class: "swatch", width: 44, height: 20, "aria-hidden": "true"});
+  const canvas = el("canvas", {class: "swatch", width: 44, height: 20, "aria-hidden": "true", "data-colour": colour, "data-dash": dash.join(" ")});
+  drawSwatch(canvas);
+  return canvas;
+}
+
+function drawSwatch(canvas) {
   const pen = canvas.getContext("2d");
-  pen.scale(2, 2);
-  pen.strokeStyle = colourOf(colour);
+  pen.setTransform(2, 0, 0, 2, 0, 0);
+  pen.clearRect(0, 0, 22, 10);
+  pen.strokeStyle = colourOf(canvas.dataset.colour);
   pen.lineWidth = 3;
-  pen.setLineDash(dash);
+  pen.setLineDash(canvas.dataset.dash.split(" ").filter(Boolean).map(Number));
   pen.beginPath();
   pen.moveTo(0, 5);
   pen.lineTo(22, 5);
   pen.stroke();
-  return canvas;
 }
 
 /**
@@ -142,6 +150,7 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
         cell(spread, curve.low ? `${number(curve.low[i], 3)} to ${number(curve.high[i], 3)}` : ""))))),
       rows.length > kept.length ? el("div", {class: "muted"}, `and ${rows.length - kept.length} more below`) : null);
     tooltip.hidden = false;
+    reading = chart;
     placeTooltip(clientX, clientY);
     return `${xText(x)}: ${kept.map(({curve, value}) => `${curve.name} ${number(value, 5)}`).join("; ")}`;
   }
@@ -150,17 +159,17 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
     at = Math.max(0, Math.min(frame.places.length - 1, index));
     atX = frame.places[at];
     pointer = clientX === undefined ? null : [clientX, clientY];
-    const reading = mark();
-    if (!reading) return;
+    const values = mark();
+    if (!values) return;
     const box = canvas.getBoundingClientRect();
-    const text = readOut(reading, clientX ?? box.left + frame.x(reading.x), clientY ?? box.top + 30);
+    const text = readOut(values, clientX ?? box.left + frame.x(values.x), clientY ?? box.top + 30);
     if (clientX === undefined) spoken.textContent = text;
   }
 
   function leave() {
     at = -1;
     drag = null;
-    $("#tooltip").hidden = true;
+    if (reading === chart) $("#tooltip").hidden = true;
     if (frame) sized(cover);
   }
 
@@ -192,7 +201,8 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
       onzoom(ends);
     }
   });
-  canvas.addEventListener("pointerleave", leave);
+  // A finger that is lifted leaves the read-out there, until the page is touched elsewhere.
+  canvas.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") leave(); });
   canvas.addEventListener("pointercancel", leave);
   canvas.addEventListener("blur", leave);
   canvas.addEventListener("dblclick", () => onzoom?.(null));
@@ -232,7 +242,7 @@ function layOut(pen, input, width, height) {
     const kept = curve.xs.flatMap((_, i) => keep(i) ? [i] : []);
     const of = (list) => list && kept.map((i) => list[i]);
     const broken = gaps(curve.steps ?? curve.xs);
-    const line = smoothing > 0 && curve.xs.length >= MIN_SMOOTHED ? smooth(curve.ys, smoothing) : null;
+    const line = smoothing > 0 && curve.xs.length >= MIN_SMOOTHED ? smooth(curve.ys, smoothing, broken) : null;
     return {...curve, xs: of(curve.xs), ys: of(curve.ys), low: of(curve.low), high: of(curve.high), line: of(line),
       breaks: new Set(kept.flatMap((i, n) => broken.has(i) ? [n] : []))};
   }).filter(({xs}) => xs.length);
@@ -277,9 +287,10 @@ function layOut(pen, input, width, height) {
   line(pen, colourOf("--line"), left, bottom + 0.5, right, bottom + 0.5);
   const many = Math.max(2, Math.min(7, (right - left) / 80));
   const xTicks = axis === "time" ? timeTicks(x0, x1, many) : linearTicks(x0, x1, many).filter((tick) => axis !== "step" || Number.isInteger(tick));
+  const xTexts = axis === "time" ? xTicks.map(timeText) : tickTexts(xTicks);
   pen.textBaseline = "top";
-  for (const tick of xTicks) {
-    const text = axis === "time" ? timeText(tick) : number(tick);
+  for (const [i, tick] of xTicks.entries()) {
+    const text = xTexts[i];
     const half = pen.measureText(text).width / 2;
     pen.textAlign = x(tick) + half > width ? "right" : "center";
     pen.fillText(text, x(tick) + half > width ? width - 1 : x(tick), bottom + 7);

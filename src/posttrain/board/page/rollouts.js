@@ -38,8 +38,10 @@ export function show(host) {
         const answer = await get("/api/samples", [["run", run.id]]);
         if (closed || number !== asked) return null;
         kinds = answer.kinds;
-        setText(status, answer.progress < 1 ? `Reading the samples of ${run.name} (${percent(answer.progress, 0)}): the list of steps is not complete yet.` : "");
-        status.hidden = answer.progress >= 1;
+        const other = selected().length > 0 && !param("of") && !selected().includes(run.id);
+        setText(status, answer.progress < 1 ? `Reading the samples of ${run.name} (${percent(answer.progress, 0)}): the list of steps is not complete yet.`
+          : other ? "None of the selected runs has recorded samples; this is the newest run that has." : "");
+        status.hidden = status.textContent === "";
         clearTimeout(timer);
         if (answer.progress < 1) timer = setTimeout(() => { kindsOf = null; update(["runs"]); }, AGAIN);
       } catch (error) {

@@ -2,14 +2,14 @@
 
 import {get} from "./api.js";
 import {button, clipped, el, put} from "./dom.js";
-import {isNumber, number} from "./format.js";
+import {isNumber, number, plain} from "./format.js";
 import {param, setParams} from "./state.js";
 import {tokenView} from "./tokens.js";
 
 const KNOWN = new Set(["key", "prompt_key", "prompt", "completion", "reward", "verdict", "rewards", "finish_reason", "answer",
   "advantage", "trained", "has_tokens", "num_tokens", "step", "kind", "run", "tokens"]);
 
-export const verdictOf = (sample) => sample.verdict === null || sample.verdict === undefined ? "" : String(sample.verdict);
+export const verdictOf = (sample) => plain(sample.verdict);
 
 /** Place of a reward on the scale, in percent of the way from the lowest to the highest. */
 export function rewardColour(reward, [low, high]) {
@@ -28,7 +28,7 @@ export function completion(sample, runId, scale) {
     setParams({key: open ? sample.key : null});
     flip(open);
   }, {class: "link", "aria-expanded": "false"});
-  const plainText = () => put(text, sample.completion ? clipped(String(sample.completion), "", 8) : el("p", {class: "muted small"}, sample.completion === "" ? "(empty)" : ""));
+  const plainText = () => put(text, plain(sample.completion) ? clipped(plain(sample.completion), "", 8) : el("p", {class: "muted small"}, sample.completion === "" ? "(empty)" : ""));
   plainText();
   if (Array.isArray(sample.choices)) put(text, choices(sample));
 
@@ -39,8 +39,9 @@ export function completion(sample, runId, scale) {
     try {
       const full = await get("/api/samples/one", [["run", runId], ["key", sample.key]]);
       if (toggle.getAttribute("aria-expanded") !== "true") return;
-      if (full.tokens) put(text);
-      put(tokens, full.tokens ? tokenView(full) : el("p", {class: "muted small"}, NO_TOKENS));
+      const recorded = Array.isArray(full.tokens?.ids) && Array.isArray(full.tokens.texts);
+      if (recorded) put(text);
+      put(tokens, recorded ? tokenView(full) : el("p", {class: "muted small"}, NO_TOKENS));
     } catch (error) {
       put(tokens, el("p", {class: "note"}, error.message));
     }
@@ -57,7 +58,7 @@ export function completion(sample, runId, scale) {
       sample.finish_reason ? el("span", {class: sample.finish_reason === "length" ? "cut-off" : "muted"}, sample.finish_reason === "length" ? "cut off (length)" : String(sample.finish_reason)) : null,
       isNumber(sample.num_tokens) ? el("span", {class: "muted"}, `${sample.num_tokens} tokens`) : null,
       sample.trained === false ? el("span", {class: "cut-off"}, "not trained on") : null,
-      rest.map(([name, value]) => el("span", {class: "rest"}, el("span", {class: "muted"}, `${name} `), typeof value === "object" ? JSON.stringify(value) : isNumber(value) ? number(value) : String(value))),
+      rest.map(([name, value]) => el("span", {class: "rest"}, el("span", {class: "muted"}, `${name} `), isNumber(value) ? number(value) : plain(value))),
       sample.key !== undefined && sample.completion !== undefined ? toggle : null),
     text, tokens);
 }

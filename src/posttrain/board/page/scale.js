@@ -58,10 +58,11 @@ export function tickTexts(ticks) {
   }
 }
 
-/** Exponential moving average that is not pulled towards zero at the start. */
-export function smooth(values, weight) {
+/** Exponential moving average that is not pulled towards zero at the start, nor over a gap. */
+export function smooth(values, weight, breaks) {
   let mean = 0, mass = 0;
-  return values.map((value) => {
+  return values.map((value, i) => {
+    if (breaks.has(i)) mean = mass = 0;
     mean = weight * mean + (1 - weight) * value;
     mass = weight * mass + (1 - weight);
     return mean / mass;

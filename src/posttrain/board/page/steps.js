@@ -2,7 +2,7 @@
 
 import {get} from "./api.js";
 import {announce, button, clipped, el, empty, inPortions, later, put, setText} from "./dom.js";
-import {count, isNumber, number} from "./format.js";
+import {count, isNumber, number, plain} from "./format.js";
 import {nearest} from "./scale.js";
 import {completion, verdictOf} from "./sample.js";
 import {param, setParams} from "./state.js";
@@ -12,7 +12,7 @@ const SORTS = [["", "as sampled"], ["reward", "lowest reward"], ["-reward", "hig
 const FILTERS = ["text", "verdict", "finish", "min", "max", "sort"];
 
 export function show(host, first) {
-  let context = first, samples = null, shownStep = null, number_ = 0, closed = false;
+  let context = first, samples = null, leftOut = 0, shownStep = null, number_ = 0, closed = false;
 
   const slider = el("input", {type: "range", id: "step", class: "long", min: 0, step: 1, "aria-label": "Step",
     oninput: later(() => go(Number(slider.value)), 40)});
@@ -72,6 +72,7 @@ export function show(host, first) {
       const answer = await get("/api/samples/step", [["run", context.run.id], ["kind", context.kind], ["step", step]]);
       if (closed || turn !== number_) return;
       samples = answer.samples;
+      leftOut = answer.left_out ?? 0;
       shownStep = wanted;
       options();
       draw();
@@ -102,7 +103,7 @@ export function show(host, first) {
       && (!most || isNumber(sample.reward) && sample.reward <= Number(most))
       && (!param("verdict") || verdictOf(sample) === param("verdict"))
       && (!param("finish") || sample.finish_reason === param("finish"))
-      && (!words || `${sample.prompt}\n${sample.completion}`.toLowerCase().includes(words));
+      && (!words || `${plain(sample.prompt)}\n${plain(sample.completion)}`.toLowerCase().includes(words));
   }
 
   function draw() {
@@ -111,7 +112,7 @@ export function show(host, first) {
     const order = param("sort");
     const rewards = kept.map(({reward}) => reward).filter(isNumber);
     const mean = rewards.length ? `, mean reward ${number(rewards.reduce((a, b) => a + b, 0) / rewards.length)}` : "";
-    setText(found, `${kept.length < samples.length ? `${kept.length} of ` : ""}${count(samples.length, "sample")}${mean}`);
+    setText(found, `${kept.length < samples.length ? `${kept.length} of ` : ""}${count(samples.length, "sample")}${mean}${leftOut ? `; ${count(leftOut, "more is", "more are")} not shown` : ""}`);
     if (!kept.length) {
       put(list, samples.length ? empty("No sample of this step meets the filter", button("Clear the filter", () => setParams(Object.fromEntries(FILTERS.map((name) => [name, null])))))
         : empty("This step has no samples"));
@@ -127,10 +128,10 @@ export function show(host, first) {
     const same = samples.filter((sample) => sample.prompt_key === key).length;
     return el("article", {class: "card prompt-card"},
       el("div", {class: "prompt-head"},
-        clipped(String(prompt ?? ""), "prompt", 3),
+        clipped(plain(prompt), "prompt", 3),
         el("div", {class: "facts small"},
           group.length > 1 && rewards.length ? el("span", {}, "mean reward ", el("b", {}, number(rewards.reduce((a, b) => a + b, 0) / rewards.length))) : null,
-          answer === null || answer === undefined || answer === "" ? null : el("span", {}, "answer ", el("b", {dir: "auto"}, String(answer))),
+          plain(answer) === "" ? null : el("span", {}, "answer ", el("b", {dir: "auto"}, plain(answer))),
           key ? button("Across steps and runs", () => setParams({prompt: key, key: null}), {class: "link"}) : null,
           group.length < same && !param("sort") ? el("span", {class: "muted"}, `${group.length} of ${same} completions`) : null)),
       group.map((sample) => completion(sample, context.run.id, scale)));
@@ -145,7 +146,15 @@ export function show(host, first) {
     if (samples && reasons.some((name) => FILTERS.includes(name))) { options(); draw(); }
   }
 
-  return {update, close() { closed = true; }};
+  /** Arrow keys go through the steps while no field and no list has the focus. */
+  function keys(event) {
+    if (![document.body, document.getElementById("main")].includes(event.target) || event.altKey || event.ctrlKey || event.metaKey) return;
+    const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+    if (by) go(position() + by);
+  }
+  document.addEventListener("keydown", keys);
+
+  return {update, close() { closed = true; document.removeEventListener("keydown", keys); }};
 }
 
 /** The rewards of samples from the lowest to the highest, at least from 0 to 1 if they are inside. */
@@ -169,7 +178,7 @@ function byPrompt(samples) {
 /** Samples by a quantity, whatever their prompts; those without it come last. */
 function sortedFlat(samples, order) {
   const [sign, name] = order.startsWith("-") ? [-1, order.slice(1)] : [1, order];
-  const of = (sample) => name === "length" ? sample.num_tokens ?? sample.completion?.length : sample[name];
+  const of = (sample) => name === "length" ? sample.num_tokens ?? plain(sample.completion).length : sample[name];
   return [...samples].sort((a, b) => {
     const [x, y] = [of(a), of(b)];
     if (!isNumber(x) || !isNumber(y)) return isNumber(y) - isNumber(x);

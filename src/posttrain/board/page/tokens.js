@@ -38,8 +38,8 @@ export function tokenView(sample) {
   const select = el("select", {"aria-label": "Colour by", onchange: () => { colour(select.value); setParams({by_token: select.value}); }},
     list.map(({key, title}) => el("option", {value: key}, title)));
   const skipped = tokens.mask?.filter((value) => !value).length ?? 0;
-  const spans = tokens.texts.map((text, i) => el("span", {
-    class: tokens.mask && !tokens.mask[i] ? "token untrained" : "token", "data-index": i, tabindex: i ? -1 : 0}, visible(text)));
+  const spans = tokens.ids.map((_, i) => el("span", {
+    class: tokens.mask && !tokens.mask[i] ? "token untrained" : "token", "data-index": i, tabindex: i ? -1 : 0}, visible(String(tokens.texts[i] ?? ""))));
   put(area, spans);
   let at = 0;
 
@@ -64,7 +64,7 @@ export function tokenView(sample) {
   }
 
   function marked() {
-    return skipped ? el("span", {}, el("span", {class: "token untrained"}, "struck out"), `: not trained on (${skipped} of ${tokens.texts.length} tokens)`) : null;
+    return skipped ? el("span", {}, el("span", {class: "token untrained"}, "struck out"), `: not trained on (${skipped} of ${tokens.ids.length} tokens)`) : null;
   }
 
   function numbers(i) {
@@ -122,7 +122,7 @@ export function tokenView(sample) {
 const visible = (text) => text === "" ? "·" : text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
 
 function quoted(text) {
-  const whole = JSON.stringify(text);
+  const whole = JSON.stringify(text ?? "");
   return whole.length > 40 ? `${whole.slice(0, 40)}…` : whole;
 }
 

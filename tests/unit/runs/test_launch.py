@@ -1,0 +1,173 @@
+"""Settings of `posttrain launch`, and what is said of ranks that differ, fail or are gone."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from posttrain.common import distributed
+from posttrain.common.errors import SettingError
+from posttrain.runs import lost, preflight
+from posttrain.runs.config import parse_config
+from posttrain.runs.launch import LaunchSettings, check, described, exit_code
+from posttrain.runs.lost import LostRank, naming_lost_ranks
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"nproc": 0}, "nproc: expected at least 1, got 0"),
+        ({"nnodes": 0}, "nnodes: expected at least 1"),
+        ({"nnodes": 2, "node_rank": 2, "address": "h:1"}, "node_rank: expected 0 to 1, got 2"),
+        ({"node_rank": -1}, "node_rank: expected 0 to 0, got -1"),
+        ({"max_restarts": -1}, "max_restarts: expected at least 0"),
+        ({"address": "localhost:29500"}, "address: is for several nodes"),
+        ({"nnodes": 2}, "address: expected HOST:PORT of node 0, the same on every node, got None"),
+        ({"nnodes": 2, "address": "localhost"}, "address: expected HOST:PORT"),
+        ({"nnodes": 2, "address": ":29500"}, "address: expected HOST:PORT"),
+        ({"nnodes": 2, "address": "localhost:0"}, "address: expected HOST:PORT"),
+        ({"nnodes": 2, "address": "localhost:70000"}, "address: expected HOST:PORT"),
+        ({"nnodes": 2, "address": "localhost:x"}, "address: expected HOST:PORT"),
+    ],
+)
+def test_a_wrong_setting_is_named(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(
+        SettingError, match="^" + words[:60].replace("(", r"\(").split(" is not")[0][:20]
+    ):
+        check(LaunchSettings(**keys))
+    with pytest.raises(SettingError) as found:
+        check(LaunchSettings(**keys))
+    assert words in str(found.value)
+
+
+def test_a_host_without_an_address(monkeypatch: Any) -> None:
+    def unknown(*arguments: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(SettingError, match="address: nowhere is not known here"):
+        check(LaunchSettings(nnodes=2, address="nowhere:29500"))
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: Any) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert check(LaunchSettings()) == 2
+    with pytest.raises(SettingError) as found:
+        check(LaunchSettings(**keys))
+    assert words in str(found.value)
+
+
+def test_a_host_without_an_address(monkeypatch: Any) -> None:
+    def unknown(*arguments: Any) -> Any:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(SettingError, match="address: nowhere is not known here"):
+        check(LaunchSettings(nnodes=2, address="nowhere:29500"))
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: Any) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert check(LaunchSettings()) == 2
+    with pytest.raises(SettingError, match="nproc: 3 ranks, but this machine has 2 GPUs"):
+        check(LaunchSettings(nproc=3))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert check(LaunchSettings(nproc=3)) == 3
+
+
+def test_the_last_words_of_a_failed_rank(tmp_path: Path) -> None:
+    folder = tmp_path / "attempt_0" / "1"
+    folder.mkdir(parents=True)
+    file = folder / "stderr.log"
+    file.write_text("warning: x\n\x1b[2K  0%\rstep 3\nerror: no such file\n")
+    assert described(1, 1, 2, tmp_path).endswith("has failed (exit code 2): no such file")
+    file.write_text("Traceback\n  File\nTypeError: oops\n")
+    assert described(1, 1, 1, tmp_path).endswith(
+        "(exit code 1): Traceback | File | TypeError: oops"
+    )
+    file.write_text("")
+    assert "(signal 9): it wrote nothing" in described(1, 1, -signal.SIGKILL, tmp_path)
+    assert described(0, 0, 2, tmp_path) == "", "the console has its error"
+    assert described(0, 0, -9, tmp_path).endswith("has failed (signal 9)")
+    assert (exit_code(2), exit_code(-9)) == (2, 137)
+
+
+def report_of(tmp_path: Path, monkeypatch: Any, **changes: Any) -> dict[str, Any]:
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    tree = tiny.run_config(tmp_path, "sft")
+    tree["trainer"] |= changes
+    return preflight.report(parse_config(tree, "recipe"))
+
+
+def test_ranks_that_are_alike(tmp_path: Path, monkeypatch: Any) -> None:
+    reports = [report_of(tmp_path, monkeypatch) for _ in range(3)]
+    assert preflight.difference(reports) is None
+    assert preflight.summary([*reports[:2], reports[2] | {"host": "b"}]).startswith("3 ranks: ")
+
+
+def test_what_differs_between_ranks_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    one = report_of(tmp_path, monkeypatch) | {"host": "a"}
+    other = report_of(tmp_path, monkeypatch, learning_rate=1.0, batch_size=8) | {"host": "b"}
+    assert preflight.difference([one, one, other]) == (
+        "rank 0 (a) and rank 2 (b) have different recipes: trainer.batch_size is 4 and 8; "
+        "trainer.learning_rate is 0.003 and 1.0"
+    )
+    older = one | {"host": "b", "versions": one["versions"] | {"torch": "1.0"}}
+    assert preflight.difference([one, older]) == (
+        "rank 0 (a) and rank 1 (b) have different versions: "
+        f"torch is {one['versions']['torch']} and 1.0"
+    )
+    assert "different code of posttrain" in str(preflight.difference([one, one | {"code": "x"}]))
+
+
+def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: Any) -> None:
+    seen = [True, True]
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value)
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [value, seen[1]])
+    monkeypatch.setattr(preflight, "SHARED_WITHIN", 0.1)
+    preflight.check_shared(tmp_path / "results" / "new", ["a", "b"])
+    seen[1] = False
+    with pytest.raises(ValueError, match="on a is not the same folder on b"):
+        preflight.check_shared(tmp_path / "results" / "new", ["a", "b"])
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_an_incomplete_environment(monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "0")
+    for name in distributed.VARIABLES[1:]:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RANK is set, but LOCAL_RANK, WORLD_SIZE, MASTER_ADDR"):
+        distributed.start("cpu")
+
+
+def test_ranks_that_do_not_come(monkeypatch: Any) -> None:
+    values = ("1", "1", "2", "127.0.0.1", "1")
+    for name, value in zip(distributed.VARIABLES, values):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"rank 1 of 2 did not meet the others at 127.0.0.1:1 wit"):
+        distributed.start("cpu", timeout=1.0)
+    assert not torch.distributed.is_initialized()
+
+
+def test_errors_of_other_kinds_stay_as_they_are(monkeypatch: Any) -> None:
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    for error in (RuntimeError("shape mismatch"), ValueError("gloo"), KeyError("x")):
+        with pytest.raises(type(error)) as found, naming_lost_ranks():
+            raise error
+        assert found.value is error
+    monkeypatch.setattr(lost, "silent_ranks", lambda where: "rank 1 is silent")
+
+    def all_reduce() -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]")
+
+    words = "did not answer in all_reduce; rank 1 is silent"
+    with pytest.raises(LostRank, match=words), naming_lost_ranks():
+        all_reduce()
