@@ -17,6 +17,7 @@ from tiny import CPU
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.common.batch import pack
+from posttrain.export.run import export
 from posttrain.model.config import QuantizationConfig
 from posttrain.model.folder import QUANTIZATION_FILE, checkpoints_in
 from posttrain.model.forward import forward
@@ -203,6 +204,44 @@ def test_merging_goes_into_the_unquantised_base(kind, base, tmp_path):
     wanted = start[f"{name}.weight"] + 8 * high @ low  # alpha 32 / r 4
     assert torch.allclose(weights[f"{name}.weight"], wanted, atol=1e-6)
     assert (high @ low).abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_export_into_the_rounded_weights_has_the_run_s_logits(kind, base, tmp_path):
+    """Into the whole weights, it does not."""
+    run_dir = run(recipe(tmp_path, base, kind=kind, learning_rate=0.05))
+    keys = {"max_new_tokens": 8, "temperature": 0.0, "dtype": "float32"}
+    (wanted,) = generate(str(run_dir), ["2 and 3?"], **keys)
+    found = {}
+    for dequantize in (False, True):
+        lines: list[str] = []
+        output = tmp_path / f"merged-{dequantize}"
+        options = {"dtype": "f32", "dequantize": dequantize, "say": lines.append}
+        export(str(run_dir), "merged", output, **options)
+        assert ("rounded to" in " ".join(lines)) == dequantize
+        assert not (output / QUANTIZATION_FILE).exists()
+        (found[dequantize],) = generate(str(output), ["2 and 3?"], **keys)
+    assert found[True].token_ids == wanted.token_ids
+    rounded, whole = (
+        max(abs(a - b) for a, b in zip(found[how].logprobs, wanted.logprobs))
+        for how in (True, False)
+    )
+    assert rounded < 1e-5
+    assert rounded < whole / 5, "quantising changed nothing: the test cannot fail"
+
+
+def test_what_cannot_be_dequantised_is_refused(base, tmp_path):
+    adapted = str(run(recipe(tmp_path, base, kind="none")))
+    scores = str(run(recipe(tmp_path, base, "reward_model")))
+    for name, form, reason in (
+        (adapted, "merged", "was trained beside whole weights"),
+        (scores, "merged", "scores instead of writing"),
+        (adapted, "peft", "only for an adapter that is merged"),
+        (str(base), "merged", "only for an adapter that is merged"),
+    ):
+        with pytest.raises(ValueError, match=f"dequantize.*{reason}"):
+            export(name, form, tmp_path / "x", dequantize=True)
+        assert not (tmp_path / "x").exists()
 
 
 def test_what_cannot_be_merged_is_refused(base, tmp_path):

@@ -50,11 +50,19 @@ def export(
     ] = None,
     base_model: Base = None,
     licence: Licence = None,
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Merge an adapter that was trained in 4 or 8 bits into the base as training saw "
+            "it, rounded, instead of the whole weights.",
+        ),
+    ] = False,
 ) -> None:
     """Write a trained model as files that other programs load, with a model card."""
     from posttrain.export.run import export as write
 
-    print(write(run, form, output, dtype, quant, base_model, licence))
+    print(write(run, form, output, dtype, quant, base_model, licence, dequantize=dequantize))
 
 
 def merge(

@@ -41,10 +41,19 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
             raise ValueError(f"rank {local} of this machine has no GPU: torch sees {number}")
         torch.cuda.set_device(local)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    wait = timedelta(seconds=timeout)
+    # after a restart, torchrun's store still has the addresses at which dead ranks were listening
+    attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
+        store, own_rank, ranks = next(
+            torch.distributed.distributed_c10d.rendezvous("env://", timeout=wait)
+        )
         torch.distributed.init_process_group(
             "nccl" if on_cuda else "gloo",
-            timeout=timedelta(seconds=timeout),
+            store=torch.distributed.distributed_c10d.PrefixStore(attempt, store),
+            rank=own_rank,
+            world_size=ranks,
+            timeout=wait,
             device_id=torch.device("cuda", local) if on_cuda else None,
         )
     except RuntimeError as error:

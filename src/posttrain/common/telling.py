@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from typing import Any
@@ -16,19 +15,14 @@ def tell(topic: str, what: dict[str, Any]) -> None:
     """Tell the other ranks something about this one, which `told` returns. Not a collective."""
     if distributed.num_ranks() > 1:
         said = what | {"time": time.time(), "host": socket.gethostname()}
-        _store().set(_key(topic, distributed.rank()), json.dumps(said))
+        _store().set(f"posttrain/{topic}/{distributed.rank()}", json.dumps(said))
 
 
 def told(topic: str, by: int) -> dict[str, Any] | None:
     """Return what a rank told last about a topic, with its time and host; None if nothing."""
-    key = _key(topic, by)
+    key = f"posttrain/{topic}/{by}"
     return dict(json.loads(_store().get(key))) if _store().check([key]) else None
 
 
 def _store() -> Any:
     return torch.distributed.distributed_c10d._get_default_store()
-
-
-def _key(topic: str, by: int) -> str:
-    # torchrun keeps the store, with what ranks said before they were started again
-    return f"posttrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{topic}/{by}"

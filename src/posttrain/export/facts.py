@@ -77,7 +77,9 @@ def gather(source: Source, base: str | None = None) -> Facts:
     facts.versions = run.get("versions") or facts.versions
     facts.machine = str(run.get("machine") or UNKNOWN)
     facts.step = step_of(source.folder)
-    lines = read_metrics(source.run / "metrics.jsonl")
+    lines = read_metrics(
+        source.run / "metrics.jsonl", lambda step, name: is_eval(name) or step == facts.step
+    )
     facts.metrics = {k: v for k, v in lines.get(facts.step, {}).items() if not is_eval(k)}
     for step in sorted(lines):
         if step <= facts.step and any(map(is_eval, lines[step])):

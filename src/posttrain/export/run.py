@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,21 @@ def export(
     licence: str | None = None,
     say: Say = print,
     title: str | None = None,
+    dequantize: bool = False,
 ) -> Path:
     """Write a model in a format into a new folder, with its card, and return the folder.
 
-    The card calls it `title`, by default as the folder is called. Raises SettingError for a target
+    The card calls it `title`, by default as the folder is called. With `dequantize`, an adapter is
+    merged into its base as a training in 4 or 8 bits saw it. Raises SettingError for a target
     that exists or settings that do not go together, and ValueError for a model that the format
     cannot hold; nothing is left then.
     """
     check_form(form, dtype, quant)
     if base is not None and not base.strip():
         raise SettingError("base_model", "is empty: leave it out, or give the base model's name")
-    source = find_source(name)
+    source = replace(find_source(name), dequantize=dequantize)
+    if dequantize and (source.kind != "adapter" or form not in ("merged", "gguf")):
+        raise SettingError("dequantize", "only for an adapter that is merged (merged, gguf)")
     output = output or Path(f"{source.name}-{quant or form}")
     check_new(output)
     with new_folder(output) as folder:

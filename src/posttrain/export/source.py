@@ -35,6 +35,8 @@ class Source:
     """The run directory that made it; None if it is unknown."""
     name: str
     """A short name for files: of the run and its step, or of the folder."""
+    dequantize: bool = False
+    """Whether an adapter is merged into its base as training saw it: quantised and back."""
 
     @property
     def base(self) -> str | None:

@@ -185,7 +185,8 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Exported:
     if source.kind == "model":
         return own_files(source, folder, dtype)
     transformers.logging.disable_progress_bar()
-    result, tokenizer = merge_adapter(str(source.folder)), load_tokenizer(str(source.folder))
+    result = merge_adapter(str(source.folder), source.dequantize)
+    tokenizer = load_tokenizer(str(source.folder))
     model: Any = result.model
     kind = dtype or base_dtype(source)
     for name, tensor in model.named_parameters():
@@ -210,16 +211,21 @@ def merged(source: Source, folder: Path, dtype: str | None) -> Exported:
         f"{result.difference:.2g} from those of the adapter beside the base."
     ]
     if result.trained_on:
-        notes.append(of_quantised(str(result.trained_on["type"])))
+        notes.append(of_quantised(str(result.trained_on["type"]), source.dequantize))
     return Exported(kind, notes)
 
 
-def of_quantised(kind: str) -> str:
+def of_quantised(kind: str, dequantized: bool) -> str:
     """Return what a user needs to know of an adapter that was trained beside quantised weights."""
+    if dequantized:
+        return (
+            f"It was trained beside a base in {kind} and merged into what training saw: the base's "
+            f"weights, rounded to {kind} and back."
+        )
     return (
         f"It was trained beside a base in {kind} and merged into the whole weights, so that its "
-        f"answers differ from the run's by what {kind} rounded: evaluate it (posttrain eval), or "
-        f"use the adapter unmerged, which posttrain reads on a base in {kind}."
+        f"answers differ from the run's by what {kind} rounded: evaluate it (posttrain eval), use "
+        f"the adapter unmerged, or merge it into the rounded weights (export --dequantize)."
     )
 
 

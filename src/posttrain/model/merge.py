@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.common.errors import SettingError
 from posttrain.model.adapters.peft import load_adapter
 from posttrain.model.config import QuantizationConfig
 from posttrain.model.folder import (
@@ -21,7 +22,7 @@ from posttrain.model.folder import (
 )
 from posttrain.model.load import load_causal_lm, load_classifier
 from posttrain.model.probe import probe_rows
-from posttrain.model.quantized import quantization_of
+from posttrain.model.quantized import quantization_of, round_weights
 
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest one, that fp32 may make by merging."""
@@ -40,13 +41,14 @@ class Merged:
     """How the base was quantised while the adapter was trained; None if it was not."""
 
 
-def merge_adapter(name: str) -> Merged:
+def merge_adapter(name: str, dequantize: bool = False) -> Merged:
     """Return the unquantised base of a checkpoint's adapter with the adapter merged into it.
 
     Merging into quantised weights would round the sum to their few values again. An adapter that
-    was trained on quantised weights is merged into the weights that they were made from. Raises
-    ValueError if the folder holds no adapter of PEFT, if the base's files are quantised, or if the
-    merged model has other logits than the adapter beside the base."""
+    was trained on quantised weights is merged into the weights that they were made from, or with
+    `dequantize` into what training saw: these weights, quantised and back. Raises ValueError if the
+    folder holds no adapter of PEFT, if the base's files are quantised, if there is nothing to
+    dequantise, or if the merged model has other logits than the adapter beside the base."""
     folder = resolve_model_path(name)
     if not is_adapter(folder):
         raise ValueError(f"{name} holds no adapter, so that there is nothing to merge")
@@ -56,13 +58,20 @@ def merge_adapter(name: str) -> Merged:
             f"{name} is an adapter of {base_model(folder)}, whose files are quantised: there are "
             "no whole weights to merge it into; use it beside its base"
         )
+    trained_on = saved_quantization(folder)
+    if dequantize and (trained_on is None or holds_classifier(Path(folder))):
+        what = "scores instead of writing" if trained_on else "was trained beside whole weights"
+        raise SettingError("dequantize", f"{name} {what}: leave it out")
     if holds_classifier(Path(folder)):
         # its head is trained whole, so that only the layers below it are merged
         model, lacking = load_classifier(folder, torch.float32, UNQUANTISED, merge=False)
         if lacking:
             raise ValueError(f"{name} lacks weights: {', '.join(lacking[:3])}")
     else:
-        model = load_adapter(load_causal_lm(folder, torch.float32), folder)
+        base = load_causal_lm(folder, torch.float32)
+        if dequantize:
+            round_weights(base, QuantizationConfig.model_validate(trained_on))
+        model = load_adapter(base, folder)
     model.eval()
     before = _logits(model)
     _untie(model)
@@ -79,7 +88,7 @@ def merge_adapter(name: str) -> Merged:
             f"{name}: merged into {base_model(folder)}, its logits differ by {gap:.2g} from those "
             "of the adapter beside it: use the adapter unmerged"
         )
-    return Merged(merged, gap, saved_quantization(folder))
+    return Merged(merged, gap, trained_on)
 
 
 @torch.no_grad()

@@ -133,23 +133,41 @@ def quantise(
         assert section is not None
         check_available(device)
         backbone = backbone_of(model)
-        whole = read_elsewhere(model, backbone)
-        names = [
-            name
-            for name, layer in backbone.named_modules()
-            if is_linear(layer) and name not in whole and _fits(kind, layer)
-        ]
-        if not names:
-            plain = any(is_linear(layer) for layer in backbone.modules())
-            raise ValueError(
-                f"model.quantization: no layer of {type(model).__name__} can be stored as {kind}: "
-                + (f"no width is a multiple of {BLOCK}" if plain else "none is plainly linear")
-            )
-        for name in names:  # no list of the layers, which would keep the old weights
+        for name in _names(model, kind):  # no list of the layers, which would keep the old weights
             new = _stored(backbone.get_submodule(name), section, device, dtype)
             backbone.set_submodule(name, new)
     if quantised(model):
         _settle(model, dtype)
+
+
+def round_weights(model: Any, section: QuantizationConfig) -> None:
+    """Give the layers that `quantise` stores the numbers that their stored form stands for."""
+    device = torch.device("cpu")
+    check_available(device)
+    backbone = backbone_of(model)
+    for name in _names(model, section.type):
+        layer: Any = backbone.get_submodule(name)
+        stored: Any = _stored(layer, section, device, torch.float32)
+        rounded = dequantise(stored.weight, torch.float32)
+        layer.weight.data.copy_(rounded if isinstance(layer, nn.Linear) else rounded.T)
+
+
+def _names(model: Any, kind: str) -> list[str]:
+    """Return the layers of a model's backbone to store; raise ValueError if there is none."""
+    backbone = backbone_of(model)
+    whole = read_elsewhere(model, backbone)
+    names = [
+        name
+        for name, layer in backbone.named_modules()
+        if is_linear(layer) and name not in whole and _fits(kind, layer)
+    ]
+    if not names:
+        plain = any(is_linear(layer) for layer in backbone.modules())
+        raise ValueError(
+            f"model.quantization: no layer of {type(model).__name__} can be stored as {kind}: "
+            + (f"no width is a multiple of {BLOCK}" if plain else "none is plainly linear")
+        )
+    return names
 
 
 def _fits(kind: str, layer: Any) -> bool:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.functional_validators import field_validator, model_validator
 
 from posttrain.algorithms.base import Algorithm, TrainerSection, algorithm_named
+from posttrain.common.display import preformatted
 from posttrain.config.base import AlsoCalled, Free, StrictConfig
 from posttrain.config.errors import parse
 from posttrain.config.recipe import read_yaml, with_overrides
@@ -63,6 +64,9 @@ class Config(StrictConfig):
     def mixture(self) -> list[DataConfig]:
         """The sections of `data`, one or several."""
         return sections(self.data)
+
+    def _repr_html_(self) -> str:  # a notebook's view
+        return preformatted([yaml.safe_dump(dump(self), sort_keys=False)])
 
     @field_validator("data")
     @classmethod

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from posttrain.common.files import write_text
 from posttrain.common.suggest import did_you_mean
-from posttrain.tracking.report import Metrics, Points, read_metrics, thin
+from posttrain.tracking.columns import Points
+from posttrain.tracking.report import Metrics, read_lines, read_metrics, thin
 
-WIDTH, HEIGHT = 310, 200
+WIDTH, HEIGHT = 270, 180
 """Size of a panel in pixels."""
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 26, 34
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 26, 34
 """Margins of a panel: the numbers at its axes, and its title."""
 IN_A_ROW = 3
 COLOURS = ("#3b7dd8", "#e0752d", "#3a9d5d", "#b4539f", "#8a6d3b", "#d04a4a", "#2aa5a0", "#7a6fd0")
@@ -64,8 +65,19 @@ def curves(runs: Mapping[str, Path], metrics: Sequence[str]) -> Plot:
     Raises ValueError if no run has a metric."""
     if not runs or not metrics:
         raise ValueError("nothing to plot: name at least one run and one metric, such as loss")
-    of_runs = {label: read_metrics(folder / "metrics.jsonl") for label, folder in runs.items()}
-    return Plot(tuple(_panel(of_runs, metric) for metric in metrics), tuple(runs))
+    wanted = set(metrics)
+    files = {label: folder / "metrics.jsonl" for label, folder in runs.items()}
+    of_runs = {k: read_metrics(file, lambda _, name: name in wanted) for k, file in files.items()}
+    panels = {metric: _panel(of_runs, metric) for metric in metrics}
+    for metric, panel in panels.items():
+        if not panel.curves:
+            names = {
+                name for file in files.values() for _, line in read_lines(file) for name in line
+            }
+            known = sorted(names - {"time", "step"})
+            nearest = did_you_mean(metric, known) if known else "none has written one yet"
+            raise ValueError(f"no run has the metric {metric!r}; {nearest}")
+    return Plot(tuple(panels[metric] for metric in metrics), tuple(runs))
 
 
 def points_of(metrics: Metrics, metric: str) -> Points:
@@ -81,11 +93,6 @@ def points_of(metrics: Metrics, metric: str) -> Points:
 
 def _panel(of_runs: Mapping[str, Metrics], metric: str) -> Panel:
     points = {label: points_of(metrics, metric) for label, metrics in of_runs.items()}
-    if not any(points.values()):
-        names = {name for metrics in of_runs.values() for line in metrics.values() for name in line}
-        known = sorted(names - {"time"})
-        nearest = did_you_mean(metric, known) if known else "none has written one yet"
-        raise ValueError(f"no run has the metric {metric!r}; {nearest}")
     return Panel(metric, {label: curve for label, curve in points.items() if curve})
 
 

@@ -7,8 +7,10 @@ import hashlib
 import json
 import math
 import re
+import sys
+from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from posttrain.common.files import finite
+from posttrain.tracking.columns import Column, Points, columns_of
 
 MAX_POINTS = 600
 MAX_VERDICT_BARS = 120
@@ -25,7 +28,6 @@ OF_LABELS = re.compile("eval_(confusion|precision|recall|f1)/")
 """A classification's metrics for each label or pair of labels: too many for a line or a curve."""
 
 Json = dict[str, Any]
-Points = list[tuple[int, float]]
 Metrics = dict[int, Json]
 Item = TypeVar("Item")
 
@@ -38,7 +40,8 @@ def write_report(
 ) -> Path:
     """Write the report of one run, or a comparison of several, and return its path.
 
-    `names` are those of the runs; by default, what tells their folders apart. `sweep` describes a series whose runs they are: axes, metric, and the values of each run.
+    `names` are those of the runs; by default, what tells their folders apart. `sweep` describes a
+    series whose runs they are: axes, metric, and the values of each run.
     """
     if not run_dirs:
         raise ValueError("no run directory given: name at least one to report on")
@@ -86,22 +89,23 @@ def read_run(run_dir: Path, name: str) -> Json:
     """Return everything that the page shows of one run."""
     if not (run_dir / "metrics.jsonl").is_file():
         raise ValueError(f"{run_dir} is not a run directory: it has no metrics.jsonl")
-    metrics = read_metrics(run_dir / "metrics.jsonl")
+    labelled: Metrics = {}
+    columns = columns_of(steps_of(run_dir / "metrics.jsonl", labelled))
     settings = flatten(read_config(run_dir / "config.yaml"))
     stages = read_json(run_dir / "evaluation.json", dict).get("stages") or []
     return {
         "name": name,
         "method": first_of(settings, "method", "trainer.method", "trainer.name", "trainer.type"),
         "model": first_of(settings, "model.name", "model.path", "model.name_or_path", "model"),
-        "last_step": max(metrics, default=None),
+        "last_step": max((max(column.steps) for column in columns.values()), default=None),
         "facts": read_json(run_dir / "run.json", dict),
         "settings": settings,
-        "series": all_series(metrics),
-        "verdicts": verdict_bars(metrics),
-        "samples": read_samples(run_dir / "samples.jsonl"),
+        "series": all_series(columns),
+        "verdicts": verdict_bars(columns),
+        "samples": read_samples(sorted(run_dir.glob("samples*.jsonl"))),
         "data": read_json(run_dir / "data.json", list),
         "evaluation": task_results(run_dir) + stages,
-        "classification": classification_of(metrics),
+        "classification": classification_of(labelled),
     }
 
 
@@ -144,24 +148,47 @@ def read_lines(path: Path) -> Iterator[tuple[int, Json]]:
     raise ValueError(f"{path}:{broken} is not valid JSON: repair or delete that line")
 
 
-def read_metrics(path: Path) -> Metrics:
-    """Return metrics by step; values that a resumed run wrote again replace earlier ones."""
+def read_metrics(path: Path, wanted: Callable[[int, str], bool] | None = None) -> Metrics:
+    """Return metrics by step; values that a resumed run wrote again replace earlier ones.
+
+    With `wanted`, a step has only the metrics for which it is true of step and name."""
     metrics: defaultdict[int, Json] = defaultdict(dict)
     for _, line in read_lines(path):
-        metrics[line.pop("step")].update(line)
+        step = line.pop("step")
+        if wanted is not None:
+            line = {sys.intern(name): v for name, v in line.items() if wanted(step, name)}
+        metrics[step].update(line)
     return dict(sorted(metrics.items()))
 
 
-def read_samples(path: Path) -> list[Json]:
-    """Return the last samples of each kind, long texts shortened in the middle."""
-    latest: dict[str, deque[Json]] = {}
-    for _, sample in read_lines(path) if path.is_file() else ():
-        kind = str(sample.get("kind"))
-        latest.setdefault(kind, deque(maxlen=MAX_SAMPLES_PER_KIND)).append(sample)
+def steps_of(path: Path, labelled: Metrics) -> Iterator[tuple[int, Json]]:
+    """Yield each line of metrics with its step, without the metrics of single labels.
+
+    Of those the last step's are put into `labelled`: there may be thousands at each step."""
+    for _, line in read_lines(path):
+        step = line.pop("step")
+        of_labels = {name: line.pop(name) for name in list(line) if OF_LABELS.match(name)}
+        if of_labels and step >= max(labelled, default=step):
+            before = labelled.pop(step, {})
+            labelled.clear()
+            labelled[step] = before | of_labels
+        yield step, line
+
+
+def read_samples(files: Sequence[Path]) -> list[Json]:
+    """Return the last samples of each kind, of all ranks; long texts shortened in the middle."""
+    latest: defaultdict[str, list[Json]] = defaultdict(list)
+    for file in files:
+        of_file: dict[str, deque[Json]] = {}
+        for _, sample in read_lines(file):
+            kind = str(sample.get("kind"))
+            of_file.setdefault(kind, deque(maxlen=MAX_SAMPLES_PER_KIND)).append(sample)
+        for kind, samples in of_file.items():
+            latest[kind] += samples
     return [
-        {key: shorten(value) for key, value in sample.items() if key != "tokens"}
+        {key: shorten(value) for key, value in sample.items()}
         for samples in latest.values()
-        for sample in samples
+        for sample in sorted(samples, key=lambda sample: sample["step"])[-MAX_SAMPLES_PER_KIND:]
     ]
 
 
@@ -216,19 +243,13 @@ def first_of(settings: dict[str, str], *names: str) -> str | None:
     return next((settings[name] for name in names if name in settings), None)
 
 
-def all_series(metrics: Metrics) -> dict[str, Json]:
-    """Return a curve for each metric, except counts of verdicts and metrics of single labels."""
-    points: defaultdict[str, Points] = defaultdict(list)
-    gaps: defaultdict[str, list[int]] = defaultdict(list)
-    for step, line in metrics.items():
-        for name, value in line.items():
-            if name.startswith("verdicts/") or OF_LABELS.match(name):
-                continue
-            if value is None or (isinstance(value, float) and not math.isfinite(value)):
-                gaps[name].append(step)
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                points[name].append((step, value))
-    return {name: series(points[name], gaps[name]) for name in sorted(points | gaps)}
+def all_series(columns: dict[str, Column]) -> dict[str, Json]:
+    """Return a curve for each metric, except counts of verdicts."""
+    return {
+        name: series(column.points(), column.gaps())
+        for name, column in sorted(columns.items())
+        if not name.startswith("verdicts/")
+    }
 
 
 def series(points: Points, gaps: list[int]) -> Json:
@@ -290,27 +311,20 @@ def classification_of(metrics: Metrics) -> Json | None:
     }
 
 
-def verdict_bars(metrics: Metrics) -> Json | None:
+def verdict_bars(columns: dict[str, Column]) -> Json | None:
     """Return the mean count of each verdict over stretches of steps, or None without verdicts."""
-    first = "verdicts/"
-    rows = [
-        (step, counts)
-        for step, line in metrics.items()
-        if (
-            counts := {
-                name.removeprefix(first): value or 0
-                for name, value in line.items()
-                if name.startswith(first)
-            }
-        )
-    ]
-    if not rows:
+    counts = {name: column for name, column in columns.items() if name.startswith("verdicts/")}
+    if not counts:
         return None
-    parts = buckets(rows, MAX_VERDICT_BARS)
-    return {
-        "steps": [[part[0][0], part[-1][0]] for part in parts],
-        "values": {
-            name: [sum(counts.get(name, 0) for _, counts in part) / len(part) for part in parts]
-            for name in sorted({name for _, counts in rows for name in counts})
-        },
-    }
+    steps = sorted(set().union(*(column.steps for column in counts.values())))
+    parts = buckets(steps, MAX_VERDICT_BARS)
+    starts = [part[0] for part in parts]
+    means = {}
+    for name, column in sorted(counts.items()):
+        totals = [0.0] * len(parts)
+        for step, value in column.points():
+            totals[bisect_right(starts, step) - 1] += value
+        means[name.removeprefix("verdicts/")] = [
+            total / len(part) for total, part in zip(totals, parts)
+        ]
+    return {"steps": [[part[0], part[-1]] for part in parts], "values": means}

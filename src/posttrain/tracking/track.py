@@ -10,7 +10,7 @@ from posttrain.config.errors import parse
 from posttrain.config.recipe import with_overrides
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.follower import start
-from posttrain.tracking.report import read_config, read_json, read_metrics
+from posttrain.tracking.report import read_config, read_json, read_lines
 from posttrain.tracking.views import check_trackers, tracker_named
 
 
@@ -33,7 +33,7 @@ def track(run_dir: Path, name: str, overrides: list[str]) -> int:
     run_dir = run_dir.resolve()
     if is_written(run_dir):
         raise ValueError(f"{run_dir} is still being written: wait for its end")
-    steps = len(read_metrics(run_dir / "metrics.jsonl"))
+    steps = len({line["step"] for _, line in read_lines(run_dir / "metrics.jsonl")})
     tree = {"tracking": read_config(run_dir / "config.yaml").get("tracking") or {}}
     settings = parse(Sections, with_overrides(tree, overrides), "tracking").tracking
     check_trackers([name], settings)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from posttrain.common.console import CONSOLE
 from posttrain.common.disk import RunDisk, write_failure
+from posttrain.common.files import replacing
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.diagnosis import Diagnosis
 from posttrain.tracking.follower import Follower, start_all
@@ -54,12 +55,12 @@ class Tracker:
         self.logging_steps, self.num_steps = logging_steps, num_steps
         self.disk = RunDisk(run_dir, checkpoint_bytes)
         samples = "samples.jsonl" if rank == 0 else f"samples-rank{rank}.jsonl"
-        self.samples = _reopen(run_dir / samples, first_step)
+        self.samples = self._open(samples, first_step)
         self.metrics: TextIO | None = None
         self.followers: list[Follower] = []
         if rank != 0:
             return
-        self.metrics = _reopen(run_dir / "metrics.jsonl", first_step)
+        self.metrics = self._open("metrics.jsonl", first_step)
         self.followers, problems = start_all(run_dir, logger, tracking)
         for problem in problems:
             self.say(f"warning: {problem}")
@@ -138,6 +139,13 @@ class Tracker:
                 self.say(f"warning, step {step}: {problem}")
                 self.followers.remove(follower)
 
+    def _open(self, name: str, first_step: int) -> TextIO:
+        file = self.run_dir / name
+        try:
+            return _reopen(file, first_step)
+        except OSError as error:
+            raise ValueError(self.disk.failure(str(file), error)) from error
+
     def _append(self, file: TextIO, text: str, flush: bool = False) -> None:
         """Write to a file of the run; raise ValueError in one line if the disk does not take it."""
         try:
@@ -151,13 +159,15 @@ class Tracker:
 def _reopen(path: Path, last_step: int) -> TextIO:
     """Open a file of lines to append to, without those of steps that will run again."""
     if path.exists():
-        temporary = path.with_suffix(".tmp")
-        with path.open(encoding="utf-8") as lines, temporary.open("w", encoding="utf-8") as kept:
+        with (
+            replacing(path) as temporary,
+            path.open(encoding="utf-8") as lines,
+            temporary.open("w", encoding="utf-8") as kept,
+        ):
             for i, line in enumerate(lines, 1):
                 # a last line without a newline is incomplete: the run was killed while writing it
                 if line.endswith("\n") and _step(path, i, line) <= last_step:
                     kept.write(line)
-        temporary.replace(path)
     return path.open("a", encoding="utf-8")
 
 

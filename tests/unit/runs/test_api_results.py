@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import yaml
 
 import posttrain
 from posttrain.evaluation.compare import Comparison, Comparisons
@@ -86,6 +88,17 @@ def test_resume_continues_the_newest_run_or_starts_one(tmp_path: Path) -> None:
     assert posttrain.train(config, resume=True).folder == first.folder
     with pytest.raises(ValueError, match="all with another config"):
         posttrain.train(tree, resume=True, trainer={"learning_rate": 0.5})
+
+
+def test_a_notebook_shows_a_config_as_yaml(tmp_path: Path) -> None:
+    tree = tiny.run_config(tmp_path)
+    config = posttrain.load_config(tree, trainer={"run_name": "a<b>"})
+    page = config._repr_html_()
+    assert page.startswith("<pre")
+    assert "run_name: a&lt;b&gt;" in page
+    assert "<b>" not in page
+    text = unescape(page.partition(">")[2].removesuffix("</pre>"))
+    assert posttrain.load_config(yaml.safe_load(text)) == config
 
 
 def test_a_metric_as_a_column(run: posttrain.Run) -> None:

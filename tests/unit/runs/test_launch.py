@@ -59,24 +59,6 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: Any) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert check(LaunchSettings()) == 2
-    with pytest.raises(SettingError) as found:
-        check(LaunchSettings(**keys))
-    assert words in str(found.value)
-
-
-def test_a_host_without_an_address(monkeypatch: Any) -> None:
-    def unknown(*arguments: Any) -> Any:
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(SettingError, match="address: nowhere is not known here"):
-        check(LaunchSettings(nnodes=2, address="nowhere:29500"))
-
-
-def test_more_ranks_than_gpus_are_refused(monkeypatch: Any) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert check(LaunchSettings()) == 2
     with pytest.raises(SettingError, match="nproc: 3 ranks, but this machine has 2 GPUs"):
         check(LaunchSettings(nproc=3))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TextIO
 import pytest
 import tiny
 
-from posttrain.common import disk
+from posttrain.common import disk, files
 from posttrain.common.disk import BESIDES, RunDisk, update_text
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
@@ -120,6 +122,22 @@ def test_samples_lost_at_the_end_are_reported(tmp_path, capsys):
     tracker.sample({"step": 1})
     tracker.close("finished")
     assert "/dev/full lacks its last lines: the disk is full" in capsys.readouterr().out
+
+
+def test_a_resumed_run_that_finds_no_room_leaves_its_files(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-1").mkdir()
+    text = "".join(f'{{"step": {s}}}\n' for s in range(3))
+    (tmp_path / "metrics.jsonl").write_text(text)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(ValueError, match=r"metrics.jsonl could not be .*resume from checkpoint-1"):
+        Tracker(tmp_path, 3, 1, [], first_step=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoint-1", "metrics.jsonl", "samples.jsonl"}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_each_run_has_a_colour_and_a_legend_if_there_are_several(tmp_path: Path)
     strokes = re.findall(r'<polyline[^>]*stroke="([^"]*)"', both)
     assert len(set(strokes)) == 2, "a run without the metric keeps its colour for the next panel"
     for label, stroke in zip(("first", "second"), strokes):
-        assert f'stroke="{stroke}" stroke-width="3"/><text x="84"' in both
+        assert f'stroke="{stroke}" stroke-width="3"/><text x="80"' in both
         assert f">{label}</text>" in both
     assert ">first</text>" not in svg(curves({"first": a}, ["loss"]))
 

@@ -3,13 +3,14 @@
 import json
 import math
 import re
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.tracking.report import MAX_POINTS, MAX_TEXT, thin, write_report
+from posttrain.tracking.report import MAX_POINTS, MAX_SAMPLES_PER_KIND, MAX_TEXT, thin, write_report
 
 INJECTION = "</script><!-- <img src=x onerror=alert(1)> {{script-hash}} {{data}} \ud800"
 
@@ -236,3 +237,52 @@ def test_the_page_never_parses_text_as_html(tmp_path: Path) -> None:
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|DOMParser", text
     )
+
+
+def test_values_that_a_resumed_run_wrote_again_replace_earlier_ones(tmp_path: Path) -> None:
+    lines = [{"step": s, "loss": float(s), "count": s, "verdicts/right": s} for s in range(1, 6)]
+    lines += [{"step": 2, "eval_loss": 0.5}]  # another line of a step adds to it
+    lines += [{"step": s, "loss": s + 0.5, "count": s + 1, "verdicts/right": 0} for s in (4, 5, 6)]
+    [run] = payload(write_report([make_run(tmp_path / "run", lines)]))
+    assert run["series"] == {
+        "loss": {"steps": [1, 2, 3, 4, 5, 6], "values": [1.0, 2.0, 3.0, 4.5, 5.5, 6.5]},
+        "count": {"steps": [1, 2, 3, 4, 5, 6], "values": [1, 2, 3, 5, 6, 7]},
+        "eval_loss": {"steps": [2], "values": [0.5]},
+    }
+    assert run["verdicts"]["values"] == {"right": [1, 2, 3, 0, 0, 0]}
+    assert run["last_step"] == 6
+
+
+def test_values_that_are_no_numbers_are_gaps_or_left_out(tmp_path: Path) -> None:
+    values = [1.0, None, math.nan, math.inf, True, "text", 2.0]
+    lines = [{"step": s, "loss": value} for s, value in enumerate(values)]
+    [run] = payload(write_report([make_run(tmp_path / "run", lines)]))
+    assert run["series"]["loss"] == {
+        "steps": [0, 6],
+        "values": [1.0, 2.0],
+        "gaps": {"count": 3, "first": 1},
+    }
+
+
+def test_samples_of_all_ranks_are_shown(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    for name, rank in (("samples", 0), ("samples-rank1", 1), ("samples-rank10", 10)):
+        rows = [{"step": s, "kind": "rollout", "completion": f"{rank}/{s}"} for s in range(1, 151)]
+        (run_dir / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    [run] = payload(write_report([run_dir]))
+    shown = [sample["completion"] for sample in run["samples"]]
+    assert len(shown) == MAX_SAMPLES_PER_KIND
+    last = [f"{rank}/{step}" for step in range(85, 151) for rank in (0, 1, 10)]
+    assert sorted(shown[2:]) == sorted(last)
+
+
+def test_the_report_of_a_long_run_takes_little_memory(tmp_path: Path) -> None:
+    """A line of 20 metrics takes 320 bytes; as a dict it took 5,000."""
+    names = [f"metric/{i}" for i in range(20)]
+    lines = ({"step": s, **dict.fromkeys(names, s + 0.5)} for s in range(1, 5001))
+    run_dir = make_run(tmp_path / "run", lines)
+    tracemalloc.start()
+    write_report([run_dir])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8e6, peak

@@ -3,7 +3,7 @@
 import {get} from "./api.js";
 import {$, choice, el, empty, put, scrolling} from "./dom.js";
 import {isNumber, number, percent} from "./format.js";
-import {legend, runLabel} from "./legend.js";
+import {showLegend, runLabel} from "./legend.js";
 import {allRuns, assignSlots, namesOf, newestFirst, param, selected, setParams, shownRuns} from "./state.js";
 
 const SHARES = [["rows", "of each true label"], ["all", "of all rows"], ["columns", "of each prediction"]];
@@ -63,7 +63,7 @@ export function show(host) {
     $("select", shares).value = param("shares", "rows");
     const runs = chosen();
     assignSlots(runs);
-    put(strip, legend(runs));
+    showLegend(strip, runs);
     if (!runs.length) {
       stepper.hidden = true;
       put(area, empty("No classification", selected().length ? "None of the runs classifies." : "Runs of the method classification show their confusion matrix here."));

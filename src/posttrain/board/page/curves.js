@@ -5,7 +5,7 @@ import {metricsOf, points, progressOf, reader, wasRead, wholePoints} from "./cur
 import {number, percent} from "./format.js";
 import {groupsOf, meaningOf} from "./meanings.js";
 import {makeChart} from "./plot.js";
-import {chosenRuns, legend} from "./legend.js";
+import {chosenRuns, showLegend} from "./legend.js";
 import {address, assignSlots, colourName, dashOf, namesOf, param, setParams, shownRuns} from "./state.js";
 
 const AXES = [["step", "step"], ["tokens", "tokens"], ["time", "time"]];
@@ -72,7 +72,7 @@ export function show(host) {
     setText(amount, Number(smoothing.value).toFixed(2));
     for (const [field, name] of [[from, "from"], [to, "to"]]) if (document.activeElement !== field) field.value = param(name);
     reset.disabled = range() === null;
-    put(strip, legend(runs, {hides: true}));
+    showLegend(strip, runs, {hides: true});
     lay();
     ask();
     if (reasons.length) draw();

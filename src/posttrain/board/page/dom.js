@@ -32,6 +32,20 @@ export function setText(node, text) {
 
 export const put = (node, ...children) => node.replaceChildren(...present(children));
 
+const keys = new WeakMap();
+
+/**
+ * Fill a node again only if its key has changed: the page is brought up to date every two seconds,
+ * and what is made again loses the focus or closes an open list. The focus returns to the same role.
+ */
+export function putIf(node, key, make) {
+  if (keys.get(node) === key) return;
+  keys.set(node, key);
+  const role = node.contains(document.activeElement) ? document.activeElement.dataset.role : undefined;
+  put(node, make());
+  if (role !== undefined) node.querySelector(`[data-role="${CSS.escape(role)}"]`)?.focus();
+}
+
 export const button = (text, onclick, attributes = {}) =>
   el("button", {type: "button", onclick, ...attributes}, text);
 

@@ -5,11 +5,12 @@ import {el, empty, later, put, scrolling} from "./dom.js";
 import {count, isNumber, number, pValue, percent, signed, whole} from "./format.js";
 import {param, selected, setParams} from "./state.js";
 
+const AGAIN = 10_000; // milliseconds between two readings of the results
 const AT_ONCE = 4; // paired tests that are asked for at the same time
 const SMALL = 0.05;
 
 export function show(host) {
-  let results = null, closed = false, turn = 0;
+  let results = null, readAt = 0, closed = false, turn = 0;
   const compared = new Map(); // baseline, result and state of both -> {rows, left_out} or {problem}
   const search = el("input", {type: "search", placeholder: "Filter results and tasks", "aria-label": "Filter of results and tasks", value: param("q"),
     oninput: later(() => setParams({q: search.value.trim()}), 100)});
@@ -20,6 +21,7 @@ export function show(host) {
   read();
 
   async function read() {
+    readAt = Date.now();
     try {
       const answer = await get("/api/evaluations");
       if (closed) return;
@@ -142,7 +144,8 @@ export function show(host) {
   return {
     update(reasons) {
       if (document.activeElement !== search) search.value = param("q");
-      if (reasons.includes("runs")) read();
+      // The server looks through all folders for it, and evaluations end rarely.
+      if (reasons.includes("runs") && Date.now() - readAt > AGAIN) read();
       if (reasons.some((name) => name !== "runs")) draw();
     },
     close() { closed = true; },

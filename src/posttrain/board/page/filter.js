@@ -66,7 +66,8 @@ function holds(value, {operator, values}) {
   if (operator === "=") return values.some((text) => equal(value, text));
   if (operator === "!=") return !values.some((text) => equal(value, text));
   const [a, b] = [asNumber(value), asNumber(values[0])];
-  const [x, y] = a !== null && b !== null ? [a, b] : [String(value), values[0]];
+  if ((a === null) !== (b === null)) return false; // "auto" is neither above nor below a number
+  const [x, y] = a !== null ? [a, b] : [String(value), values[0]];
   return {">": x > y, ">=": x >= y, "<": x < y, "<=": x <= y}[operator];
 }
 

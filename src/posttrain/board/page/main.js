@@ -1,7 +1,7 @@
 // Start of the page: the views, the polling of the server, and the header.
 
 import {takeKey} from "./api.js";
-import {$, el, put, setText, empty} from "./dom.js";
+import {$, el, empty, put, putIf, setText} from "./dom.js";
 import {count} from "./format.js";
 import {VIEWS, address, allRuns, board, isRunning, onParams, readAddress, refresh, route, select, selected} from "./state.js";
 
@@ -39,15 +39,20 @@ async function open() {
 }
 
 function header() {
-  put($("nav"), VIEWS.map((view) => el("a", {
-    href: address(view), "aria-current": view === route.view ? "page" : null}, TITLES[view])));
-  $("nav [aria-current]")?.scrollIntoView({block: "nearest", inline: "center"});
+  const here = $("nav [aria-current]")?.dataset.view;
+  for (const link of document.querySelectorAll("nav a")) {
+    link.href = address(link.dataset.view);
+    if (link.dataset.view === route.view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (here !== route.view) $("nav [aria-current]").scrollIntoView({block: "nearest", inline: "center"});
   const chosen = selected().filter((id) => board.runs.has(id)).length;
   const running = allRuns().filter(isRunning).length;
-  put($("#summary"),
+  putIf($("#summary"), JSON.stringify([board.root, board.complete, board.runs.size, running, chosen]), () => [
     el("span", {class: "root", title: board.root}, board.root),
     el("span", {}, board.complete || !board.loaded ? "" : "reading… ", count(board.runs.size, "run"), running ? `, ${running} running` : ""),
-    chosen ? el("button", {type: "button", class: "link", onclick: () => select(selected(), false)}, `${chosen} selected: clear`) : null);
+    chosen ? el("button", {type: "button", class: "link", "data-role": "clear", onclick: () => select(selected(), false)}, `${chosen} selected: clear`) : null,
+  ]);
 }
 
 /** Read the runs, tell the view, and come again: soon while something runs, else seldom. */
@@ -82,6 +87,7 @@ function trouble(text) {
 
 takeKey();
 readAddress();
+put($("nav"), VIEWS.map((view) => el("a", {"data-view": view}, TITLES[view])));
 put($("#main"), el("p", {class: "muted"}, "Reading the runs…"));
 window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#key=")) takeKey();

@@ -140,14 +140,14 @@ export function makeChart(host, {height = 190, onzoom = null} = {}) {
   function readOut({x, rows}, clientX, clientY) {
     const kept = rows.slice(0, MAX_READ);
     const smoothed = kept.some(({curve}) => curve.line), spread = kept.some(({curve}) => curve.low);
-    const head = (shown, text) => shown ? el("th", {scope: "col"}, text) : null;
-    const cell = (shown, text) => shown ? el("td", {class: "muted"}, text) : null;
+    const head = (shown, text, kind) => shown ? el("th", {scope: "col", class: kind}, text) : null;
+    const cell = (shown, text, kind = "") => shown ? el("td", {class: `muted ${kind}`}, text) : null;
     const tooltip = $("#tooltip");
-    put(tooltip, el("table", {}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, xText(x)), head(true, "value"), head(smoothed, "smoothed"), head(spread, "lowest to highest"))),
+    put(tooltip, el("table", {}, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, xText(x)), head(true, "value"), head(smoothed, "smoothed"), head(spread, "lowest to highest", "spread"))),
       el("tbody", {}, kept.map(({curve, i, value}) => el("tr", {},
         el("td", {}, swatch(curve.colour, curve.dash), el("span", {class: "read-name"}, curve.name), curve.xs[i] === x ? null : el("span", {class: "muted"}, ` at ${xText(curve.xs[i])}`)),
         el("td", {}, el("strong", {}, number(value, 5))), cell(smoothed, curve.line ? number(curve.line[i]) : ""),
-        cell(spread, curve.low ? `${number(curve.low[i], 3)} to ${number(curve.high[i], 3)}` : ""))))),
+        cell(spread, curve.low ? `${number(curve.low[i], 3)} to ${number(curve.high[i], 3)}` : "", "spread"))))),
       rows.length > kept.length ? el("div", {class: "muted"}, `and ${rows.length - kept.length} more below`) : null);
     tooltip.hidden = false;
     reading = chart;

@@ -105,7 +105,7 @@ export function show(host) {
       list.map(({id}) => el("option", {value: id, selected: id === run.id}, `${first.has(id) ? "● " : ""}${short.get(id)}`)));
     const tab = (name, text) => button(text, () => setParams({by: name, prompt: null, key: null}), {"aria-pressed": String(view === name)});
     put(bar, el("label", {class: "field grow"}, el("span", {}, "Run"), runSelect),
-      names.length > 1 ? el("label", {class: "field"}, el("span", {}, "Kind"), el("select", {id: "kind", "aria-label": "Kind", onchange: (event) => setParams({kind: event.target.value, step: null, key: null})},
+      names.length > 1 ? el("label", {class: "field kind"}, el("span", {}, "Kind"), el("select", {id: "kind", "aria-label": "Kind", onchange: (event) => setParams({kind: event.target.value, step: null, key: null})},
         names.map((name) => el("option", {value: name, selected: name === kind}, `${name} (${count(kinds[name].length, "step")})`)))) : null,
       el("span", {class: "segments", role: "group", "aria-label": "Show"}, tab("step", "By step"), tab("prompts", "By prompt")));
   }

@@ -1,6 +1,6 @@
 // The table of runs: filter, sort, columns, selection.
 
-import {button, el, empty, inPortions, later, put, setText, toggle, announce} from "./dom.js";
+import {announce, button, el, empty, inPortions, later, put, putIf, setText, toggle} from "./dom.js";
 import {count, date, duration, number} from "./format.js";
 import {DEFAULT, FIXED, column, offered, sorted} from "./columns.js";
 import {filtered} from "./filter.js";
@@ -91,31 +91,30 @@ export function show(host) {
     all.checked = many > 0 && many === shown.length;
     all.indeterminate = many > 0 && many < shown.length;
     const list = [column("name"), ...columns()];
-    const focused = document.activeElement?.dataset?.role;
-    put(head, el("tr", {}, el("th", {class: "pick"}, all), list.map(({key, title, number: right, down}) => {
+    const mark = JSON.stringify([list.map(({key}) => key), chosen.key, descending, many, shown.length]);
+    putIf(head, mark, () => el("tr", {}, el("th", {class: "pick"}, all), list.map(({key, title, number: right, down}) => {
       const here = key === chosen.key;
       const next = here ? !descending : Boolean(down);
       return el("th", {scope: "col", class: right ? "right" : null, "aria-sort": here ? descending ? "descending" : "ascending" : null},
         button([title, el("span", {class: "arrow", "aria-hidden": "true"}, here ? descending ? "↓" : "↑" : "")],
           () => setParams({sort: `${next ? "-" : ""}${key}`}), {class: "sort", "data-role": `sort-${key}`, title: `Sort by ${title}`}));
     })));
-    if (focused) head.querySelector(`[data-role="${CSS.escape(focused)}"]`)?.focus();
     const options = list.flatMap(({key, title, down}) => {
       const both = [[key, `${title} ↑`], [`-${key}`, `${title} ↓`]];
       return down ? both.reverse() : both;
     });
-    put(sorting, options.map(([value, text]) => el("option", {value, selected: value === `${descending ? "-" : ""}${chosen.key}`}, text)));
+    putIf(sorting, mark, () => options.map(([value, text]) => el("option", {value, selected: value === `${descending ? "-" : ""}${chosen.key}`}, text)));
   }
 
   function drawActions() {
     // The box in the head of the table, which the cards of a phone do not have.
     const marked = new Set(selected());
     const whole = shown.length > 0 && shown.every(({id}) => marked.has(id));
-    put(every, toggle("Select all shown", whole, (on) => select(shown.map(({id}) => id), on)));
+    putIf(every, `${whole} ${shown.map(({id}) => id).join("\n")}`, () => toggle("Select all shown", whole, (on) => select(shown.map(({id}) => id), on), {"data-role": "every"}));
     const ids = selected().filter((id) => board.runs.has(id));
-    put(selection, ids.length ? [
-      el("a", {class: "button main", href: address("curves")}, `Curves of ${count(ids.length, "run")}`),
-      el("a", {class: "button", href: address("settings")}, "Settings"),
+    putIf(selection, ids.join("\n"), () => ids.length ? [
+      el("a", {class: "button main", "data-role": "curves", href: address("curves")}, `Curves of ${count(ids.length, "run")}`),
+      el("a", {class: "button", "data-role": "settings", href: address("settings")}, "Settings"),
     ] : el("span", {class: "muted small hint"}, "Select runs to compare them"));
   }
 

@@ -25,9 +25,10 @@ export function completion(sample, runId, scale) {
   const tokens = el("div", {class: "token-area"});
   const toggle = button("Tokens", () => {
     const open = toggle.getAttribute("aria-expanded") !== "true";
-    setParams({key: open ? sample.key : null});
+    // With the step, so that the view stays at it while the run goes on.
+    setParams({key: open ? sample.key : null, step: sample.step});
     flip(open);
-  }, {class: "link", "aria-expanded": "false"});
+  }, {class: sample.has_tokens ? "link" : "link none", "aria-expanded": "false"});
   const plainText = () => put(text, plain(sample.completion) ? clipped(plain(sample.completion), "", 8) : el("p", {class: "muted small"}, sample.completion === "" ? "(empty)" : ""));
   plainText();
   if (Array.isArray(sample.choices)) put(text, choices(sample));

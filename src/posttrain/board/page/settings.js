@@ -3,7 +3,7 @@
 import {$, el, empty, later, put, scrolling, setText, toggle} from "./dom.js";
 import {differs, offered} from "./columns.js";
 import {bytes, count, date, duration, number} from "./format.js";
-import {legend, runLabel} from "./legend.js";
+import {showLegend, runLabel} from "./legend.js";
 import {stateOf} from "./runs.js";
 import {address, assignSlots, namesOf, param, setParams, shownRuns} from "./state.js";
 
@@ -33,7 +33,7 @@ export function show(host) {
     // A table that is made again loses its place; nothing here changes unless one of the runs did.
     if (drawn && drawn.length === key.length && drawn.every((item, i) => item === key[i])) return;
     drawn = key;
-    put(strip, legend(runs));
+    showLegend(strip, runs);
     const words = param("name").toLowerCase();
     const fits = (name) => name.toLowerCase().includes(words);
     const {differing, same, metrics} = offered(runs);

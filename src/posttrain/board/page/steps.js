@@ -12,7 +12,7 @@ const SORTS = [["", "as sampled"], ["reward", "lowest reward"], ["-reward", "hig
 const FILTERS = ["text", "verdict", "finish", "min", "max", "sort"];
 
 export function show(host, first) {
-  let context = first, samples = null, leftOut = 0, shownStep = null, number_ = 0, closed = false;
+  let context = first, samples = null, leftOut = 0, drawn = false, shownStep = null, number_ = 0, closed = false;
 
   const slider = el("input", {type: "range", id: "step", class: "long", min: 0, step: 1, "aria-label": "Step",
     oninput: later(() => go(Number(slider.value)), 40)});
@@ -28,8 +28,11 @@ export function show(host, first) {
   const found = el("p", {class: "small muted", role: "status"});
   const list = el("div", {class: "samples"});
   put(host, el("div", {class: "controls"}, el("span", {class: "field stepper"}, "Step", back, slider, on, output)),
-    el("div", {class: "controls"}, text, el("span", {class: "field rewards"}, "Reward", low, "–", high), verdict, finish,
-      el("label", {class: "field"}, "Order", sort)),
+    // On a phone the fields would fill the screen: they are folded unless one of them is set.
+    el("details", {class: "filters", open: matchMedia("(min-width: 721px)").matches || FILTERS.some((name) => param(name))},
+      el("summary", {}, "Filter and order"),
+      el("div", {class: "controls"}, text, el("span", {class: "field rewards"}, "Reward", low, "–", high), verdict, finish,
+        el("label", {class: "field"}, "Order", sort))),
     found, list);
   fill();
   load();
@@ -119,7 +122,11 @@ export function show(host, first) {
       return;
     }
     const scale = rewardScale(samples);
-    inPortions(list, order ? sortedFlat(kept, order).map((sample) => [sample]) : byPrompt(kept), (group) => card(group, scale), 12);
+    const groups = order ? sortedFlat(kept, order).map((sample) => [sample]) : byPrompt(kept);
+    const linked = groups.findIndex((group) => group.some(({key}) => key === param("key")));
+    inPortions(list, groups, (group) => card(group, scale), Math.max(12, linked + 1));
+    if (!drawn && linked >= 0) list.querySelector(`[data-key="${CSS.escape(param("key"))}"]`).scrollIntoView({block: "center"});
+    drawn = true;
   }
 
   function card(group, scale) {

@@ -61,18 +61,19 @@ def mode_of(metric: str) -> Mode:
 def evaluation_of(run_dir: Path) -> tuple[int | None, float | None, dict[str, float]]:
     """Return a run's last step, its training loss, and the evaluation of its model."""
     file = run_dir / "metrics.jsonl"
-    steps = read_metrics(file) if file.is_file() else {}
-    losses = [line["loss"] for line in steps.values() if "loss" in line]
-    evaluated = {
-        step: {k: v for k, v in line.items() if k.startswith("eval_") and not OF_LABELS.match(k)}
-        for step, line in steps.items()
-    }
-    evaluated = {step: line for step, line in evaluated.items() if line}
+    steps = read_metrics(file, lambda step, name: is_shown(name)) if file.is_file() else {}
+    losses = [line.pop("loss") for line in steps.values() if "loss" in line]
+    evaluated = {step: line for step, line in steps.items() if line}
     checkpoints = checkpoints_in(run_dir)
     best = read_info(checkpoints[-1])["trainer"].get("best_step") if checkpoints else None
     step = best if best in evaluated else max(evaluated, default=None)
     last = {} if step is None else evaluated[step]
     return max(steps, default=None), losses[-1] if losses else None, last
+
+
+def is_shown(name: str) -> bool:
+    """Whether a metric is the training loss or one of an evaluation, except of single labels."""
+    return name == "loss" or (name.startswith("eval_") and OF_LABELS.match(name) is None)
 
 
 def metric_value(metric: str, metrics: dict[str, float], label: str) -> float:
