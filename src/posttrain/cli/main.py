@@ -156,5 +156,6 @@ def without_dashes(usage: str) -> str:
 
 def fail(error: object, code: int = 2) -> None:
     """Print an error in one line and exit."""
-    print(f"error: {hide(' '.join(str(error).split()))}", file=sys.stderr)
+    print(f"error: {' '.join(hide(str(error)).split())}", file=sys.stderr)
+    leave(code)
     sys.exit(code)

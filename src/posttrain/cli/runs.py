@@ -77,14 +77,12 @@ def train(
         return
     from posttrain.runs.train import train as run
 
-    try:
-        run_dir = run(config, run_dir)
-        if distributed.rank() == 0:
-            if config.trainer.early_stopping is not None:
-                print(f"best checkpoint: {best_or_newest(run_dir)}")
-            print(f"run: {run_dir}\nreport: {run_dir / 'report.html'}")
-    finally:
-        distributed.stop()
+    run_dir = run(config, run_dir)
+    if distributed.rank() == 0:
+        if config.trainer.early_stopping is not None:
+            print(f"best checkpoint: {best_or_newest(run_dir)}")
+        print(f"run: {run_dir}\nreport: {run_dir / 'report.html'}")
+    distributed.stop()
 
 
 def pipeline(

@@ -72,8 +72,11 @@ class RunDisk:
 
     def failure(self, file: str, error: OSError) -> str:
         """Return in one line that a file of the run could not be written, and how to resume."""
-        free = size(shutil.disk_usage(self.run_dir).free)
-        reason = f"the disk is full, with {free} free" if is_full(error) else write_failure(error)
+        reason = write_failure(error)
+        if is_full(error):
+            free = shutil.disk_usage(self.run_dir).free
+            also = ": a quota, or the number of files, is used up" if free > BESIDES else ""
+            reason = f"{reason}, with {size(free)} free{also}"
         newest = max(self._checkpoints(), key=lambda path: path.stat().st_mtime, default=None)
         remedy = "start again: there is no checkpoint yet"
         if newest is not None:

@@ -23,10 +23,9 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def start(device: str, timeout: float = TIMEOUT) -> None:
-    """Join the process group if torchrun started this process.
+    """Join the process group if torchrun started this process; raise ValueError if it cannot.
 
-    `timeout` bounds, in seconds, how long a rank waits for the others, here and in every later
-    collective. Raise ValueError if they do not come, or if the environment is incomplete.
+    `timeout` bounds, in seconds, the wait for other ranks, here and in every later collective.
     """
     if "RANK" not in os.environ or torch.distributed.is_initialized():
         return
@@ -40,14 +39,13 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
         if (local := int(os.environ["LOCAL_RANK"])) >= (number := torch.cuda.device_count()):
             raise ValueError(f"rank {local} of this machine has no GPU: torch sees {number}")
         torch.cuda.set_device(local)
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    from torch.distributed.rendezvous import rendezvous
+
     wait = timedelta(seconds=timeout)
     # after a restart, torchrun's store still has the addresses at which dead ranks were listening
     attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
-        store, own_rank, ranks = next(
-            torch.distributed.distributed_c10d.rendezvous("env://", timeout=wait)
-        )
+        store, own_rank, ranks = next(rendezvous("env://", timeout=wait))
         torch.distributed.init_process_group(
             "nccl" if on_cuda else "gloo",
             store=torch.distributed.distributed_c10d.PrefixStore(attempt, store),
@@ -58,9 +56,10 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition("Exception raised from")[0]
+        _, _, *place = (os.environ[name] for name in VARIABLES)
         raise ValueError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at "
-            f"{place} within {timeout:g} s: start all of them with the address of rank 0's "
+            f"rank {os.environ['RANK']} of {place[0]} did not meet the others at {place[1]}:"
+            f"{place[2]} within {timeout:g} s: start all of them with the address of rank 0's "
             f"machine and a port that is free there and reachable ({reason[:200]})"
         ) from None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 SECRET = re.compile(
     r"(^|_)(API)?(KEY|TOKEN|SECRET|PASSPHRASE|PASSWD|CREDENTIAL)S?(_|$)|PASSWORD|_(PWD|PAT|AUTH)$",
@@ -26,8 +28,10 @@ MIN_LENGTH = 8
 ALIASES = {"HUGGINGFACE_TOKEN": "HF_TOKEN"}
 """Names that people write, and those that the libraries read."""
 
-_LOADED: set[str] = set()
-"""Names that came from .env files, of whatever form."""
+LOADED = "POSTTRAIN_FROM_ENV_FILES"
+"""The variable with the names, of whatever form, that came from .env files.
+
+The runs of a series and ranks inherit it, and with it what they may not pass on."""
 _NAMED: set[str] = set()
 """Names that a config gives as those of its keys, of whatever form."""
 
@@ -57,8 +61,14 @@ def load_env_files(*folders: Path) -> list[str]:
         if name in os.environ and read not in os.environ:
             os.environ[read] = os.environ[name]
             new.append(read)
-    _LOADED.update(new)
+    if new:
+        os.environ[LOADED] = ",".join(sorted({*_loaded(), *new}))
     return new
+
+
+def _loaded() -> set[str]:
+    """Return the names that came from .env files, also of a process that started this one."""
+    return set(filter(None, os.environ.get(LOADED, "").split(",")))
 
 
 def add_secret(name: str) -> None:
@@ -77,6 +87,7 @@ def without_secrets(*needed: str) -> dict[str, str]:
     It has secrets, variables of .env files and addresses with a password only if their names begin
     with one of the `needed`, except for proxies, without which nothing is reached.
     """
+    loaded = _loaded()
     return {
         name: value
         for name, value in os.environ.items()
@@ -84,8 +95,7 @@ def without_secrets(*needed: str) -> dict[str, str]:
         or not (
             is_secret(name)
             or (
-                (name in _LOADED or IN_ADDRESS.search(value))
-                and not name.upper().endswith("_PROXY")
+                (name in loaded or IN_ADDRESS.search(value)) and not name.upper().endswith("_PROXY")
             )
         )
     }
@@ -99,12 +109,26 @@ def forget_secrets() -> None:
 
 
 def hide(text: str) -> str:
-    """Return a text without the values of secret variables, well-known keys and passwords."""
-    values = [value for name, value in os.environ.items() if is_secret(name)]
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) >= MIN_LENGTH:
-            text = text.replace(value, HIDDEN)
+    """Return a text without the values of secret variables, well-known keys and passwords.
+
+    Values are found also line by line, and as JSON, a Python literal or an address writes them."""
+    spelled: set[str] = set()
+    for value in _values().values():
+        inside = (json.dumps(value)[1:-1], repr(value)[1:-1], quote(value, safe=""))
+        forms = (value, *inside, *value.splitlines())
+        spelled.update(form for form in forms if len(form) >= MIN_LENGTH)
+    for form in sorted(spelled, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
     return IN_ADDRESS.sub(f"{HIDDEN}@", FORM.sub(HIDDEN, text))
+
+
+def _values() -> dict[str, str]:
+    """Return the secret variables; a file that is there is only the place of a secret."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if len(value) >= MIN_LENGTH and is_secret(name) and not os.path.exists(value)
+    }
 
 
 def refuse_secrets(value: Any, where: str = "") -> None:
@@ -127,9 +151,8 @@ def refuse_secrets(value: Any, where: str = "") -> None:
 
 def _secret_in(text: str) -> str:
     """Return what a text holds that is secret; empty if it holds nothing."""
-    for name, value in os.environ.items():
+    for name, value in _values().items():
         # a short value may be a word that a longer text merely has, too
-        is_in = value in text if len(value) >= 2 * MIN_LENGTH else value == text
-        if is_in and len(value) >= MIN_LENGTH and is_secret(name):
+        if value in text if len(value) >= 2 * MIN_LENGTH else value == text:
             return f"the value of the environment variable {name}"
     return "the key of a service" if FORM.search(text) else ""

@@ -23,9 +23,11 @@ def read_yaml(
     file = Path(expanded(str(path)))
     if not file.is_file():
         recipes = [*Path().glob("recipes/**/*.yaml"), *file.parent.glob("*.yaml")]
-        by_stem = {str(p.with_suffix("")): p for p in recipes}  # all end in .yaml
-        near = difflib.get_close_matches(str(file.with_suffix("")), by_stem)
+        by_stem = {str(p)[:-5]: p for p in recipes}  # all end in .yaml
+        near = difflib.get_close_matches(str(file).removesuffix(file.suffix), by_stem)
         hint = f"; did you mean {by_stem[near[0]]}?" if near else ""
+        if (file / "config.yaml").is_file():
+            hint = f", but a folder: name {file / 'config.yaml'}"
         raise ValueError(f"no {what} {path}{hint}")
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader)

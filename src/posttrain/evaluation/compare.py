@@ -99,9 +99,7 @@ def compare_results(
 
     A task is compared if both have outcomes of the same problems. Raises ValueError if none is.
     """
-    both = [
-        task for task in first if "outcomes" in first[task] and "outcomes" in second.get(task, {})
-    ]
+    both = [task for task in first if _has_outcomes(first, task) and _has_outcomes(second, task)]
     if not both:
         raise ValueError(
             "the two results have no task in common with outcomes by problem: "
@@ -174,3 +172,12 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
     if not results:
         raise ValueError(f"{results_file(path)} has no results of posttrain eval")
     return results
+
+
+def _has_outcomes(results: Mapping[str, Any], task: str) -> bool:
+    """Whether a task's result has the outcomes of problems, each at least one 0 or 1."""
+    result = results.get(task)
+    outcomes = result.get("outcomes") if isinstance(result, Mapping) else None
+    return isinstance(outcomes, Mapping) and all(
+        isinstance(outcome, str) and outcome for outcome in outcomes.values()
+    )

@@ -76,13 +76,13 @@ def read_lora(folder: str) -> Low:
     if config["peft_type"] != "LORA":
         raise ValueError(
             f"{folder} is an adapter of the kind {config['peft_type']}, and only LoRAs are merged "
-            "with others: merge it into its base by posttrain export --format merged"
+            "with others: merge it into its base by exporting it as merged"
         )
     for key, what in REFUSED.items():
         if config.get(key) not in (None, False, "none", [], {}):
             raise ValueError(
                 f"{folder} is {what}, which cannot be merged with others: merge it into its base "
-                "by posttrain export --format merged"
+                "by exporting it as merged"
             )
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(CHANGE_BASE):
@@ -94,7 +94,7 @@ def read_lora(folder: str) -> Low:
     if config.get("task_type") == "SEQ_CLS":
         raise ValueError(
             f"{folder} is an adapter of a reward model or classifier, whose head cannot be merged "
-            "with others: merge it into its base by posttrain export --format merged"
+            "with others: merge it into its base by exporting it as merged"
         )
     check_tensors(Path(folder) / "adapter_model.safetensors")
     refuse_not_finite(folder)
@@ -108,7 +108,7 @@ def read_lora(folder: str) -> Low:
         if not name.endswith(LOW) or high is None or high.dim() != 2:
             raise ValueError(
                 f"{folder} holds {name}, which is no low-rank matrix of a linear layer: merge "
-                "it into its base by posttrain export --format merged"
+                "it into its base by exporting it as merged"
             )
         low = tensors[name].float()
         rank = of_layer(config, "rank_pattern", layer, config["r"])

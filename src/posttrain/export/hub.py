@@ -48,7 +48,7 @@ def upload(folder: Path, repo: str, public: bool, api: Any = None) -> str:
         problem = (
             "private: make it public on the hub"
             if private
-            else "public: give --public, or name another"
+            else "public: set public, or name another"
         )
         raise SettingError("public", f"{repo} exists and is {problem}")
     result = _asked(

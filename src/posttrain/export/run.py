@@ -55,7 +55,9 @@ def export(
         raise SettingError("base_model", "is empty: leave it out, or give the base model's name")
     source = replace(find_source(name), dequantize=dequantize)
     if dequantize and (source.kind != "adapter" or form not in ("merged", "gguf")):
-        raise SettingError("dequantize", "only for an adapter that is merged (merged, gguf)")
+        raise SettingError(
+            "dequantize", "only for an adapter that is merged: set format to merged or gguf"
+        )
     output = output or Path(f"{source.name}-{quant or form}")
     check_new(output)
     with new_folder(output) as folder:

@@ -225,7 +225,7 @@ def of_quantised(kind: str, dequantized: bool) -> str:
     return (
         f"It was trained beside a base in {kind} and merged into the whole weights, so that its "
         f"answers differ from the run's by what {kind} rounded: evaluate it (posttrain eval), use "
-        f"the adapter unmerged, or merge it into the rounded weights (export --dequantize)."
+        f"the adapter unmerged, or merge it into the rounded weights (dequantize)."
     )
 
 

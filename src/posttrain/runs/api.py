@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,14 @@ def load_config(source: Source, /, **overrides: Any) -> Config:
     `**{"trainer.max_steps": 10}`. Raises ValueError with one line that says what to fix.
     """
     if isinstance(source, Mapping):
-        tree, name = _copy(source), "config"
+        tree, name = _copy(source, ""), "config"
     else:
         tree, name = read_yaml(os.fspath(source)), os.fspath(source)
     for key, value in overrides.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
-            tree[key] = _merged(tree[key], value)
+            tree[key] = _merged(tree[key], value, key)
         else:
-            set_key(tree, key, _copy(value), key)
+            set_key(tree, key, _copy(value, key), key)
     return parse_config(tree, name)
 
 
@@ -74,6 +76,8 @@ def train(
     config = _as_config(config, overrides)
     if resume:
         config = resuming(config)
+    if run_dir is not None and (resume or config.trainer.resume_from_checkpoint is not None):
+        raise ValueError("a resumed run stays in its folder: leave run_dir out")
     return Run(
         run_training(config, None if run_dir is None else Path(expanded(os.fspath(run_dir))))
     )
@@ -120,6 +124,8 @@ def evaluate(
     if isinstance(tasks, Mapping):
         tasks = [f"{name}={os.fspath(path)}" for name, path in tasks.items()]
     names = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not names:
+        raise ValueError("no task to evaluate on: name at least one, such as gsm8k")
     for name in ("best_of", "toxic_words"):
         if settings.get(name) is not None:
             settings[name] = expanded(os.fspath(settings[name]))
@@ -168,8 +174,10 @@ def write_report(runs: Runs, /, output: str | Path | None = None) -> Path:
 
 def _as_config(config: Config | Source, overrides: dict[str, Any]) -> Config:
     """Return the config with its overrides, after setting the variables of .env files."""
-    beside = [] if isinstance(config, Config | Mapping) else [Path(os.fspath(config)).parent]
-    load_env_files(*beside, Path())
+    if isinstance(config, Config | Mapping):
+        load_env_files(Path())
+    else:
+        load_env_files(Path(expanded(os.fspath(config))).parent, Path())
     if not isinstance(config, Config):
         return load_config(config, **overrides)
     if overrides:
@@ -199,19 +207,35 @@ def _by_name(runs: Runs) -> dict[str, Path]:
     return dict(zip(run_names(folders), folders)) if folders else {}
 
 
-def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tree with the changes merged in, section by section."""
+def _merged(tree: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the tree with the changes merged in, section by section; `where` names it."""
     merged = dict(tree)
     for key, value in changes.items():
+        name = f"{where}.{key}"
         is_section = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if is_section else _copy(value)
+        merged[key] = _merged(merged[key], value, name) if is_section else _copy(value, name)
     return merged
 
 
-def _copy(value: Any) -> Any:
-    """Return a deep copy with plain dicts and lists, and paths as text."""
+def _copy(value: Any, where: str) -> Any:
+    """Return a deep copy with plain dicts and lists, paths as text, and numbers as Python's.
+
+    Raises ValueError for code and for a model, which a run could not save with its config; `where`
+    is the key's name.
+    """
     if isinstance(value, Mapping):
-        return {key: _copy(inner) for key, inner in value.items()}
+        return {k: _copy(inner, f"{where}.{k}" if where else str(k)) for k, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_copy(inner) for inner in value]
+        return [_copy(inner, f"{where}.{i}") for i, inner in enumerate(value)]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    if inspect.isroutine(value):
+        raise ValueError(
+            f"{where}: a function is not saved with a run's config: write it into a Python file "
+            "and name that (in a notebook, %%writefile reward.py in the first line of its cell)"
+        )
+    if callable(value) and not isinstance(value, os.PathLike):
+        raise ValueError(f"{where}: expected text, numbers or sections, got {type(value).__name__}")
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -36,6 +36,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "mlflow_skinny": ("mlflow", "the tracker MLflow"),
     "trackio": ("trackio", "the tracker trackio"),
     "optuna": ("sweep", "a search for good values by posttrain sweep"),
+    "ipykernel": ("notebooks", "the notebooks of examples/notebooks"),
 }
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0

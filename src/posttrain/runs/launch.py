@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import shutil
 import socket
+import struct
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import torch
 from posttrain.common.errors import SettingError
 
 LAST_LINES = 15
+SIOCGIFADDR = 0x8915  # Linux's request for an interface's address
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     alone = settings.nnodes == 1
     if nproc > 1:  # as torchrun does, but with all the cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    own = None if alone else own_address(settings)
+    if own is not None and (interface := interface_of(own)) is not None:
+        # gloo would take the address that this machine's name has, which is often that of loopback
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # names that do not resolve, and the like
     logs = Path(tempfile.mkdtemp(prefix="posttrain-ranks-"))
     config = LaunchConfig(
         min_nodes=settings.nnodes,
@@ -72,7 +80,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
         max_restarts=settings.max_restarts,
         monitor_interval=0.2,
         start_method="spawn",
-        local_addr="localhost" if alone else None,
+        local_addr="localhost" if alone else own,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
     )
     try:
@@ -124,6 +132,34 @@ def check(settings: LaunchSettings) -> int:
     except (OSError, UnicodeError) as error:
         raise SettingError("address", f"{host} is not known here: {error}") from None
     return nproc
+
+
+def own_address(settings: LaunchSettings) -> str | None:
+    """Return the IPv4 address under which the other nodes reach this one, or None."""
+    host, _, port = (settings.address or "").rpartition(":")
+    try:
+        address = socket.getaddrinfo(host, int(port), socket.AF_INET)[0][4]
+        if settings.node_rank == 0:
+            return str(address[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing, but chooses the interface
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the network interface that has an IPv4 address, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                found = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, request)
+            except OSError:
+                continue  # an interface without an address
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return None
 
 
 def on_cpu() -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from typing import Any
 
 import torch
 
@@ -67,18 +68,14 @@ def collective_in(error: RuntimeError) -> str:
 
 def silent_ranks(where: str) -> str:
     """Return which ranks do not tell that they wait as well, and the last step of each."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    store.set_timeout(timedelta(seconds=OTHERS_HAVE))
-    silent = [rank for rank in range(distributed.num_ranks()) if rank != distributed.rank()]
-    begun = time.monotonic()
-    try:
-        tell("waiting", {"in": where})
-        while silent and time.monotonic() - begun < OTHERS_HAVE:
-            time.sleep(0.1)
-            silent = [rank for rank in silent if told("waiting", rank) is None]
-        steps = {rank: told("finished", rank) for rank in silent}
-    except (RuntimeError, OSError):  # the store ends with the process that holds it
-        return "the process that they meet at is gone as well"
+    told_by: dict[int, dict[str, Any] | None] = {}
+    # beyond a broken network, a question to the store is never answered
+    asking = threading.Thread(target=_ask, args=(where, told_by), daemon=True)
+    asking.start()
+    asking.join(2 * OTHERS_HAVE)
+    if asking.is_alive() or not told_by:
+        return "the process at which all ranks meet, on the machine of rank 0, is out of reach"
+    silent = {rank: said for rank, said in told_by.items() if said is None or "step" in said}
     if not silent:
         return "all of them wait for one another: they run different collectives"
     return "; ".join(
@@ -86,5 +83,20 @@ def silent_ranks(where: str) -> str:
         if said is None
         else f"rank {rank} ({said['host']}) is silent: it finished step {said['step']} "
         f"{max(0.0, time.time() - said['time']):.0f} s ago"
-        for rank, said in steps.items()
+        for rank, said in silent.items()
     )
+
+
+def _ask(where: str, told_by: dict[int, dict[str, Any] | None]) -> None:
+    """Fill in what each other rank told: that it waits, or else its last step."""
+    others = [rank for rank in range(distributed.num_ranks()) if rank != distributed.rank()]
+    begun = time.monotonic()
+    try:
+        tell("waiting", {"in": where})
+        waiting = {rank: told("waiting", rank) for rank in others}
+        while None in waiting.values() and time.monotonic() - begun < OTHERS_HAVE:
+            time.sleep(0.1)
+            waiting = {rank: said or told("waiting", rank) for rank, said in waiting.items()}
+        told_by.update({rank: waiting[rank] or told("finished", rank) for rank in others})
+    except (RuntimeError, OSError):
+        return  # the store has ended with the process that holds it

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from posttrain.common.files import write_text
+from posttrain.common.files import expanded, write_text
 from posttrain.common.suggest import did_you_mean
 from posttrain.tracking.columns import Points
 from posttrain.tracking.report import Metrics, read_lines, read_metrics, thin
@@ -51,7 +51,7 @@ class Plot:
 
     def save(self, path: str | Path) -> Path:
         """Write the picture to an SVG file and return its path."""
-        path = Path(path)
+        path = Path(expanded(str(path)))
         if path.suffix != ".svg":
             raise ValueError(f"{path}: the picture is SVG: give a name that ends in .svg")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,8 @@ def curves(runs: Mapping[str, Path], metrics: Sequence[str]) -> Plot:
     Raises ValueError if no run has a metric."""
     if not runs or not metrics:
         raise ValueError("nothing to plot: name at least one run and one metric, such as loss")
+    if strange := [metric for metric in metrics if not isinstance(metric, str)]:
+        raise ValueError(f"{strange[0]!r} is not the name of a metric: write each as an argument")
     wanted = set(metrics)
     files = {label: folder / "metrics.jsonl" for label, folder in runs.items()}
     of_runs = {k: read_metrics(file, lambda _, name: name in wanted) for k, file in files.items()}

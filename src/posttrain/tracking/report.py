@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from posttrain.common.files import finite
+from posttrain.common.disk import write_failure
+from posttrain.common.files import finite, write_text
 from posttrain.tracking.columns import Column, Points, columns_of
 
 MAX_POINTS = 600
@@ -48,13 +49,21 @@ def write_report(
     if output is None and len(run_dirs) > 1:
         raise ValueError("a report on several runs needs an output path: pass output=<file.html>")
     output = Path(run_dirs[0]) / "report.html" if output is None else Path(output)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name the page, such as {output / 'report.html'}")
     names = run_names(run_dirs) if names is None else names
     if sweep is not None:
         names = [run["label"] for run in sweep["runs"] if run["run"] is not None]
     runs = [read_run(Path(path), name) for path, name in zip(run_dirs, names, strict=True)]
     page = render({"runs": runs, "sweep": sweep})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8", newline="\n")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, page)
+    except OSError as error:
+        raise ValueError(
+            f"the report {output} could not be written ({write_failure(error)}), all else is: mend "
+            "that, then call posttrain report"
+        ) from error
     return output
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import ranks
@@ -40,9 +42,8 @@ CANARIES = {
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(secrets, "_LOADED", set())
     monkeypatch.setattr(secrets, "_NAMED", set())
-    for name in (*CANARIES, "HF_TOKEN"):
+    for name in (*CANARIES, "HF_TOKEN", secrets.LOADED):
         os.environ.pop(name, None)
 
 
@@ -165,6 +166,18 @@ def test_a_tracker_gets_its_own_secrets(
     assert set(TRACKERS) == {"tensorboard", "wandb", "mlflow", "trackio"}
 
 
+def test_a_run_of_a_series_knows_what_came_from_env_files(tmp_path):
+    """It inherits the variables from a process that has read a file that it does not see."""
+    load_env_files(env_file(tmp_path, "MY_JUDGE=canary-6\n"))
+    load_env_files(env_file(tmp_path / "other", "MY_OTHER=canary-7\n"))
+    code = "from posttrain.common.secrets import without_secrets as w; print(dict(w()))"
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "PATH" in child.stdout
+    assert "canary" not in child.stdout
+
+
 CHILDREN = {
     "git": (lambda folder: follower.save_commit(folder), set()),
     "sandbox": (lambda folder: pool._start_lane("process", {}), set()),
@@ -224,6 +237,29 @@ def test_what_is_printed_hides_secrets():
     assert hide(said) == "no such model *** *** *** http://***@h/x"
     for text in HIDDEN_ALIKE:
         assert hide(text) == text
+
+
+ODD = [
+    "a b/c+d=e&f",
+    'quo"te\\back-slash',
+    "zwölf-zeichen-länge",
+    "-----BEGIN KEY-----\nabc+/defgh\n",
+]
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("write", [str, repr, json.dumps, lambda x: f"https://h/?k={quote(x, '')}"])
+def test_values_are_found_however_they_are_written(write, value):
+    os.environ["MY_SECRET"] = value
+    said = hide(f"failed with {write(value)} at the end")
+    assert "***" in said
+    assert not any(part in said for part in value.splitlines())
+
+
+def test_the_place_of_a_secret_is_none(tmp_path):
+    os.environ["KEY_FILE"] = str(tmp_path)
+    assert hide(f"no such file: {tmp_path}/x") == f"no such file: {tmp_path}/x"
+    refuse_secrets({"trainer": {"output_dir": f"{tmp_path}/runs"}})
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import tiny
+import torch
 import yaml
 
 import posttrain
@@ -261,3 +264,85 @@ def test_a_completion_is_shown_without_its_tokens(run: posttrain.Run) -> None:
     assert len(completion.logprobs) == len(completion.token_ids) > 0
     assert "logprobs" not in repr(completion)
     assert repr(completion.text) in repr(completion)
+
+
+def in_cell(prompts: Any, completions: list[str], completion_ids: Any, **columns: Any) -> Any:
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": {"type": "custom", "path": in_cell}}, r"^reward\.path: a function .* a Python"),
+        ({"reward": in_cell}, "^reward: a function is not saved"),
+        ({"reward.path": in_cell}, r"^reward\.path: a function"),
+        ({"trainer": {"learning_rate": lambda step: 1}}, r"^trainer\.learning_rate: a function"),
+        ({"model": {"name": torch.nn.Linear(2, 2)}}, r"^model\.name: expected .* got Linear$"),
+        ({"trainer": {"logger": ["tensorboard", print]}}, r"^trainer\.logger\.1: a function"),
+    ],
+    ids=["path", "section", "dotted", "schedule", "model", "in a list"],
+)
+def test_code_and_models_are_no_values(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    tree = tiny.run_config(tmp_path)
+    with pytest.raises(ValueError, match=message) as raised:
+        posttrain.load_config(tree, **changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    keys = {"max_steps": numpy.int64(7), "learning_rate": numpy.float32(0.5), "num_epochs": None}
+    config = posttrain.load_config(tiny.run_config(tmp_path), trainer=keys)
+    assert (config.trainer.max_steps, config.trainer.learning_rate) == (7, 0.5)
+    assert type(config.trainer.max_steps) is int
+    assert "max_steps: 7" in config._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "broken", [3, {}, {"outcomes": 3}, {"outcomes": {"1": ""}}, {"outcomes": {"1": 1}}, None]
+)
+def test_damaged_results_are_not_compared(broken: Any) -> None:
+    whole = {"t": result("0", "1")}
+    for a, b in (({"t": broken}, whole), (whole, {"t": broken})):
+        with pytest.raises(ValueError, match="no task in common"):
+            posttrain.compare(a, b)
+
+
+def test_what_would_be_ignored_is_refused(run: posttrain.Run, tmp_path: Path) -> None:
+    tree = tiny.run_config(tmp_path)
+    for keys in ({"resume": True}, {"trainer": {"resume_from_checkpoint": str(run)}}):
+        with pytest.raises(ValueError, match="leave run_dir out"):
+            posttrain.train(tree, run_dir=tmp_path / "elsewhere", **keys)  # type: ignore[arg-type]
+    for tasks in ([], {}):
+        with pytest.raises(ValueError, match="no task to evaluate on"):
+            posttrain.evaluate(run, tasks)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_odd_places(run: posttrain.Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder: name the page"):
+        posttrain.write_report(run, tmp_path)
+    for write in (run.plot("loss").save, lambda path: posttrain.write_report(run, path)):
+        with pytest.raises(ValueError, match="an address, not a path"):
+            write("s3://bucket/x.svg")
+    with pytest.raises(ValueError, match=r"no recipe .*, but a folder: name .*config\.yaml"):
+        posttrain.dry_run(run)
+    with pytest.raises(ValueError, match="no recipe"):
+        posttrain.dry_run("")
+    for metric in (["loss"], 3, None, b"loss"):
+        with pytest.raises(ValueError, match="is not the name of a metric"):
+            run.plot(metric)  # type: ignore[arg-type]
+
+
+def test_env_files_are_found_beside_a_recipe_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KEY_OF_A_TEST", raising=False)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    (tmp_path / ".env").write_text("KEY_OF_A_TEST=here\n")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"model": 3}))
+    with pytest.raises(ValueError, match="model"):
+        posttrain.dry_run("~/r.yaml")
+    assert os.environ["KEY_OF_A_TEST"] == "here"

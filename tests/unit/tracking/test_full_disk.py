@@ -57,6 +57,22 @@ def test_a_checkpoint_larger_than_the_estimate_counts(tmp_path, free):
     assert "the next checkpoint needs 8.4 MB" in str(watched.warning())
 
 
+@pytest.mark.parametrize(
+    ("error", "num_bytes", "words"),
+    [
+        (errno.ENOSPC, 100, "(the disk is full, with 0.0 MB free): free some space, then start"),
+        (errno.ENOSPC, 10**9, "with 1.00 GB free: a quota, or the number of files, is used up): "),
+        (errno.EDQUOT, 10**9, "with 1.00 GB free: a quota, or the number of files, is used up): "),
+        (errno.EFBIG, 10**9, "x could not be written (File too large): mend that, then start"),
+        (errno.EIO, 10**9, "x could not be written (Input/output error): mend that, then start"),
+    ],
+)
+def test_why_a_file_could_not_be_written(error, num_bytes, words, tmp_path, free):
+    free(num_bytes)
+    (tmp_path / "checkpoint-x").touch()
+    assert words in RunDisk(tmp_path).failure("x", OSError(error, os.strerror(error)))
+
+
 def test_the_disk_is_looked_at_every_30_seconds(tmp_path, monkeypatch):
     looks: list[Path] = []
     usage = shutil.disk_usage(tmp_path)
@@ -113,6 +129,21 @@ def test_a_file_that_the_disk_does_not_take_stops_the_run(name, tmp_path, monkey
     train(parse_config(tree, "test"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_report_that_finds_no_room_leaves_a_finished_run(tmp_path, monkeypatch):
+    def full(path):
+        if "report.html" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    sync = files.sync
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(ValueError, match=r"report.html could not be written \(the disk is full\)"):
+        train(parse_config(tiny.run_config(tmp_path, max_steps=2), "test"))
+    (folder,) = tmp_path.glob("sft_*")
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+    assert not list(folder.glob("*report.html"))
 
 
 def test_samples_lost_at_the_end_are_reported(tmp_path, capsys):

@@ -3,7 +3,7 @@
 const KEY = "posttrain-board-key";
 
 /** The message of a refusal is the server's own line; a server that is gone has `gone` set. */
-export class Refusal extends Error {
+class Refusal extends Error {
   constructor(message, gone = false) {
     super(message);
     this.gone = gone;
@@ -11,7 +11,7 @@ export class Refusal extends Error {
 }
 
 /** Query text of a list of [name, value]; what is null or undefined is left out. */
-export function query(pairs) {
+function query(pairs) {
   const params = new URLSearchParams();
   for (const [name, value] of pairs) {
     if (value !== null && value !== undefined) params.append(name, value);
@@ -22,10 +22,12 @@ export function query(pairs) {
 export const get = (path, pairs = [], signal = undefined) =>
   ask(pairs.length ? `${path}?${query(pairs)}` : path, {signal});
 
-export const post = (path, body) => ask(path, {
-  method: "POST", body: JSON.stringify(body),
-  headers: {"Content-Type": "application/json", "X-Board-Key": sessionStorage.getItem(KEY) ?? ""},
-});
+export const post = (path, body) =>
+  ask(path, {
+    method: "POST",
+    body: JSON.stringify(body),
+    headers: {"Content-Type": "application/json", "X-Board-Key": sessionStorage.getItem(KEY) ?? ""},
+  });
 
 async function ask(path, options) {
   let response, body;

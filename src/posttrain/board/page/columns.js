@@ -4,14 +4,47 @@ import {ago, bytes, duration, isNumber, number, shortModel} from "./format.js";
 
 export const FIXED = {
   state: {title: "state", value: (run) => run.state},
-  progress: {title: "progress", value: (run) => run.num_steps ? run.step / run.num_steps : run.step, down: true},
+  progress: {
+    title: "progress",
+    value: (run) => (run.num_steps ? run.step / run.num_steps : run.step),
+    down: true,
+  },
   method: {title: "method", value: (run) => run.method},
-  model: {title: "model", value: (run) => shortModel(run.model), text: (run) => shortModel(run.model), hint: (run) => run.model},
+  model: {
+    title: "model",
+    value: (run) => shortModel(run.model),
+    text: (run) => shortModel(run.model),
+    hint: (run) => run.model,
+  },
   metric: {title: "metric", value: (run) => run.value, down: true},
-  duration: {title: "duration", value: (run) => run.seconds, text: (run) => duration(run.seconds), down: true, number: true},
-  started: {title: "started", value: (run) => run.started, text: (run) => ago(run.started), down: true, number: true},
-  updated: {title: "last metrics", value: (run) => run.updated, text: (run) => ago(run.updated), down: true, number: true},
-  bytes: {title: "size", value: (run) => run.bytes, text: (run) => bytes(run.bytes), down: true, number: true},
+  duration: {
+    title: "duration",
+    value: (run) => run.seconds,
+    text: (run) => duration(run.seconds),
+    down: true,
+    number: true,
+  },
+  started: {
+    title: "started",
+    value: (run) => run.started,
+    text: (run) => ago(run.started),
+    down: true,
+    number: true,
+  },
+  updated: {
+    title: "last metrics",
+    value: (run) => run.updated,
+    text: (run) => ago(run.updated),
+    down: true,
+    number: true,
+  },
+  bytes: {
+    title: "size",
+    value: (run) => run.bytes,
+    text: (run) => bytes(run.bytes),
+    down: true,
+    number: true,
+  },
 };
 export const DEFAULT = ["state", "progress", "method", "model", "metric", "updated", "bytes"];
 
@@ -21,11 +54,18 @@ export function column(key) {
   if (key === "name") return {key, title: "run", value: (run) => run.id};
   const name = key.slice(2);
   if (key.startsWith("s:")) {
-    const of = (run) => Object.hasOwn(run.settings, name) ? run.settings[name] : null;
-    return {key, title: name, number: true, value: (run) => sortable(of(run)), text: (run) => of(run) ?? "–", hint: of};
+    const of = (run) => (Object.hasOwn(run.settings, name) ? run.settings[name] : null);
+    return {
+      key,
+      title: name,
+      number: true,
+      value: (run) => sortable(of(run)),
+      text: (run) => of(run) ?? "–",
+      hint: of,
+    };
   }
   if (key.startsWith("m:")) {
-    const of = (run) => Object.hasOwn(run.metrics, name) ? run.metrics[name] : null;
+    const of = (run) => (Object.hasOwn(run.metrics, name) ? run.metrics[name] : null);
     return {key, title: name, number: true, down: true, value: of, text: (run) => number(of(run))};
   }
   return null;
@@ -55,7 +95,8 @@ const tie = (x, y) => y.updated - x.updated || (x.id < y.id ? -1 : 1);
 
 /** All settings and metrics of the runs, each list in order of names; differing settings apart. */
 export function offered(runs) {
-  const settings = new Map(), metrics = new Set();
+  const settings = new Map(),
+    metrics = new Set();
   for (const run of runs) {
     for (const key of Object.keys(run.settings)) settings.set(key, null);
     for (const key of Object.keys(run.metrics)) metrics.add(key);
@@ -70,7 +111,7 @@ export function offered(runs) {
 }
 
 export function differs(runs, name) {
-  const of = (run) => Object.hasOwn(run.settings, name) ? run.settings[name] : null;
+  const of = (run) => (Object.hasOwn(run.settings, name) ? run.settings[name] : null);
   const first = of(runs[0]);
   return runs.some((run) => of(run) !== first);
 }

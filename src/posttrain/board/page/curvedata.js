@@ -18,14 +18,15 @@ const markOf = (id) => {
 };
 
 function entry(store, id) {
-  if (!store.has(id)) store.set(id, {names: [], lastStep: null, progress: 1, mark: null, metrics: new Map()});
+  if (!store.has(id))
+    store.set(id, {names: [], lastStep: null, progress: 1, mark: null, metrics: new Map()});
   return store.get(id);
 }
 
 /** Metrics of a run, from its curves where they have been read, else from its last lines. */
 export function metricsOf(run) {
   const last = Object.keys(run.metrics).filter((name) => isNumber(run.metrics[name]));
-  return [...new Set([...last, ...known.get(run.id)?.names ?? []])];
+  return [...new Set([...last, ...(known.get(run.id)?.names ?? [])])];
 }
 
 export const progressOf = (id) => known.get(id)?.progress ?? 1;
@@ -43,7 +44,10 @@ export const wholePoints = (id, metric) => known.get(id)?.metrics.get(metric)?.p
  * after another, and calls `arrived` after each. `range` is null or [from, to] in steps.
  */
 export function reader(arrived, failed) {
-  let wanted = null, busy = false, closed = false, timer = 0;
+  let wanted = null,
+    busy = false,
+    closed = false,
+    timer = 0;
 
   async function work() {
     if (busy || closed || !wanted) return;
@@ -63,7 +67,10 @@ export function reader(arrived, failed) {
     clearTimeout(timer);
     if (closed || !wanted?.ids.some((id) => progressOf(id) < 1)) return;
     timer = setTimeout(() => {
-      if (document.hidden) { again(); return; }
+      if (document.hidden) {
+        again();
+        return;
+      }
       for (const id of wanted.ids) if (progressOf(id) < 1) forget(id);
       work();
     }, AGAIN);
@@ -80,14 +87,22 @@ export function reader(arrived, failed) {
 
   /** The next request that is needed, or null. */
   function next() {
-    for (const [store, range] of [[known, null], ...(wanted.range ? [[zoomed, wanted.range]] : [])]) {
+    for (const [store, range] of [
+      [known, null],
+      ...(wanted.range ? [[zoomed, wanted.range]] : []),
+    ]) {
       const metrics = new Set();
-      const ids = wanted.ids.filter((id) => {
-        const have = entry(store, id), mark = markOf(id);
-        const old = wanted.metrics.filter((metric) => have.metrics.get(metric)?.mark !== mark);
-        old.forEach((metric) => metrics.add(metric));
-        return old.length > 0 || store === known && have.mark !== mark && !wanted.metrics.length;
-      }).slice(0, RUNS_AT_ONCE);
+      const ids = wanted.ids
+        .filter((id) => {
+          const have = entry(store, id),
+            mark = markOf(id);
+          const old = wanted.metrics.filter((metric) => have.metrics.get(metric)?.mark !== mark);
+          old.forEach((metric) => metrics.add(metric));
+          return (
+            old.length > 0 || (store === known && have.mark !== mark && !wanted.metrics.length)
+          );
+        })
+        .slice(0, RUNS_AT_ONCE);
       if (ids.length) return {store, ids, metrics: [...metrics], range};
     }
     return null;
@@ -96,15 +111,24 @@ export function reader(arrived, failed) {
   async function read({store, ids, metrics, range}) {
     const marks = new Map(ids.map((id) => [id, markOf(id)]));
     const answer = await get("/api/curves", [
-      ...ids.map((id) => ["run", id]), ...metrics.map((metric) => ["metric", metric]),
-      ["from", range?.[0]], ["to", range?.[1]]]);
+      ...ids.map((id) => ["run", id]),
+      ...metrics.map((metric) => ["metric", metric]),
+      ["from", range?.[0]],
+      ["to", range?.[1]],
+    ]);
     for (const id of ids) {
-      const have = entry(store, id), mark = marks.get(id), run = Object.hasOwn(answer.runs, id) ? answer.runs[id] : null;
+      const have = entry(store, id),
+        mark = marks.get(id),
+        run = Object.hasOwn(answer.runs, id) ? answer.runs[id] : null;
       have.mark = mark;
       have.names = run?.names ?? have.names;
       have.lastStep = run?.last_step ?? have.lastStep;
       have.progress = run?.progress ?? 1;
-      for (const metric of metrics) have.metrics.set(metric, {mark, points: run && Object.hasOwn(run.metrics, metric) ? run.metrics[metric] : null});
+      for (const metric of metrics)
+        have.metrics.set(metric, {
+          mark,
+          points: run && Object.hasOwn(run.metrics, metric) ? run.metrics[metric] : null,
+        });
     }
     if (!closed) arrived();
   }
@@ -116,6 +140,9 @@ export function reader(arrived, failed) {
       if (key !== zoomKey) [zoomed, zoomKey] = [new Map(), key];
       work();
     },
-    close() { closed = true; clearTimeout(timer); },
+    close() {
+      closed = true;
+      clearTimeout(timer);
+    },
   };
 }

@@ -17,7 +17,9 @@ function fill(node, attributes, children) {
 
 /** Children without the ones left out (null, undefined, false); nested lists are flattened. */
 const present = (children) =>
-  children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+  children
+    .flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false);
 
 export const el = (tag, attributes = {}, ...children) =>
   fill(document.createElement(tag), attributes, children);
@@ -41,7 +43,9 @@ const keys = new WeakMap();
 export function putIf(node, key, make) {
   if (keys.get(node) === key) return;
   keys.set(node, key);
-  const role = node.contains(document.activeElement) ? document.activeElement.dataset.role : undefined;
+  const role = node.contains(document.activeElement)
+    ? document.activeElement.dataset.role
+    : undefined;
   put(node, make());
   if (role !== undefined) node.querySelector(`[data-role="${CSS.escape(role)}"]`)?.focus();
 }
@@ -49,20 +53,28 @@ export function putIf(node, key, make) {
 export const button = (text, onclick, attributes = {}) =>
   el("button", {type: "button", onclick, ...attributes}, text);
 
-export const option = (value, text, chosen) =>
-  el("option", {value, selected: value === chosen}, text);
+const option = (value, text, chosen) => el("option", {value, selected: value === chosen}, text);
 
 /** A labelled select whose options are [value, text]. */
 export function choice(label, options, chosen, onchange, attributes = {}) {
-  const select = el("select", {
-    "aria-label": label, onchange: (event) => onchange(event.target.value), ...attributes,
-  }, options.map(([value, text]) => option(value, text, chosen)));
+  const select = el(
+    "select",
+    {
+      "aria-label": label,
+      onchange: (event) => onchange(event.target.value),
+      ...attributes,
+    },
+    options.map(([value, text]) => option(value, text, chosen)),
+  );
   return el("label", {class: "field"}, el("span", {}, label), select);
 }
 
 export function toggle(label, checked, onchange, attributes = {}) {
   const box = el("input", {
-    type: "checkbox", onchange: (event) => onchange(event.target.checked), ...attributes});
+    type: "checkbox",
+    onchange: (event) => onchange(event.target.checked),
+    ...attributes,
+  });
   box.checked = checked;
   return el("label", {class: "check"}, box, label);
 }
@@ -86,16 +98,25 @@ export function clipped(text, kind, lines = 4) {
   if (!long) return box;
   box.style.setProperty("--lines", lines);
   box.classList.add("cut");
-  const more = button("Show all", () => {
-    const open = box.classList.toggle("cut") === false;
-    more.textContent = open ? "Show less" : "Show all";
-    more.setAttribute("aria-expanded", String(open));
-  }, {class: "link", "aria-expanded": "false"});
+  const more = button(
+    "Show all",
+    () => {
+      const open = box.classList.toggle("cut") === false;
+      more.textContent = open ? "Show less" : "Show all";
+      more.setAttribute("aria-expanded", String(open));
+    },
+    {class: "link", "aria-expanded": "false"},
+  );
   return el("div", {}, box, more);
 }
 
-export const empty = (title, ...lines) => el("div", {class: "empty"},
-  el("strong", {}, title), lines.map((line) => el("p", {}, line)));
+export const empty = (title, ...lines) =>
+  el(
+    "div",
+    {class: "empty"},
+    el("strong", {}, title),
+    lines.map((line) => el("p", {}, line)),
+  );
 
 /** A box that scrolls sideways on its own, so that the page does not. */
 export const scrolling = (label, ...children) =>
@@ -108,11 +129,17 @@ export function inPortions(host, items, make, portion = 60, tag = "div") {
   const more = () => {
     end.before(...items.slice(shown, shown + portion).map(make));
     shown += portion;
-    if (shown >= items.length) { observer.disconnect(); end.remove(); }
+    if (shown >= items.length) {
+      observer.disconnect();
+      end.remove();
+    }
   };
-  const observer = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) more();
-  }, {rootMargin: "600px"});
+  const observer = new IntersectionObserver(
+    (entries) => {
+      if (entries.some((entry) => entry.isIntersecting)) more();
+    },
+    {rootMargin: "600px"},
+  );
   put(host, end);
   more();
   if (shown < items.length) observer.observe(end);

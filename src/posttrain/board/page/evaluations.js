@@ -2,7 +2,8 @@
 
 import {get} from "./api.js";
 import {el, empty, later, put, scrolling} from "./dom.js";
-import {count, isNumber, number, pValue, percent, signed, whole} from "./format.js";
+import {count, isNumber, pValue, signed, whole} from "./format.js";
+import {accuracy, comparable, differences, figures} from "./results.js";
 import {param, selected, setParams} from "./state.js";
 
 const AGAIN = 10_000; // milliseconds between two readings of the results
@@ -10,14 +11,36 @@ const AT_ONCE = 4; // paired tests that are asked for at the same time
 const SMALL = 0.05;
 
 export function show(host) {
-  let results = null, readAt = 0, closed = false, turn = 0;
+  let results = null,
+    readAt = 0,
+    closed = false,
+    turn = 0;
   const compared = new Map(); // baseline, result and state of both -> {rows, left_out} or {problem}
-  const search = el("input", {type: "search", placeholder: "Filter results and tasks", "aria-label": "Filter of results and tasks", value: param("q"),
-    oninput: later(() => setParams({q: search.value.trim()}), 100)});
-  const baseline = el("select", {id: "baseline", "aria-label": "Baseline", onchange: () => setParams({base: baseline.value})});
+  const search = el("input", {
+    type: "search",
+    placeholder: "Filter results and tasks",
+    "aria-label": "Filter of results and tasks",
+    value: param("q"),
+    oninput: later(() => setParams({q: search.value.trim()}), 100),
+  });
+  const baseline = el("select", {
+    id: "baseline",
+    "aria-label": "Baseline",
+    onchange: () => setParams({base: baseline.value}),
+  });
   const note = el("p", {class: "small muted", role: "status"});
   const area = el("div", {class: "stack-area"});
-  put(host, el("div", {class: "controls"}, search, el("label", {class: "field grow"}, "Baseline", baseline), note), area);
+  put(
+    host,
+    el(
+      "div",
+      {class: "controls"},
+      search,
+      el("label", {class: "field grow"}, "Baseline", baseline),
+      note,
+    ),
+    area,
+  );
   read();
 
   async function read() {
@@ -38,13 +61,24 @@ export function show(host) {
     const words = param("q").toLowerCase();
     const marked = new Set(selected());
     const own = results.filter(({run}) => run && marked.has(run));
-    const list = marked.size && own.length && param("all") !== "1" ? [...own, ...results.filter(({id}) => id === param("base") && !own.some((other) => other.id === id))] : results;
+    const list =
+      marked.size && own.length && param("all") !== "1"
+        ? [
+            ...own,
+            ...results.filter(
+              ({id}) => id === param("base") && !own.some((other) => other.id === id),
+            ),
+          ]
+        : results;
     const tasks = [...new Set(list.flatMap((result) => Object.keys(result.tasks)))];
     const fits = tasks.filter((task) => task.toLowerCase().includes(words));
     const byTask = words !== "" && fits.length > 0;
     return {
-      shown: byTask ? list.filter((result) => fits.some((task) => Object.hasOwn(result.tasks, task))) : list.filter(({name}) => name.toLowerCase().includes(words)),
-      tasks: byTask ? fits : tasks, narrowed: list.length < results.length,
+      shown: byTask
+        ? list.filter((result) => fits.some((task) => Object.hasOwn(result.tasks, task)))
+        : list.filter(({name}) => name.toLowerCase().includes(words)),
+      tasks: byTask ? fits : tasks,
+      narrowed: list.length < results.length,
     };
   }
 
@@ -52,72 +86,194 @@ export function show(host) {
     if (!results) return;
     if (!results.length) {
       baseline.disabled = true;
-      put(area, empty("No evaluations", el("span", {}, "Results of ", el("code", {}, "posttrain eval … --output FOLDER"), " appear here if the folder is below this one.")));
+      put(
+        area,
+        empty(
+          "No evaluations",
+          el(
+            "span",
+            {},
+            "Results of ",
+            el("code", {}, "posttrain eval … --output FOLDER"),
+            " appear here if the folder is below this one.",
+          ),
+        ),
+      );
       return;
     }
     baseline.disabled = false;
-    put(baseline, el("option", {value: ""}, "none"), results.map(({id, name}) => el("option", {value: id}, name)));
+    put(
+      baseline,
+      el("option", {value: ""}, "none"),
+      results.map(({id, name}) => el("option", {value: id}, name)),
+    );
     baseline.value = results.some(({id}) => id === param("base")) ? param("base") : "";
     const {shown, tasks, narrowed} = chosen();
-    put(note, count(shown.length, "result"), narrowed ? [" of the selected runs: ", el("button", {type: "button", class: "link", onclick: () => setParams({all: 1})}, "show all")] : null);
-    if (!shown.length) { put(area, empty("No result and no task has this in its name")); return; }
+    put(
+      note,
+      count(shown.length, "result"),
+      narrowed
+        ? [
+            " of the selected runs: ",
+            el(
+              "button",
+              {type: "button", class: "link", onclick: () => setParams({all: 1})},
+              "show all",
+            ),
+          ]
+        : null,
+    );
+    if (!shown.length) {
+      put(area, empty("No result and no task has this in its name"));
+      return;
+    }
     const base = results.find(({id}) => id === baseline.value) ?? null;
     const ordered = inOrder(shown, base);
-    put(area, table(ordered, tasks, base), base ? el("p", {class: "small muted"},
-      "Differences are in percentage points over the problems that both results have; p is that of the paired test, two-sided and not corrected for looking at several. ",
-      `Below ${SMALL} it is bold.`) : null, notesOf(ordered, base), differences(ordered, tasks), figures(ordered, tasks));
+    put(
+      area,
+      table(ordered, tasks, base),
+      base
+        ? el(
+            "p",
+            {class: "small muted"},
+            "Differences are in percentage points over the problems that both results have; p is that of the paired test, two-sided and not corrected for looking at several. ",
+            `Below ${SMALL} it is bold.`,
+          )
+        : null,
+      notesOf(ordered, base),
+      differences(ordered, tasks),
+      figures(ordered, tasks),
+    );
     if (base) test(ordered, base);
   }
 
   function inOrder(shown, base) {
     const task = param("sort").replace(/^-/, "");
     const sign = param("sort").startsWith("-") ? -1 : 1;
-    const list = task === "" ? [...shown] : [...shown].sort((a, b) => {
-      const [x, y] = [a.tasks[task]?.accuracy, b.tasks[task]?.accuracy];
-      return !isNumber(x) || !isNumber(y) ? isNumber(y) - isNumber(x) : sign * (x - y);
-    });
+    const list =
+      task === ""
+        ? [...shown]
+        : [...shown].sort((a, b) => {
+            const [x, y] = [a.tasks[task]?.accuracy, b.tasks[task]?.accuracy];
+            return !isNumber(x) || !isNumber(y) ? isNumber(y) - isNumber(x) : sign * (x - y);
+          });
     return base ? [base, ...list.filter(({id}) => id !== base.id)] : list;
   }
 
   function sortButton(task) {
     const here = param("sort").replace(/^-/, "") === task;
     const next = here && param("sort").startsWith("-") ? task : `-${task}`;
-    return el("th", {scope: "col", "aria-sort": here ? param("sort").startsWith("-") ? "descending" : "ascending" : null},
-      el("button", {type: "button", class: "sort", onclick: () => setParams({sort: next})}, task, el("span", {class: "arrow", "aria-hidden": "true"}, here ? param("sort").startsWith("-") ? "↓" : "↑" : "")));
+    return el(
+      "th",
+      {
+        scope: "col",
+        "aria-sort": here ? (param("sort").startsWith("-") ? "descending" : "ascending") : null,
+      },
+      el(
+        "button",
+        {type: "button", class: "sort", onclick: () => setParams({sort: next})},
+        task,
+        el(
+          "span",
+          {class: "arrow", "aria-hidden": "true"},
+          here ? (param("sort").startsWith("-") ? "↓" : "↑") : "",
+        ),
+      ),
+    );
   }
 
   function table(shown, tasks, base) {
-    return scrolling("Results by task", el("table", {class: "results"},
-      el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "result"), tasks.map(sortButton))),
-      el("tbody", {}, shown.map((result) => el("tr", {class: result === base ? "marked" : null, "data-result": result.id},
-        el("th", {scope: "row"}, result.run ? el("a", {href: `#/curves?${new URLSearchParams([["run", result.run]])}`, title: `run ${result.run}`}, result.name) : result.name,
-          result === base ? el("span", {class: "muted small"}, " baseline") : null),
-        tasks.map((task) => el("td", {"data-label": task}, Object.hasOwn(result.tasks, task) ? accuracy(result.tasks[task]) : el("span", {class: "muted"}, "–"),
-          base && base !== result && Object.hasOwn(result.tasks, task) ? difference(result, base, task) : null)))))));
+    return scrolling(
+      "Results by task",
+      el(
+        "table",
+        {class: "results"},
+        el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "result"), tasks.map(sortButton))),
+        el(
+          "tbody",
+          {},
+          shown.map((result) =>
+            el(
+              "tr",
+              {class: result === base ? "marked" : null, "data-result": result.id},
+              el(
+                "th",
+                {scope: "row"},
+                result.run
+                  ? el(
+                      "a",
+                      {
+                        href: `#/curves?${new URLSearchParams([["run", result.run]])}`,
+                        title: `run ${result.run}`,
+                      },
+                      result.name,
+                    )
+                  : result.name,
+                result === base ? el("span", {class: "muted small"}, " baseline") : null,
+              ),
+              tasks.map((task) =>
+                el(
+                  "td",
+                  {"data-label": task},
+                  Object.hasOwn(result.tasks, task)
+                    ? accuracy(result.tasks[task])
+                    : el("span", {class: "muted"}, "–"),
+                  base && base !== result && Object.hasOwn(result.tasks, task)
+                    ? difference(result, base, task)
+                    : null,
+                ),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
-  const nameOf = (base, result) => `${base.id}\n${result.id}\n${JSON.stringify([base.tasks, result.tasks]).length}`;
+  const nameOf = (base, result) =>
+    `${base.id}\n${result.id}\n${JSON.stringify([base.tasks, result.tasks]).length}`;
 
   function difference(result, base, task) {
     const pair = compared.get(nameOf(base, result)) ?? (comparable(base, result) ? null : {});
     if (!pair) return el("div", {class: "small muted"}, "…");
     const row = pair.rows?.find((row) => row.task === task);
-    if (!row) return el("div", {class: "small muted", title: pair.problem ?? null}, "no paired test");
+    if (!row)
+      return el("div", {class: "small muted", title: pair.problem ?? null}, "no paired test");
     const points = 100 * (row.accuracy_b - row.accuracy_a);
-    return el("div", {class: "difference small", title: `${row.test} over ${whole(row.num_problems)} problems; only the baseline solves ${row.only_a}, only this one ${row.only_b}`},
-      el("span", {class: points > 0 ? "better" : points < 0 ? "worse" : ""}, signed(points, (size) => size.toFixed(1))),
-      " p ", row.p_value < SMALL ? el("b", {}, pValue(row.p_value)) : pValue(row.p_value),
-      row.notes.length ? el("span", {class: "muted"}, " *") : null);
+    return el(
+      "div",
+      {
+        class: "difference small",
+        title: `${row.test} over ${whole(row.num_problems)} problems; only the baseline solves ${row.only_a}, only this one ${row.only_b}`,
+      },
+      el(
+        "span",
+        {class: points > 0 ? "better" : points < 0 ? "worse" : ""},
+        signed(points, (size) => size.toFixed(1)),
+      ),
+      " p ",
+      row.p_value < SMALL ? el("b", {}, pValue(row.p_value)) : pValue(row.p_value),
+      row.notes.length ? el("span", {class: "muted"}, " *") : null,
+    );
   }
 
   /** Ask for the paired tests that are not known yet, a few at a time, and draw as they come. */
   async function test(shown, base) {
     const number = ++turn;
-    const missing = shown.filter((result) => result !== base && !compared.has(nameOf(base, result)) && comparable(base, result));
+    const missing = shown.filter(
+      (result) =>
+        result !== base && !compared.has(nameOf(base, result)) && comparable(base, result),
+    );
     const work = async () => {
       for (let result; !closed && number === turn && (result = missing.shift());) {
         try {
-          compared.set(nameOf(base, result), await get("/api/compare", [["a", base.id], ["b", result.id]]));
+          compared.set(
+            nameOf(base, result),
+            await get("/api/compare", [
+              ["a", base.id],
+              ["b", result.id],
+            ]),
+          );
         } catch (error) {
           if (error.gone) return;
           compared.set(nameOf(base, result), {problem: error.message});
@@ -135,10 +291,25 @@ export function show(host) {
     const rows = shown.flatMap((result) => {
       const {rows = [], problem} = compared.get(nameOf(base, result)) ?? {};
       const item = (text) => el("li", {}, el("b", {}, result.name), text);
-      return [...problem ? [item(`: ${problem}`)] : [],
-        ...rows.filter(({notes}) => notes.length).map(({task, notes}) => item(`, ${task}: ${notes.join("; ")}`))];
+      return [
+        ...(problem ? [item(`: ${problem}`)] : []),
+        ...rows
+          .filter(({notes}) => notes.length)
+          .map(({task, notes}) => item(`, ${task}: ${notes.join("; ")}`)),
+      ];
     });
-    return rows.length ? el("details", {class: "small notes", open: rows.length <= 6}, el("summary", {}, `* ${count(rows.length, "comparison")} with a note (A is the baseline)`), el("ul", {}, rows)) : null;
+    return rows.length
+      ? el(
+          "details",
+          {class: "small notes", open: rows.length <= 6},
+          el(
+            "summary",
+            {},
+            `* ${count(rows.length, "comparison")} with a note (A is the baseline)`,
+          ),
+          el("ul", {}, rows),
+        )
+      : null;
   }
 
   return {
@@ -148,54 +319,8 @@ export function show(host) {
       if (reasons.includes("runs") && Date.now() - readAt > AGAIN) read();
       if (reasons.some((name) => name !== "runs")) draw();
     },
-    close() { closed = true; },
+    close() {
+      closed = true;
+    },
   };
-}
-
-/** Whether two results have outcomes by problem of a task in common. */
-const comparable = (a, b) => Object.entries(a.tasks).some(([task, result]) =>
-  result.paired && Object.hasOwn(b.tasks, task) && b.tasks[task].paired);
-
-/** Accuracy with its 95 % interval, written and as a bar from 0 to 1. */
-function accuracy({accuracy, ci95, num_problems: problems}) {
-  const interval = Array.isArray(ci95) && ci95.length === 2 && ci95.every(isNumber) ? ci95.map((end) => Math.max(0, Math.min(1, end))) : null;
-  if (!isNumber(accuracy)) return el("span", {class: "muted small"}, `no accuracy, ${count(problems, "row")}`);
-  return el("div", {class: "accuracy"},
-    el("div", {}, el("b", {}, percent(accuracy)), el("span", {class: "muted small"}, interval ? ` ${(100 * interval[0]).toFixed(1)} to ${(100 * interval[1]).toFixed(1)}` : "", ` of ${whole(problems)}`)),
-    el("div", {class: "interval", role: "img", "aria-label": `${percent(accuracy)}${interval ? `, 95 % interval ${percent(interval[0])} to ${percent(interval[1])}` : ""}`},
-      el("i", {style: {width: `${100 * Math.max(0, Math.min(1, accuracy))}%`}}),
-      interval ? el("b", {style: {left: `${100 * interval[0]}%`, width: `${100 * (interval[1] - interval[0])}%`}}) : null));
-}
-
-/** Settings of a task that are not the same in all results that have it. */
-function differences(shown, tasks) {
-  const rows = [];
-  for (const task of tasks) {
-    const having = shown.filter((result) => Object.hasOwn(result.tasks, task));
-    const names = [...new Set(having.flatMap((result) => Object.keys(result.tasks[task].settings)))].sort();
-    for (const name of names) {
-      const values = having.map((result) => Object.hasOwn(result.tasks[task].settings, name) ? result.tasks[task].settings[name] : null);
-      if (new Set(values).size > 1) rows.push({task, name, values: new Map(having.map((result, i) => [result.id, values[i]]))});
-    }
-  }
-  return rows.length ? details("Settings and other facts that differ", rows, shown, (value) => value) : null;
-}
-
-function figures(shown, tasks) {
-  const rows = tasks.flatMap((task) => {
-    const having = shown.filter((result) => Object.hasOwn(result.tasks, task));
-    const names = [...new Set(having.flatMap((result) => Object.keys(result.tasks[task].figures)))].sort();
-    return names.map((name) => ({task, name, values: new Map(having.map((result) => [result.id, result.tasks[task].figures[name] ?? null]))}));
-  });
-  return rows.length ? details("All figures", rows, shown, (value) => number(value, 5)) : null;
-}
-
-function details(title, rows, shown, text) {
-  const box = el("div");
-  // Made when it is opened: results may have a hundred figures each.
-  return el("details", {class: "group", ontoggle: (event) => event.target.open && !box.childElementCount && put(box, scrolling(title, el("table", {class: "compare"},
-    el("thead", {}, el("tr", {}, el("td", {}), shown.map(({name}) => el("th", {scope: "col"}, name)))),
-    el("tbody", {}, rows.map(({task, name, values}) => el("tr", {}, el("th", {scope: "row"}, `${task}: ${name}`),
-      shown.map(({id}) => el("td", {}, values.has(id) && values.get(id) !== null ? el("div", {}, text(values.get(id))) : el("span", {class: "muted"}, "–")))))))))},
-    el("summary", {}, title, el("span", {class: "muted"}, ` ${rows.length}`)), box);
 }

@@ -1,7 +1,7 @@
 // Numbers, sizes and times as words.
 
 export const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
-const trim = (text) => text.includes(".") ? text.replace(/\.?0+$/, "") : text;
+const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
 
 /** A number in about `digits` digits; "–" if it is none. */
 export function number(value, digits = 4) {
@@ -13,20 +13,31 @@ export function number(value, digits = 4) {
     return `${trim(mantissa)}e${exponent.replace("+", "")}`;
   }
   if (Number.isInteger(value) && size < 1e5) return String(value);
-  for (const [unit, letter, divisor] of [[1e12, "T", 1e12], [1e9, "B", 1e9], [1e6, "M", 1e6], [1e5, "k", 1e3]]) {
+  for (const [unit, letter, divisor] of [
+    [1e12, "T", 1e12],
+    [1e9, "B", 1e9],
+    [1e6, "M", 1e6],
+    [1e5, "k", 1e3],
+  ]) {
     if (size >= unit) return trim((value / divisor).toPrecision(digits)) + letter;
   }
   return trim(value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))));
 }
 
-export const whole = (value) => isNumber(value) ? value.toLocaleString("en") : "–";
+export const whole = (value) => (isNumber(value) ? value.toLocaleString("en") : "–");
 export const percent = (value, digits = 1) =>
   isNumber(value) ? `${(100 * value).toFixed(digits)} %` : "–";
-export const signed = (value, text) => (value > 0 ? "+" : value < 0 ? "−" : "") + text(Math.abs(value));
+export const signed = (value, text) =>
+  (value > 0 ? "+" : value < 0 ? "−" : "") + text(Math.abs(value));
 
 export function bytes(value) {
   if (!isNumber(value)) return "–";
-  for (const [unit, name] of [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) {
+  for (const [unit, name] of [
+    [1e12, "TB"],
+    [1e9, "GB"],
+    [1e6, "MB"],
+    [1e3, "kB"],
+  ]) {
     if (value >= unit) return `${(value / unit).toPrecision(3).replace(/e\+3$/, "")} ${name}`;
   }
   return `${value} bytes`;
@@ -54,16 +65,25 @@ export function date(seconds) {
   if (!isNumber(seconds)) return "–";
   const time = new Date(1000 * seconds);
   const two = (value) => String(value).padStart(2, "0");
-  return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())}`
-    + ` ${two(time.getHours())}:${two(time.getMinutes())}`;
+  return (
+    `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())}` +
+    ` ${two(time.getHours())}:${two(time.getMinutes())}`
+  );
 }
 
-export const pValue = (p) => !isNumber(p) ? "–" : p < 0.001 ? p.toExponential(0).replace("e-", "e−") : p.toFixed(3);
+export const pValue = (p) =>
+  !isNumber(p) ? "–" : p < 0.001 ? p.toExponential(0).replace("e-", "e−") : p.toFixed(3);
 
 /** A value of a record as text: prompts may be lists of messages. */
-export const plain = (value) => value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+export const plain = (value) =>
+  value === null || value === undefined
+    ? ""
+    : typeof value === "object"
+      ? JSON.stringify(value)
+      : String(value);
 
-export const count = (value, one, many = `${one}s`) => `${whole(value)} ${value === 1 ? one : many}`;
+export const count = (value, one, many = `${one}s`) =>
+  `${whole(value)} ${value === 1 ? one : many}`;
 
 /** A model without the folders above it; a checkpoint keeps the run that it is of. */
 export function shortModel(name) {

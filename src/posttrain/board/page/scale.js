@@ -6,7 +6,8 @@ export function linearTicks(low, high, many) {
   const rough = (high - low) / Math.max(1, many);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * (rough > 7 * power ? 10 : rough > 3 * power ? 5 : rough > 1.4 * power ? 2 : 1);
+  const step =
+    power * (rough > 7 * power ? 10 : rough > 3 * power ? 5 : rough > 1.4 * power ? 2 : 1);
   return multiples(low, high, step);
 }
 
@@ -32,7 +33,9 @@ export function logTicks(low, high, many) {
   return inside.filter((_, index) => index % every === 0);
 }
 
-const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400];
+const SECONDS = [
+  1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400,
+];
 
 /** Ticks at whole seconds, minutes, hours or days. */
 export function timeTicks(low, high, many) {
@@ -45,8 +48,14 @@ export function timeTicks(low, high, many) {
 export function timeText(seconds) {
   const text = (value) => number(value, 4);
   if (seconds < 60) return `${text(seconds)} s`;
-  if (seconds < 3600) return seconds % 60 ? `${Math.floor(seconds / 60)}:${String(Math.round(seconds % 60)).padStart(2, "0")}` : `${seconds / 60} min`;
-  if (seconds < 172_800) return seconds % 3600 ? `${Math.floor(seconds / 3600)} h ${Math.round(seconds % 3600 / 60)}` : `${seconds / 3600} h`;
+  if (seconds < 3600)
+    return seconds % 60
+      ? `${Math.floor(seconds / 60)}:${String(Math.round(seconds % 60)).padStart(2, "0")}`
+      : `${seconds / 60} min`;
+  if (seconds < 172_800)
+    return seconds % 3600
+      ? `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)}`
+      : `${seconds / 3600} h`;
   return `${text(seconds / 86_400)} d`;
 }
 
@@ -60,7 +69,8 @@ export function tickTexts(ticks) {
 
 /** Exponential moving average that is not pulled towards zero at the start, nor over a gap. */
 export function smooth(values, weight, breaks) {
-  let mean = 0, mass = 0;
+  let mean = 0,
+    mass = 0;
   return values.map((value, i) => {
     if (breaks.has(i)) mean = mass = 0;
     mean = weight * mean + (1 - weight) * value;
@@ -71,10 +81,12 @@ export function smooth(values, weight, breaks) {
 
 /** Index of the value of a sorted list that is nearest to a number. */
 export function nearest(sorted, value) {
-  let low = 0, high = sorted.length - 1;
+  let low = 0,
+    high = sorted.length - 1;
   while (high - low > 1) {
     const middle = (low + high) >> 1;
-    if (sorted[middle] < value) low = middle; else high = middle;
+    if (sorted[middle] < value) low = middle;
+    else high = middle;
   }
   return Math.abs(sorted[low] - value) <= Math.abs(sorted[high] - value) ? low : high;
 }
@@ -89,7 +101,7 @@ export function gaps(steps) {
   const usual = [...between].sort((a, b) => a - b)[between.length >> 1];
   const odd = between.filter((width) => width > 2.5 * usual).length;
   if (odd > between.length / 10) return new Set();
-  return new Set(between.flatMap((width, i) => width > 2.5 * usual ? [i + 1] : []));
+  return new Set(between.flatMap((width, i) => (width > 2.5 * usual ? [i + 1] : [])));
 }
 
 /** Lowest and highest value to draw, with room around them. */

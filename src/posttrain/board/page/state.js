@@ -2,12 +2,17 @@
 
 import {get} from "./api.js";
 
-export const SLOTS = 8; // colours; the ninth run has the first one again with another dash
+const SLOTS = 8; // colours; the ninth run has the first one again with another dash
 const BETWEEN_WRITES = 120; // milliseconds between two changes of the address
 const NEWEST = 5; // runs that are shown while none is selected
 
 export const board = {
-  root: "", version: null, complete: false, allowDelete: false, runs: new Map(), loaded: false,
+  root: "",
+  version: null,
+  complete: false,
+  allowDelete: false,
+  runs: new Map(),
+  loaded: false,
 };
 
 /** Read what has changed since the last time; return the IDs of the runs that did. */
@@ -33,8 +38,17 @@ export const isRunning = (run) => run.state === "running";
 
 // The address: #/view?name=value. What a link shows is all in there, the selection too.
 
-export const VIEWS = ["runs", "curves", "settings", "rollouts", "classification", "evaluations", "disk"];
-let written = -Infinity, writing = 0; // time of the last change of the address, timer of the next
+export const VIEWS = [
+  "runs",
+  "curves",
+  "settings",
+  "rollouts",
+  "classification",
+  "evaluations",
+  "disk",
+];
+let written = -Infinity,
+  writing = 0; // time of the last change of the address, timer of the next
 
 export const route = {view: "runs", params: new URLSearchParams()};
 
@@ -108,7 +122,9 @@ export function shownRuns(suit = () => true, limit = NEWEST) {
 
 /** By start: the time of the last line would change the order while runs are going on. */
 export const newestFirst = (runs) =>
-  runs.sort((a, b) => (b.started ?? b.updated) - (a.started ?? a.updated) || (a.id < b.id ? -1 : 1));
+  runs.sort(
+    (a, b) => (b.started ?? b.updated) - (a.started ?? a.updated) || (a.id < b.id ? -1 : 1),
+  );
 
 // Colours. A run keeps its slot as long as it is shown, whatever is selected beside it.
 
@@ -140,7 +156,7 @@ export function assignSlots(runs) {
 }
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 6], [12, 3, 2, 3, 2, 3]];
-export const slotOf = (id) => slots.get(id) ?? 0;
+const slotOf = (id) => slots.get(id) ?? 0;
 export const colourName = (id) => `--run-${slotOf(id) % SLOTS}`;
 export const dashOf = (id) => DASHES[Math.floor(slotOf(id) / SLOTS) % DASHES.length];
 
