@@ -421,6 +421,26 @@ def test_rollouts_are_browsed_token_by_token(driver: Any, board: Served) -> None
     assert driver.get_log("browser") == []
 
 
+def test_samples_of_a_step_are_filtered_and_sorted(driver: Any, board: Served) -> None:
+    open_view(driver, board, "rollouts", run=[GRPO], step="10", sort="-reward")
+    wait(driver, "document.querySelectorAll('.sample').length === 6")
+    rewards = [float(text) for text in texts(driver, ".sample .reward")]
+    assert rewards == sorted(rewards, reverse=True)
+    assert set(rewards) == {0.25, 1}
+    finishes = ["cut off" in text for text in texts(driver, ".sample .facts")]
+    assert 0 < sum(finishes) < 6
+    enter(driver, "[aria-label='Finish reason']", "length")
+    wait(driver, f"document.querySelectorAll('.sample').length === {sum(finishes)}")
+    assert len(find(driver, ".sample .cut-off")) == sum(finishes)
+    open_view(driver, board, "rollouts", run=[GRPO], step="10", min="0.5", text="SIX")
+    wait(driver, "document.querySelector('.sample')")
+    assert set(texts(driver, ".sample .reward")) == {"1"}
+    assert all("six" in text for text in texts(driver, ".sample .completion-text"))
+    enter(driver, "[aria-label^='Text in']", "no completion has this")
+    press(driver, ".samples .empty button")
+    wait(driver, "document.querySelectorAll('.sample').length === 6")
+
+
 def test_a_prompt_is_compared_across_steps_and_runs(driver: Any, board: Served) -> None:
     others = [GRPO, "grpo-seed4_20261129-000400"]
     open_view(driver, board, "rollouts", run=others, by="prompts")
@@ -443,9 +463,9 @@ def test_confusion_matrices_and_settings(driver: Any, board: Served) -> None:
     wait(driver, "document.querySelector('.confusion')")
     assert texts(driver, ".confusion thead .label") == list(LABELS)
     cells = "return [...document.querySelectorAll('.confusion tbody td')].map((c) => c.innerText)"
-    assert driver.execute_script(cells)[:4] == ["90.0", "5.0", "5.0", "33.3 %"]
+    assert driver.execute_script(cells)[:4] == ["85.7", "7.1", "7.1", "35.0 %"]
     enter(driver, "#shares", "all")
-    assert driver.execute_script(cells)[:2] == ["30.0", "1.7"]
+    assert driver.execute_script(cells)[:2] == ["30.0", "2.5"]
     enter(driver, "#class-step", "0")
     wait_for(driver, ".stepper output", ["10 of 20"])
     wait(driver, f"({cells.removeprefix('return ')})[0] === '25.0'")

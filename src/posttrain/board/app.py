@@ -121,7 +121,7 @@ class Board:
     def delete(self, order: Json, key: str) -> Json:
         """Delete what the page asks to delete."""
         if self.key is None:
-            raise Refusal("nothing can be deleted: start the board with --allow-delete", 403)
+            raise Refusal("this board was not started with the right to delete (allow_delete)", 403)
         if not hmac.compare_digest(key.encode(), self.key.encode()):
             raise Refusal("open the address that the command has printed, with its key", 403)
         run, part = order.get("run"), order.get("part")

@@ -177,6 +177,13 @@ def pack(sequences: SequenceOf[Sequence]) -> Batch:
     )
 
 
+def pack_share(mine: SequenceOf[Example], examples: SequenceOf[Example]) -> Batch:
+    """Return the batch of a rank's share of `examples`, with the same names if it is empty."""
+    if mine:
+        return pack(sequences_of(mine))
+    return pack(sequences_of(examples[:1])).select([])
+
+
 def _prompt(sequence: Sequence) -> tuple[int, ...]:
     """Return the tokens before the completion; none without a completion.
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from posttrain.common.batch import Batch, Example, pack, sequences_of
+from posttrain.common.batch import Batch, Example, pack_share
 from posttrain.common.metrics import Metrics
 from posttrain.common.seeds import mix
 
@@ -72,7 +72,7 @@ class OfflineSource:
         chosen = self.order.indices(self.step)
         self.step += 1
         mine = [self.examples[i] for i in chosen[self.rank :: self.num_ranks]]
-        return pack(sequences_of(mine)), {}
+        return pack_share(mine, self.examples), {}
 
     def prepared(self, batch: Batch) -> None:
         """Do nothing: rows are known beforehand."""

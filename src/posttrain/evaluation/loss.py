@@ -10,7 +10,7 @@ from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.language_modeling import negative_log_likelihood
 from posttrain.common import distributed
-from posttrain.common.batch import Example, pack, sequences_of
+from posttrain.common.batch import Example, pack_share
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.model.forward import forward, in_lockstep
 from posttrain.model.models import Models
@@ -27,16 +27,15 @@ def evaluate_loss(
     log-likelihood also have eval_perplexity. A collective.
     """
     mine = examples[distributed.rank() :: distributed.num_ranks()]
-    assert mine, "every rank needs an example"
     policy = models.policy
     policy.eval()
-    batch = pack(sequences_of(mine)).to(next(policy.parameters()).device)
+    batch = pack_share(mine, examples).to(next(policy.parameters()).device)
     batch = algorithm.prepare(batch, models, config)
     policy.eval()
     counts = global_counts(batch)
     totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
     parts = batch.split(config.token_budget, algorithm.group_size)
-    for part, weight in in_lockstep(policy, parts, parts[-1]):
+    for part, weight in in_lockstep(policy, parts, parts[-1] if parts else None):
         head = config.head is not None
         out = forward(policy, part, head=head, temperature=models.temperature)
         if weight:

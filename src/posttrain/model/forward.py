@@ -54,18 +54,25 @@ def forward(
 
 
 def in_lockstep(
-    policy: LanguageModel, parts: Sequence[Batch], filler: Batch
+    policy: LanguageModel, parts: Sequence[Batch], filler: Batch | None
 ) -> Iterator[tuple[Batch, float]]:
     """Yield micro-batches with weight 1, then `filler` with weight 0 while other ranks have more.
 
     Sharded layers wait for every rank in every pass, so all ranks must run the same number of
-    passes. A collective if the policy is sharded.
+    passes. A rank that has no filler takes another's. A collective if the policy is sharded.
     """
     missing = 0
     if distributed.is_sharded(policy):
         # gathered before the first pass, so that no two ranks wait in different collectives
-        missing = max(distributed.all_gather(len(parts))) - len(parts)
+        ranks = distributed.all_gather((len(parts), filler is None))
+        most = max(number for number, _ in ranks)
+        missing = most - len(parts)
+        if any(number < most and lacks for number, lacks in ranks):
+            device = next(policy.parameters()).device
+            fillers = distributed.all_gather(None if filler is None else filler.to("cpu"))
+            filler = next(x for x in fillers if x is not None).to(device)
     for part in parts:
         yield part, 1.0
     for _ in range(missing):
+        assert filler is not None
         yield filler, 0.0

@@ -101,17 +101,22 @@ class Models:
         self.policy.eval()
         parts = batch.split(max_tokens)
         outputs = []
-        for part, weight in in_lockstep(self.policy, parts, parts[0]):
+        for part, weight in in_lockstep(self.policy, parts, parts[0] if parts else None):
             out = forward(self.policy, part, head=values, temperature=self.temperature)
             if weight:
                 outputs.append(out)
         self.policy.train(was_training)
 
-        def joined(name: str) -> Any:
-            return torch.cat([getattr(out, name) for out in outputs]) if values else None
+        nothing = torch.zeros(0, device=batch.input_ids.device)  # a rank may have no sequences
 
-        logprobs = torch.cat([out.logprobs for out in outputs])
-        return Output(logprobs, values=joined("values"), last_values=joined("last_values"))
+        def joined(name: str) -> Any:
+            return torch.cat([nothing, *(getattr(out, name) for out in outputs)])
+
+        if not values:
+            return Output(joined("logprobs"))
+        return Output(
+            joined("logprobs"), values=joined("values"), last_values=joined("last_values")
+        )
 
 
 def weights_hash(policy: nn.Module) -> str:

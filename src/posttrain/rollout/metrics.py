@@ -13,6 +13,8 @@ def rollout_metrics(
     rollouts: list[Rollout], scores: list[float | None], groups: list[int]
 ) -> Metrics:
     """Return sums and counts over this rank's rollouts; `groups` has the group of each."""
+    if not rollouts:
+        return {}  # a rank without prompts has no shortest completion either
     known = [s for s in scores if s is not None]
     lengths = [len(r.response_ids) for r in rollouts]
     ended = [len(r.response_ids) for r in rollouts if r.finish_reason == "stop"]

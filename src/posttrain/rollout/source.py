@@ -135,6 +135,9 @@ class RolloutSource:
             for group in done
             for k, (rollout, score) in enumerate(zip(group.rollouts, group.scores))
         ]
+        if not sequences:  # fewer prompts than ranks
+            one = Rollout([0], [0], [0.0], "stop", 0)
+            return pack([to_sequence(one, 0.0, 0, 0, limit)]).select([]), metrics
         return pack(sequences), metrics
 
     def prepared(self, batch: Batch) -> None:

@@ -93,8 +93,8 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     except (RendezvousError, RuntimeError, TimeoutError) as error:
         raise ValueError(
             f"the {settings.nnodes} nodes did not meet at {settings.address} within "
-            f"{settings.timeout:g} s: start all of them with the same --address and --nnodes, and "
-            f"--node-rank 0 on the machine of that address ({str(error).splitlines()[0][:200]})"
+            f"{settings.timeout:g} s: start all of them with the same address and number of nodes, "
+            f"and as node 0 the machine of that address ({str(error).splitlines()[0][:200]})"
         ) from None
     shutil.rmtree(logs, ignore_errors=True)
 
@@ -119,7 +119,7 @@ def check(settings: LaunchSettings) -> int:
         raise SettingError("max_restarts", f"expected at least 0, got {settings.max_restarts}")
     if settings.nnodes == 1:
         if settings.address is not None:
-            raise SettingError("address", "is for several nodes: say how many with --nnodes")
+            raise SettingError("address", "is for several nodes: nnodes says how many")
         return nproc
     host, _, port = (settings.address or "").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:

@@ -12,7 +12,6 @@ from posttrain.algorithms.classification import ClassificationConfig
 from posttrain.algorithms.config import DEFAULT_MICRO_BATCH_TOKENS
 from posttrain.algorithms.policy_gradient import MAX_LOGPROB_DIFFERENCE, PolicyGradientConfig
 from posttrain.algorithms.process_reward_model import ProcessRewardModelConfig
-from posttrain.common import distributed
 from posttrain.data.labels import label_record
 from posttrain.data.render import Renderer
 from posttrain.evaluation.ready import ReadyTask
@@ -33,7 +32,6 @@ from posttrain.runs.data import (
     Data,
     build_renderer,
     build_tokenizer,
-    eval_label,
     length_limit,
     load_mixture,
     prepare_data,
@@ -77,11 +75,6 @@ def plan(config: Config) -> Plan:
     """
     resume = find_resume(config.trainer)
     check_trackers(config.trainer.logger, config.tracking)
-    if config.trainer.batch_size < distributed.num_ranks():
-        raise ValueError(
-            f"trainer.batch_size={config.trainer.batch_size} is less than the number of ranks, "
-            f"{distributed.num_ranks()}: each needs an example in every step"
-        )
     mixture, eval_rows = split_off(config, load_mixture(config))
     tasks = load_tasks(config)
     device = choose_device(config.model.device)
@@ -113,7 +106,6 @@ def plan(config: Config) -> Plan:
     result = Plan(
         config, models, renderer, data, num_steps, steps_per_epoch, name, reward, ready, resume
     )
-    check_ranks(result)
     if resume is not None:
         check_resume(resume, config, data.hash(), starts(models))
     else:
@@ -169,19 +161,3 @@ def build_models(
         reference = resolve_model_path(config.reference.name)
         models.other = load_reference(config.model, reference, policy, tokenizer)
     return models
-
-
-def check_ranks(plan: Plan) -> None:
-    """Raise ValueError if a rank would be left without an example."""
-    config, data, ranks = plan.config, plan.data, distributed.num_ranks()
-    kind, items = ("prompts", data.prompts) if data.prompts else ("rows", data.examples)
-    size = config.trainer.examples_per_step
-    remainder = len(items) % size
-    together = config.algorithm.online or config.algorithm.rows in ("pair", "unpaired")
-    if together and plan.num_steps >= plan.steps_per_epoch and 0 < remainder < ranks:
-        raise ValueError(
-            f"the last step of an epoch has {remainder} of the {len(items)} {kind}, fewer than the "
-            f"{ranks} ranks: set data.max_samples to a multiple of {size}"
-        )
-    if 0 < len(data.eval_examples) < ranks:
-        raise ValueError(f"{eval_label(config)} has fewer rows than there are ranks, {ranks}")

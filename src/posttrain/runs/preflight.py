@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-import posttrain
 from posttrain.common import distributed
 from posttrain.common.environment import versions
 from posttrain.common.files import sha256
@@ -62,7 +61,7 @@ def report(config: Config) -> dict[str, Any]:
 
 def code_hash() -> str:
     """Return the SHA-256 of posttrain's source files."""
-    root = Path(posttrain.__file__).parent
+    root = Path(__file__).parents[1]
     files = sorted(root.rglob("*.py"))
     names = [f"{file.relative_to(root)} {sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()

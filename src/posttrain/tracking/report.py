@@ -191,6 +191,7 @@ def read_samples(files: Sequence[Path]) -> list[Json]:
         of_file: dict[str, deque[Json]] = {}
         for _, sample in read_lines(file):
             kind = str(sample.get("kind"))
+            sample.pop("tokens", None)  # the board shows them
             of_file.setdefault(kind, deque(maxlen=MAX_SAMPLES_PER_KIND)).append(sample)
         for kind, samples in of_file.items():
             latest[kind] += samples

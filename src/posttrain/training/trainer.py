@@ -19,7 +19,7 @@ from torch import Tensor
 from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.common import distributed
-from posttrain.common.batch import Batch, pack
+from posttrain.common.batch import Batch
 from posttrain.common.interrupt import Interrupted
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.common.telling import tell
@@ -57,12 +57,11 @@ class Trainer:
     adapted: dict[str, float] = field(default_factory=dict)
     """Keys of the config that the algorithm changes during the run, with their current values."""
     optimizer: torch.optim.AdamW = field(init=False)
-    filler: Batch = field(init=False)
+    filler: Batch | None = None
     """What a rank runs to stay in lockstep while others have more micro-batches."""
 
     def __post_init__(self) -> None:
         self.optimizer = build_optimizer(self.models.trainable(), self.config, self.models.lr_ratio)
-        self.filler = pack([])  # a rank's first batch may be empty
 
     @property
     def sync_steps(self) -> int | None:

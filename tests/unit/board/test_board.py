@@ -230,7 +230,7 @@ def test_nothing_is_deleted_without_the_option_and_the_key(root: Path) -> None:
     order = {"run": "a", "part": None}
     refused = client_of(root).post("/api/delete", json=order, headers={"x-board-key": KEY})
     assert refused.status_code == 403
-    assert "--allow-delete" in refused.json()["error"]
+    assert "allow_delete" in refused.json()["error"]
     client = client_of(root, KEY)
     for headers in ({}, {"x-board-key": ""}, {"x-board-key": KEY + "x"}):
         assert client.post("/api/delete", json=order, headers=headers).status_code == 403

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import tracker_stores
 import wandb_server
-from test_trackers import complete, kill_when_rewritten, lines_of, needs, num_lines, toy
+from test_trackers import complete, kill_when, lines_of, needs, toy
 from tracker_stores import Points
 
 from posttrain.tracking.views.mlflow import safe_name
@@ -148,7 +148,7 @@ def test_killed_and_resumed_runs_on_a_server(
             wait = chance.choice([0.05, 0.5, 1.5])
             command = toy(folder, name, steps=40, seconds=wait, mode="online")
             target = cut + chance.randint(2, 5)
-            kill_when_rewritten(folder, command, target, num_lines(folder), i % 2 == 0)
+            kill_when(folder, command, target, i % 2 == 0)
         command = toy(folder, name, steps=40, seconds=0.02, mode="online")
         assert "warning" not in complete(folder, command)
         points = read(folder)
