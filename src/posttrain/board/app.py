@@ -17,6 +17,7 @@ from posttrain.board.curves import Curves
 from posttrain.board.growing import Workers
 from posttrain.board.results import Results
 from posttrain.board.samples import Samples
+from posttrain.common.files import finite
 from posttrain.common.loopback import is_local_name
 
 log = logging.getLogger(__name__)
@@ -232,6 +233,7 @@ def answered(lock: threading.Lock, call: Callable[[], Json]) -> Any:
     try:
         with lock:
             result = call()
+        return as_json(result)
     except Refusal as refusal:
         return failure(str(refusal), refusal.status)
     except KeyError as error:
@@ -240,15 +242,28 @@ def answered(lock: threading.Lock, call: Callable[[], Json]) -> Any:
         return failure(str(error), 400)
     except OSError as error:
         return failure(f"a file could not be read: {error}", 500)
-    return as_json(result)
+    except Exception as error:  # files of other programs, with contents that nobody foresaw
+        log.exception("a request failed")
+        return failure(f"this could not be answered: {type(error).__name__}: {error}", 500)
 
 
 def as_json(tree: Any, status: int = 200) -> Any:
-    """Return JSON. A lone surrogate, which UTF-8 has not, is escaped."""
+    """Return JSON, null for what is not finite. A lone surrogate, which UTF-8 has not, is escaped.
+
+    Files of runs can hold NaN and infinity, such as the log-prob of a token that was masked.
+    """
     from starlette.responses import Response
 
-    text = json.dumps(tree, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    try:
+        text = as_text(tree)
+    except ValueError:
+        text = as_text(finite(tree))
     return Response(text, status, HEADERS, media_type="application/json")
+
+
+def as_text(tree: Any) -> str:
+    """Return JSON as a text. Raise ValueError for a number that is not finite."""
+    return json.dumps(tree, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def failure(problem: str, status: int) -> Any:

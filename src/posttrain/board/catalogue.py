@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common.lock import is_written
-from posttrain.runs.listing import Listed, last_lines, read, read_info, read_settings, run_folders
+from posttrain.runs.listing import (
+    DAMAGE,
+    Listed,
+    is_number,
+    is_step,
+    last_lines,
+    read,
+    read_info,
+    read_settings,
+    run_folders,
+)
 from posttrain.tracking.report import OF_LABELS, flatten
 
 SCAN_EVERY = 1.0  # seconds between two looks for new folders
@@ -133,7 +143,7 @@ def described(name: str, listed: Listed) -> Json:
         for key, value in line.items():
             if OF_LABELS.match(key):
                 labelled = True
-            elif isinstance(value, int | float) and key not in ("step", "time"):
+            elif is_number(value) and key not in ("step", "time"):
                 metrics[key] = value
     running = listed.state == "running"
     started = moment(info.get("started"))
@@ -150,20 +160,28 @@ def described(name: str, listed: Listed) -> Json:
         "step": listed.step,
         "num_steps": listed.num_steps,
         "metric": listed.metric,
-        "value": finite(listed.value),
+        "value": listed.value,
         "bytes": listed.num_bytes,
         "updated": listed.updated,
         "started": started,
-        "seconds": seconds if isinstance(seconds, int | float) else None,
+        "seconds": seconds if is_number(seconds) else None,
         "left": seconds_left(lines, listed) if running else None,
         "error": listed.error,
-        "settings": flatten(read_settings(folder)),
-        "metrics": {key: value for key, value in metrics.items() if finite(value) is not None},
+        "settings": flat_settings(folder),
+        "metrics": metrics,
         "has": {
             "samples": any(f.stat().st_size for f in folder.glob("samples*.jsonl")),
             "classification": labelled or listed.method == "classification",
         },
     }
+
+
+def flat_settings(folder: Path) -> dict[str, str]:
+    """Return a run's settings by dotted name; none if they are damaged."""
+    try:
+        return flatten(read_settings(folder))
+    except DAMAGE:  # a setting that holds itself
+        return {}
 
 
 def seconds_left(lines: list[Json], listed: Listed) -> float | None:
@@ -173,7 +191,7 @@ def seconds_left(lines: list[Json], listed: Listed) -> float | None:
     """
     times: dict[int, float] = {}
     for line in lines:
-        if isinstance(line.get("step"), int) and isinstance(line.get("time"), int | float):
+        if is_step(line.get("step")) and is_number(line.get("time")):
             times[line["step"]] = line["time"]  # with an evaluation, that is the end of it
     recent = sorted(times.items())[-WINDOW - 1 :]
     paces = [(b - a) / (n - m) for (m, a), (n, b) in itertools.pairwise(recent)]
@@ -205,8 +223,3 @@ def moment(text: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
-def finite(value: float | None) -> float | None:
-    """Return a number, or None for one that JSON does not have."""
-    return value if value is not None and abs(value) < 1e300 else None

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.board.growing import Lines
+from posttrain.runs.listing import LARGEST, is_number, is_step
 from posttrain.tracking.report import OF_LABELS
 
 MOST = 1200  # stretches of a metric; twice as wide ones take their place when there are more
@@ -25,7 +26,6 @@ Columns = NDArray[np.float64]
 lowest and the highest value."""
 INDEX, COUNT, SUM, STEPS, SECONDS, LOW, HIGH = range(7)
 NUMBERS = {float, int}
-LARGEST = 1e300  # JSON has no infinity, but Python writes and reads one
 SUMMED = slice(COUNT, SECONDS + 1)
 
 
@@ -54,11 +54,11 @@ class Digest:
             try:
                 values = json.loads(line)
                 step, moment = values.pop("step"), values.pop("time", None)
-            except (ValueError, AttributeError, KeyError, TypeError):
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                 continue
-            if type(step) is not int or step < 0:
+            if not is_step(step):
                 continue
-            moment = moment if type(moment) in NUMBERS else self.begun
+            moment = moment if is_number(moment) else self.begun
             if self.begun is None:
                 self.begun = moment
             self.last_step = max(self.last_step, step)
@@ -165,17 +165,19 @@ def short(values: NDArray[np.float64]) -> list[float]:
 def preview(file: Path) -> Digest:
     """Return a digest of single lines spread over a large file, in a fraction of a second."""
     size = os.path.getsize(file)
-    digest, lines, seen = Digest(), [], set()
+    digest, lines, end = Digest(), [], 0
     with file.open("rb") as handle:
         for i in range(PREVIEW_LINES):
             start = size * i // PREVIEW_LINES
+            if start < end:
+                continue  # in a line that was read, or next to it
             handle.seek(start)
             if start:
                 handle.readline()  # the rest of a line
             place = handle.tell()
             line = handle.readline()
-            if line.endswith(b"\n") and place not in seen:
-                seen.add(place)
+            end = place + len(line)
+            if line.endswith(b"\n"):
                 lines.append((place, line))
     digest.add(lines)
     return digest

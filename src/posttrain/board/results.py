@@ -11,12 +11,13 @@ from typing import Any
 from posttrain.board.catalogue import Signature, sign
 from posttrain.evaluation.compare import SAME_SETTINGS, compare_files
 from posttrain.evaluation.store import RESULTS
+from posttrain.runs.listing import DAMAGE, is_number
 
 STAGES = "evaluation.json"
 """The file of a pipeline's stage: its model on the pipeline's held-out problems."""
 SKIPPED = ("checkpoint-", ".")
 LARGEST = 256 << 20  # bytes
-OF_THE_RESULT = ("accuracy", "ci95", "num_problems", "outcomes", "stages")
+OF_THE_RESULT = ("accuracy", "ci95", "num_problems", "outcomes", "stages", "settings_hash")
 
 Json = dict[str, Any]
 
@@ -86,13 +87,14 @@ def tasks_in(file: Path) -> dict[str, Json]:
     """Return the results in a file by task; none if it is damaged or something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if size_of(file) <= LARGEST else None
-    except (OSError, ValueError):
+    except DAMAGE:
         return {}
     if not isinstance(content, dict):
         return {}
     if file.name == STAGES:
         stages = content.get("stages")
-        content = {str(s.get("name")): s for s in stages or [] if isinstance(s, dict)}
+        stages = stages if isinstance(stages, list) else []
+        content = {str(s.get("name")): s for s in stages if isinstance(s, dict)}
     return {task: r for task, r in content.items() if isinstance(r, dict) and is_result(r)}
 
 
@@ -128,11 +130,6 @@ def described(result: Json) -> Json:
         "figures": figures,
         "settings": settings,
     }
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a number that JSON has."""
-    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def shown(name: Path) -> str:

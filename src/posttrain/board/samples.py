@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.board.growing import Lines, Summaries, Workers, lines_at
+from posttrain.runs.listing import is_number, is_step
 
 MOST_AT_STEP = 2000  # completions of a step that are sent to the page
 MOST_PROMPTS = 500
@@ -55,7 +56,7 @@ class Index:
                 self.kinds.index(kind),
                 int.from_bytes(key_of(record), signed=True),
                 offset,
-                float(reward) if isinstance(reward, int | float) else math.nan,
+                float(reward) if is_number(reward) else math.nan,
             )
             for name, value in zip(COLUMNS, row):
                 self.columns[name].append(value)
@@ -183,9 +184,9 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     """Return a line's record; None if it is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+    return record if isinstance(record, dict) and is_step(record.get("step")) else None
 
 
 def shown(line: bytes, place: Place) -> dict[str, Any] | None:

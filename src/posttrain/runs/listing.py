@@ -18,6 +18,11 @@ from posttrain.common.lock import is_written
 STATES = ("running", "finished", "failed", "interrupted", "killed")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read: a long run has gigabytes
+LONGEST_LINE = 1 << 24  # bytes: the scores of single labels make a line longer than TAIL
+LAST_STEP = 2**53  # larger numbers are damage, and no other program could read them
+LARGEST = 1e300  # JSON has no infinity, but Python writes and reads one
+DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""What reading a file of unknown contents raises."""
 METRICS = ("eval_accuracy", "eval_reward", "eval_loss", "reward", "loss")
 """The metric that is shown: the first of these that a run has, after that of early stopping."""
 
@@ -71,8 +76,8 @@ def read(folder: Path, num_bytes: int | None = None) -> Listed:
     trainer = _section(config, "trainer")
     lines = last_lines(folder / "metrics.jsonl")
     metric, value = _metric(lines, _section(trainer, "early_stopping").get("metric"))
-    steps = [line["step"] for line in lines if isinstance(line.get("step"), int)]
-    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
+    steps = [line["step"] for line in lines if is_step(line.get("step"))]
+    times = [line["time"] for line in lines if is_number(line.get("time"))]
     num_steps = info.get("num_steps")
     step = max(steps, default=0)
     model = _section(config, "model")
@@ -82,7 +87,7 @@ def read(folder: Path, num_bytes: int | None = None) -> Listed:
         str(model.get("name") or ("random weights" if "scratch" in model else "?")),
         _state(folder, info),
         step,
-        num_steps if isinstance(num_steps, int) else None,
+        num_steps if is_step(num_steps) else None,
         metric,
         value,
         folder_bytes(folder) if num_bytes is None else num_bytes,
@@ -111,29 +116,48 @@ def _state(folder: Path, info: dict[str, Any]) -> str:
     return "killed" if state not in STATES or state == "running" else str(state)
 
 
-def _metric(lines: list[dict[str, Any]], chosen: str | None) -> tuple[str | None, float | None]:
+def _metric(lines: list[dict[str, Any]], chosen: Any) -> tuple[str | None, float | None]:
     """Return the last value of the chosen metric, or of the first of METRICS that there is."""
-    for name in (chosen, *METRICS):
+    for name in (*([chosen] if isinstance(chosen, str) else []), *METRICS):
         for line in reversed(lines):
-            if isinstance(value := line.get(name or ""), int | float):
+            if is_number(value := line.get(name)):
                 return name, float(value)
     return None, None
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number that JSON has."""
+    return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def is_step(value: Any) -> bool:
+    """Return whether a value can be the number of a step."""
+    return type(value) is int and 0 <= value < LAST_STEP
+
+
 def last_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the last lines of a file of metrics, from TAIL bytes; damaged ones are left out."""
+    """Return the lines in the last TAIL bytes of a file of metrics, the first of them whole.
+
+    Damaged ones are left out.
+    """
     found: list[dict[str, Any]] = []
     try:
         with file.open("rb") as handle:
-            start = max(0, handle.seek(0, os.SEEK_END) - TAIL)
-            handle.seek(start)
-            parts = handle.read().split(b"\n")[1 if start else 0 :]
+            size, data, reach = handle.seek(0, os.SEEK_END), b"", TAIL
+            while len(data) < size:
+                start = handle.seek(max(0, size - reach))
+                data = handle.read(size - start - len(data)) + data
+                cut = data[: len(data) - TAIL].rfind(b"\n") + 1
+                if cut or reach >= LONGEST_LINE:
+                    data = data[cut:] if cut else data[-TAIL:]
+                    break
+                reach *= 4
     except OSError:
         return found
-    for part in parts:
+    for part in data.split(b"\n"):
         try:
             line = json.loads(part)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut off: the run is writing it, or was killed
         if isinstance(line, dict):
             found.append(line)
@@ -156,7 +180,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     """Return what run.json says, nothing if it is damaged or missing."""
     try:
         content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except DAMAGE:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -166,7 +190,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         content = yaml.load(text, LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (*DAMAGE, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 
