@@ -105,6 +105,9 @@ HEAVY = {
     "sqlalchemy",
     "trackio",
     "optuna",
+    "ray",
+    "ray.util.placement_group",
+    "ray.util.scheduling_strategies",
     "dotenv",
     "IPython",
     # in programs sent to the sandbox

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,22 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"error: {file}: unknown key trainer.max_stepz: did you mean max_steps?\n"
 
 
+def test_a_signal_reaches_all_ranks_once(tmp_path: Path) -> None:
+    file = recipe(tmp_path, max_steps=10**6, save_steps=10**6)
+    with launched(tmp_path, file) as process:
+        wait_for(tmp_path, 2, process)
+        ranks = ranks_of(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGINT
+        assert sorted(ranks) == [0, 1]
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values()), "none is left"
+    shown = (tmp_path / "output").read_text()
+    assert "Traceback" not in shown
+    assert "torch" not in shown.partition("step     1/")[2]
+    assert shown.count("interrupted: stopped after step") == 1
+    assert len(list(tmp_path.glob("sft_*/checkpoint-*"))) == 1
+
+
 @pytest.mark.slow
 def test_restarts_resume_bit_for_bit(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
@@ -99,9 +116,13 @@ def test_restarts_resume_bit_for_bit(tmp_path: Path) -> None:
             os.kill(ranks_of(process)[rank], signal.SIGKILL)
             time.sleep(2)
         assert process.wait(240) == 0, (killed / "output").read_text()[-2000:]
+    shown = (killed / "output").read_text()
+    for number, rank in ((1, 1), (2, 0), (3, 1)):
+        line = f"rank {rank} on .* has failed .signal 9.*; restart {number} of 3\n"
+        assert re.search(line, shown), shown
     same = ("step", "loss", "grad_norm")
-    shown = [[{k: x[k] for k in same} for x in lines(tmp_path / n)] for n in ("whole", "killed")]
-    assert shown[0] == shown[1]
+    logged = [[{k: x[k] for k in same} for x in lines(tmp_path / n)] for n in ("whole", "killed")]
+    assert logged[0] == logged[1]
     weights = [
         next((tmp_path / n).glob(f"sft_*/checkpoint-{STEPS}/model.safetensors")).read_bytes()
         for n in ("whole", "killed")

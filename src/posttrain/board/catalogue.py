@@ -12,7 +12,6 @@ from typing import Any
 
 from posttrain.common.lock import is_written
 from posttrain.runs.listing import (
-    DAMAGE,
     Listed,
     is_number,
     is_step,
@@ -28,6 +27,7 @@ SCAN_EVERY = 1.0  # seconds between two looks for new folders
 SIZE_EVERY = 10.0  # seconds between two readings of a run that is being written
 PATIENCE = 0.7  # seconds of reading in one request
 WINDOW = 50  # steps from which the time left is estimated
+MOST_SETTINGS = 50_000  # of one run, lists counted by their items
 SIGNS = ("run.json", "config.yaml", "metrics.jsonl")
 
 Json = dict[str, Any]
@@ -177,11 +177,18 @@ def described(name: str, listed: Listed) -> Json:
 
 
 def flat_settings(folder: Path) -> dict[str, str]:
-    """Return a run's settings by dotted name; none if they are damaged."""
-    try:
-        return flatten(read_settings(folder))
-    except DAMAGE:  # a setting that holds itself
-        return {}
+    """Return a run's settings by dotted name; none if they are damaged, or without an end."""
+    settings = read_settings(folder)
+    left: list[Any] = [settings]
+    count = 0
+    while left:  # a YAML file can hold a part a million times, or within itself
+        part = left.pop()
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        left += inner
+        count += 1
+        if count > MOST_SETTINGS:
+            return {}
+    return flatten(settings)
 
 
 def seconds_left(lines: list[Json], listed: Listed) -> float | None:

@@ -20,6 +20,7 @@ from posttrain.tracking.report import OF_LABELS
 
 MOST = 1200  # stretches of a metric; twice as wide ones take their place when there are more
 PREVIEW_LINES = 1000
+PREVIEW_BYTES = 16 << 20  # fewer lines are read if they are long
 
 Columns = NDArray[np.float64]
 """[7, n]: index of the stretch, number of values, and sums of values, steps and seconds, then the
@@ -35,6 +36,8 @@ class Digest:
 
     offset: int = 0
     """Bytes of the file that it covers."""
+    tail: bytes = b""
+    """The last of these."""
     width: int = 1
     begun: float | None = None
     """Time of the file's first line, in seconds since 1970."""
@@ -165,19 +168,20 @@ def short(values: NDArray[np.float64]) -> list[float]:
 def preview(file: Path) -> Digest:
     """Return a digest of single lines spread over a large file, in a fraction of a second."""
     size = os.path.getsize(file)
-    digest, lines, end = Digest(), [], 0
+    digest, lines, num_bytes = Digest(), {}, 0
+    # read backwards, the bits of a number jump to and fro: lines spread out, however few there are
+    order = sorted(range(PREVIEW_LINES), key=lambda i: f"{i:010b}"[::-1])
     with file.open("rb") as handle:
-        for i in range(PREVIEW_LINES):
-            start = size * i // PREVIEW_LINES
-            if start < end:
-                continue  # in a line that was read, or next to it
-            handle.seek(start)
+        for i in order:
+            start = handle.seek(size * i // PREVIEW_LINES)
             if start:
                 handle.readline()  # the rest of a line
             place = handle.tell()
             line = handle.readline()
-            end = place + len(line)
             if line.endswith(b"\n"):
-                lines.append((place, line))
-    digest.add(lines)
+                lines[place] = line
+            num_bytes += place + len(line) - start
+            if num_bytes > PREVIEW_BYTES:
+                break
+    digest.add(sorted(lines.items()))
     return digest

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4 << 20  # bytes that are read while a request waits
 PART = 64 << 20  # bytes that the other process reads before it returns the summary
+TAIL = 80  # bytes that tell a file from another: the end of a line, with its values
 KEPT = 48  # summaries that are kept: those asked for last
 
 Lines = list[tuple[int, bytes]]
@@ -32,6 +34,8 @@ class Summary(Protocol):
 
     offset: int
     """Bytes that it covers."""
+    tail: bytes
+    """The last of these, which tell the file from another one under its name."""
 
     def add(self, lines: Lines) -> None:
         """Take in the next lines."""
@@ -66,7 +70,8 @@ def advance(file: Path, summary: S, num_bytes: int) -> S:
     """Return the summary with about `num_bytes` more of its file."""
     lines, end = lines_from(file, summary.offset, num_bytes)
     summary.add(lines)
-    summary.offset = end
+    if lines:
+        summary.offset, summary.tail = end, lines[-1][1][-TAIL:] + b"\n"
     return summary
 
 
@@ -76,8 +81,11 @@ class Entry(Generic[S]):
 
     inode: int
     summary: S
-    progress: float = 0.0
+    size: int = -1
+    """The file's bytes when it was last read to its end; what remained then is half a line."""
     task: Future[S] | None = None
+    begun_at: int = 0
+    """The file's bytes when the task began."""
 
 
 class Workers:
@@ -90,18 +98,13 @@ class Workers:
     def submit(self, call: Callable[..., S], *args: object) -> Future[S]:
         """Return the future of a call in the other process."""
         with self.lock:
-            if self.pool is None:
-                self.pool = ProcessPoolExecutor(1, get_context("spawn"), os.nice, (5,))
             try:
-                return self.pool.submit(call, *args)
-            except BrokenProcessPool:  # it was killed: the next request starts another
-                self.pool = None
-                raise OSError("the process that reads large files has ended") from None
-
-    def forget(self) -> None:
-        """Start another process for the next call."""
-        with self.lock:
-            self.pool = None
+                if self.pool is not None:
+                    return self.pool.submit(call, *args)
+            except BrokenProcessPool:
+                pass  # it was killed: another takes its place
+            self.pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
+            return self.pool.submit(call, *args)
 
     def close(self) -> None:
         """End the process."""
@@ -109,6 +112,19 @@ class Workers:
             for process in list(getattr(self.pool, "_processes", {}).values()):
                 process.terminate()
             self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """Prepare the process that reads: it gives way to others, and ends with the board alone."""
+    os.nice(5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too: the board ends it
+
+    def follow() -> None:
+        if (board := parent_process()) is not None:
+            board.join()  # a board that is killed ends nobody
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class Summaries(Generic[S]):
@@ -123,62 +139,78 @@ class Summaries(Generic[S]):
         """Return a file's summary and the share of the file that it covers, 1 if all of it.
 
         The next look may change the summary. A file that is shorter than it was, or another one
-        under the same name, is read from its start: its run has been resumed.
+        under the same name, is read from its start: its run has been resumed, or made again.
         """
         with self.lock:
             status = file.stat()
             entry = self.entries.get(file)
-            if (
-                entry is None
-                or entry.inode != status.st_ino
-                or status.st_size < entry.summary.offset
-            ):
+            if entry is not None:
+                self._collect(file, entry)
+            if entry is None or is_another(file, status, entry):
                 entry = self.entries[file] = Entry(status.st_ino, self.make())
             self.entries.move_to_end(file)
             while len(self.entries) > KEPT:
                 self.entries.popitem(last=False)
-            self._collect(file, entry)
             left = status.st_size - entry.summary.offset
-            if entry.task is None and left > AT_ONCE:
-                self._start(file, entry)
-            elif entry.task is None and left:
-                entry.summary = advance(file, entry.summary, left)
-                left = 0  # what remains is half a line
-            entry.progress = 1.0 if left <= 0 else entry.summary.offset / status.st_size
-            return entry.summary, entry.progress
+            if entry.task is None and status.st_size != entry.size:
+                if left > AT_ONCE:
+                    self._start(file, entry, status.st_size)
+                else:
+                    entry.summary = advance(file, entry.summary, left)
+                    entry.size = status.st_size
+            done = entry.task is None and status.st_size == entry.size
+            return entry.summary, 1.0 if done else entry.summary.offset / status.st_size
 
-    def _start(self, file: Path, entry: Entry[S]) -> None:
+    def _start(self, file: Path, entry: Entry[S], size: int) -> None:
+        entry.begun_at = size
         entry.task = self.workers.submit(advance, file, entry.summary, PART)
         entry.task.add_done_callback(lambda task: self._continue(file, entry))
 
     def _continue(self, file: Path, entry: Entry[S]) -> None:
         """Read the next part at once, since nobody may look for a while."""
         with self.lock:
-            if self.entries.get(file) is not entry:
+            if self.entries.get(file) is not entry or not self._collect(file, entry):
                 return
-            self._collect(file, entry)
             try:
                 status = file.stat()
                 left = status.st_size - entry.summary.offset
-                if entry.task is None and left > AT_ONCE and entry.inode == status.st_ino:
-                    self._start(file, entry)
+                if left > AT_ONCE and entry.inode == status.st_ino:
+                    self._start(file, entry, status.st_size)
             except (OSError, RuntimeError):
                 return  # the file is gone, or the server is ending: the next look says so
 
-    def _collect(self, file: Path, entry: Entry[S]) -> None:
-        """Take over what the other process has read."""
+    def _collect(self, file: Path, entry: Entry[S]) -> bool:
+        """Take over what the other process has read, and return whether it came further.
+
+        If not, only a look goes on: a file that nobody can read would be tried without end.
+        """
         if entry.task is None or not entry.task.done():
-            return
+            return False
         task, entry.task = entry.task, None
         if task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            entry.summary = task.result()
-        elif isinstance(error, BrokenProcessPool):
-            self.workers.forget()
-        else:
+            return False
+        if (error := task.exception()) is not None:
             log.warning("%s could not be read: %s", file, error)
+            return False
+        before, entry.summary = entry.summary.offset, task.result()
+        if entry.summary.offset == before:
+            entry.size = entry.begun_at  # all that is left is half a line
+        return entry.summary.offset > before
+
+
+def is_another(file: Path, status: os.stat_result, entry: Entry[Any]) -> bool:
+    """Return whether a file is not the one that was read.
+
+    A new file may have the number of one that was deleted, so the end of what was read is compared.
+    """
+    offset, tail = entry.summary.offset, entry.summary.tail
+    if entry.inode != status.st_ino or status.st_size < offset:
+        return True
+    if status.st_size == entry.size:
+        return False
+    with file.open("rb") as handle:
+        handle.seek(offset - len(tail))
+        return handle.read(len(tail)) != tail
 
 
 def lines_at(file: Path, offsets: list[int]) -> Iterator[bytes]:

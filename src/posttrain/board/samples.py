@@ -36,6 +36,7 @@ class Index:
     """
 
     offset: int = 0
+    tail: bytes = b""
     kinds: list[str] = field(default_factory=list)
     columns: dict[str, array[Any]] = field(
         default_factory=lambda: {name: array(code) for name, code in COLUMNS.items()}

@@ -118,9 +118,9 @@ def refuse_ranks(option: str, values: str) -> None:
     """Raise ValueError under torchrun: each run is a process of its own, and would be one rank."""
     if "RANK" in os.environ:
         raise ValueError(
-            "each of several runs is started in a process of its own, which torchrun cannot be "
-            f"around: call torchrun once for each of them, with {option} ({values}), and then "
-            "posttrain without torchrun, which finds them finished and writes the report"
+            "each of several runs is started in a process of its own, which is one rank: call "
+            f"posttrain launch, or torchrun, once for each of them, with {option} ({values}), and "
+            "then posttrain train, which finds them finished and writes the report"
         )
 
 

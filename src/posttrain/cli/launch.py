@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -31,24 +32,59 @@ def launch(
     timeout: Annotated[
         float, typer.Option(help="Seconds until all machines must have come.")
     ] = 300.0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of a running Ray cluster that places the ranks, or auto.",
+            show_default=False,
+        ),
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Ranks on the Ray cluster.", show_default=False)
+    ] = None,
 ) -> None:
-    """Run `posttrain train` on several ranks: launch --nproc 4 RECIPE [SECTION.key=value]...
+    """Run `posttrain train` on several ranks, of this machine or of several.
 
-    Everything but these options goes to `posttrain train`.
+    Everything except these options goes to `posttrain train`: overrides, --resume, --dry-run.
     """
     from posttrain.runs.launch import LaunchSettings, RankFailed
     from posttrain.runs.launch import launch as run
 
-    settings = LaunchSettings(nproc, nnodes, node_rank, address, max_restarts, timeout)
+    check_options(context)
+    arguments = ["train", *context.args]
+    if (ray is None) != (num_workers is None):
+        raise ValueError("--ray and --num-workers belong together: give both, or neither")
     try:
-        run(["train", *context.args], settings)
+        if ray is not None and num_workers is not None:
+            if nproc is not None or nnodes != 1 or address is not None:
+                raise ValueError("--ray places the ranks itself: give --num-workers alone")
+            from posttrain.runs.launch_ray import RaySettings, launch_on_ray
+
+            launch_on_ray(arguments, RaySettings(ray, num_workers, max_restarts, timeout))
+            return
+        run(arguments, LaunchSettings(nproc, nnodes, node_rank, address, max_restarts, timeout))
     except RankFailed as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.code)
 
 
+def check_options(context: typer.Context) -> None:
+    """Raise ValueError for an option that is almost one of this command, as torchrun's are."""
+    options = [name for parameter in context.command.params for name in parameter.opts]
+    for word in context.args:
+        name = word.partition("=")[0].replace("_", "-")
+        near = [x for x in options if name.startswith(x)] or get_close_matches(
+            name, options, 1, 0.8
+        )
+        if name.startswith("--") and near:
+            raise ValueError(f"No such option: {word} (Possible options: {near[0]})")
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(rich_help_panel=PANEL, context_settings=settings)(launch)
+    app.command(
+        rich_help_panel=PANEL,
+        options_metavar="[OPTIONS] RECIPE [SECTION.key=value]...",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(launch)

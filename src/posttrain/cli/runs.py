@@ -70,10 +70,14 @@ def train(
         from posttrain.runs.describe import describe
         from posttrain.runs.memory import estimate
         from posttrain.runs.plan import plan
+        from posttrain.runs.preflight import preflight
 
+        distributed.start(config.model.device, config.distributed.timeout)
+        ranks = preflight(config)
         planned = plan(config)
-        print(describe(planned))
-        print(estimate(planned))
+        if distributed.rank() == 0:
+            print(*[ranks] if ranks else [], describe(planned), estimate(planned), sep="\n")
+        distributed.stop()
         return
     from posttrain.runs.train import train as run
 

@@ -7,19 +7,24 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-
-import torch
+from types import FrameType
 
 from posttrain.common.errors import SettingError
+from posttrain.common.lazy import torch
 
 LAST_LINES = 15
+STOPPING_WITHIN = 3600  # seconds for a rank to end its step; after SIGTERM it ends itself, earlier
+LONGEST_TIMEOUT = 10**6  # seconds
 SIOCGIFADDR = 0x8915  # Linux's request for an interface's address
 
 
@@ -35,11 +40,11 @@ class LaunchSettings:
     """Host and port of node 0, which all nodes name."""
     max_restarts: int = 0
     timeout: float = 300.0
-    """Seconds until all nodes must have come."""
+    """Seconds until all nodes must have come, at least 1."""
 
 
 class RankFailed(ValueError):
-    """A rank has failed; its exit code is that of the command."""
+    """A rank has failed or was stopped; its exit code is that of the command."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -50,15 +55,21 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     """Run `posttrain ARGUMENTS` on every rank until all have ended.
 
     Rank 0 of this machine writes to the console, the others to files whose end is shown if one
-    fails. Raise RankFailed with the first rank that did, after the others have been stopped.
+    fails. Raise RankFailed with the first rank that did, after the others have been stopped, or,
+    without a message, after SIGINT or SIGTERM, which are passed on to the ranks.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    if "TORCH_CPP_LOG_LEVEL" not in os.environ:
+        # read when torch is imported: stack traces of machines that do not come, in this process,
+        # and warnings of names that do not resolve, in the ranks
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
+        check(settings)
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     nproc = check(settings)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says it at length
     alone = settings.nnodes == 1
     if nproc > 1:  # as torchrun does, but with all the cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
@@ -66,8 +77,8 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     if own is not None and (interface := interface_of(own)) is not None:
         # gloo would take the address that this machine's name has, which is often that of loopback
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # names that do not resolve, and the like
     logs = Path(tempfile.mkdtemp(prefix="posttrain-ranks-"))
+    announce_restarts(settings, nproc, logs)
     config = LaunchConfig(
         min_nodes=settings.nnodes,
         max_nodes=settings.nnodes,
@@ -82,9 +93,14 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
         start_method="spawn",
         local_addr="localhost" if alone else own,
         logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, nproc), Std.ALL)),
+        signals_to_handle="",  # the agent would handle signals that nohup ignores
+        shutdown_timeout=STOPPING_WITHIN,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "posttrain", *arguments)
+        with passing_signals_on():
+            elastic_launch(config, sys.executable)("-u", "-m", "posttrain", *arguments)
+    except SignalException as error:
+        raise RankFailed("", 128 + error.sigval) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RankFailed(
@@ -96,7 +112,71 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
             f"{settings.timeout:g} s: start all of them with the same address and number of nodes, "
             f"and as node 0 the machine of that address ({str(error).splitlines()[0][:200]})"
         ) from None
-    shutil.rmtree(logs, ignore_errors=True)
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+@contextmanager
+def passing_signals_on() -> Iterator[None]:
+    """Raise SignalException at the first signal to stop, and send later ones to the ranks.
+
+    At the exception the agent sends the signal to the ranks and waits for them. Each rank has a
+    session of its own, so that Ctrl-C in a terminal does not reach it.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    received: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        if len(received) == 1:
+            raise SignalException(f"signal {signum}", signal.Signals(signum))
+        for process in children():
+            os.kill(process, signum)
+
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        if signal.getsignal(number) is not signal.SIG_IGN  # a job in the background, or nohup
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def children() -> list[int]:
+    """Return the processes that this one has started."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = file.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue  # it has ended
+        if int(parent) == os.getpid():
+            found.append(int(file.parent.name))
+    return found
+
+
+def announce_restarts(settings: LaunchSettings, nproc: int, logs: Path) -> None:
+    """Replace what the agent logs by a line for each restart: which rank has failed, and how."""
+    restarts = count(1)
+
+    def announce(record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("failed (exitcode") or not isinstance(record.args, tuple):
+            return False
+        exitcode, local_rank = int(str(record.args[0])), int(str(record.args[1]))
+        rank = settings.node_rank * nproc + local_rank
+        if (number := next(restarts)) <= settings.max_restarts:
+            words = described(rank, local_rank, exitcode, logs) or f"rank {rank} has failed"
+            print(f"{words}; restart {number} of {settings.max_restarts}", file=sys.stderr)
+        return False
+
+    elastic = logging.getLogger("torch.distributed.elastic")
+    elastic.propagate = False
+    elastic.addHandler(logging.NullHandler())
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(announce)
 
 
 def check(settings: LaunchSettings) -> int:
@@ -117,15 +197,20 @@ def check(settings: LaunchSettings) -> int:
         )
     if settings.max_restarts < 0:
         raise SettingError("max_restarts", f"expected at least 0, got {settings.max_restarts}")
+    if not 1 <= settings.timeout <= LONGEST_TIMEOUT:
+        raise SettingError(
+            "timeout", f"expected 1 to {LONGEST_TIMEOUT:,} seconds, got {settings.timeout:g}"
+        )
     if settings.nnodes == 1:
         if settings.address is not None:
-            raise SettingError("address", "is for several nodes: nnodes says how many")
+            raise SettingError("address", "is for several nodes, but nnodes is 1")
         return nproc
     host, _, port = (settings.address or "").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise SettingError(
             "address",
-            f"expected HOST:PORT of node 0, the same on every node, got {settings.address}",
+            "expected HOST:PORT of node 0, the same on every node, got "
+            f"{settings.address or 'nothing'}",
         )
     try:
         socket.getaddrinfo(host, int(port))
@@ -176,7 +261,7 @@ def described(rank: int, local_rank: int, exitcode: int, logs: Path) -> str:
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     words = errors[-1] if errors else " | ".join(said[-LAST_LINES:])
     if not words:
-        words = "" if local_rank == 0 else f"it wrote nothing ({logs})"
+        words = "" if local_rank == 0 else "it wrote nothing"
     failed = f"rank {rank} on {socket.gethostname()} has failed ({how})"
     return f"{failed}: {words}" if words else failed
 

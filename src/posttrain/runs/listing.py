@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -125,7 +125,7 @@ def _metric(lines: list[dict[str, Any]], chosen: Any) -> tuple[str | None, float
     return None, None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number that JSON has."""
     return type(value) in (int, float) and abs(value) < LARGEST
 

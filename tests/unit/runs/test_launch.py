@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import typer
 
+from posttrain.cli import launch as command
+from posttrain.cli.main import app
 from posttrain.common import distributed
 from posttrain.common.errors import SettingError
 from posttrain.runs import lost, preflight
 from posttrain.runs.config import parse_config
-from posttrain.runs.launch import LaunchSettings, check, described, exit_code
+from posttrain.runs.launch import LaunchSettings, announce_restarts, check, described, exit_code
 from posttrain.runs.lost import LostRank, naming_lost_ranks
 
 
@@ -28,12 +32,19 @@ from posttrain.runs.lost import LostRank, naming_lost_ranks
         ({"node_rank": -1}, "node_rank: expected 0 to 0, got -1"),
         ({"max_restarts": -1}, "max_restarts: expected at least 0"),
         ({"address": "localhost:29500"}, "address: is for several nodes"),
-        ({"nnodes": 2}, "address: expected HOST:PORT of node 0, the same on every node, got None"),
+        (
+            {"nnodes": 2},
+            "address: expected HOST:PORT of node 0, the same on every node, got nothing",
+        ),
         ({"nnodes": 2, "address": "localhost"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": ":29500"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": "localhost:0"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": "localhost:70000"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": "localhost:x"}, "address: expected HOST:PORT"),
+        ({"timeout": 0}, "timeout: expected 1 to 1,000,000 seconds, got 0"),
+        ({"timeout": -3}, "timeout: expected 1 to"),
+        ({"timeout": float("nan")}, "timeout: expected 1 to 1,000,000 seconds, got nan"),
+        ({"timeout": float("inf")}, "timeout: expected 1 to 1,000,000 seconds, got inf"),
     ],
 )
 def test_a_wrong_setting_is_named(keys: dict[str, Any], words: str) -> None:
@@ -80,6 +91,45 @@ def test_the_last_words_of_a_failed_rank(tmp_path: Path) -> None:
     assert described(0, 0, 2, tmp_path) == "", "the console has its error"
     assert described(0, 0, -9, tmp_path).endswith("has failed (signal 9)")
     assert (exit_code(2), exit_code(-9)) == (2, 137)
+
+
+def test_restarts_are_announced_until_none_is_left(tmp_path: Path, capsys: Any) -> None:
+    announce_restarts(LaunchSettings(nnodes=2, node_rank=1, max_restarts=1), 2, tmp_path)
+    logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
+    try:
+        for _ in range(2):
+            logger.error("failed (exitcode: %s) local_rank: %s (pid: %s) of x", -9, 1, 5)
+        logger.error("something else")
+    finally:
+        logger.filters.clear()
+    host = socket.gethostname()
+    assert capsys.readouterr().err == (
+        f"rank 3 on {host} has failed (signal 9): it wrote nothing; restart 1 of 1\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("--nprocs", "--nproc"),
+        ("--nproc-per-node=2", "--nproc"),
+        ("--node_rank", "--node-rank"),
+        ("--max-restart", "--max-restarts"),
+        ("--resume", None),
+        ("--model", None),
+        ("--output-dir=x", None),
+        ("trainer.nproc=2", None),
+    ],
+)
+def test_an_option_that_is_almost_one_of_launch(word: str, near: str | None) -> None:
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group.commands["launch"])
+    context.args = ["recipe.yaml", word]
+    if near is None:
+        command.check_options(context)
+    else:
+        with pytest.raises(ValueError, match=rf"No such option: {word} .*: {near}\)"):
+            command.check_options(context)
 
 
 def report_of(tmp_path: Path, monkeypatch: Any, **changes: Any) -> dict[str, Any]:
