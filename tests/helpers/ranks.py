@@ -33,12 +33,14 @@ context: Any = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(list(PRELOAD))
 
 
-def command(ranks: int, folder: Path, arguments: list[str]) -> str:
+def command(ranks: int, folder: Path, arguments: list[str], machines: int = 1) -> str:
     """Return what rank 0 of `posttrain ARGUMENTS` writes to stdout.
+
+    With `machines`, the ranks believe that they are on that many.
 
     Raise AssertionError with the first failed rank's stderr; the other ranks are killed then.
     """
-    processes = start(ranks, folder, arguments)
+    processes = start(ranks, folder, arguments, machines)
     failed = _first_failure(processes)
     for process in processes:
         process.kill()
@@ -64,16 +66,17 @@ def exit_codes(
             process.kill()
 
 
-def start(ranks: int, folder: Path, arguments: list[str]) -> list[Any]:
+def start(ranks: int, folder: Path, arguments: list[str], machines: int = 1) -> list[Any]:
     """Return the processes of `posttrain ARGUMENTS`, which write to RANK.stdout and RANK.stderr."""
     shared = os.environ | {"OMP_NUM_THREADS": "1"}
     if ranks > 1:
-        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        here = ranks // machines
+        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(here)}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     folder.mkdir(parents=True, exist_ok=True)
     processes = []
     for rank in range(ranks):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % here)} if ranks > 1 else {}
         process = context.Process(target=_rank, args=(arguments, shared | own, folder / f"{rank}"))
         process.start()
         processes.append(process)

@@ -24,12 +24,14 @@ from posttrain.runs.train import train
 from posttrain.training.checkpoint import STATE
 
 
-def launch(tree: dict, folder: Path, ranks: int, run_dir: Path | None = None) -> Path:
+def launch(
+    tree: dict, folder: Path, ranks: int, run_dir: Path | None = None, machines: int = 1
+) -> Path:
     folder.mkdir(exist_ok=True)
     tree["trainer"]["output_dir"] = str(folder / f"runs-{ranks}")
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))
-    command(ranks, folder / f"output-{ranks}", ["train", str(recipe)])
+    command(ranks, folder / f"output-{ranks}", ["train", str(recipe)], machines)
     if run_dir is None:
         (run_dir,) = (folder / f"runs-{ranks}").iterdir()
     return run_dir
@@ -215,6 +217,32 @@ def test_a_rank_without_an_example_changes_nothing(method, strategy, tmp_path):
             if not re.search("time|per_second|sampling|learning_rate|clip_ratio", name):
                 assert b[name] == pytest.approx(a[name], rel=5e-4, abs=1e-5), name
     left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, three))
+    for name in left:
+        torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["sft", *(pytest.param(m, marks=pytest.mark.slow) for m in ("dpo", "grpo", "ppo"))]
+)
+def test_shards_on_each_of_two_machines(method, tmp_path):
+    """hsdp: 2 x 2 ranks give the numbers of one, and a checkpoint that ddp resumes."""
+    tree = tiny.run_config(tmp_path, method, max_steps=4, batch_size=5, save_steps=2, seed=1)
+    one = launch(tree, tmp_path / "hsdp", 1)
+    tree["distributed"] = {"strategy": "hsdp"}
+    four = launch(tree, tmp_path / "hsdp", 4, machines=2)
+    assert_same_run(one, four)
+    shutil.rmtree(four / "checkpoint-4")
+    tree["distributed"] = {"strategy": "ddp"}
+    tree["trainer"]["resume_from_checkpoint"] = str(four)
+    assert_same_run(one, launch(tree, tmp_path / "hsdp", 2, four))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for a, b in zip(steps(one), steps(other), strict=True):
+        for name in ("loss", "grad_norm", "num_tokens", "reward", "kl"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=5e-4, abs=1e-6), name
+    left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, other))
     for name in left:
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
 

@@ -87,6 +87,7 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == f"error: {file}: unknown key trainer.max_stepz: did you mean max_steps?\n"
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_all_ranks_once(tmp_path: Path) -> None:
     file = recipe(tmp_path, max_steps=10**6, save_steps=10**6)
     with launched(tmp_path, file) as process:

@@ -207,7 +207,7 @@ def build_app(board: Board) -> Any:
                 return failure(f"the body is longer than {LONGEST_BODY} bytes", 413)
         try:
             order = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             order = None
         if kind != "application/json" or not isinstance(order, dict):
             return failure("expected a JSON object, as application/json", 400)
@@ -276,7 +276,7 @@ def page_file(name: str) -> Any:
     from starlette.responses import Response
 
     file = PAGE / name
-    if Path(name).name != name or file.suffix not in TYPES or not file.is_file():
+    if file not in PAGE.iterdir() or file.suffix not in TYPES:
         return failure(f"there is no /{name}", 404)
     kind = f"{TYPES[file.suffix]}; charset=utf-8"
     return Response(file.read_bytes(), headers=HEADERS | {"Content-Type": kind})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -23,12 +25,15 @@ from posttrain.runs.listing import (
 )
 from posttrain.tracking.report import OF_LABELS, flatten
 
+log = logging.getLogger(__name__)
+
 SCAN_EVERY = 1.0  # seconds between two looks for new folders
+AGAIN_AFTER = 0.2  # seconds before an unknown name leads to another look
 SIZE_EVERY = 10.0  # seconds between two readings of a run that is being written
 PATIENCE = 0.7  # seconds of reading in one request
 WINDOW = 50  # steps from which the time left is estimated
 MOST_SETTINGS = 50_000  # of one run, lists counted by their items
-SIGNS = ("run.json", "config.yaml", "metrics.jsonl")
+SIGNS = (".", "run.json", "config.yaml", "metrics.jsonl")  # ".": checkpoints come and go
 
 Json = dict[str, Any]
 Signature = tuple[Any, ...]
@@ -42,6 +47,8 @@ class Entry:
     run: Json
     version: int
     read_at: float
+    has_size: bool
+    """Whether its size was counted since it last changed."""
 
 
 @dataclass
@@ -56,6 +63,8 @@ class Catalogue:
     complete: bool = False
     scanned_at: float = 0.0
     folders: dict[str, Path] = field(default_factory=dict)
+    next: str = ""
+    """The run at which the last look ran out of time."""
 
     def refresh(self) -> None:
         """Look for runs that are new, have changed or are gone, for PATIENCE seconds at most."""
@@ -69,11 +78,15 @@ class Catalogue:
             self.version += 1
             self.gone[name] = self.version
         self.complete = True
-        for name, folder in self.folders.items():
+        # where patience ended the last time, it goes on: among very many runs all have their turn
+        names = list(self.folders)
+        begin = names.index(self.next) if self.next in self.folders else 0
+        self.next = ""
+        for name in names[begin:] + names[:begin]:
             if time.monotonic() - begun > PATIENCE:
-                self.complete = False
+                self.complete, self.next = False, name
                 break
-            self._read(name, folder)
+            self._read(name, self.folders[name])
         self.scanned_at = time.monotonic()
 
     def changes(self, since: int | None) -> Json:
@@ -90,7 +103,7 @@ class Catalogue:
 
     def folder(self, name: str) -> Path:
         """Return the folder of a run. Raise KeyError if there is no such run."""
-        if name not in self.folders:
+        if name not in self.folders and time.monotonic() - self.scanned_at > AGAIN_AFTER:
             self.scanned_at, self.complete = 0.0, False
             self.refresh()
         return self.folders[name]
@@ -101,14 +114,16 @@ class Catalogue:
 
     def users_of(self, folder: Path) -> list[str]:
         """Return the runs whose settings name a folder, or something in it: they start from it."""
-        names = {str(folder), str(folder.resolve())}
+        places = {os.path.abspath(folder), str(folder.resolve())}
+        inside = tuple(f"{place}/" for place in places)
         return [
             name
             for name, entry in self.entries.items()
             if self.folders.get(name) != folder
             and any(
-                value in names or value.startswith(tuple(f"{n}/" for n in names))
+                f"{os.path.abspath(value)}/".startswith(inside)
                 for value in entry.run["settings"].values()
+                if folder.name in value
             )
         ]
 
@@ -117,19 +132,22 @@ class Catalogue:
         written = is_written(folder)
         signature: Signature = (written, *(sign(folder / file) for file in SIGNS))
         now = time.monotonic()
-        if entry is not None and entry.signature == signature:
-            return
         # the size of a run takes a walk through its folder
         recent = entry is not None and now - entry.read_at < SIZE_EVERY
+        if entry is not None and entry.signature == signature and (entry.has_size or recent):
+            return
         known = entry.run["bytes"] if recent and entry is not None else None
         try:
             run = described(name, read(folder, known))
         except OSError:
             return  # it is being deleted
+        except Exception as error:  # one damaged run must not hide the others
+            log.warning("%s could not be read: %s: %s", folder, type(error).__name__, error)
+            return
         self.version += 1
         self.gone.pop(name, None)
         read_at = entry.read_at if recent and entry is not None else now
-        self.entries[name] = Entry(signature, run, self.version, read_at)
+        self.entries[name] = Entry(signature, run, self.version, read_at, known is None)
 
 
 def described(name: str, listed: Listed) -> Json:

@@ -8,7 +8,7 @@ import shutil
 from typing import Any
 
 from posttrain.board.catalogue import Catalogue
-from posttrain.common.lock import is_written, writing
+from posttrain.common.lock import LOCK, is_written, writing
 from posttrain.runs.listing import folder_bytes
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -23,13 +23,17 @@ def usage(catalogue: Catalogue, run: str | None) -> dict[str, Any]:
     problem = obstacle(catalogue, run)
     parts = []
     for part in sorted(folder.iterdir()):
+        try:
+            num_bytes = folder_bytes(part) if part.is_dir() else part.lstat().st_size
+        except OSError:
+            continue  # removed while a run saves its next checkpoint
         checkpoint = CHECKPOINT.fullmatch(part.name) is not None and part.is_dir()
         kind = "checkpoint" if checkpoint else "folder" if part.is_dir() else "file"
         parts.append(
             {
                 "name": part.name,
                 "kind": kind,
-                "bytes": part.lstat().st_size if kind == "file" else folder_bytes(part),
+                "bytes": num_bytes,
                 "deletable": checkpoint and problem is None and not part.is_symlink(),
                 "used_by": catalogue.users_of(part) if checkpoint else [],
             }
@@ -50,7 +54,10 @@ def obstacle(catalogue: Catalogue, run: str) -> str | None:
         return "the board was opened on this run alone: open it on the folder above"
     if folder.is_symlink() or not folder.resolve().is_relative_to(catalogue.root.resolve()):
         return "the folder is a link to another place"
-    return "the run is being written to" if is_written(folder) else None
+    if is_written(folder):
+        return "the run is being written to"
+    inner = next((file.parent for file in folder.rglob(LOCK) if is_written(file.parent)), None)
+    return None if inner is None else f"{inner.relative_to(folder)} in it is being written to"
 
 
 def delete(catalogue: Catalogue, run: str, part: str | None) -> int:
@@ -70,6 +77,11 @@ def delete(catalogue: Catalogue, run: str, part: str | None) -> int:
     with writing(folder):  # no run can be resumed in it meanwhile
         gone = target.with_name(f".deleted-{secrets.token_hex(4)}")
         target.rename(gone)
-        shutil.rmtree(gone)
-    catalogue.scanned_at, catalogue.complete = 0.0, False
+        catalogue.scanned_at, catalogue.complete = 0.0, False
+        try:
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise ValueError(
+                f"{gone} holds what could not be deleted: remove it by hand ({error})"
+            ) from None
     return freed

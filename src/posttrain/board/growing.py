@@ -210,7 +210,7 @@ def is_another(file: Path, status: os.stat_result, entry: Entry[Any]) -> bool:
         return False
     with file.open("rb") as handle:
         handle.seek(offset - len(tail))
-        return handle.read(len(tail)) != tail
+        return bool(handle.read(len(tail)) != tail)
 
 
 def lines_at(file: Path, offsets: list[int]) -> Iterator[bytes]:

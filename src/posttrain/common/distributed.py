@@ -56,11 +56,11 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition("Exception raised from")[0]
-        _, _, *place = (os.environ[name] for name in VARIABLES)
+        number, _, number_of_ranks, host, port = (os.environ[name] for name in VARIABLES)
         raise ValueError(
-            f"rank {os.environ['RANK']} of {place[0]} did not meet the others at {place[1]}:"
-            f"{place[2]} within {timeout:g} s: start all of them with the address of rank 0's "
-            f"machine and a port that is free there and reachable ({reason[:200]})"
+            f"rank {number} of {number_of_ranks} did not meet the others at {host}:{port} within "
+            f"{timeout:g} s: start all of them with the address of rank 0's machine and a port "
+            f"that is free there and reachable ({reason[:200]})"
         ) from None
 
 

@@ -10,7 +10,10 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, so that a port in use is found before anything is loaded."""
+    """Return a socket that is bound, so that a port in use is found before anything is loaded.
+
+    Raise SettingError if it cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)

@@ -77,7 +77,7 @@ class Comparisons(dict[str, Comparison]):
 def lines(comparisons: Comparisons) -> Iterator[str]:
     """Yield what the table lacks, as lines: tasks left out, the tests, and notes."""
     for task in comparisons.left_out:
-        yield f"note: {task}: not compared, as no problem has outcomes in both files"
+        yield f"note: {task}: not compared, as no problem has outcomes in both results"
     for result in comparisons.values():
         yield f"{result.task}: p by {result.test}"
         for note in result.notes:

@@ -109,14 +109,11 @@ class Models:
 
         nothing = torch.zeros(0, device=batch.input_ids.device)  # a rank may have no sequences
 
-        def joined(name: str) -> Any:
+        def joined(name: str) -> torch.Tensor:
             return torch.cat([nothing, *(getattr(out, name) for out in outputs)])
 
-        if not values:
-            return Output(joined("logprobs"))
-        return Output(
-            joined("logprobs"), values=joined("values"), last_values=joined("last_values")
-        )
+        names = ("logprobs", "values", "last_values") if values else ("logprobs",)
+        return Output(**{name: joined(name) for name in names})
 
 
 def weights_hash(policy: nn.Module) -> str:

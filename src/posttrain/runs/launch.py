@@ -71,7 +71,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
 
     nproc = check(settings)
     alone = settings.nnodes == 1
-    if nproc > 1:  # as torchrun does, but with all the cores
+    if nproc > 1:  # torchrun would set 1
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     own = None if alone else own_address(settings)
     if own is not None and (interface := interface_of(own)) is not None:
@@ -107,10 +107,13 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
             described(rank, failure.local_rank, failure.exitcode, logs), exit_code(failure.exitcode)
         ) from None
     except (RendezvousError, RuntimeError, TimeoutError) as error:
+        reason = str(error).splitlines()[0][:200]
+        if alone:
+            raise ValueError(f"the ranks could not be started: {reason}") from error
         raise ValueError(
             f"the {settings.nnodes} nodes did not meet at {settings.address} within "
             f"{settings.timeout:g} s: start all of them with the same address and number of nodes, "
-            f"and as node 0 the machine of that address ({str(error).splitlines()[0][:200]})"
+            f"and as node 0 the machine of that address ({reason})"
         ) from None
     finally:
         shutil.rmtree(logs, ignore_errors=True)

@@ -56,13 +56,15 @@ def naming_lost_ranks() -> Iterator[None]:
 
 
 def is_of_others(error: RuntimeError) -> bool:
-    """Return whether an error is that of a collective whose other ranks do not answer."""
-    return isinstance(error, torch.distributed.DistBackendError) or bool(OF_GLOO.search(str(error)))
+    """Return whether an error says that other ranks, or the store, do not answer."""
+    return isinstance(error, torch.distributed.DistError) or bool(OF_GLOO.search(str(error)))
 
 
 def collective_in(error: RuntimeError) -> str:
-    """Return the name of the collective that raised an error."""
+    """Return the name of the collective that raised an error, or of what else waits for others."""
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    if "tell" in names:
+        return "the report of a step"
     return next((name for name in names if name in COLLECTIVES), "the backward pass")
 
 

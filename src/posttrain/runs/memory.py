@@ -142,5 +142,5 @@ def _may_quantise(config: Config) -> bool:
     model, rollout = config.model, config.rollout
     whole = model.quantization is None and model.scratch is None
     native = rollout is None or rollout.engine == "native"
-    sharded = config.distributed.strategy == "fsdp"
+    sharded = config.distributed.strategy in ("fsdp", "hsdp")
     return whole and native and not sharded and model.adapter.type in BESIDE

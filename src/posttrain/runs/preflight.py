@@ -19,8 +19,8 @@ from posttrain.common.files import sha256
 from posttrain.model.device import free_memory
 from posttrain.runs.config import Config, dump
 
-SAME = ("versions", "code", "config")
-"""What must be equal on all ranks."""
+SAME = {"versions": "versions", "code": "code", "config": "recipes"}
+"""What must be equal on all ranks, and its name in a message."""
 SHARED_WITHIN = 15.0  # seconds; a network file system shows new files late
 
 
@@ -54,8 +54,7 @@ def report(config: Config) -> dict[str, Any]:
         "free": free_memory(device),
         "versions": versions(),
         "code": code_hash(),
-        "config": hashlib.sha256(json.dumps(dump(config), default=str).encode()).hexdigest(),
-        "settings": json.loads(json.dumps(dump(config), default=str)),
+        "config": json.loads(json.dumps(dump(config), default=str)),
     }
 
 
@@ -69,7 +68,7 @@ def code_hash() -> str:
 
 def difference(reports: list[dict[str, Any]]) -> str | None:
     """Return what differs between ranks that must not, in one line; None if nothing does."""
-    for name in SAME:
+    for name, what in SAME.items():
         groups: defaultdict[str, list[int]] = defaultdict(list)
         for rank, entry in enumerate(reports):
             groups[json.dumps(entry[name], sort_keys=True)].append(rank)
@@ -80,18 +79,17 @@ def difference(reports: list[dict[str, Any]]) -> str | None:
         where = f"rank {first[0]} ({a['host']}) and rank {second[0]} ({b['host']})"
         if name == "code":
             return f"{where} run different code of posttrain: install the same one on all machines"
-        ours, theirs = (flat(e["settings" if name == "config" else name]) for e in (a, b))
+        ours, theirs = flat(a[name]), flat(b[name])
         keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         parts = [f"{key} is {ours.get(key)} and {theirs.get(key)}" for key in keys[:3]]
         more = f", and {len(keys) - 3} more" if len(keys) > 3 else ""
-        what = "recipes" if name == "config" else "versions"
         return f"{where} have different {what}: {'; '.join(parts)}{more}"
     return None
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping by dotted name."""
-    if not isinstance(tree, dict):
+    """Return the leaves of a nested mapping by dotted name; an empty mapping is one, too."""
+    if not isinstance(tree, dict) or not tree:
         return {prefix.removesuffix("."): tree}
     return {k: v for key, part in tree.items() for k, v in flat(part, f"{prefix}{key}.").items()}
 
@@ -102,12 +100,16 @@ def check_shared(output_dir: Path, hosts: list[str]) -> None:
     The file is written into the folder, or the nearest one above it that exists, and removed.
     """
     place = next((p for p in (output_dir, *output_dir.parents) if p.is_dir()), Path())
-    name = distributed.from_rank_0(f".posttrain-{secrets.token_hex(8)}")
-    place = Path(distributed.from_rank_0(str(place.resolve())))
-    file = place / name
+    name = f".posttrain-{secrets.token_hex(8)}"
+    file = Path(distributed.from_rank_0(str(place.resolve() / name)))
+    problem = ""
     if distributed.rank() == 0:
-        file.write_text("written by rank 0 to see whether all machines share this folder")
-    distributed.barrier()
+        try:
+            file.write_text("written by rank 0 to see whether all machines share this folder")
+        except OSError as error:
+            problem = f"cannot be written to: {error.strerror}"
+    if problem := distributed.from_rank_0(problem):
+        raise ValueError(f"trainer.output_dir: {file.parent} on {hosts[0]} {problem}")
     begun = time.monotonic()
     while not (seen := file.is_file()) and time.monotonic() - begun < SHARED_WITHIN:
         time.sleep(0.2)
@@ -117,7 +119,7 @@ def check_shared(output_dir: Path, hosts: list[str]) -> None:
     blind = sorted({host for host, sees in zip(hosts, all_seen) if not sees})
     if blind:
         raise ValueError(
-            f"trainer.output_dir: {place} on {hosts[0]} is not the same folder on "
+            f"trainer.output_dir: {file.parent} on {hosts[0]} is not the same folder on "
             f"{', '.join(blind)}: name one on a file system that all machines share"
         )
 

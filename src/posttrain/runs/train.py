@@ -30,10 +30,11 @@ from posttrain.runs.plan import Plan, plan
 from posttrain.runs.preflight import preflight
 from posttrain.runs.record import write_run_info
 from posttrain.runs.resume import create_run_dir, guarding
+from posttrain.runs.strategy import settle_strategy
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints
-from posttrain.training.sharding import shard
+from posttrain.training.sharding import machines, shard
 from posttrain.training.trainer import Trainer
 
 AT_ONCE = 4096  # sequences on the device together while the reference's log-probs are computed
@@ -48,13 +49,13 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     """
     distributed.start(config.model.device, config.distributed.timeout)
     ranks = preflight(config)
-    planned = plan(config)
+    planned, strategy = settle_strategy(plan(config))
     run_dir = choose_run_dir(planned, run_dir)
     with guarding(run_dir):
         sampler = prepare_models(planned, run_dir)
         tracker = open_run(planned, run_dir)
-        if ranks:
-            tracker.say(ranks)
+        for line in filter(None, (ranks, strategy)):
+            tracker.say(line)
         started = time.time()
         write_run_info(planned, run_dir, started, {"state": "running"})
         end = {"state": "finished"}
@@ -96,14 +97,14 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
     config, models = plan.config, plan.models
     torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
     sampler: Sampler | None = None
-    sharded = distributed.num_ranks() > 1 and config.distributed.strategy == "fsdp"
+    sharded = distributed.num_ranks() > 1 and config.distributed.strategy in ("fsdp", "hsdp")
     native = config.rollout is None or config.rollout.engine == "native"
     if native and (plan.reward is not None or plan.tasks):
         sampler = native_sampler(config, models.policy, sharded)
     if sharded:
-        shard(models.policy)
-        if models.other is not None:
-            shard(models.other)
+        replicas = machines() if config.distributed.strategy == "hsdp" else 1
+        for network in filter(None, (models.policy, models.other)):
+            shard(network, replicas)
     if not native:
         assert plan.base_model is not None
         prompts = plan.data.prompts + plan.data.eval_prompts

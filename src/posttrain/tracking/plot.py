@@ -50,7 +50,7 @@ class Plot:
         return svg(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture to an SVG file and return its path."""
+        """Write the picture to an SVG file and return its path; raise ValueError for another."""
         path = Path(expanded(str(path)))
         if path.suffix != ".svg":
             raise ValueError(f"{path}: the picture is SVG: give a name that ends in .svg")

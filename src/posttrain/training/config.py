@@ -12,11 +12,14 @@ from posttrain.config.base import AlsoCalled, Free, StrictConfig
 class DistributedConfig(StrictConfig):
     """How ranks started by torchrun share the work."""
 
-    strategy: Annotated[Literal["ddp", "fsdp"], AlsoCalled(fsdp="distributed.strategy: fsdp")] = (
-        "ddp"
-    )
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp", "hsdp"],
+        Free(),
+        AlsoCalled(fsdp="distributed.strategy: fsdp"),
+    ] = "auto"
     """ddp: every rank holds the whole model; fsdp: parameters, gradients and optimiser state are
-    sharded (FSDP2)."""
+    sharded over all ranks (FSDP2); hsdp: they are sharded over the ranks of each machine; auto: ddp
+    if the model fits into a rank's memory, else fsdp. Results are equal up to rounding."""
     timeout: Annotated[float, Free()] = Field(300.0, ge=1)
     """Seconds that a rank waits for the others, at the start and in each exchange with them, before
     the run ends with the name of the one that is missing."""

@@ -212,7 +212,7 @@ def test_one_task_without_common_problems_does_not_hide_the_others(
         (tmp_path / f"{name}.json").write_text(json.dumps(results))
     out = output_of(capsys, "compare", tmp_path / "a.json", tmp_path / "b.json")
     assert "exact McNemar" in out
-    assert "u: not compared, as no problem has outcomes in both files" in out
+    assert "u: not compared, as no problem has outcomes in both results" in out
 
 
 def test_what_can_not_be_compared(tmp_path: Path, capsys: Capture) -> None:

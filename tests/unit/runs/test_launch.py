@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import tiny
 import torch
 import typer
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from posttrain.cli import launch as command
 from posttrain.cli.main import app
@@ -19,7 +23,14 @@ from posttrain.common import distributed
 from posttrain.common.errors import SettingError
 from posttrain.runs import lost, preflight
 from posttrain.runs.config import parse_config
-from posttrain.runs.launch import LaunchSettings, announce_restarts, check, described, exit_code
+from posttrain.runs.launch import (
+    LaunchSettings,
+    announce_restarts,
+    check,
+    described,
+    exit_code,
+    passing_signals_on,
+)
 from posttrain.runs.lost import LostRank, naming_lost_ranks
 
 
@@ -93,6 +104,28 @@ def test_the_last_words_of_a_failed_rank(tmp_path: Path) -> None:
     assert (exit_code(2), exit_code(-9)) == (2, 137)
 
 
+def test_the_first_signal_raises_and_later_ones_reach_the_children() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with passing_signals_on():
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        with pytest.raises(SignalException) as found:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert found.value.sigval == signal.SIGINT
+        assert child.poll() is None, "the agent sends the first"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert child.wait(10) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with passing_signals_on():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_restarts_are_announced_until_none_is_left(tmp_path: Path, capsys: Any) -> None:
     announce_restarts(LaunchSettings(nnodes=2, node_rank=1, max_restarts=1), 2, tmp_path)
     logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
@@ -157,6 +190,10 @@ def test_what_differs_between_ranks_is_named(tmp_path: Path, monkeypatch: Any) -
         "rank 0 (a) and rank 1 (b) have different versions: "
         f"torch is {one['versions']['torch']} and 1.0"
     )
+    section, without = one | {"config": {"columns": {}}}, other | {"config": {"columns": None}}
+    assert "different recipes: columns is {} and None" in str(
+        preflight.difference([section, without])
+    )
     assert "different code of posttrain" in str(preflight.difference([one, one | {"code": "x"}]))
 
 
@@ -170,6 +207,13 @@ def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(ValueError, match="on a is not the same folder on b"):
         preflight.check_shared(tmp_path / "results" / "new", ["a", "b"])
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(ValueError, match=r"output_dir: .* on a cannot be written to: Perm"):
+        preflight.check_shared(tmp_path / "results" / "new", ["a", "b"])
 
 
 def test_an_incomplete_environment(monkeypatch: Any) -> None:
@@ -203,3 +247,10 @@ def test_errors_of_other_kinds_stay_as_they_are(monkeypatch: Any) -> None:
     words = "did not answer in all_reduce; rank 1 is silent"
     with pytest.raises(LostRank, match=words), naming_lost_ranks():
         all_reduce()
+
+    def tell() -> None:
+        raise torch.distributed.DistNetworkError("Broken pipe")
+
+    words = "did not answer in the report of a step; rank 1 is silent"
+    with pytest.raises(LostRank, match=words), naming_lost_ranks():
+        tell()

@@ -1,0 +1,50 @@
+"""What `distributed.strategy: auto` stands for on the ranks at hand, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from posttrain.common import distributed
+from posttrain.runs.memory import GIB, LIBRARIES, measure
+from posttrain.runs.plan import Plan
+from posttrain.training.sharding import obstacle
+
+SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL and fragments
+
+
+def settle_strategy(plan: Plan) -> tuple[Plan, str]:
+    """Return the plan with ddp or fsdp in place of auto, and a line that says why.
+
+    The line is empty if there was no choice. The same on all ranks. A collective.
+    """
+    section = plan.config.distributed
+    if section.strategy != "auto" or distributed.num_ranks() == 1:
+        return plan, ""
+    device = next(plan.models.policy.parameters()).device
+    needed = max(distributed.all_gather(measure(plan).total))
+    room = min(distributed.all_gather(memory_of_rank(device)))
+    said = f"a rank needs about {needed / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
+    problem = obstacle(plan.models.policy)
+    if needed <= room:
+        strategy, why = "ddp", f"{said}; sharding what fits is slower"
+    elif problem is None:
+        strategy, why = "fsdp", said
+    else:
+        strategy, why = "ddp", f"{said}, but {problem}"
+    update = {"distributed": section.model_copy(update={"strategy": strategy})}
+    return replace(plan, config=plan.config.model_copy(update=update)), f"{strategy}, since {why}"
+
+
+def memory_of_rank(device: torch.device) -> int:
+    """Return the bytes that one rank may take, the same whenever it is asked on a machine.
+
+    Free memory would be a better guess, but a resumed run could then be sharded otherwise.
+    """
+    if device.type == "cuda":
+        return round(SHARE * torch.cuda.get_device_properties(device).total_memory)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, memory // here - LIBRARIES)
