@@ -166,8 +166,9 @@ def described(name: str, listed: Listed) -> Json:
     running = listed.state == "running"
     started = moment(info.get("started"))
     seconds = info.get("seconds")
-    if running and started is not None:
-        seconds = time.time() - started
+    if started is not None and listed.state in ("running", "killed"):
+        # run.json says how long a run took when it ends: one that was killed had no time to
+        seconds = max(0.0, (time.time() if running else listed.updated) - started)
     return {
         "id": name,
         "name": folder.name,
