@@ -88,6 +88,15 @@ def test_an_error_of_all_ranks_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_dry_run_is_that_of_all_ranks(tmp_path: Path) -> None:
+    call = command(recipe(tmp_path), "--dry-run")
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 ranks: ")
+    assert done.stdout.count("2 rank(s)") == 1
+    assert not list(tmp_path.glob("sft_*"))
+
+
+@pytest.mark.slow
 def test_a_signal_reaches_all_ranks_once(tmp_path: Path) -> None:
     file = recipe(tmp_path, max_steps=10**6, save_steps=10**6)
     with launched(tmp_path, file) as process:

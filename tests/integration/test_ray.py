@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,14 +104,13 @@ def test_what_cannot_be_placed_or_started(cluster: Any, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before, "nothing is written"
 
 
-def test_ctrl_c_saves(cluster: Any, tmp_path: Path) -> None:
-    import signal
-
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves(signum: int, cluster: Any, tmp_path: Path) -> None:
     process = start(cluster, tmp_path, recipe(tmp_path, max_steps=10**5, save_steps=10**5))
     deadline = time.monotonic() + 120
     while len(lines(tmp_path)) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     process.communicate(timeout=120)
     assert process.returncode == 130
     (run,) = tmp_path.glob("grpo_*")

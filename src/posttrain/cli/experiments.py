@@ -126,16 +126,19 @@ def refuse_ranks(option: str, values: str) -> None:
 
 def dry_runs(members: Sequence[Member]) -> None:
     """Check each run in a process of its own; write nothing, and exit with 1 if one fails."""
+    from posttrain.common.distributed import VARIABLES
     from posttrain.runs.config import save_config
 
     failed = []
+    # of several ranks each would check alone, and their processes cannot meet more than once
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     with tempfile.TemporaryDirectory() as folder:
         for member in members:
             CONSOLE.rule(member.label)
             file = Path(folder) / "config.yaml"
             save_config(member.config, file)
             call = [*program(), "train", str(file), "--dry-run"]
-            if subprocess.run(call, check=False).returncode:
+            if subprocess.run(call, check=False, env=environment).returncode:
                 failed.append(member.label)
     if failed:
         CONSOLE.print(f"{len(failed)} of {len(members)} runs fail: {', '.join(failed)}")

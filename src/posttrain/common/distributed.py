@@ -56,9 +56,9 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
         )
     except RuntimeError as error:
         reason = str(error).partition("\n")[0].partition("Exception raised from")[0]
-        number, _, number_of_ranks, host, port = (os.environ[name] for name in VARIABLES)
+        own, _, ranks_in_all, host, port = (os.environ[name] for name in VARIABLES)
         raise ValueError(
-            f"rank {number} of {number_of_ranks} did not meet the others at {host}:{port} within "
+            f"rank {own} of {ranks_in_all} did not meet the others at {host}:{port} within "
             f"{timeout:g} s: start all of them with the address of rank 0's machine and a port "
             f"that is free there and reachable ({reason[:200]})"
         ) from None

@@ -24,6 +24,8 @@ from posttrain.common.lazy import torch
 
 LAST_LINES = 15
 STOPPING_WITHIN = 3600  # seconds for a rank to end its step; after SIGTERM it ends itself, earlier
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a rank that was asked to stop."""
 LONGEST_TIMEOUT = 10**6  # seconds
 SIOCGIFADDR = 0x8915  # Linux's request for an interface's address
 
@@ -58,17 +60,16 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     fails. Raise RankFailed with the first rank that did, after the others have been stopped, or,
     without a message, after SIGINT or SIGTERM, which are passed on to the ranks.
     """
-    if "TORCH_CPP_LOG_LEVEL" not in os.environ:
-        # read when torch is imported: stack traces of machines that do not come, in this process,
-        # and warnings of names that do not resolve, in the ranks
+    is_open = "TORCH_CPP_LOG_LEVEL" not in os.environ
+    if is_open:  # read when torch is imported; no stack traces of machines that do not come
         os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
-        check(settings)
-        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    if is_open:  # for the ranks; no warnings of names that do not resolve
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     nproc = check(settings)
     alone = settings.nnodes == 1
     if nproc > 1:  # torchrun would set 1
@@ -78,7 +79,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
         # gloo would take the address that this machine's name has, which is often that of loopback
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     logs = Path(tempfile.mkdtemp(prefix="posttrain-ranks-"))
-    announce_restarts(settings, nproc, logs)
+    watch_failures(settings, nproc, logs)
     config = LaunchConfig(
         min_nodes=settings.nnodes,
         max_nodes=settings.nnodes,
@@ -107,7 +108,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
             described(rank, failure.local_rank, failure.exitcode, logs), exit_code(failure.exitcode)
         ) from None
     except (RendezvousError, RuntimeError, TimeoutError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = str(error).partition("\n")[0][:200]
         if alone:
             raise ValueError(f"the ranks could not be started: {reason}") from error
         raise ValueError(
@@ -162,14 +163,22 @@ def children() -> list[int]:
     return found
 
 
-def announce_restarts(settings: LaunchSettings, nproc: int, logs: Path) -> None:
-    """Replace what the agent logs by a line for each restart: which rank has failed, and how."""
+def watch_failures(settings: LaunchSettings, nproc: int, logs: Path) -> None:
+    """Replace what the agent logs by a line for each restart: which rank has failed, and how.
+
+    A rank that ended because it was asked to, here or on another machine, is no failure: the
+    exception ends the agent as that signal would.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
     restarts = count(1)
 
     def announce(record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith("failed (exitcode") or not isinstance(record.args, tuple):
             return False
         exitcode, local_rank = int(str(record.args[0])), int(str(record.args[1]))
+        if exitcode in STOPPED:
+            raise SignalException("a rank was stopped", signal.Signals(exitcode - 128))
         rank = settings.node_rank * nproc + local_rank
         if (number := next(restarts)) <= settings.max_restarts:
             words = described(rank, local_rank, exitcode, logs) or f"rank {rank} has failed"

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.common.errors import SettingError
-from posttrain.runs.launch import RankFailed, exit_code
+from posttrain.runs.launch import LONGEST_TIMEOUT, RankFailed, exit_code
 
 LAST_LINES = 200
 LOOK_EVERY = 0.5  # seconds
-LEAVE_WITHIN = 60.0  # seconds that a rank has to save after SIGTERM
+LEAVE_WITHIN = 120.0  # seconds that a rank has to save after SIGTERM
 NO_MASK = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """With it, a rank sees all GPUs of its machine and takes its own by number, as NCCL needs it."""
 
@@ -135,6 +135,7 @@ def launch_on_ray(arguments: Sequence[str], settings: RaySettings) -> None:
     import ray
 
     connect(settings.ray)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         for attempt in range(settings.max_restarts + 1):
             ranks = reserve(settings)
@@ -148,7 +149,13 @@ def launch_on_ray(arguments: Sequence[str], settings: RaySettings) -> None:
             finally:
                 release(ranks)
     finally:
+        signal.signal(signal.SIGTERM, before)
         ray.shutdown()
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """Let the ranks save, as after Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def check(settings: RaySettings) -> None:
@@ -159,6 +166,10 @@ def check(settings: RaySettings) -> None:
         raise SettingError("num_workers", f"expected at least 1, got {settings.num_workers}")
     if settings.max_restarts < 0:
         raise SettingError("max_restarts", f"expected at least 0, got {settings.max_restarts}")
+    if not 1 <= settings.timeout <= LONGEST_TIMEOUT:
+        raise SettingError(
+            "timeout", f"expected 1 to {LONGEST_TIMEOUT:,} seconds, got {settings.timeout:g}"
+        )
 
 
 def connect(address: str) -> None:

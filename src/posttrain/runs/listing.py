@@ -18,7 +18,9 @@ from posttrain.common.lock import is_written
 STATES = ("running", "finished", "failed", "interrupted", "killed")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a tenth of the time
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are read: a long run has gigabytes
-LONGEST_LINE = 1 << 24  # bytes: the scores of single labels make a line longer than TAIL
+FEW_LINES = 20  # more are wanted: the scores of single labels make a line longer than TAIL
+LONG_TAIL = 1 << 20
+LONGEST_LINE = 1 << 24
 LAST_STEP = 2**53  # larger numbers are damage, and no other program could read them
 LARGEST = 1e300  # JSON has no infinity, but Python writes and reads one
 DAMAGE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
@@ -136,25 +138,23 @@ def is_step(value: Any) -> bool:
 
 
 def last_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the lines in the last TAIL bytes of a file of metrics, the first of them whole.
+    """Return the lines in the last TAIL bytes of a file of metrics; damaged ones are left out.
 
-    Damaged ones are left out.
+    There are more bytes to it if these are a few long lines.
     """
     found: list[dict[str, Any]] = []
     try:
         with file.open("rb") as handle:
-            size, data, reach = handle.seek(0, os.SEEK_END), b"", TAIL
-            while len(data) < size:
+            size = handle.seek(0, os.SEEK_END)
+            for reach in (TAIL, 4 * TAIL, LONG_TAIL, LONGEST_LINE):
                 start = handle.seek(max(0, size - reach))
-                data = handle.read(size - start - len(data)) + data
-                cut = data[: len(data) - TAIL].rfind(b"\n") + 1
-                if cut or reach >= LONGEST_LINE:
-                    data = data[cut:] if cut else data[-TAIL:]
+                data = handle.read()
+                count = data.count(b"\n")
+                if start == 0 or count > FEW_LINES or (count > 1 and reach >= LONG_TAIL):
                     break
-                reach *= 4
     except OSError:
         return found
-    for part in data.split(b"\n"):
+    for part in data.split(b"\n")[1 if start else 0 :]:
         try:
             line = json.loads(part)
         except (ValueError, RecursionError):

@@ -129,9 +129,10 @@ def summary(reports: list[dict[str, Any]]) -> str:
     hosts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in reports:
         hosts[entry["host"]].append(entry)
-    parts = [
-        f"{host} ({', '.join(dict.fromkeys(entry['device'] for entry in entries))}"
-        f" x {len(entries)}, {min(entry['free'] for entry in entries) / 2**30:.1f} GiB free)"
-        for host, entries in hosts.items()
-    ]
+    parts = []
+    for host, entries in hosts.items():
+        devices = list(dict.fromkeys(entry["device"] for entry in entries))
+        shared = f" x {len(entries)}" if len(devices) < len(entries) else ""
+        free = min(entry["free"] for entry in entries) / 2**30
+        parts.append(f"{host} ({', '.join(devices)}{shared}, {free:.1f} GiB free)")
     return f"{len(reports)} ranks: {', '.join(parts)}"

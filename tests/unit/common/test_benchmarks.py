@@ -70,3 +70,16 @@ def test_a_part_that_fails_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(quantization, "planned", lambda *given: pytest.fail("it went on"))
     with pytest.raises(subprocess.CalledProcessError):
         quantization.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [["sft"], ["preferences", "--methods", "dpo"], ["rl", "--methods", "grpo"]]
+)
+def test_a_benchmark_runs(arguments: list[str]) -> None:
+    """Each starts posttrain and TRL in processes of their own, with the trainer as it is now."""
+    name, *more = arguments
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *more, "--quick", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "posttrain / TRL" in done.stdout

@@ -140,8 +140,8 @@ def test_deterministic_is_torchs_switch(monkeypatch):
 
 def test_more_ranks_than_gpus(monkeypatch):
     Gpu(monkeypatch, (9, 0))
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in zip(distributed.VARIABLES, ("1", "1", "2", "127.0.0.1", "29500")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="rank 1 of this machine has no GPU: torch sees 1"):
         distributed.start("auto")
 

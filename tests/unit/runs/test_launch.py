@@ -25,11 +25,11 @@ from posttrain.runs import lost, preflight
 from posttrain.runs.config import parse_config
 from posttrain.runs.launch import (
     LaunchSettings,
-    announce_restarts,
     check,
     described,
     exit_code,
     passing_signals_on,
+    watch_failures,
 )
 from posttrain.runs.lost import LostRank, naming_lost_ranks
 
@@ -127,12 +127,14 @@ def test_ignored_signals_stay_ignored() -> None:
 
 
 def test_restarts_are_announced_until_none_is_left(tmp_path: Path, capsys: Any) -> None:
-    announce_restarts(LaunchSettings(nnodes=2, node_rank=1, max_restarts=1), 2, tmp_path)
+    watch_failures(LaunchSettings(nnodes=2, node_rank=1, max_restarts=1), 2, tmp_path)
     logger = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
     try:
         for _ in range(2):
             logger.error("failed (exitcode: %s) local_rank: %s (pid: %s) of x", -9, 1, 5)
         logger.error("something else")
+        with pytest.raises(SignalException):
+            logger.error("failed (exitcode: %s) local_rank: %s (pid: %s) of x", 130, 0, 5)
     finally:
         logger.filters.clear()
     host = socket.gethostname()
@@ -175,7 +177,13 @@ def report_of(tmp_path: Path, monkeypatch: Any, **changes: Any) -> dict[str, Any
 def test_ranks_that_are_alike(tmp_path: Path, monkeypatch: Any) -> None:
     reports = [report_of(tmp_path, monkeypatch) for _ in range(3)]
     assert preflight.difference(reports) is None
-    assert preflight.summary([*reports[:2], reports[2] | {"host": "b"}]).startswith("3 ranks: ")
+    one, two, three = (entry | {"host": "a", "free": 2**31} for entry in reports)
+    assert preflight.summary([one, two, three | {"host": "b", "free": 2**30}]) == (
+        "3 ranks: a (cpu x 2, 2.0 GiB free), b (cpu, 1.0 GiB free)"
+    )
+    assert preflight.summary([one | {"device": "cuda:0"}, two | {"device": "cuda:1"}]) == (
+        "2 ranks: a (cuda:0, cuda:1, 2.0 GiB free)"
+    )
 
 
 def test_what_differs_between_ranks_is_named(tmp_path: Path, monkeypatch: Any) -> None:
