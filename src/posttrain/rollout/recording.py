@@ -76,7 +76,8 @@ class Recorder:
         if values is None:  # left out of the batch
             logprobs = [rounded(x) for x in rollout.logprobs]
             values = {"sampler_logprobs": logprobs, "mask": [0] * len(logprobs)}
-        shown = {name: values_[-len(rollout.response_ids) :] for name, values_ in values.items()}
+        count = len(rollout.response_ids)
+        shown = {name: values_[len(values_) - count :] for name, values_ in values.items()}
         return {"ids": rollout.response_ids, "texts": texts[len(rollout.prompt_ids[-1:]) :]} | shown
 
     def _pieces(self, ids: list[int]) -> list[str]:

@@ -75,6 +75,12 @@ def test_a_completion_that_is_left_out_is_not_trained() -> None:
     assert rows[3]["tokens"]["advantages"] == [1.0, 1.0, 1.3], "the values are not shifted"
 
 
+def test_a_completion_without_tokens_has_no_values() -> None:
+    recorder = Recorder(print, SimpleNamespace(decode=str), 1)
+    found = recorder._tokens(Rollout([7, 8], [], [], "length", 0), {"advantages": [0.0, 0.0]})
+    assert found == {"ids": [], "texts": [], "advantages": []}
+
+
 def test_the_values_are_those_of_the_batch_whatever_the_method() -> None:
     """Every method with advantages, from its own `prepare`."""
     for method in sorted(name for name in ALGORITHMS if algorithm_named(name).online):
