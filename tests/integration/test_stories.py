@@ -39,7 +39,7 @@ def test_continued_pretraining_on_a_text_lowers_its_loss(tmp_path):
     assert last < 0.85 * first
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sft_on_gsm8k_and_sampling(lora, tmp_path, capsys, monkeypatch):
     overrides = [
         f"model.name={shared('models/stories260k')}",

@@ -427,7 +427,8 @@ def test_under_torchrun_a_series_says_how(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(distributed, "leave", sys.exit)  # it would end the tests
     said = complaint(capsys, "train", file)
-    assert "call torchrun once for each of them, with --model-index (0 to 2)" in said
+    assert "call posttrain launch, or torchrun, once for each of them" in said
+    assert "with --model-index (0 to 2)" in said
 
 
 def test_one_model_in_this_process_counts_as_part_of_the_series(
