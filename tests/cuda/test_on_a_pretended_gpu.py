@@ -28,8 +28,13 @@ def on_cuda(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4_000:]
 
 
+SEEDED = "test_cuda_faults.py"  # that the others fail if the code is wrong
+
+
 @needed
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=pytest.mark.slow if f == SEEDED else ()) for f in FILES]
+)
 def test_in_a_process_of_its_own(file):
     on_cuda("-m", "not slow", str(FOLDER / file))
 

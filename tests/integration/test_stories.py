@@ -26,6 +26,7 @@ def output(monkeypatch, capsys, command: list) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_continued_pretraining_on_a_text_lowers_its_loss(tmp_path):
     overrides = [
         f"model.name={shared('models/stories260k')}",
@@ -92,7 +93,10 @@ def test_the_pretrained_model_writes_english(capsys, monkeypatch):
     assert len(words) > 10
 
 
-@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "reward_model"])
+@pytest.mark.parametrize(
+    "method",
+    ["dpo", *(pytest.param(m, marks=pytest.mark.slow) for m in ("kto", "orpo", "reward_model"))],
+)
 def test_preferences_of_real_dialogues(method, tmp_path):
     overrides = [
         f"model.name={shared('models/stories260k')}",
