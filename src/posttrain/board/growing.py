@@ -93,6 +93,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.pool: ProcessPoolExecutor | None = None
+        self.closed = False
         self.lock = threading.Lock()
 
     def submit(self, call: Callable[..., S], *args: object) -> Future[S]:
@@ -108,6 +109,7 @@ class Workers:
 
     def close(self) -> None:
         """End the process."""
+        self.closed = True
         if self.pool is not None:
             for process in list(getattr(self.pool, "_processes", {}).values()):
                 process.terminate()
@@ -190,6 +192,8 @@ class Summaries(Generic[S]):
         if task.cancelled():
             return False
         if (error := task.exception()) is not None:
+            if self.workers.closed:
+                return False
             log.warning("%s could not be read: %s", file, error)
             return False
         before, entry.summary = entry.summary.offset, task.result()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import signal
+import sys
 from pathlib import Path
 
 from posttrain.board.app import Board, build_app
@@ -45,6 +47,8 @@ def serve(root: Path, port: int, allow_delete: bool) -> None:
             timeout_graceful_shutdown=2,
             server_header=False,
         )
+        # uvicorn raises the signal again when it has ended: the reader must be ended even so
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
         try:
             uvicorn.Server(config).run(sockets=[listener])
         finally:
