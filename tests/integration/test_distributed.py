@@ -199,7 +199,7 @@ def test_two_ranks_evaluate_as_one_does(tmp_path):
     ],
 )
 def test_a_rank_without_an_example_changes_nothing(method, strategy, tmp_path):
-    """A step of one row, then one of two, over three ranks; one held-out row."""
+    """A step of two rows, then one of the third, over three ranks; for sft one held-out row."""
     keys = {"max_steps": 3, "batch_size": 2, "learning_rate": 1e-3, "num_epochs": None}
     if method == "grpo":
         keys |= {"beta": 0.05, "scale_rewards": "batch", "whiten_advantages": True}
