@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from posttrain.common import distributed
+from posttrain.common import mesh
 from posttrain.common.lazy import torch
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def advantages_of(
         std = (others / (count - 2)).sqrt()
         advantages = torch.where((count > 2) & (std > 0), advantages / (std + eps), advantages)
     elif scale == "batch":
-        everyone = torch.cat(distributed.all_gather(rewards[valid].cpu()))
+        everyone = torch.cat(mesh.gather_shares(rewards[valid].cpu()))
         std = everyone.std(correction=ddof) if len(everyone) > ddof else everyone.new_zeros(())
         advantages = advantages / (std.to(rewards.device) + eps)
     applicable = valid if baseline == "none" else valid & (count > 1)
@@ -82,10 +82,10 @@ def whiten(per_token: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     var has ddof 1, as in TRL's and verl's masked_whiten. Fewer than two tokens give 0."""
     local = per_token[mask].double()
-    sums = distributed.all_gather((len(local), float(local.sum())))
+    sums = mesh.gather_shares((len(local), float(local.sum())))
     count, total = (sum(x) for x in zip(*sums))
     mean = total / max(count, 1)
-    squares = sum(distributed.all_gather(float((local - mean).square().sum())))
+    squares = sum(mesh.gather_shares(float((local - mean).square().sum())))
     if count < 2:
         return torch.zeros_like(per_token)
     scaled = (per_token - mean) * (squares / (count - 1) + eps) ** -0.5

@@ -23,7 +23,7 @@ from posttrain.algorithms.pair_losses import (
     Pairs,
     log_odds_ratio,
 )
-from posttrain.common import distributed
+from posttrain.common import mesh
 from posttrain.common.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def add_reference_logprobs(batch: Batch, models: Models, config: PreferenceConfi
 
 def mean_over_ranks(x: Tensor) -> float:
     """Return the mean of all ranks' values. A collective."""
-    parts = distributed.all_gather((float(x.double().sum()), len(x)))
+    parts = mesh.gather_shares((float(x.double().sum()), len(x)))
     total, count = (sum(column) for column in zip(*parts))
     return float(total / max(1, count))
 

@@ -6,6 +6,7 @@ torchrun starts the ranks. A single process is one rank, on the same code path.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -124,10 +125,11 @@ def is_sharded(policy: nn.Module) -> bool:
     return isinstance(policy, FSDPModule)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
-    """Sum the gradients of replicated parameters over the ranks, in one all-reduce.
+def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool, group: Any = None) -> None:
+    """Sum the gradients of parameters over the ranks that hold the same ones, in one all-reduce.
 
-    Call it once per optimiser step. The backward pass has summed those of sharded parameters.
+    `group` is those ranks, by default all. Call it once per optimiser step. The backward pass has
+    summed those of parameters that FSDP has sharded.
     """
     if num_ranks() == 1 or sharded:
         return
@@ -136,11 +138,25 @@ def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool) -> None:
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-        grads.append(p.grad)
+        grads.append(getattr(p.grad, "_local_tensor", p.grad))
     flat = torch.cat([g.flatten() for g in grads])
-    torch.distributed.all_reduce(flat)
+    torch.distributed.all_reduce(flat, group=group)
     for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
         grad.copy_(total.view_as(grad))
+
+
+def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return tensors in lists of those that operators take together: plain ones, or of one mesh."""
+    lists: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        lists.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
+    return list(lists.values())
+
+
+def total_norm(tensors: Iterable[Tensor]) -> float:
+    """Return the 2-norm of all numbers of tensors and shards. A collective for shards."""
+    norms = [float(full(torch.nn.utils.get_total_norm(alike))) for alike in by_mesh(tensors)]
+    return norms[0] if len(norms) == 1 else math.hypot(*norms)
 
 
 def full(tensor: Tensor) -> Tensor:

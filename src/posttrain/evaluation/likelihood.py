@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.common import distributed
+from posttrain.common import distributed, mesh
 from posttrain.common.batch import Sequence, pack
 from posttrain.common.files import short_hash
 from posttrain.data.render import Renderer
@@ -70,9 +70,9 @@ def evaluate_likelihood(
     each returns the records of all. A collective.
     """
     kept = list(sequences)
-    mine = kept[distributed.rank() :: distributed.num_ranks()]
+    mine = kept[mesh.share() :: mesh.num_shares()]
     local = dict(zip(mine, _sums(policy, [sequences[i] for i in mine], micro_batch_tokens)))
-    logprobs = {i: sums for part in distributed.all_gather(local) for i, sums in part.items()}
+    logprobs = {i: sums for part in mesh.gather_shares(local) for i, sums in part.items()}
     metrics, records = task.evaluate([rows[i] for i in kept], [logprobs[i] for i in kept])
     metrics |= {
         "num_rows": len(kept),

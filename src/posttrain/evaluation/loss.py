@@ -9,7 +9,7 @@ import torch
 from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.language_modeling import negative_log_likelihood
-from posttrain.common import distributed
+from posttrain.common import mesh
 from posttrain.common.batch import Example, pack_share
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.model.forward import forward, in_lockstep
@@ -26,14 +26,14 @@ def evaluate_loss(
     They are those of one optimiser step without the update. Methods whose loss is the negative
     log-likelihood also have eval_perplexity. A collective.
     """
-    mine = examples[distributed.rank() :: distributed.num_ranks()]
+    mine = examples[mesh.share() :: mesh.num_shares()]
     policy = models.policy
     policy.eval()
     batch = pack_share(mine, examples).to(next(policy.parameters()).device)
     batch = algorithm.prepare(batch, models, config)
     policy.eval()
     counts = global_counts(batch)
-    totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+    totals: Metrics = {"loss": (0.0, 1.0 / mesh.num_shares())}
     parts = batch.split(config.token_budget, algorithm.group_size)
     for part, weight in in_lockstep(policy, parts, parts[-1] if parts else None):
         head = config.head is not None
@@ -42,7 +42,7 @@ def evaluate_loss(
             loss = algorithm.loss(out, part, config)
             add_metrics(totals, {"loss": (float(total_of(loss, counts)), 0.0)})
             add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
-    metrics = combine(distributed.all_gather(totals))
+    metrics = combine(mesh.gather_shares(totals))
     algorithm.after_step(metrics, config)
     if algorithm.loss is negative_log_likelihood:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))

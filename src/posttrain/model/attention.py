@@ -36,6 +36,7 @@ class Packed:
         default_factory=dict, repr=False
     )
     """Masks that the layers of one forward pass share."""
+    part: Any = None  # of the rows that run on this rank (sequence parallelism); None for all
 
 
 @dataclass
@@ -67,10 +68,15 @@ def attend(
         raise ValueError(
             f"{type(module).__name__} does not pass the sequence layout to its attention function"
         )
+    part = layout.part if isinstance(layout, Packed) else None
+    if part is not None:
+        query, key, value = map(part.to_heads, (query, key, value))
+        s_aux = None if s_aux is None else part.heads_of(s_aux)
     form = Form(scaling, dropout, sliding_window, chunk_size(module), softcap, s_aux)
     if isinstance(layout, Decode):
         return _decode(query, key, value, layout.mask, form), None
-    return attend_packed(query, key, value, layout, form), None
+    out = attend_packed(query, key, value, layout, form)
+    return out if part is None else part.to_rows(out), None
 
 
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, layout: Packed, form: Form) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from posttrain.model.backbone import backbone_of, last_hidden, one_by_one, run_r
 from posttrain.model.config import HeadKind
 from posttrain.model.kernels.linear import reusable
 from posttrain.model.output_head import HeadLogprobs, cap
+from posttrain.model.parallel.sequence import part_of
+from posttrain.model.parallel.vocabulary import VocabShard, on_this_rank, rows_of_vocabulary
 from posttrain.model.quirks import logit_cap, logit_scale, silence
 from posttrain.model.reft.positions import Positions
 from posttrain.model.reft.rows import edited_prompts, edited_rows
@@ -58,6 +61,10 @@ class LanguageModel(nn.Module):
         """Positions of the prompt whose states ReFT edits; None without ReFT."""
         self.adapters: Any = None
         """LoRA adapters that rows of a batch may use (`many_adapters`); None if there are none."""
+        self.vocab_shard: VocabShard | None = None
+        """Rows of embedding and output head that this rank holds (tensor parallelism)."""
+        self.sequence_group: Any = None
+        """Ranks that each run a part of a batch's tokens (sequence parallelism)."""
         self.dropout = True
         """Whether train() turns on the dropout of the model and its adapter."""
 
@@ -85,22 +92,31 @@ class LanguageModel(nn.Module):
                 padding = positions[:1].expand(padding_rows(positions))
                 positions = torch.cat([positions, padding])
             # token t is predicted from the state of token t - 1 of the same sequence
-            states = hidden[0].index_select(0, rows.places[positions - 1])
-            states = states.to(self.autocast or states.dtype)  # else the head's backward is fp32
-            weight, bias, softcap, scale = self.output_head()
-            targets = batch.input_ids[positions]
-            logprobs, ent = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
-                states, weight, bias, targets, scale / temperature, softcap, entropy
-            )
+            places, targets = rows.places[positions - 1], batch.input_ids[positions]
+
+            def logprobs_at(places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+                states = hidden[0].index_select(0, places)
+                states = states.to(self.autocast or states.dtype)  # else the head's backward: fp32
+                weight, bias, softcap, scale = self.output_head()
+                scale, shard = scale / temperature, self.vocab_shard
+                out: tuple[Tensor, Tensor] = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+                    states, weight, bias, targets, scale, softcap, entropy, shard
+                )
+                return out
+
+            part = rows.layout.part
+            each = logprobs_at if part is None else partial(part.each, logprobs_at)
+            logprobs, ent = each(places, targets)
         return logprobs[:num_trained], ent[:num_trained] if entropy else None, head_outputs
 
     def _head_outputs(self, hidden: Tensor, rows: Rows) -> Tensor:
         if self.head_kind == "label_tokens":
             weight, bias, softcap, scale = self.output_head()
-            chosen = weight[self.label_tokens].to(hidden.dtype)
+            chosen = rows_of_vocabulary(weight, self.label_tokens, self.vocab_shard)
+            chosen = chosen.to(hidden.dtype)
             bias = None if bias is None else bias[self.label_tokens].to(hidden.dtype)
             logits = F.linear(hidden[0], chosen, bias).float() * scale
-            return cap(logits, softcap).index_select(0, rows.places)
+            return rows.at_places(cap(logits, softcap))
         head = self.head
         assert head is not None, "no head was added (model.heads)"
         if self.value_network is not None:
@@ -110,15 +126,16 @@ class LanguageModel(nn.Module):
         # explicitly in fp32, since FSDP casts the head's weights to the compute dtype
         with torch.autocast(hidden.device.type, enabled=False):
             outputs = F.linear(hidden[0].float(), head.weight.float(), bias)
-        outputs = outputs.index_select(0, rows.places)
+        outputs = rows.at_places(outputs)
         return outputs if self.head_kind == "labels" else outputs[:, 0]
 
     def rows_of(self, batch: Batch) -> Rows:
-        """Return the rows that run for a batch."""
+        """Return the rows that run for a batch, on this rank."""
         if self.edited is not None:
-            whole = self.head_kind not in (None, "value")
-            return edited_rows(batch, self.edited, whole)
-        return share_prompts(batch) if self.packs(batch.lengths) else one_by_one(batch)
+            rows = edited_rows(batch, self.edited, whole=self.head_kind not in (None, "value"))
+        else:
+            rows = share_prompts(batch) if self.packs(batch.lengths) else one_by_one(batch)
+        return rows if self.sequence_group is None else part_of(rows, self.sequence_group)
 
     def packs(self, lengths: Sequence[int]) -> bool:
         """Return whether sequences of these lengths may run end to end."""
@@ -158,7 +175,9 @@ class LanguageModel(nn.Module):
         return backbone_of(self.model)
 
     def output_head(self) -> tuple[Tensor, Tensor | None, float | None, float]:
-        """Return weight [vocab, width], bias, soft cap and scale of the output head."""
+        """Return weight [vocab, width], bias, soft cap and scale of the output head.
+
+        With a vocab_shard, this rank's rows of the weight and of the bias."""
         causal_lm = self.causal_lm()
-        weight, bias = head_weight(causal_lm.get_output_embeddings())
+        weight, bias = map(on_this_rank, head_weight(causal_lm.get_output_embeddings()))
         return weight, bias, logit_cap(causal_lm.config), logit_scale(causal_lm.config)

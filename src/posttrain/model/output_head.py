@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 from posttrain.model.kernels.linear import product
+from posttrain.model.parallel.vocabulary import (
+    VocabShard,
+    add_at_targets,
+    at_targets,
+    logsumexp,
+    over_vocabulary,
+)
 
 CHUNK_ELEMENTS = 2**24  # logits in a chunk: 64 MiB in fp32
 VOCAB_ROWS = 8192  # rows of the head's gradient that are added to in one product
@@ -41,8 +48,11 @@ class HeadLogprobs(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         want_entropy: bool,
+        shard: VocabShard | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probs [M] of the targets and entropies [M], 0 if not requested."""
+        """Return log-probs [M] of the targets and entropies [M], 0 if not requested.
+
+        With a `shard`, weight and bias are this rank's rows of them."""
         compute_weight = weight.to(hidden.dtype)
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         lse = torch.empty_like(logprobs)
@@ -51,16 +61,16 @@ class HeadLogprobs(torch.autograd.Function):
         for rows in _chunks(hidden, len(weight)):
             kept = None  # freed before the next chunk is computed
             logits, slope = _logits(hidden[rows], compute_weight, bias, scale, softcap)
-            lse[rows] = logits.logsumexp(-1)
+            lse[rows] = logsumexp(logits, shard)
             logp = logits.sub_(lse[rows, None])
-            logprobs[rows] = logp.gather(1, targets[rows, None])[:, 0]
+            logprobs[rows] = at_targets(logp, targets[rows], shard)
             if want_entropy:
-                entropy[rows] = -(logp.exp() * logp).sum(-1)
+                entropy[rows] = -over_vocabulary((logp.exp() * logp).sum(-1), shard)
             kept = logp, slope
             del logits, logp, slope
         ctx.kept = kept
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
-        ctx.scale, ctx.softcap = scale, softcap
+        ctx.scale, ctx.softcap, ctx.shard = scale, softcap, shard
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -88,7 +98,7 @@ class HeadLogprobs(torch.autograd.Function):
                 grad = p.mul_(by_entropy.add_(grad_logprobs[rows, None])).neg_()
             else:
                 grad = logp.exp_().mul_(-grad_logprobs[rows, None])
-            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            add_at_targets(grad, targets[rows], grad_logprobs[rows], ctx.shard)
             if slope is not None:
                 grad.mul_(slope)
             grad = grad.mul_(ctx.scale).to(hidden.dtype)
@@ -100,7 +110,8 @@ class HeadLogprobs(torch.autograd.Function):
             del logp, grad  # freed before the next chunk is computed
         if ctx.needs_input_grad[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight)  # there were no rows
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        grad_hidden = over_vocabulary(grad_hidden, ctx.shard)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _plus_product(total: Tensor | None, grad: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:

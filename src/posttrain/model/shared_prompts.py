@@ -25,6 +25,11 @@ class Rows:
     apart: bool = False
     """Whether every segment runs on its own."""
 
+    def at_places(self, values: Tensor) -> Tensor:
+        """Return values of the U tokens, or of this rank's part of them, as those of the batch."""
+        part = self.layout.part
+        return (values if part is None else part.whole(values)).index_select(0, self.places)
+
     def segments(self) -> list[Tensor]:
         """Return the ids of each segment."""
         return list(self.input_ids.split(self.layout.lengths)) if self.layout.lengths else []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
-from posttrain.common import distributed
+from posttrain.common import distributed, mesh
 from posttrain.common.batch import pack, sequences_of
 from posttrain.common.disk import check_space
 from posttrain.common.interrupt import Interrupted, listening
@@ -18,6 +19,7 @@ from posttrain.evaluation.config import GateConfig
 from posttrain.evaluation.gate import lost
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
+from posttrain.model.parallel.split import split
 from posttrain.rollout.sampler import EngineError, Sampler
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import Config, dump, save_config
@@ -34,7 +36,7 @@ from posttrain.runs.strategy import settle_strategy
 from posttrain.tracking.report import write_report
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints
-from posttrain.training.sharding import machines, shard
+from posttrain.training.sharding import arrange_ranks, shard
 from posttrain.training.trainer import Trainer
 
 AT_ONCE = 4096  # sequences on the device together while the reference's log-probs are computed
@@ -48,6 +50,7 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     whatever is wrong with the config, the files or the data.
     """
     distributed.start(config.model.device, config.distributed.timeout)
+    mesh.check(config.distributed.tensor_parallel, config.distributed.sequence_parallel)
     ranks = preflight(config)
     planned, strategy = settle_strategy(plan(config))
     run_dir = choose_run_dir(planned, run_dir)
@@ -95,20 +98,23 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
     reference is copied after that, as shards. Its log-probs come from the initial weights.
     """
     config, models = plan.config, plan.models
-    torch.manual_seed(config.trainer.seed + distributed.rank())  # dropout
+    ranks = arrange_ranks(config.distributed, next(models.policy.parameters()).device)
+    # dropout: of ranks that hold parts of the same matrices, the same
+    torch.manual_seed(config.trainer.seed + distributed.rank() // ranks.tensor)
     sampler: Sampler | None = None
     sharded = distributed.num_ranks() > 1 and config.distributed.strategy in ("fsdp", "hsdp")
     native = config.rollout is None or config.rollout.engine == "native"
     if native and (plan.reward is not None or plan.tasks):
-        sampler = native_sampler(config, models.policy, sharded)
-    if sharded:
-        replicas = machines() if config.distributed.strategy == "hsdp" else 1
-        for network in filter(None, (models.policy, models.other)):
-            shard(network, replicas)
+        sampler = native_sampler(config, models.policy, sharded or ranks.tensor > 1)
+    for network in filter(None, (models.policy, models.other)):
+        split(network, ranks)
+        if sharded:
+            shard(network)
     if not native:
         assert plan.base_model is not None
         prompts = plan.data.prompts + plan.data.eval_prompts
-        sampler = build_engine(config, models.policy, plan.base_model, prompts, run_dir)
+        stops = plan.renderer.stop_token_ids
+        sampler = build_engine(config, models.policy, plan.base_model, prompts, stops, run_dir)
     if config.trainer.needs_reference and models.other is None:
         models.keep_reference()
     if config.trainer.precomputes_reference:
@@ -178,12 +184,13 @@ def execute(plan: Plan, trainer: Trainer) -> None:
             assert trainer.evaluate is not None
             tracker.evaluation(0, trainer.evaluate(0))
             refuse_loss(gates, run_dir)  # a gate on an unknown metric fails here, not at the end
-        with listening() as trainer.signal:
+        with listening() as trainer.signal, trainer.checkpoints.settling():
             trainer.fit()
     except EngineError as error:  # raised on all ranks, between two steps
         if trainer.step == 0:
             raise
         trainer.checkpoints.save(trainer)
+        trainer.checkpoints.wait()
         raise EngineError(
             f"{error}; the {trainer.step} finished steps are saved: resume with "
             f"trainer.resume_from_checkpoint={run_dir}"
@@ -209,16 +216,16 @@ def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
     in a run that is resumed.
     """
     everything = sequences_of(data.examples + data.eval_examples)
-    ranks, rank = distributed.num_ranks(), distributed.rank()
+    shares, share = mesh.num_shares(), mesh.share()
     device = next(models.policy.parameters()).device
     for start in range(0, len(everything), AT_ONCE):
         sequences = everything[start : start + AT_ONCE]
-        mine = sequences[rank::ranks] or sequences[:1]
+        mine = sequences[share::shares] or sequences[:1]
         with nullcontext() if models.other is None else models.reference():
             logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
         by_sequence = logprobs.split([len(sequence) for sequence in mine])
-        for owner, share in enumerate(distributed.all_gather([x.clone() for x in by_sequence])):
-            for sequence, values in zip(sequences[owner::ranks], share):
+        for owner, found in enumerate(mesh.gather_shares([x.clone() for x in by_sequence])):
+            for sequence, values in zip(sequences[owner::shares], found):
                 sequence.per_token["ref_logprobs"] = values
 
 
@@ -244,4 +251,5 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
         tracker.sample,
         # on a CPU both would compete for the same cores: sampling takes 1.5 times as long
         beside=config.rollout.engine != "native" or device.type != "cpu",
+        updates=math.prod(trainer.updates),
     )

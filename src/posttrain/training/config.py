@@ -20,6 +20,15 @@ class DistributedConfig(StrictConfig):
     """ddp: every rank holds the whole model; fsdp: parameters, gradients and optimiser state are
     sharded over all ranks (FSDP2); hsdp: they are sharded over the ranks of each machine; auto: ddp
     if the model fits into a rank's memory, else fsdp. Results are equal up to rounding."""
+    tensor_parallel: Annotated[
+        int, Free(), AlsoCalled(tensor_model_parallel_size="distributed.tensor_parallel")
+    ] = Field(1, ge=1)
+    """Ranks that hold parts of each matrix together, and of the output head's vocabulary; they
+    train on the same rows. It divides the number of heads. The other ranks share the data, by
+    `strategy`."""
+    sequence_parallel: Annotated[int, Free()] = Field(1, ge=1)
+    """Ranks that run parts of each row together (Ulysses); each holds all heads' weights. For rows
+    that are too long for one rank."""
     timeout: Annotated[float, Free()] = Field(300.0, ge=1)
     """Seconds that a rank waits for the others, at the start and in each exchange with them, before
     the run ends with the name of the one that is missing."""

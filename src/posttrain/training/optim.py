@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from posttrain.algorithms.config import TrainerConfig
-from posttrain.common import distributed
 
 
 def build_optimizer(
@@ -28,50 +27,25 @@ def build_optimizer(
             "trainer.learning_rate is 0: the method's other learning rates are stored as multiples "
             "of it, set it to a tiny value"
         )
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, Any], list[nn.Parameter]] = {}
     for name, parameter in trainable.items():
         decay = config.weight_decay if parameter.dim() >= 2 else 0.0
         rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), None)
         scale = 1.0 if rate is None else rate / config.learning_rate
         scale *= lr_ratio if ".lora_B." in name else 1.0
-        groups.setdefault((decay, scale), []).append(parameter)
+        # one fused update takes plain tensors, or shards over the same ranks
+        mesh = getattr(parameter, "device_mesh", None)
+        groups.setdefault((decay, scale, mesh), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for (decay, scale), parameters in groups.items()
+            for (decay, scale, _), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=config.adam_betas,
         eps=config.adam_eps,
         fused=True,
     )
-
-
-def gather_state(
-    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]
-) -> dict[str, Any]:
-    """Return the optimiser's state by parameter name: whole tensors on the CPU. A collective."""
-    state: dict[str, Any] = {}
-    for name, parameter in trainable.items():
-        entry = optimizer.state.get(parameter, {})
-        state[name] = {key: distributed.full(value).cpu() for key, value in entry.items()}
-    return state
-
-
-def restore_state(
-    optimizer: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], saved: dict[str, Any]
-) -> None:
-    """Write what gather_state() returned into a fresh optimiser."""
-    for name, parameter in trainable.items():
-        entry: dict[str, Tensor] = {}
-        for key, value in saved[name].items():
-            if value.shape == parameter.shape:
-                entry[key] = torch.zeros_like(parameter)
-                distributed.copy_full(entry[key], value)
-            else:
-                entry[key] = value.to(parameter.device)
-        if entry:
-            optimizer.state[parameter] = entry
 
 
 def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:

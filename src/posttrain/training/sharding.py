@@ -8,36 +8,46 @@ from typing import Any
 
 import torch
 
-from posttrain.common import distributed
+from posttrain.common import distributed, mesh
 from posttrain.model.backbone import decoder_layers
 from posttrain.model.kernels.quantized import quantised
 from posttrain.model.language_model import LanguageModel
+from posttrain.training.config import DistributedConfig
 
 
-def shard(policy: LanguageModel, replicas: int = 1) -> None:
-    """Shard a policy over all ranks by FSDP2: one group per decoder layer, the root's for the rest.
+def shard(policy: LanguageModel) -> None:
+    """Shard a policy over the ranks by FSDP2: one group per decoder layer, the root's for the rest.
 
-    With `replicas`, ranks form that many groups of neighbours, each of which holds all shards
-    (HSDP). Build the optimiser after this: it must hold the shards. `reshard_after_forward=True`
+    The mesh says over which: all that do not hold other parts of its matrices, or, with replicas,
+    each of several groups of them (HSDP). Build the optimiser after this: it must hold the shards. `reshard_after_forward=True`
     reshards the root too after every forward pass, so the parameters keep their identity. With the
     default, None, the root would stay unsharded, and an optimiser built then would hold other
     tensors.
     """
     if problem := obstacle(policy):
         raise ValueError(f"{problem}: set distributed.strategy: ddp, which holds them whole")
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    device = next(policy.parameters()).device.type
-    ranks = distributed.num_ranks()
-    shape = (ranks,) if replicas == 1 else (replicas, ranks // replicas)
-    mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    ranks = mesh.current().ranks
+    ranks = ranks["shard"] if ranks.size(0) == 1 else ranks["replicate", "shard"]
     precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32)
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": True}
+    options: dict[str, Any] = {"mesh": ranks, "mp_policy": precision, "reshard_after_forward": True}
     for network in (policy.model, policy.value_network):
         for layer in decoder_layers(network) if network is not None else ():
             fully_shard(layer, **options)
     fully_shard(policy, **options)
+
+
+def arrange_ranks(section: DistributedConfig, device: torch.device) -> mesh.Mesh:
+    """Return the mesh that a config asks for. Raise ValueError if the ranks do not fit it."""
+    replicate = machines() if section.strategy == "hsdp" and distributed.num_ranks() > 1 else 1
+    tensor = section.tensor_parallel
+    if distributed.num_ranks() // replicate % tensor:
+        raise ValueError(
+            f"distributed.tensor_parallel: {tensor} does not divide the ranks of a machine: with "
+            "distributed.strategy: hsdp each holds whole shards"
+        )
+    return mesh.arrange(device.type, tensor, section.sequence_parallel, replicate)
 
 
 def machines() -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
 from posttrain.algorithms.config import TrainerConfig
-from posttrain.common import distributed
+from posttrain.common import distributed, mesh
 from posttrain.common.batch import Batch
 from posttrain.common.interrupt import Interrupted
 from posttrain.common.metrics import Metrics, add_metrics, combine
@@ -29,6 +29,7 @@ from posttrain.model.forward import forward, in_lockstep
 from posttrain.model.models import Models
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints
+from posttrain.training.early_stopping import is_better
 from posttrain.training.optim import build_optimizer, learning_rate
 
 
@@ -101,6 +102,7 @@ class Trainer:
         """Train on one batch of the source and return the step's metrics. A collective."""
         device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
+        batch = mesh.share_batch(batch)
         started = time.perf_counter()
         config = self.method_config()
         batch = self.algorithm.prepare(batch.to(device), self.models, config)
@@ -112,7 +114,7 @@ class Trainer:
         totals: Metrics = dict(source_metrics)
         for minibatch in self._minibatches(batch):
             add_metrics(totals, self.update(minibatch))
-        totals["num_tokens"] = (float(batch.num_tokens), None)
+        add_metrics(totals, {"num_tokens": (float(batch.num_tokens * mesh.leads()), None)})
         if self.sync_steps and self.step % self.sync_steps == 0:
             assert self.reference is not None
             self.models.move_reference(self.reference.sync_alpha)
@@ -131,9 +133,9 @@ class Trainer:
         counts = global_counts(batch)
         sharded = distributed.is_sharded(policy)
         # FSDP averages gradients over the ranks, but the shares of the loss have to be added up
-        scale = distributed.num_ranks() if sharded else 1
-        # each rank has a share of the global loss: counts of 1 / ranks turn the mean into a sum
-        totals: Metrics = {"loss": (0.0, 1.0 / distributed.num_ranks())}
+        scale = distributed.num_ranks() // mesh.current().tensor if sharded else 1
+        # each share has a part of the global loss: counts of 1 / shares turn the mean into a sum
+        totals: Metrics = {"loss": (0.0, 1.0 / mesh.num_shares())}
         for part, weight in self._micro_batches(batch):
             out = forward(
                 policy,
@@ -150,13 +152,13 @@ class Trainer:
                 add_metrics(totals, {"loss": (float(value.detach()), 0.0)})
                 add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
         parameters = list(self.models.trainable().values())
-        distributed.sum_gradients(parameters, sharded)
+        distributed.sum_gradients(parameters, sharded, mesh.current().replicas)
         norm = self._clip(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         policy.version += 1
         totals["grad_norm"] = (norm, 1.0)
-        return totals
+        return totals if mesh.leads() else {}
 
     def _minibatches(self, batch: Batch) -> Iterator[Batch]:
         """Yield the batch itself, or passes over parts of it if the method asks for them.
@@ -187,8 +189,7 @@ class Trainer:
         grads = [p.grad for p in parameters if p.grad is not None]
         if not grads:
             return 0.0
-        total = torch.nn.utils.get_total_norm(grads)
-        norm = float(distributed.full(total))
+        norm = distributed.total_norm(grads)
         if not math.isfinite(norm):
             names = [
                 name
@@ -201,7 +202,8 @@ class Trainer:
             )
         limit = self.config.max_grad_norm
         if limit is not None and norm > limit:
-            torch._foreach_mul_(grads, limit / (norm + 1e-6))
+            for alike in distributed.by_mesh(grads):
+                torch._foreach_mul_(alike, limit / (norm + 1e-6))
         return norm
 
     def _check_finite(self, value: Tensor, loss: Loss) -> None:
@@ -244,15 +246,7 @@ class Trainer:
         early = self.config.early_stopping
         if early is None:
             return False
-        if early.metric not in metrics:
-            known = ", ".join(metrics)
-            raise ValueError(
-                f"trainer.early_stopping.metric: no metric {early.metric}; there are {known}"
-            )
-        sign = 1 if early.mode == "max" else -1
-        value = metrics[early.metric] * sign
-        before = None if self.best is None else self.best * sign
-        if not math.isnan(value) and (before is None or value > before):
+        if is_better(early, metrics, self.best):
             self.best, self.best_step = metrics[early.metric], self.step
             self.evaluations_without_gain = 0
             self.checkpoints.save(self)
@@ -286,8 +280,8 @@ class Trainer:
 def global_counts(batch: Batch) -> dict[Unit, float]:
     """Return the number of each unit in a batch, over all ranks. A collective."""
     local = {unit: count(batch) for unit, count in UNITS.items()}
-    ranks = distributed.all_gather(local)
-    return {unit: sum(counts[unit] for counts in ranks) for unit in local}
+    shares = mesh.gather_shares(local)
+    return {unit: sum(counts[unit] for counts in shares) for unit in local}
 
 
 def total_of(loss: Loss, counts: dict[Unit, float]) -> Tensor:

@@ -1,0 +1,140 @@
+"""Ranks as a mesh: shares of the data, and the ranks of a share, which split one model or one row.
+
+Rank = (share * sequence + s) * tensor + t. The ranks of a share are neighbours and train on the
+same batch: `sequence` of them hold parts of each row (all weights), `tensor` of them parts of each
+matrix (all rows). What a share's ranks have in common must be counted once: sums over the data go
+over `gather_shares`, gradients over `replicas`, the ranks with the same part of the matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.common import distributed
+from posttrain.common.batch import Batch, cumulative
+from posttrain.common.lazy import torch
+
+Group = Any
+"""A process group of torch."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The groups of this rank; None for a group of one."""
+
+    tensor: int = 1
+    sequence: int = 1
+    ranks: Any = None
+    """DeviceMesh of replicate x shard x tensor ranks; None for a single process."""
+    tensor_group: Group = None
+    sequence_group: Group = None
+    share_group: Group = None
+    replicas: Group = None
+
+    @property
+    def per_share(self) -> int:
+        """Number of ranks of a share."""
+        return self.tensor * self.sequence
+
+
+_mesh = Mesh()
+
+
+def current() -> Mesh:
+    """Return the mesh of this run."""
+    return _mesh
+
+
+def check(tensor: int, sequence: int) -> None:
+    """Raise ValueError if the ranks at hand do not form shares of `tensor` x `sequence`."""
+    ranks, of_share = distributed.num_ranks(), tensor * sequence
+    if ranks % of_share:
+        said = " x ".join(
+            f"distributed.{name}_parallel: {n}"
+            for name, n in (("tensor", tensor), ("sequence", sequence))
+            if n > 1
+        )
+        raise ValueError(
+            f"{said} does not divide the {ranks} rank(s): start a multiple of {of_share} ranks, or "
+            "set the key to 1"
+        )
+
+
+def arrange(device: str, tensor: int = 1, sequence: int = 1, replicate: int = 1) -> Mesh:
+    """Form the mesh of a run, and return it. A collective.
+
+    Parameters are sharded over the ranks / (replicate * tensor) ranks of a shard group, if they are
+    sharded. Raise ValueError as `check` does.
+    """
+    global _mesh
+    check(tensor, sequence)
+    ranks = distributed.num_ranks()
+    if ranks == 1:
+        _mesh = Mesh()
+        return _mesh
+    from torch.distributed.device_mesh import init_device_mesh
+
+    shape = (replicate, ranks // (replicate * tensor), tensor)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard", "tensor"))
+    shares = (ranks // (tensor * sequence), sequence, tensor)
+    parts = init_device_mesh(device, shares, mesh_dim_names=("share", "sequence", "tensor"))
+    _mesh = Mesh(
+        tensor,
+        sequence,
+        mesh,
+        mesh.get_group("tensor") if tensor > 1 else None,
+        parts.get_group("sequence") if sequence > 1 else None,
+        parts["sequence", "tensor"]._flatten("of_share").get_group(),
+        mesh["replicate", "shard"]._flatten("replicas").get_group(),
+    )
+    return _mesh
+
+
+def share() -> int:
+    """Return the number of this rank's share of the data."""
+    return distributed.rank() // _per_share()
+
+
+def num_shares() -> int:
+    """Return the number of shares that the data is split into."""
+    return distributed.num_ranks() // _per_share()
+
+
+def leads() -> bool:
+    """Whether this rank is the first of its share, which counts for all of it."""
+    return distributed.rank() % _per_share() == 0
+
+
+def gather_shares(value: Any) -> list[Any]:
+    """Return the value of each share, a small Python object, in order. A collective."""
+    return distributed.all_gather(value)[:: _per_share()]
+
+
+def share_batch(batch: Batch) -> Batch:
+    """Return the batches of all ranks of a share as one, the same on each. A collective."""
+    if _per_share() == 1:
+        return batch
+    parts: list[Any] = [None] * _per_share()
+    torch.distributed.all_gather_object(parts, batch.to("cpu"), group=_mesh.share_group)
+    return joined(parts)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Return the sequences of several batches, which have the same names, as one batch."""
+    first, lengths = parts[0], [length for part in parts for length in part.lengths]
+    return Batch(
+        input_ids=torch.cat([part.input_ids for part in parts]),
+        position_ids=torch.cat([part.position_ids for part in parts]),
+        cu_seqlens=cumulative(lengths).to(first.cu_seqlens.device),
+        loss_mask=torch.cat([part.loss_mask for part in parts]),
+        lengths=lengths,
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        per_token={n: torch.cat([part.per_token[n] for part in parts]) for n in first.per_token},
+        per_seq={n: torch.cat([part.per_seq[n] for part in parts]) for n in first.per_seq},
+    )
+
+
+def _per_share() -> int:
+    return _mesh.per_share if distributed.num_ranks() > 1 else 1

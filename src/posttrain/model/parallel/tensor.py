@@ -1,0 +1,252 @@
+"""Tensor parallelism: every rank of a group holds a part of each large matrix.
+
+The plan, which matrix is cut in which direction, is transformers' own (`base_model_tp_plan` of a
+model's config). A layer that is cut along its outputs ("colwise") takes whole states and returns a
+part, one that is cut along its inputs ("rowwise") takes a part and returns a sum over the ranks
+(Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053, sec. 3). Embedding and output head are cut
+along the vocabulary. Parameters are DTensors, so checkpoints gather and scatter them as they do
+shards; the layers compute with their local parts.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from posttrain.model.backbone import backbone_of, unwrapped
+from posttrain.model.kernels.linear import Linear, linear
+from posttrain.model.kernels.quantized import quantised
+from posttrain.model.language_model import LanguageModel
+from posttrain.model.parallel.collectives import gathered, own_part, spread, summed
+from posttrain.model.parallel.vocabulary import VocabShard
+
+STYLES = {
+    "colwise": ("column", False),
+    "colwise_gather_output": ("column", True),
+    "rowwise": ("row", False),
+    "rowwise_split_input": ("row", True),
+    "replicated_with_grad_allreduce": ("partial gradient", False),
+}
+"""transformers' styles that are known here: the direction, and whether the cut side is whole."""
+
+
+class ColumnLinear(nn.Linear):
+    """A linear layer of which each rank holds some outputs."""
+
+    group: ProcessGroup
+    whole: bool
+    """Whether the outputs are gathered."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return this rank's outputs, or with `whole` all of them."""
+        x = spread(input, self.group) if torch.is_grad_enabled() else input
+        out = linear(x, _local(self.weight), _local(self.bias))
+        return gathered(out, self.group) if self.whole else out
+
+
+class RowLinear(nn.Linear):
+    """A linear layer of which each rank holds some inputs. The bias is whole on every rank."""
+
+    group: ProcessGroup
+    whole: bool
+    """Whether the inputs come whole."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return all outputs: the sum of what the ranks make of their inputs."""
+        x = own_part(input, self.group) if self.whole else input
+        out = summed(linear(x, _local(self.weight)), self.group)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class VocabEmbedding(nn.Embedding):
+    """An embedding of which each rank holds the rows of some tokens."""
+
+    shard: VocabShard
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings of token ids."""
+        places, inside = self.shard.local(input)
+        padding = self.padding_idx
+        if padding is not None:  # the row that gets no gradient
+            own = padding - self.shard.first
+            padding = own if 0 <= own < self.shard.size else None
+        rows = F.embedding(places, _local(self.weight), padding)
+        out = summed(rows.masked_fill(~inside[..., None], 0.0), self.shard.group)
+        scale = getattr(self, "embed_scale", None)
+        return out if scale is None else out * scale.to(out.dtype)
+
+
+def parallelise(policy: LanguageModel, mesh: DeviceMesh) -> None:
+    """Cut a policy's matrices over the ranks of a mesh, and keep this rank's parts.
+
+    Build the optimiser after this, and shard the rest over other ranks after this. Raises
+    ValueError if the architecture has no plan, or one that the model or the number of ranks does
+    not fit.
+    """
+    if problem := obstacle(policy, mesh.size()):
+        raise ValueError(f"distributed.tensor_parallel: {problem}")
+    for network in filter(None, (policy.model, policy.value_network)):
+        for module, style in planned(network):
+            _cut(module, *STYLES[style], mesh)
+    _cut_vocabulary(policy, mesh)
+
+
+def planned(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return a network's modules that its plan names, with the style of each."""
+    backbone = backbone_of(network)
+    patterns = {_pattern(name): style for name, style in plan_of(network).items()}
+    found = []
+    for name, module in backbone.named_modules():
+        style = next((s for pattern, s in patterns.items() if pattern.fullmatch(name)), None)
+        if style is not None:
+            found.append((module, style))
+    return found
+
+
+def plan_of(network: nn.Module) -> dict[str, str]:
+    """Return transformers' plan of a network's backbone by module name, empty if it has none.
+
+    An entry may have "*" in place of a layer's number. Experts and mixers without a place in the
+    model are left out of it there, and here if no module has the name."""
+    config: Any = unwrapped(network).config
+    return dict(getattr(config, "base_model_tp_plan", None) or {})
+
+
+def obstacle(policy: LanguageModel, ranks: int) -> str | None:
+    """Return why a policy cannot be cut into parts for so many ranks, or None."""
+    name = type(policy.causal_lm()).__name__
+    plan = plan_of(policy.model)
+    if not plan:
+        return f"transformers has no plan for {name}: set it to 1"
+    if quantised(policy):
+        return "quantised weights (model.quantization) cannot be cut: set it to 1"
+    if policy.unpacked is not None or policy.rope_limit is not None:
+        return f"{name} runs sequences one at a time, which is not cut: set it to 1"
+    found = planned(policy.model)
+    for module, style in found:
+        if style not in STYLES:
+            return f"the plan of {name} has a style that is not offered here, {style}: set it to 1"
+        if STYLES[style][0] != "partial gradient" and (problem := _unsuited(module)):
+            return f"{problem}: set it to 1"
+    config = policy.causal_lm().config
+    numbers = {
+        "attention heads": config.num_attention_heads,
+        "heads of keys and values": getattr(config, "num_key_value_heads", None),
+        "numbers between the feed-forward layers": getattr(config, "intermediate_size", None),
+    }
+    for what, number in numbers.items():
+        if number is not None and number % ranks:
+            return f"{ranks} ranks do not divide the {number} {what} of {name}"
+    head, embedding = _vocabulary(policy)
+    if type(head) not in (nn.Linear, Linear):
+        return "the adapter changes the output head, which is not cut: leave out lm_head"
+    if not isinstance(embedding, nn.Embedding) or not _is_plain(embedding):
+        return f"the embedding of {name} is not one that is cut here: set it to 1"
+    return None
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Return the pattern of an entry's module, and of what PEFT has put into its place."""
+    layers = re.escape(name).replace(r"\*", r"\d+")
+    return re.compile(layers)
+
+
+def _unsuited(module: nn.Module) -> str | None:
+    """Return why a planned module, or the adapter around it, cannot be cut."""
+    if type(module) in (nn.Linear, Linear):
+        return None
+    base = getattr(module, "base_layer", None)
+    if type(base) not in (nn.Linear, Linear) or not hasattr(module, "lora_A"):
+        return f"a layer of type {type(module).__name__} is not cut here"
+    if any(module.use_dora.values()):
+        return "DoRA's magnitudes belong to whole weights, which are not cut"
+    if any(module.lora_bias.values()):
+        return "an adapter with a bias of its own is not cut here"
+    return None
+
+
+def _cut(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
+    if direction == "partial gradient":
+        module.forward = partial(_with_spread_weight, module, mesh.get_group())
+        return
+    if hasattr(module, "lora_A"):
+        _cut_linear(module.base_layer, direction, whole, mesh)
+        for factors in (module.lora_A, module.lora_B):
+            # A takes what the layer takes, and B returns what it returns
+            if (factors is module.lora_B) == (direction == "column"):
+                for factor in factors.values():
+                    _cut_linear(factor, direction, whole, mesh)
+        return
+    _cut_linear(module, direction, whole, mesh)
+
+
+def _cut_linear(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
+    module.__class__ = ColumnLinear if direction == "column" else RowLinear
+    module.group, module.whole = mesh.get_group(), whole
+    module.weight = _part(module.weight, 0 if direction == "column" else 1, mesh)
+    if module.bias is not None and direction == "column":
+        module.bias = _part(module.bias, 0, mesh)
+
+
+def _cut_vocabulary(policy: LanguageModel, mesh: DeviceMesh) -> None:
+    head, embedding = _vocabulary(policy)
+    tied = head.weight is embedding.weight
+    rows = len(embedding.weight)
+    embedding.weight = _part(embedding.weight, 0, mesh)
+    head.weight = embedding.weight if tied else _part(head.weight, 0, mesh)
+    if head.bias is not None:
+        head.bias = _part(head.bias, 0, mesh)
+    sizes = [len(x) for x in torch.arange(rows).chunk(mesh.size())]
+    sizes += [0] * (mesh.size() - len(sizes))
+    own = mesh.get_local_rank()
+    embedding.__class__ = VocabEmbedding
+    embedding.shard = VocabShard(sum(sizes[:own]), sizes[own], mesh.get_group())
+    policy.vocab_shard = embedding.shard
+
+
+def _vocabulary(policy: LanguageModel) -> tuple[Any, Any]:
+    """Return the output head and the embedding."""
+    causal_lm = policy.causal_lm()
+    return causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
+
+
+def _is_plain(embedding: nn.Embedding) -> bool:
+    """Whether an embedding looks rows up, and at most multiplies them by `embed_scale`."""
+    scaled = type(embedding).__name__.endswith("ScaledWordEmbedding")
+    return type(embedding) is nn.Embedding or (scaled and hasattr(embedding, "embed_scale"))
+
+
+def _part(parameter: nn.Parameter, dim: int, mesh: DeviceMesh) -> nn.Parameter:
+    """Return this rank's part of a parameter, cut along a dimension, in memory of its own."""
+    cut = distribute_tensor(parameter.detach(), mesh, [Shard(dim)], src_data_rank=None)
+    local = cut.to_local().clone()
+    own = DTensor.from_local(
+        local, mesh, [Shard(dim)], run_check=False, shape=cut.shape, stride=cut.stride()
+    )
+    return nn.Parameter(own, requires_grad=parameter.requires_grad)
+
+
+def _local(parameter: Any) -> Any:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _with_spread_weight(module: Any, group: ProcessGroup, *args: Any) -> Any:
+    """Run a module whose whole weight meets only a part of the states on each rank.
+
+    A hook on the parameter would not do: FSDP2 computes with another one."""
+    weight = module.weight
+    if not torch.is_grad_enabled() or not weight.requires_grad:
+        return type(module).forward(module, *args)
+    module._parameters["weight"] = spread(weight, group)
+    try:
+        return type(module).forward(module, *args)
+    finally:
+        module._parameters["weight"] = weight

@@ -1,0 +1,80 @@
+"""Log-softmax over a vocabulary that is split over ranks: no rank holds all logits of a token.
+
+Each function takes the shard of this rank, or None for a whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
+
+from posttrain.model.parallel.collectives import summed
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """The rows of the output head and of the embedding that this rank holds."""
+
+    first: int
+    size: int
+    group: ProcessGroup
+
+    def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of token ids among this rank's, 0 for those of others, and which are."""
+        places = ids - self.first
+        inside = (places >= 0) & (places < self.size)
+        return places.where(inside, 0), inside
+
+
+def logsumexp(logits: Tensor, shard: VocabShard | None) -> Tensor:
+    """Return log(sum(exp(logits))) [M] over the whole vocabulary."""
+    if shard is None:
+        return logits.logsumexp(-1)
+    top = logits.amax(-1) if logits.shape[-1] else logits.new_full(logits.shape[:-1], -torch.inf)
+    torch.distributed.all_reduce(top, torch.distributed.ReduceOp.MAX, group=shard.group)
+    total = over_vocabulary((logits - top[:, None]).exp_().sum(-1), shard)
+    return top + total.log()
+
+
+def over_vocabulary(x: Tensor, shard: VocabShard | None) -> Tensor:
+    """Return the sum of the ranks' x, in place."""
+    if shard is not None:
+        torch.distributed.all_reduce(x, group=shard.group)
+    return x
+
+
+def at_targets(values: Tensor, targets: Tensor, shard: VocabShard | None) -> Tensor:
+    """Return values [M, vocab] at the targets [M], [M]."""
+    if shard is None:
+        return values.gather(1, targets[:, None])[:, 0]
+    places, inside = shard.local(targets)
+    own = values.gather(1, places[:, None])[:, 0].where(inside, 0.0)
+    return over_vocabulary(own, shard)
+
+
+def add_at_targets(grad: Tensor, targets: Tensor, x: Tensor, shard: VocabShard | None) -> None:
+    """Add x [M] to grad [M, vocab] at the targets [M]."""
+    if shard is not None:
+        targets, inside = shard.local(targets)
+        x = x.where(inside, 0.0)
+    grad.scatter_add_(1, targets[:, None], x[:, None])
+
+
+def on_this_rank(tensor: Tensor | None) -> Any:
+    """Return this rank's part of a sharded tensor, differentiable; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of_vocabulary(weight: Tensor, ids: list[int] | None, shard: VocabShard | None) -> Tensor:
+    """Return the rows [K, width] of these token ids, the same on all ranks.
+
+    The gradient of each row is left on the rank that holds it."""
+    if shard is None:
+        return weight[ids]
+    places, inside = shard.local(torch.tensor(ids, device=weight.device))
+    return summed(weight[places] * inside[:, None], shard.group)
