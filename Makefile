@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-avx2 test-cuda test-slow check bench clean
+.PHONY: demo docs test test-avx2 test-cuda test-distributed test-slow check bench clean
 
 demo: $(VENV)/installed  ## random weights -> SFT -> GRPO -> evaluation, on a CPU
 	$(BIN)/posttrain pipeline recipes/pipeline/demo.yaml
@@ -17,6 +17,9 @@ test-avx2: $(VENV)/installed-dev  ## the same tests with the kernels of a proces
 
 test-cuda: $(VENV)/installed-dev  ## only those on a pretended CUDA device, which `make test` runs too
 	PYTHONPATH=tests/helpers OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p pretend_cuda tests/cuda -n 2
+
+test-distributed: $(VENV)/installed-dev  ## ranks and machines that train, fail and come back, on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed
 
 test-slow: $(VENV)/installed-dev  ## SIGKILL at random moments, and the rest that takes minutes
 	$(BIN)/python -m pytest -m slow

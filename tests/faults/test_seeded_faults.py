@@ -132,7 +132,7 @@ def biased_standard_deviation(patch):
 
 
 def resume_forgets_the_optimiser(patch):
-    patch.setattr("posttrain.training.checkpoint.restore_state", lambda *args: None)
+    patch.setattr("posttrain.training.trainer_state.restore", lambda *args: None)
 
 
 def resume_starts_the_data_over(patch):

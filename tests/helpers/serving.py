@@ -19,7 +19,7 @@ import uvicorn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from posttrain.serving.app import build_app
-from posttrain.serving.serve import ServeSettings, build_service, listen
+from posttrain.serving.serve import ServeSettings, build_service, build_updates, listen
 from posttrain.serving.service import Service
 from posttrain.serving.votes import Votes
 
@@ -110,7 +110,8 @@ def served(folder: Path, key: str | None = None, **settings: Any) -> Iterator[Li
     second = replace(chosen, name=None)
     beside = None if chosen.beside is None else build_service(chosen.beside, second)
     votes = None if chosen.votes is None else Votes(Path(chosen.votes))
-    app = build_app(service, key, chosen.host, beside, votes)
+    updates = build_updates(service, chosen)
+    app = build_app(service, key, chosen.host, beside, votes, updates)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

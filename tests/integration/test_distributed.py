@@ -21,7 +21,9 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
-from posttrain.training.checkpoint import STATE
+from posttrain.training.trainer_state import STATE
+
+pytestmark = pytest.mark.distributed
 
 
 def launch(
@@ -174,7 +176,9 @@ def test_two_ranks_evaluate_as_one_does(tmp_path):
         lines = (output / "results.samples/word_problems.jsonl").read_text().splitlines()
         samples.append([json.loads(line) for line in lines])
     assert "already finished" in command(2, tmp_path, again)
-    assert shown[0] == shown[1]
+    about_ranks, _, table = shown[1].partition("\n")
+    assert about_ranks.startswith("2 ranks: ")
+    assert shown[0] == table
     assert len(samples[0]) == 21
     assert samples[0] == samples[1]
     one, two = (x["crows_pairs"].pop("mean_difference") for x in found)

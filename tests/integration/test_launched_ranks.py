@@ -18,6 +18,7 @@ import pytest
 import tiny
 import yaml
 
+pytestmark = pytest.mark.distributed
 STEPS = 300
 
 

@@ -17,7 +17,7 @@ import tiny
 import yaml
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 @pytest.fixture

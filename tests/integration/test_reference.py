@@ -12,6 +12,7 @@ import test_resume
 import tiny
 import torch
 from safetensors.torch import load_file
+from trainer_states import trainer_tensors
 
 from posttrain.algorithms.base import algorithm_named
 from posttrain.common.batch import pack, sequences_of
@@ -20,7 +21,6 @@ from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
 from posttrain.runs.plan import plan
 from posttrain.runs.train import add_reference_logprobs
-from posttrain.training.checkpoint import STATE
 
 METHODS = ["dpo", "kto", "kto_pair", "grpo", "ppo"]
 """Each of the places that ask for the reference."""
@@ -122,8 +122,10 @@ def test_resume_with_a_reference_that_follows(method, tmp_path, monkeypatch):
     assert test_resume.metrics(whole) == test_resume.metrics(parts)
     test_resume.assert_same_bits(whole, parts)
     references = [
-        torch.load(path / STATE, weights_only=True)["reference"] for path in checkpoints_in(whole)
+        {n: x for n, x in trainer_tensors(path).items() if n.startswith("reference/")}
+        for path in checkpoints_in(whole)
     ]
+    assert all(references)
     moved = [
         any(not torch.equal(a[name], b[name]) for name in a)
         for a, b in itertools.pairwise(references)

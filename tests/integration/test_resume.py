@@ -16,12 +16,12 @@ import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
+from trainer_states import trainer_tensors
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
-from posttrain.training.checkpoint import STATE
 from posttrain.training.trainer import Trainer
 
 TIMES = ("time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train")
@@ -48,9 +48,10 @@ def assert_same_bits(a: Path, b: Path) -> None:
     left, right = load_file(first / file), load_file(second / file)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[k], right[k]) for k in left)
-    states = [torch.load(p / STATE, weights_only=True)["optimizer"] for p in (first, second)]
-    for name, entry in states[0].items():
-        assert all(torch.equal(v, states[1][name][k]) for k, v in entry.items()), name
+    states = [trainer_tensors(p) for p in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 def run_killed_and_resumed(tree: dict, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> Path:

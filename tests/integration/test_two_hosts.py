@@ -20,7 +20,7 @@ HOSTS = {"posttrain-a": "10.213.77.1", "posttrain-b": "10.213.77.2"}
 STEPS = 200
 TIMEOUT = 8  # seconds
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def ip(*arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from posttrain.cli.models import (
     Model,
     PromptTemplate,
     Quantization,
+    RankTimeout,
     Seed,
     SystemPrompt,
     Temperature,
@@ -107,6 +109,7 @@ def generate(
     quantization: Quantization = None,
     max_num_seqs: MaxNumSeqs = 256,
     seed: Seed = 0,
+    rank_timeout: RankTimeout = 300.0,
 ) -> None:
     """Sample completions of prompts, or of the rows of a file."""
     from posttrain.runs.inference import settings_of_prompts
@@ -125,6 +128,8 @@ def generate(
             raise SettingError("output", "give the file for the rows with their completions")
         generate_of_file(model, file, output, config=config, **settings)
         return
+    if "RANK" in os.environ:
+        raise SettingError("file", "prompts are sampled in one process: give several ranks a file")
     if output is not None:
         raise SettingError("output", "is for the rows of a file: give file, too")
     from posttrain.runs.generate import generate as sample
@@ -141,12 +146,10 @@ def generate_of_file(model: str, file: str, output: Path, **settings: Any) -> No
     from posttrain.common import distributed
     from posttrain.runs.generate_file import described, generate_file
 
-    try:
-        summary = generate_file(model, file, output, **settings)
-        if distributed.rank() == 0:
-            print(described(summary))
-    finally:
-        distributed.stop()
+    summary = generate_file(model, file, output, **settings)
+    if distributed.rank() == 0:
+        print(described(summary))
+    distributed.stop()  # not after an error: it would wait for ranks that may be gone
 
 
 def written(context: typer.Context) -> set[str]:

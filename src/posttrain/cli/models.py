@@ -54,6 +54,9 @@ Quantization = Annotated[
         "as in the adapter's training."
     ),
 ]
+RankTimeout = Annotated[
+    float, machine(min=1, max=10**6, help="Seconds that a rank waits for the others, of several.")
+]
 MaxNumSeqs = Annotated[
     int,
     machine(min=1, help="Maximum number of concurrent completions; bounds memory."),
@@ -138,12 +141,13 @@ def evaluate(
     seed: Seed = 0,
     output: Output = None,
     samples: Samples = None,
+    rank_timeout: RankTimeout = 300.0,
 ) -> None:
     """Measure a model on tasks, with confidence intervals and verdict counts."""
     from posttrain.common import distributed
     from posttrain.evaluation.console import show
-    from posttrain.evaluation.evaluate import evaluate_tasks
     from posttrain.evaluation.tasks import Settings
+    from posttrain.runs.evaluate import evaluate as run
     from posttrain.runs.score import settings_of
 
     settings = Settings(
@@ -167,10 +171,8 @@ def evaluate(
         max_num_seqs=max_num_seqs,
         seed=seed,
     )
-    try:
-        results = evaluate_tasks(model, tasks.split(","), settings, output, samples)
-    finally:
-        distributed.stop()
+    results = run(model, tasks.split(","), settings, output, samples, rank_timeout)
+    distributed.stop()  # not after an error: it would wait for ranks that may be gone
     show(results)
 
 

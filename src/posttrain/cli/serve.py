@@ -48,6 +48,13 @@ Adapters = Annotated[
         help="A LoRA adapter that requests choose by this name; may be repeated.",
     ),
 ]
+AllowWeightUpdates = Annotated[
+    str | None,
+    of_server(
+        metavar="FOLDER",
+        help="Let a trainer replace all weights by safetensors within this folder.",
+    ),
+]
 Beside = Annotated[
     str | None,
     of_page(
@@ -95,6 +102,7 @@ def serve(
     name: Name = None,
     api_key_env: ApiKeyEnv = None,
     adapter: Adapters = None,
+    allow_weight_updates: AllowWeightUpdates = None,
     max_num_seqs: MaxNumSeqs = 64,
     max_waiting: MaxWaiting = 256,
     max_length: MaxLength = None,
@@ -133,6 +141,7 @@ def serve(
         quantization=quantization,
         beside=beside,
         votes=None if votes is None else str(votes),
+        allow_weight_updates=allow_weight_updates and str(local_path(allow_weight_updates)),
     )
     run(model, settings)
 

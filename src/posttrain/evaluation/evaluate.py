@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,15 @@ def evaluate_tasks(
     settings: Settings,
     output: Path | None = None,
     samples: Path | None = None,
+    check: Callable[[dict[str, Any]], None] = lambda facts: None,
 ) -> dict[str, dict[str, Any]]:
     """Return results by task; a result holds everything that decided it.
 
     With `output`, finished tasks are read from there and an unfinished one resumes where it
     stopped. Raises ValueError before anything is sampled if they were made with other settings.
 
-    The work is split over the ranks; rank 0 writes the files and returns the results of all.
+    The work is split over the ranks; rank 0 writes the files and returns the results of all. Before
+    anything is sampled, each passes what decides its results to `check`.
     """
     distributed.start(settings.device)
     if distributed.rank() != 0:
@@ -55,6 +58,7 @@ def evaluate_tasks(
         name: prepare_task(name, task, *rows[name], loaded, settings)
         for name, task in chosen.items()
     }
+    check({name: task.settings for name, task in ready.items()})
     finished = distributed.from_rank_0(
         {
             name: output is not None and is_finished(output, name, task.settings)

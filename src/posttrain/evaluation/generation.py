@@ -20,6 +20,7 @@ from posttrain.common import distributed
 from posttrain.common.console import CONSOLE
 from posttrain.common.files import write_text
 from posttrain.common.seeds import mix
+from posttrain.common.telling import tell
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
@@ -84,6 +85,7 @@ def ask(
         shares = [iter(part) for part in parts]
         new = [record for i in places for record in islice(shares[(i - start) % ranks], n)]
         records += new
+        tell("finished", {"what": f"{len(records) // n:,} problems of {asking.name}"})
         if file is not None:
             with file.open("a") as out:
                 out.write("".join(json.dumps(record, default=str) + "\n" for record in new))

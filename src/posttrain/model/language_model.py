@@ -23,7 +23,7 @@ from posttrain.model.config import HeadKind
 from posttrain.model.kernels.linear import reusable
 from posttrain.model.output_head import HeadLogprobs, cap
 from posttrain.model.parallel.sequence import part_of
-from posttrain.model.parallel.vocabulary import VocabShard, on_this_rank, rows_of_vocabulary
+from posttrain.model.parallel.vocabulary import VocabShard, on_this_rank, rows_of_vocabulary, whole
 from posttrain.model.quirks import logit_cap, logit_scale, silence
 from posttrain.model.reft.positions import Positions
 from posttrain.model.reft.rows import edited_prompts, edited_rows
@@ -157,8 +157,13 @@ class LanguageModel(nn.Module):
         weight, bias, softcap, scale = self.output_head()
         if self.autocast is not None:
             weight = weight.to(self.autocast)
-        project = reusable(weight, bias)
-        return lambda hidden: cap(project(hidden.to(weight.dtype)).float().mul_(scale), softcap)
+        project, shard = reusable(weight, bias), self.vocab_shard
+
+        def logits_of(hidden: Tensor) -> Tensor:
+            logits = cap(project(hidden.to(weight.dtype)).float().mul_(scale), softcap)
+            return logits if shard is None else whole(logits, shard)
+
+        return logits_of
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the autocast context of the compute dtype."""

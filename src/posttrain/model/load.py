@@ -68,13 +68,18 @@ def load_policy(
 
 def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokenizer: Any) -> Any:
     """Return a separate reference model, frozen, in the compute dtype."""
-    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"reference.name: {name} has a different tokenizer from the policy")
+    check_tokenizer(name, tokenizer)
     device = next(policy.parameters()).device
     plain = config.model_copy(update={"adapter": NoAdapter(), "gradient_checkpointing": False})
     reference = load_policy(plain, name, device, seed=0).requires_grad_(False).eval()
     cast_parameters(reference, reference.autocast or torch.float32)
     return reference
+
+
+def check_tokenizer(name: str, tokenizer: Any) -> None:
+    """Raise ValueError if a reference model has another tokenizer than the policy."""
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"reference.name: {name} has a different tokenizer from the policy")
 
 
 def add_adapter(model: Any, config: ModelConfig, seed: int, whole: list[str] | None = None) -> Any:
@@ -88,12 +93,22 @@ def prepare_policy(
     model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
 ) -> LanguageModel:
     """Return a transformers or PEFT model as a policy: adapter, dtypes, kernels and checks."""
+    policy = check_policy(wrap(model, config, device, compute, seed))
+    if not (quantised(policy) or any(p.requires_grad for p in policy.parameters())):
+        raise ValueError("the model has no trainable parameter")
+    return policy
+
+
+def wrap(
+    model: Any, config: ModelConfig, device: torch.device, compute: torch.dtype, seed: int
+) -> LanguageModel:
+    """Return a transformers or PEFT model as a policy, with its adapter and dtypes; not checked."""
     if config.trains_adapter and not is_adapted(model):
         model = add_adapter(model, config, seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model = model.to(device)
+    model = model if device.type == "meta" else model.to(device)
     if config.gradient_checkpointing:
         # transformers 5.23 renamed it and warns about the old name
         enable = getattr(
@@ -102,15 +117,17 @@ def prepare_policy(
         enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
-    policy = LanguageModel(model, autocast=None if compute == torch.float32 else compute)
+    return LanguageModel(model, autocast=None if compute == torch.float32 else compute)
+
+
+def check_policy(policy: LanguageModel) -> LanguageModel:
+    """Return a policy that computes what transformers does, by its kernels; else ValueError."""
     probe = expected(policy.causal_lm(), policy)
-    use_onednn(model)
+    use_onednn(policy.model)
     probe.noise = max(probe.noise, rounding(policy, probe))
-    use_fused(model)
+    use_fused(policy.model)
     choose_packing(policy, probe)
     edit_prompts(policy)
-    if not (quantised(policy) or any(p.requires_grad for p in policy.parameters())):
-        raise ValueError("the model has no trainable parameter")
     return policy
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def check_loaded(base: str, model: Any, info: dict[str, Any], unread: set[str]) 
                 "by config.json: the two files are not of one model"
             )
     refuse_random(base, sorted(set(info["missing_keys"]) - unread))
-    note_start(model, weights_hash(model))
+    if not any(p.is_meta for p in model.parameters()):  # else they are noted when they are read
+        note_start(model, weights_hash(model))
     left = sorted(name for name in info["unexpected_keys"] if name != SAVED_HEAD)
     if (name := of_no_layer(model, left)) is not None:
         raise ValueError(
@@ -74,12 +76,27 @@ def weights_hash(model: torch.nn.Module) -> str:
 
     They are taken in bfloat16, so that the dtype in which a model is loaded does not matter.
     """
-    digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
+
+    def sampled(tensor: torch.Tensor) -> torch.Tensor:
         flat = tensor.detach().as_subclass(torch.Tensor).reshape(-1)  # also of quantised ones
-        chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+        places = sampled_places(len(flat))
+        chosen = flat[places.start : places.stop : places.step]
+        return chosen.to("cpu", torch.bfloat16).view(torch.int16)
+
+    return digest_of((name, sampled(tensor)) for name, tensor in model.named_parameters())
+
+
+def sampled_places(count: int) -> range:
+    """Return the places, in a tensor of `count` numbers, of those that `weights_hash` reads."""
+    return range(0, count, max(1, count // SAMPLED))[:SAMPLED]
+
+
+def digest_of(bits: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the hash of names and of the bits of some numbers of each tensor, as int16."""
+    digest = hashlib.sha256()
+    for name, chosen in bits:
         digest.update(name.encode())
-        digest.update(chosen.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        digest.update(chosen.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posttrain.common import distributed
 from posttrain.common.batch import Sequence, pack
 from posttrain.model import windows
 from posttrain.model.attention import NAME, use_attention
@@ -107,9 +108,23 @@ def _logprobs(policy: LanguageModel, model: Any, ids: Tensor, copies: int = 1) -
     """Return transformers' log-probs [T] of one row in a batch of copies of it."""
     batch = ids[None].to(next(model.parameters()).device).expand(copies, -1)
     with policy.precision():
-        logits = model(input_ids=batch, use_cache=False).logits[0].float()
+        logits = _call(policy, model, batch).logits[0].float()
     picked = logits[:-1].log_softmax(-1).gather(1, batch[0, 1:, None])[:, 0]
     return torch.cat([picked.new_zeros(1), picked]).cpu()
+
+
+def _call(policy: LanguageModel, model: Any, batch: Tensor) -> Any:
+    """Return what transformers' model gives; of a sharded policy, inside a call of the policy.
+
+    The root of the shards gathers those of the embedding and the head for the call. A collective
+    then, for which all ranks have the same rows."""
+    if not distributed.is_sharded(policy):
+        return model(input_ids=batch, use_cache=False)
+    policy.forward = lambda: model(input_ids=batch, use_cache=False)  # type: ignore[method-assign]
+    try:
+        return policy()
+    finally:
+        del policy.forward
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ every log-prob of the probe.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,40 @@ from posttrain.model.load import load_causal_lm, load_classifier
 from posttrain.model.models import Models
 from posttrain.model.probe import CODE_FAILS, expected, first_line
 from posttrain.model.reft.folder import read_section
-from posttrain.model.save import buffers, gather_weights, load_named, save_model, saved_weights
+from posttrain.model.save import (
+    buffers,
+    gather_weights,
+    load_named,
+    save_model,
+    saved_tensors,
+    saved_weights,
+)
 from posttrain.model.suited import read_config
 
 WHOLE = 2**31
 """Bytes of trained weights up to which all are written."""
 SMALL = 2**16
-"""Number of elements up to which a tensor of a larger model is written."""
+"""Number of elements up to which a tensor of a larger or sharded model is written."""
+EVERYTHING = 2**63
 
 
 def check_saving(models: Models) -> None:
     """Raise ValueError on all ranks if the start model, saved and read back, is another one.
 
-    Call it before the policy is sharded. A collective."""
+    Of a sharded policy the small tensors are written, and the names of all compared. A
+    collective."""
+    tensors = saved_tensors(models)
+    sharded = distributed.is_sharded(models.policy)
+    large = sharded or sum(x.numel() * x.element_size() for x in tensors.values()) > WHOLE
+    weights = gather_weights(models, largest=SMALL if large else EVERYTHING)
     problem = ""
     if distributed.rank() == 0:
         with tempfile.TemporaryDirectory(prefix="posttrain-") as folder:
             try:
-                _try(models, Path(folder))
+                if large:
+                    _try_large(models, Path(folder), weights, tensors.keys())
+                else:
+                    _try(models, Path(folder), weights)
             except Exception as error:
                 full = temporary_is_full(error)
                 if not (full or isinstance(error, (OSError, *CODE_FAILS))):
@@ -55,11 +72,8 @@ def check_saving(models: Models) -> None:
         raise ValueError(problem)
 
 
-def _try(models: Models, folder: Path) -> None:
-    policy, weights = models.policy, gather_weights(models)
-    if sum(x.numel() * x.element_size() for x in weights.values()) > WHOLE:
-        _try_large(models, folder, weights)
-        return
+def _try(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
+    policy = models.policy
     save_model(folder, models, weights)
     saved = saved_weights(models, folder)
     for name, tensor in weights.items():
@@ -90,19 +104,20 @@ def _try(models: Models, folder: Path) -> None:
             raise ValueError("its log-probs are not those of the start model")
 
 
-def _try_large(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write everything but the largest tensors, which would take minutes, and compare the names.
+def _try_large(
+    models: Models, folder: Path, small: dict[str, Tensor], names: Collection[str]
+) -> None:
+    """Write all but the largest tensors, which would take minutes, and compare the names of all.
 
     Raises ValueError if a tensor of the architecture is not among what a checkpoint saves."""
     causal_lm: Any = models.policy.causal_lm()
-    saved = {name.removeprefix("model.") for name in weights} | buffers(causal_lm).keys()
+    saved = {name.removeprefix("model.") for name in names} | buffers(causal_lm).keys()
     tied = {id(p) for name, p in causal_lm.named_parameters() if name in saved}
     scores = models.policy.head_kind in ("score", "labels")  # such a checkpoint has no output head
     tied |= {id(causal_lm.get_output_embeddings().weight)} if scores else set()
     for name, p in causal_lm.named_parameters(remove_duplicate=False):
         if name not in saved and id(p) not in tied:
             raise ValueError(f"a checkpoint would lack {name}")
-    small = {name: x for name, x in weights.items() if x.numel() <= SMALL}
     save_model(folder, models, small)
     for name, tensor in load_named(folder).items():
         if name in small and not torch.equal(small[name], tensor):

@@ -34,6 +34,10 @@ class RolloutConfig(StrictConfig):
     """Sample the completions of the next step while this one trains. They are then one step old, so
     trainer.sampler_correction is needed. Meant for engine server; native needs a copy of the
     policy."""
+    max_staleness: Annotated[int, ForEngines("server")] = Field(0, ge=0)
+    """Optimiser steps that may lie between the weights that sampled a completion and those that
+    train on it. Above 0 the servers sample the completions of later steps meanwhile, and get new
+    weights while they do; trainer.sampler_correction is needed."""
     record_prompts: Annotated[int, Free()] = Field(2, ge=0)
     """Prompts of each step whose completions samples.jsonl records token by token: log-probs,
     advantages, mask. About 30 bytes a token; the texts and rewards of all are recorded anyway."""
@@ -54,7 +58,10 @@ class RolloutConfig(StrictConfig):
     servers: Annotated[
         list[str], Free(), ForEngines("server"), AlsoCalled("vllm_server_base_url")
     ] = Field(default_factory=list)
-    """Base URLs, such as http://127.0.0.1:8000; completions go to each in turn."""
+    """Base URLs, such as http://127.0.0.1:8000; a request goes to the one with the fewest. One that
+    fails is left out, and gets requests again once it answers."""
+    server_patience: Annotated[float, Free(), ForEngines("server")] = Field(120.0, gt=0)
+    """Seconds to wait for a server to come back if none is left, before the run ends."""
     server_type: Annotated[Literal["vllm", "sglang"], ForEngines("server")] = "vllm"
     """vllm: any server with vLLM's OpenAI API."""
     timeout: Annotated[float, Free(), ForEngines("server")] = Field(600.0, gt=0)
@@ -66,8 +73,8 @@ class RolloutConfig(StrictConfig):
     api_key_env: Annotated[str | None, Free(), ForEngines("server")] = None
     """Name of the environment variable that holds the servers' API key."""
     adapter_dir: Annotated[LocalPath | None, Free(), ForEngines("server")] = None
-    """Folder through which LoRA weights are delivered; the servers must see it under the same path.
-    By default in the run directory."""
+    """Folder through which weights are delivered, LoRA or all; the servers must see it under the
+    same path. By default in the run directory."""
 
     @field_validator("servers")
     @classmethod
@@ -78,7 +85,12 @@ class RolloutConfig(StrictConfig):
                     "rollout.servers: write each as http://host:port, without user or key (put the "
                     "key into the environment variable that rollout.api_key_env names)"
                 )
-        return [url.rstrip("/").removesuffix("/v1") for url in servers]
+        plain = [url.rstrip("/").removesuffix("/v1").rstrip("/") for url in servers]
+        places = [re.sub(r"^(https?://)localhost(?=[:/]|$)", r"\g<1>127.0.0.1", x) for x in plain]
+        for url, place in zip(plain, places):
+            if places.count(place) > 1:
+                raise ValueError(f"rollout.servers: {url} is listed twice: remove one of them")
+        return plain
 
     @model_validator(mode="after")
     def _engine_keys(self) -> RolloutConfig:
@@ -92,6 +104,11 @@ class RolloutConfig(StrictConfig):
             raise ValueError(
                 "rollout.one_step_off: vLLM in this process can neither take new weights while it "
                 "generates nor run during training: use rollout.engine: server"
+            )
+        if self.one_step_off and self.max_staleness:
+            raise ValueError(
+                "rollout.one_step_off and max_staleness exclude each other: remove one of them "
+                "(max_staleness: 1 is at most one step off)"
             )
         if self.engine == "server" and not self.servers:
             raise ValueError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from posttrain.data.render import Renderer
 from posttrain.data.source import EpochOrder
 from posttrain.rewards.base import RewardFn
 from posttrain.rewards.scoring import score_each
+from posttrain.rollout.ahead import Ahead, Group, Known, Pending, remembering
 from posttrain.rollout.config import RolloutConfig
 from posttrain.rollout.generation import Generation, raise_together
 from posttrain.rollout.metrics import rollout_metrics
@@ -27,29 +27,6 @@ from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingPar
 ATTEMPT = 2**50  # more than any place in a step, so that attempts share no seed
 
 
-@dataclass
-class Group:
-    """The completions of one prompt of the step."""
-
-    place: int  # of the prompt among the step's prompts, over all ranks
-    prompt: Prompt
-    rollouts: list[Rollout] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
-
-    def is_flat(self) -> bool:
-        """Whether no completion is better than another, so that there is nothing to learn."""
-        return len({float(score) for score in self.scores if score is not None}) < 2
-
-
-@dataclass
-class Pending:
-    """Groups whose completions are being sampled."""
-
-    groups: list[Group]
-    generation: Generation
-
-
 class RolloutSource:
     """Source that samples a group of completions for each prompt of a step and scores them.
 
@@ -57,7 +34,7 @@ class RolloutSource:
     completions are sampled while this step trains. A completion's noise depends only on (seed,
     step, place in the step, attempt), so the same completions come out for any number of ranks and
     after any resume. (With `one_step_off`, a generation that failed is sampled again from the
-    newest weights.)
+    newest weights. With `max_staleness`, they also depend on when servers get new weights.)
     """
 
     def __init__(
@@ -72,8 +49,11 @@ class RolloutSource:
         seed: int,
         record: Callable[[dict[str, Any]], None],
         beside: bool,
+        updates: int = 1,
     ) -> None:
-        """Set `beside` to sample while scoring, unless both need the same processor."""
+        """Set `beside` to sample while scoring, unless both need the same processor.
+
+        A step's completions are trained on in `updates` optimiser steps."""
         self.prompts, self.renderer, self.sampler = prompts, renderer, sampler
         self.reward, self.config, self.num_steps = reward, config, num_steps
         self.params = SamplingParams(
@@ -87,14 +67,15 @@ class RolloutSource:
         self.step = 0
         self.num_substitutes = 0
         self.done: list[Group] = []  # the groups of the last batch
-        self.ahead: Pending | None = None  # the completions of the next step
+        self.ahead = Ahead(config, sampler, self._begin, num_steps, updates)
 
     def next_batch(self) -> tuple[Batch, Metrics]:
         """Return the step's scored rollouts and their metrics. A collective."""
         step, used = self.step + 1, self.num_substitutes
         times = {"time/generate": 0.0, "time/score": 0.0}
         begun = time.perf_counter()
-        pending, self.ahead = self.ahead or self._start(self._groups(step), step, 0), None
+        pending = self.ahead.take(step)
+        begun += self.ahead.delivering
         groups = {group.place: group for group in pending.groups}
         self._finish(pending, begun, times)
         for attempt in range(1, self.config.max_resamples + 1):
@@ -111,8 +92,7 @@ class RolloutSource:
             begun = time.perf_counter()
             pending = self._start([groups[place] for place in flat], step, attempt)
             self._finish(pending, begun, times)
-        if self.config.one_step_off and step < self.num_steps:
-            self.ahead = self._start(self._groups(step + 1), step + 1, 0, ahead=True)
+        self.ahead.follow(step)
         # only now: after a failed generation the step is still to be done
         self.step, self.num_substitutes = step, used
         self.done = done = list(groups.values())
@@ -123,10 +103,7 @@ class RolloutSource:
             [group.place for group in done for _ in group.rollouts],
         )
         metrics |= {name: (seconds, 1.0) for name, seconds in times.items()}
-        if self.config.one_step_off:
-            version = self.sampler.policy.version
-            age = sum(version - rollout.weight_version for rollout in rollouts)
-            metrics["sampling/staleness"] = (float(age), float(len(rollouts)))
+        metrics |= self.ahead.metrics(rollouts)
         if self.config.max_resamples and distributed.rank() == 0:
             metrics["num_resampled"] = (float(used), None)
         limit = self.params.max_new_tokens
@@ -146,13 +123,11 @@ class RolloutSource:
 
     def settle(self) -> None:
         """Wait until nothing is being sampled, so that the sampler is free."""
-        if self.ahead is not None:
-            self.ahead.generation.wait()
+        self.ahead.settle()
 
     def close(self) -> None:
         """Cancel what is being sampled."""
-        if self.ahead is not None:
-            self.ahead.generation.cancel()
+        self.ahead.close()
 
     def _groups(self, step: int) -> list[Group]:
         """Return groups, without completions yet, for this rank's share of a step's prompts."""
@@ -160,15 +135,27 @@ class RolloutSource:
         local = places[distributed.rank() :: distributed.num_ranks()]
         return [Group(place, self.prompts[index]) for place, index in local]
 
-    def _start(self, groups: list[Group], step: int, attempt: int, ahead: bool = False) -> Pending:
+    def _begin(self, step: int, known: Known, ahead: bool) -> Pending:
+        """Start sampling a step's groups but for what is `known` of them. A collective."""
+        return self._start(self._groups(step), step, 0, known, ahead)
+
+    def _start(
+        self,
+        groups: list[Group],
+        step: int,
+        attempt: int,
+        known: Known | None = None,
+        ahead: bool = False,
+    ) -> Pending:
         """Start sampling from the policy's current weights. A collective."""
         self.sampler.update_weights()
         size = self.config.group_size
         members = [(group, k) for group in groups for k in range(size)]
         seeds = [mix(self.seed, step, g.place * size + k + attempt * ATTEMPT) for g, k in members]
         prompts = [group.prompt.input_ids for group, _ in members]
+        sampler = remembering(self.sampler, [(g.place, k) for g, k in members], known or {})
         beside = self.beside or ahead
-        return Pending(groups, Generation.start(self.sampler, prompts, self.params, seeds, beside))
+        return Pending(groups, Generation.start(sampler, prompts, self.params, seeds, beside))
 
     def _finish(self, pending: Pending, begun: float, times: dict[str, float]) -> None:
         """Score each group when all its completions are done. A collective."""
@@ -184,7 +171,7 @@ class RolloutSource:
                     members = range(i * size, (i + 1) * size)
                     groups[i].rollouts = [generation.rollouts[place] for place in members]
                 self._score([groups[i] for i in done])
-            self._check_versions(generation)
+            self.ahead.check(generation)
         except EngineError as error:
             problem = str(error)
         except BaseException:
@@ -209,49 +196,17 @@ class RolloutSource:
         for group, scores in zip(groups, score_each(self.reward, calls)):
             group.scores = scores
 
-    def _check_versions(self, generation: Generation) -> None:
-        for rollout in generation.rollouts.values():
-            if rollout.weight_version != generation.version:
-                raise EngineError(
-                    f"the completions come from the weights of version {rollout.weight_version}, "
-                    f"but the policy had version {generation.version}: they were not delivered"
-                )
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with what every rank has sampled ahead. A collective.
 
         It cannot be sampled again after a resume, since the weights that it comes from are gone."""
-        names = ("step", "num_substitutes")
-        return {name: getattr(self, name) for name in names} | {"ahead": self._sampled_ahead()}
+        ahead = self.ahead.state_dict(self.config.group_size)
+        return {"step": self.step, "num_substitutes": self.num_substitutes, "ahead": ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; the number of ranks may be another."""
         self.step, self.num_substitutes = state["step"], state["num_substitutes"]
-        if state["ahead"] is not None:
-            groups = self._groups(self.step + 1)
-            entries = [entry for group in groups for entry in state["ahead"][str(group.place)]]
-            prompts = [g.prompt.input_ids for g in groups for _ in range(self.config.group_size)]
-            rollouts = [Rollout(list(p), **entry) for p, entry in zip(prompts, entries)]
-            self.ahead = Pending(groups, Generation.ended(rollouts))
-
-    def _sampled_ahead(self) -> dict[str, list[dict[str, Any]]] | None:
-        """Return the rollouts by place of the prompt; None if there are none or sampling failed."""
-        self.settle()
-        mine: dict[str, list[dict[str, Any]]] | None = None
-        if self.ahead is not None and self.ahead.generation.error is None:
-            size, rollouts = self.config.group_size, self.ahead.generation.rollouts
-            mine = {}
-            for i, group in enumerate(self.ahead.groups):
-                entries = [asdict(rollouts[i * size + k]) for k in range(size)]
-                mine[str(group.place)] = [_without_prompt(entry) for entry in entries]
-        ranks = distributed.all_gather(mine)
-        if any(rank is None for rank in ranks):
-            return None
-        return {place: entries for rank in ranks for place, entries in rank.items()}
-
-
-def _without_prompt(rollout: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in rollout.items() if name != "prompt_ids"}
+        self.ahead.load_state_dict(state["ahead"], self.step, self._groups)
 
 
 def to_sequence(

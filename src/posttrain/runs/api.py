@@ -18,12 +18,12 @@ from posttrain.common.suggest import did_you_mean
 from posttrain.config.recipe import read_yaml, set_key
 from posttrain.evaluation.compare import Comparisons, compare_results
 from posttrain.evaluation.console import Results
-from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.store import read_results, results_file
 from posttrain.evaluation.tasks import Settings
 from posttrain.rollout.check import check_at_least
 from posttrain.runs.config import Config, parse_config
 from posttrain.runs.describe import describe
+from posttrain.runs.evaluate import evaluate as evaluate_on_ranks
 from posttrain.runs.memory import estimate
 from posttrain.runs.plan import plan
 from posttrain.runs.preview import show
@@ -108,14 +108,15 @@ def evaluate(
     /,
     output: str | Path | None = None,
     samples: str | Path | None = None,
+    rank_timeout: float = distributed.TIMEOUT,
     **settings: Any,
 ) -> Results:
     """Return the results of a model by task, as `posttrain eval` writes them.
 
     `model` is a hub name, a folder or a Run; `tasks` are names, NAME=PATH or a dict from names to
     paths; `settings` are the fields of `evaluation.tasks.Settings`: max_samples, temperature,
-    num_samples, shots, ... Under torchrun every rank calls it; with `output`, which only rank 0
-    reads and writes, the other ranks get {}.
+    num_samples, shots, ... Under torchrun every rank calls it, and waits `rank_timeout` seconds for
+    the others; with `output`, which only rank 0 reads and writes, the other ranks get {}.
     """
     known = [field.name for field in fields(Settings)]
     for name in settings:
@@ -129,12 +130,13 @@ def evaluate(
     for name in ("best_of", "toxic_words"):
         if settings.get(name) is not None:
             settings[name] = expanded(os.fspath(settings[name]))
-    results = evaluate_tasks(
+    results = evaluate_on_ranks(
         os.fspath(model),
         names,
         Settings(**settings),
         None if output is None else Path(expanded(os.fspath(output))),
         None if samples is None else Path(expanded(os.fspath(samples))),
+        rank_timeout,
     )
     return Results({} if distributed.rank() != 0 and output is not None else results)
 

@@ -98,6 +98,18 @@ class Config(StrictConfig):
                     "rollout.one_step_off trains on completions sampled from older weights: set "
                     "trainer.sampler_correction, for example to token"
                 )
+            if (bound := self.rollout.max_staleness) > 0:
+                passes, parts = trainer.updates
+                if not trainer.corrects_for_sampler:
+                    raise ValueError(
+                        f"rollout.max_staleness: {bound} trains on completions sampled from older "
+                        "weights: set trainer.sampler_correction, for example to token"
+                    )
+                if bound < passes * parts:
+                    raise ValueError(
+                        f"rollout.max_staleness: {bound} is less than the {passes * parts} "
+                        f"optimiser steps on one batch: set 0, or at least {passes * parts}"
+                    )
             if "length" in self.model_fields_set and self.length.on_overlong == "truncate":
                 raise ValueError("length.on_overlong: cannot truncate prompts; use error or drop")
         elif self.rollout is not None:

@@ -36,12 +36,15 @@ from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import Rollout
 from posttrain.runs.file_job import Job, prepare
 from posttrain.runs.inference import inference_config
+from posttrain.runs.lost import naming_lost_ranks, telling_alive
 from posttrain.runs.parts import Parts, held
+from posttrain.runs.preflight import check_alike, compare
 from posttrain.runs.synthesize import asked_of
 
 PROGRESS_SECONDS = 10.0  # between two lines of progress
 
 
+@naming_lost_ranks()
 def generate_file(
     model: str | os.PathLike[str],
     file: str | os.PathLike[str],
@@ -59,14 +62,19 @@ def generate_file(
     malformed row before the model is loaded, and SettingError for an `output` that holds other
     rows.
 
-    Rows are split over the ranks; rank 0 writes `output`, and each returns the summary.
+    Rows are split over the ranks; rank 0 writes `output`, and each returns the summary. Raises
+    ValueError, on every rank, if the ranks differ or `output` is in a folder that not all share,
+    and LostRank if one is gone.
     """
     chosen = inference_config(config, settings)
-    distributed.start(chosen.device)
+    distributed.start(chosen.device, chosen.rank_timeout)
     if distributed.rank() != 0:
         CONSOLE.quiet = True
     name, source = os.fspath(model), os.fspath(file)
     target = output_file(output, source)
+    asked = {"model": name, "file": source, "output": str(target), **chosen.model_dump(mode="json")}
+    if ranks := compare({"settings": asked}, target.parent):
+        CONSOLE.print(ranks, markup=False)
     job, facts = prepare(name, source, chosen, distributed.from_rank_0(date_of(target)))
     parts = Parts(target, job.num_parts)
     if not distributed.from_rank_0(parts.is_whole(facts) if distributed.rank() == 0 else None):
@@ -74,18 +82,20 @@ def generate_file(
             name, chosen.device, chosen.dtype, chosen.max_num_seqs, chosen.quantization
         )
         facts |= {"weights": start_hash(sampler.policy.causal_lm())}
+        check_alike(facts)
         if names := {name for name in job.adapters if name is not None}:
             load_adapters(sampler.policy, {name: name for name in sorted(names)})
-        if distributed.rank() == 0:
-            parts.is_whole(facts)
-            parts.begin(facts)
-            with held(parts.folder):
+        with telling_alive(chosen.rank_timeout) as check:
+            if distributed.rank() == 0:
+                parts.is_whole(facts)
+                parts.begin(facts)
+                with held(parts.folder):
+                    make(parts, job, sampler)
+                    parts.wait(check)
+                    parts.join(facts, summary_of(parts.lines(), job) | {"versions": versions()})
+            else:
                 make(parts, job, sampler)
-                parts.wait()
-                parts.join(facts, summary_of(parts.lines(), job) | {"versions": versions()})
-        else:
-            make(parts, job, sampler)
-            parts.wait_for_file()
+                parts.wait_for_file(check)
     elif distributed.rank() == 0:
         parts.clean()
         CONSOLE.print(f"{target} is already finished", markup=False)

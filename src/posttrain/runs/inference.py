@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from posttrain.common import distributed
 from posttrain.common.errors import SettingError
 from posttrain.config.base import AlsoCalled, StrictConfig
 from posttrain.config.errors import explain, parse
@@ -17,7 +18,7 @@ from posttrain.config.recipe import read_yaml
 from posttrain.rewards.build import RewardSection
 from posttrain.rollout.check import drawable
 
-OF_FILES = ("split", "prompt_template", "columns", "reward", "logprobs")
+OF_FILES = ("split", "prompt_template", "columns", "reward", "logprobs", "rank_timeout")
 """Keys that are read for the rows of a file only."""
 
 
@@ -64,6 +65,8 @@ class InferenceConfig(StrictConfig):
     """A reward that scores each completion, as in a recipe."""
     logprobs: bool = False
     """Write the token ids of each completion and their log-probs."""
+    rank_timeout: float = Field(distributed.TIMEOUT, ge=1, le=10**6)
+    """Seconds that a rank waits for the others, of several."""
 
     @field_validator("temperature")
     @classmethod

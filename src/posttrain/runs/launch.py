@@ -21,12 +21,14 @@ from types import FrameType
 
 from posttrain.common.errors import SettingError
 from posttrain.common.lazy import torch
+from posttrain.runs import launch_elastic
 
 LAST_LINES = 15
 STOPPING_WITHIN = 3600  # seconds for a rank to end its step; after SIGTERM it ends itself, earlier
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a rank that was asked to stop."""
 LONGEST_TIMEOUT = 10**6  # seconds
+IN_USE = "address already in use"
 SIOCGIFADDR = 0x8915  # Linux's request for an interface's address
 
 
@@ -37,6 +39,8 @@ class LaunchSettings:
     nproc: int | None = None
     """Ranks on this machine; by default one for each GPU, or one."""
     nnodes: int = 1
+    min_nodes: int | None = None
+    """With fewer machines than nnodes, but this many, the run goes on; by default it does not."""
     node_rank: int = 0
     address: str | None = None
     """Host and port of node 0, which all nodes name."""
@@ -71,7 +75,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     if is_open:  # for the ranks; no warnings of names that do not resolve
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     nproc = check(settings)
-    alone = settings.nnodes == 1
+    alone, elastic = settings.nnodes == 1, settings.min_nodes is not None
     if nproc > 1:  # torchrun would set 1
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     own = None if alone else own_address(settings)
@@ -80,14 +84,22 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     logs = Path(tempfile.mkdtemp(prefix="posttrain-ranks-"))
     watch_failures(settings, nproc, logs)
+    # static needs no names of machines that resolve, as the other backends of torch do
+    backend = "c10d" if alone else "static"
+    meeting = {"timeout": int(settings.timeout), "rank": settings.node_rank}
+    command = [sys.executable, "-u", "-m", "posttrain", *arguments]
+    if elastic:
+        launch_elastic.register()
+        backend = launch_elastic.BACKEND
+        meeting = launch_elastic.rendezvous_configs(settings.node_rank, settings.timeout)
+        command = ["/bin/sh", "-c", launch_elastic.COUNTED, "sh", *command]
     config = LaunchConfig(
-        min_nodes=settings.nnodes,
+        min_nodes=settings.min_nodes or settings.nnodes,
         max_nodes=settings.nnodes,
         nproc_per_node=nproc,
-        # static needs no names of machines that resolve, as the other backends do
-        rdzv_backend="c10d" if alone else "static",
+        rdzv_backend=backend,
         rdzv_endpoint="localhost:0" if alone else settings.address or "",
-        rdzv_configs={"timeout": int(settings.timeout), "rank": settings.node_rank},
+        rdzv_configs=meeting,
         run_id=f"posttrain-{os.getpid()}" if alone else "posttrain",
         max_restarts=settings.max_restarts,
         monitor_interval=0.2,
@@ -99,7 +111,7 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
     )
     try:
         with passing_signals_on():
-            elastic_launch(config, sys.executable)("-u", "-m", "posttrain", *arguments)
+            elastic_launch(config, command[0])(*command[1:])
     except SignalException as error:
         raise RankFailed("", 128 + error.sigval) from None
     except ChildFailedError as error:
@@ -108,9 +120,19 @@ def launch(arguments: Sequence[str], settings: LaunchSettings) -> None:
             described(rank, failure.local_rank, failure.exitcode, logs), exit_code(failure.exitcode)
         ) from None
     except (RendezvousError, RuntimeError, TimeoutError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        reason = str(error.__cause__ or error).partition("\n")[0][:200]
+        if not alone and settings.node_rank == 0 and IN_USE in reason.lower():
+            raise SettingError(
+                "address", f"{settings.address} is in use: name a free port"
+            ) from None
         if alone:
             raise ValueError(f"the ranks could not be started: {reason}") from error
+        if settings.min_nodes is not None:
+            raise ValueError(
+                launch_elastic.why_not(
+                    error, str(settings.address), settings.timeout, settings.min_nodes
+                )
+            ) from None
         raise ValueError(
             f"the {settings.nnodes} nodes did not meet at {settings.address} within "
             f"{settings.timeout:g} s: start all of them with the same address and number of nodes, "
@@ -167,7 +189,8 @@ def watch_failures(settings: LaunchSettings, nproc: int, logs: Path) -> None:
     """Replace what the agent logs by a line for each restart: which rank has failed, and how.
 
     A rank that ended because it was asked to, here or on another machine, is no failure: the
-    exception ends the agent as that signal would.
+    exception ends the agent as that signal would. If the run may go on with fewer machines, SIGTERM
+    on another is that machine leaving.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -177,11 +200,14 @@ def watch_failures(settings: LaunchSettings, nproc: int, logs: Path) -> None:
         if not str(record.msg).startswith("failed (exitcode") or not isinstance(record.args, tuple):
             return False
         exitcode, local_rank = int(str(record.args[0])), int(str(record.args[1]))
-        if exitcode in STOPPED:
+        leaves = settings.min_nodes is not None and exitcode == 128 + signal.SIGTERM
+        if exitcode in STOPPED and not leaves:
             raise SignalException("a rank was stopped", signal.Signals(exitcode - 128))
-        rank = settings.node_rank * nproc + local_rank
+        rank = int(os.environ.get(launch_elastic.MACHINE, settings.node_rank)) * nproc + local_rank
         if (number := next(restarts)) <= settings.max_restarts:
             words = described(rank, local_rank, exitcode, logs) or f"rank {rank} has failed"
+            if leaves:
+                words = "the run was stopped and saved, since machines leave or come"
             print(f"{words}; restart {number} of {settings.max_restarts}", file=sys.stderr)
         return False
 
@@ -206,6 +232,15 @@ def check(settings: LaunchSettings) -> int:
     if not 0 <= settings.node_rank < settings.nnodes:
         raise SettingError(
             "node_rank", f"expected 0 to {settings.nnodes - 1}, got {settings.node_rank}"
+        )
+    if settings.min_nodes is not None and not 1 <= settings.min_nodes < settings.nnodes:
+        raise SettingError(
+            "nnodes",
+            f"expected MIN:MAX with 1 <= MIN < MAX, got {settings.min_nodes}:{settings.nnodes}",
+        )
+    if settings.min_nodes is not None and settings.max_restarts < 1:
+        raise SettingError(
+            "max_restarts", "expected at least 1, since each machine that is lost takes a restart"
         )
     if settings.max_restarts < 0:
         raise SettingError("max_restarts", f"expected at least 0, got {settings.max_restarts}")

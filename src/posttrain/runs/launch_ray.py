@@ -187,6 +187,8 @@ def connect(address: str) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "auto" and isinstance(error, ConnectionError):
+            raise SettingError("ray", "no cluster runs on this machine: name HOST:PORT") from None
         words = str(error).splitlines()[0][:200]
         raise SettingError("ray", f"the cluster at {address} cannot be joined: {words}") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,16 +84,19 @@ class Parts:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "made_of.json", json.dumps(facts, indent=1))
 
-    def wait(self) -> None:
+    def wait(self, check: Callable[[], None]) -> None:
         """Wait until all parts are written; other ranks may still be at theirs.
 
-        No collective, since these have a time limit and parts have none."""
+        No collective, since these have a time limit and parts have none. `check`, called again and
+        again, raises an error if the other ranks are gone."""
         while self.missing():
+            check()
             time.sleep(POLL_SECONDS)
 
-    def wait_for_file(self) -> None:
+    def wait_for_file(self, check: Callable[[], None]) -> None:
         """Wait, in another rank, until rank 0 has joined the parts; for the same reason so."""
         while not self.file.exists():
+            check()
             time.sleep(POLL_SECONDS)
 
     def lines(self) -> Iterator[str]:

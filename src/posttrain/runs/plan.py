@@ -27,6 +27,7 @@ from posttrain.model.scratch import create_from_scratch
 from posttrain.model.trial import check_saving
 from posttrain.rewards.base import RewardFn
 from posttrain.rewards.build import build_reward, check_columns
+from posttrain.runs import by_shards
 from posttrain.runs.config import Config
 from posttrain.runs.data import (
     Data,
@@ -128,15 +129,17 @@ def build_models(
     config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
 ) -> Models:
     """Return the policy with its head, the tokenizer, and the reference if it is another model."""
-    trainer = config.trainer
+    trainer, empty = config.trainer, None
     if name is None:
+        by_shards.begin(config, name, device, scores=False)  # says so
         assert config.model.scratch is not None
         model = create_from_scratch(config.model.scratch, tokenizer, trainer.seed)
         compute = choose_dtype(config.model.dtype, device)
         policy = prepare_policy(model, config.model, device, compute, trainer.seed)
     else:
         scores = not trainer.writes_text
-        policy = load_policy(config.model, name, device, trainer.seed, scores, tokenizer)
+        empty = by_shards.begin(config, name, device, scores)
+        policy = empty or load_policy(config.model, name, device, trainer.seed, scores, tokenizer)
     settle_dropout(policy, config)
     labels = None
     if isinstance(trainer, ClassificationConfig):
@@ -151,6 +154,8 @@ def build_models(
     elif trainer.head == "label_tokens":
         assert labels is not None
         score_label_tokens(policy, labels["tokens"])
+    if empty is not None:
+        by_shards.complete(policy, config, device)
     separator = trainer.step_separator if isinstance(trainer, ProcessRewardModelConfig) else None
     temperature = config.rollout.temperature if config.rollout is not None else 1.0
     models = Models(
@@ -159,5 +164,7 @@ def build_models(
     models.lr_ratio = getattr(config.model.adapter, "lr_ratio", 1.0)
     if config.reference is not None and config.reference.name is not None:
         reference = resolve_model_path(config.reference.name)
-        models.other = load_reference(config.model, reference, policy, tokenizer)
+        models.other = by_shards.reference(config, reference, policy, tokenizer, device)
+        if models.other is None:
+            models.other = load_reference(config.model, reference, policy, tokenizer)
     return models

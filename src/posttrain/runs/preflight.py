@@ -1,4 +1,4 @@
-"""The check, before anything is loaded, that all ranks can train one run together."""
+"""The check, before anything is loaded, that all ranks can do one thing together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ import torch
 
 from posttrain.common import distributed
 from posttrain.common.environment import versions
+from posttrain.common.errors import SettingError
 from posttrain.common.files import sha256
 from posttrain.model.device import free_memory
 from posttrain.runs.config import Config, dump
 
-SAME = {"versions": "versions", "code": "code", "config": "recipes"}
+SAME = {
+    "versions": "versions",
+    "code": "code",
+    "config": "recipes",
+    "settings": "settings",
+    "inputs": "inputs",
+}
 """What must be equal on all ranks, and its name in a message."""
 SHARED_WITHIN = 15.0  # seconds; a network file system shows new files late
 
@@ -30,21 +37,39 @@ def preflight(config: Config) -> str:
     Raise ValueError, on every rank, if versions, code or config differ between ranks, or if the
     folder for the run is not the same on all hosts. A collective.
     """
+    return compare({"config": dump(config)}, Path(config.trainer.output_dir), "trainer.output_dir")
+
+
+def compare(asked: dict[str, Any], folder: Path | None = None, field: str = "output") -> str:
+    """Return one line about the ranks, as `preflight`; `asked` has keys of SAME.
+
+    `folder` must be the same on all hosts; errors call it `field`. A collective.
+    """
     if distributed.num_ranks() == 1:
         return ""
-    reports = distributed.all_gather(report(config))
+    reports = distributed.all_gather(report(asked))
     if problem := difference(reports):
         raise ValueError(problem)
     device = torch.device(reports[distributed.rank()]["device"])
     total = torch.ones(1, device=device)
     torch.distributed.all_reduce(total)
     assert int(total) == distributed.num_ranks()
-    if len({entry["host"] for entry in reports}) > 1:
-        check_shared(Path(config.trainer.output_dir), [entry["host"] for entry in reports])
+    if folder is not None and len({entry["host"] for entry in reports}) > 1:
+        check_shared(folder, [entry["host"] for entry in reports], field)
     return summary(reports)
 
 
-def report(config: Config) -> dict[str, Any]:
+def check_alike(inputs: dict[str, Any]) -> None:
+    """Raise ValueError, on every rank, if what the ranks have read differs. A collective.
+
+    `inputs` are facts about the model and the rows: each machine may read files of its own.
+    """
+    mine = {"host": socket.gethostname(), "inputs": json.loads(json.dumps(inputs, default=str))}
+    if problem := difference(distributed.all_gather(mine)):
+        raise ValueError(f"{problem}: give the same files on all machines")
+
+
+def report(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what this rank has and runs."""
     on_cuda = torch.distributed.get_backend() == "nccl"
     device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
@@ -54,7 +79,7 @@ def report(config: Config) -> dict[str, Any]:
         "free": free_memory(device),
         "versions": versions(),
         "code": code_hash(),
-        "config": json.loads(json.dumps(dump(config), default=str)),
+        **json.loads(json.dumps(asked, default=str)),
     }
 
 
@@ -69,6 +94,8 @@ def code_hash() -> str:
 def difference(reports: list[dict[str, Any]]) -> str | None:
     """Return what differs between ranks that must not, in one line; None if nothing does."""
     for name, what in SAME.items():
+        if name not in reports[0]:
+            continue
         groups: defaultdict[str, list[int]] = defaultdict(list)
         for rank, entry in enumerate(reports):
             groups[json.dumps(entry[name], sort_keys=True)].append(rank)
@@ -94,7 +121,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, part in tree.items() for k, v in flat(part, f"{prefix}{key}.").items()}
 
 
-def check_shared(output_dir: Path, hosts: list[str]) -> None:
+def check_shared(output_dir: Path, hosts: list[str], field: str = "trainer.output_dir") -> None:
     """Raise ValueError, on every rank, if a host does not see what rank 0 writes. A collective.
 
     The file is written into the folder, or the nearest one above it that exists, and removed.
@@ -109,7 +136,7 @@ def check_shared(output_dir: Path, hosts: list[str]) -> None:
         except OSError as error:
             problem = f"cannot be written to: {error.strerror}"
     if problem := distributed.from_rank_0(problem):
-        raise ValueError(f"trainer.output_dir: {file.parent} on {hosts[0]} {problem}")
+        raise SettingError(field, f"{file.parent} on {hosts[0]} {problem}")
     begun = time.monotonic()
     while not (seen := file.is_file()) and time.monotonic() - begun < SHARED_WITHIN:
         time.sleep(0.2)
@@ -118,9 +145,10 @@ def check_shared(output_dir: Path, hosts: list[str]) -> None:
         file.unlink()
     blind = sorted({host for host, sees in zip(hosts, all_seen) if not sees})
     if blind:
-        raise ValueError(
-            f"trainer.output_dir: {file.parent} on {hosts[0]} is not the same folder on "
-            f"{', '.join(blind)}: name one on a file system that all machines share"
+        raise SettingError(
+            field,
+            f"{file.parent} on {hosts[0]} is not the same folder on {', '.join(blind)}: name one "
+            "on a file system that all machines share",
         )
 
 

@@ -20,6 +20,9 @@ from posttrain.evaluation.gate import lost
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import split
+from posttrain.rollout.native.copied import CopySampler
+from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.native.together import on_ranks
 from posttrain.rollout.sampler import EngineError, Sampler
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import Config, dump, save_config
@@ -102,14 +105,18 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
     # dropout: of ranks that hold parts of the same matrices, the same
     torch.manual_seed(config.trainer.seed + distributed.rank() // ranks.tensor)
     sampler: Sampler | None = None
+    inner: NativeSampler | CopySampler | None = None
     sharded = distributed.num_ranks() > 1 and config.distributed.strategy in ("fsdp", "hsdp")
     native = config.rollout is None or config.rollout.engine == "native"
     if native and (plan.reward is not None or plan.tasks):
-        sampler = native_sampler(config, models.policy, sharded or ranks.tensor > 1)
+        inner = native_sampler(config, models.policy, sharded)
     for network in filter(None, (models.policy, models.other)):
         split(network, ranks)
-        if sharded:
-            shard(network)
+        if sharded and not distributed.is_sharded(network):
+            shard(network, config.distributed)
+    if inner is not None:
+        ahead = config.rollout is not None and config.rollout.one_step_off
+        sampler = on_ranks(inner, ranks, ahead)
     if not native:
         assert plan.base_model is not None
         prompts = plan.data.prompts + plan.data.eval_prompts

@@ -12,7 +12,7 @@ from typing import Any
 from posttrain.rollout.native.row import Alternative, Row
 from posttrain.serving.errors import Refusal
 from posttrain.serving.text import HALF, TextStream
-from posttrain.serving.worker import News
+from posttrain.serving.worker import News, Since
 
 LEAST = -9999.0
 """What JSON gets for a log-prob of minus infinity."""
@@ -55,6 +55,8 @@ class Choice:
     tops: list[list[Alternative] | None] = field(default_factory=list)
     shown: int = 0
     """Characters of the pieces so far, as text_offset counts them."""
+    versions: list[Since] = field(default_factory=list)
+    """Of the weights that sampled the tokens so far; empty if weights never change."""
 
     def take(self, news: News) -> Part:
         """Return what is new, and keep it."""
@@ -69,11 +71,22 @@ class Choice:
         self.ids += ids
         self.logprobs += logprobs
         self.tops += tops
+        self.versions = news.versions
         return Part(self.stream.new(reason is not None), ids, logprobs, tops, reason)
 
     def whole(self) -> Part:
         """Return all of the completion."""
         return Part(self.stream.text, self.ids, self.logprobs, self.tops, self.finish_reason)
+
+    def labels(self) -> dict[str, Any]:
+        """Return which tokens which version of the weights sampled, as vLLM does; {} if none."""
+        ends = [start for _, start in self.versions[1:]] + [len(self.ids)]
+        spans = [
+            {"version": version, "start": start, "end": min(end, len(self.ids))}
+            for (version, start), end in zip(self.versions, ends)
+            if start < min(end, len(self.ids))
+        ]
+        return {"weight_versions": spans} if self.versions else {}
 
 
 def echoed(row: Row, prompt: str) -> Part:

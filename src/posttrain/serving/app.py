@@ -14,6 +14,8 @@ from posttrain.serving import completions, models, page
 from posttrain.serving.errors import Refusal
 from posttrain.serving.http import answer, json_answer, refused
 from posttrain.serving.service import Service
+from posttrain.serving.updates import Updates
+from posttrain.serving.updates import add_to as add_updates
 from posttrain.serving.votes import Votes
 from posttrain.serving.votes import add_to as add_votes
 
@@ -28,10 +30,12 @@ def build_app(
     host: str = "127.0.0.1",
     beside: Service | None = None,
     votes: Votes | None = None,
+    updates: Updates | None = None,
 ) -> Any:
     """Return the ASGI application of a service; with a key, requests must carry it.
 
     The API of a second model, `beside`, begins at /beside/v1. `votes` keeps those of the chat page.
+    `updates` takes new weights of the first model; None takes none.
     """
     from fastapi import FastAPI
 
@@ -56,6 +60,7 @@ def build_app(
         second = FastAPI(**hidden)
         add_api(second, beside)
         app.mount("/beside", second)
+    add_updates(app, service, updates)
     add_api(app, service)
     return guarded(app, key, host)
 

@@ -228,9 +228,11 @@ async def respond(
         part = choice.whole()
         part = joined(echoed(choice.row, text), part) if wanted.echo else part
         ids = choice.row.prompt_ids
-        found.append(choice_json(index, part, wanted, service.piece, 0, ids))
+        found.append(choice_json(index, part, wanted, service.piece, 0, ids) | choice.labels())
     tree = head.object(found)
     tree["usage"] = usage_of(choices, n)
+    if service.worker.version is not None:
+        tree["weight_version"] = service.worker.version
     return json_answer(tree)
 
 
@@ -309,9 +311,8 @@ async def chunks(
             ):
                 offset = choice.shown
                 choice.shown += sum(len(service.piece(token)) for token in part.ids)
-                yield event(
-                    [choice_json(index, part, wanted, service.piece, offset, ids, chunk=True)]
-                )
+                tree = choice_json(index, part, wanted, service.piece, offset, ids, chunk=True)
+                yield event([tree | choice.labels() if part.finish_reason else tree])
             first = await anext(parts, None)
         if usage:
             tree = head.object([], chunk=True) | {"usage": usage_of(choices, n)}

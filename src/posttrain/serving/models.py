@@ -57,4 +57,7 @@ def cards(service: Service) -> list[dict[str, Any]]:
         }
 
     adapters = [card(name, a.folder, service.name) for name, a in service.adapters.items()]
-    return [card(service.name, service.root, None), *adapters]
+    base = card(service.name, service.root, None)
+    if service.worker.version is not None:
+        base["weight_version"] = service.worker.version
+    return [base, *adapters]

@@ -23,6 +23,7 @@ from posttrain.rollout.native.prefill import prefill
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.serving.app import build_app
 from posttrain.serving.service import Bounds, Service
+from posttrain.serving.updates import Updates
 from posttrain.serving.votes import Votes
 from posttrain.serving.worker import Worker
 
@@ -62,6 +63,8 @@ class ServeSettings:
     """A second model, for the comparison on the chat page; its API begins at /beside/v1."""
     votes: str | None = None
     """A JSONL file for the preferences that are expressed on the chat page."""
+    allow_weight_updates: str | None = None
+    """The folder in which weights must lie that replace the model's; None replaces none."""
 
 
 def serve(model: str, settings: ServeSettings) -> None:
@@ -85,7 +88,8 @@ def serve(model: str, settings: ServeSettings) -> None:
             except ValueError as error:
                 raise SettingError("beside", str(error)) from None
             share_memory([service, beside], settings.cache_gib)
-        app = build_app(service, key, settings.host, beside, votes)
+        updates = build_updates(service, settings)
+        app = build_app(service, key, settings.host, beside, votes, updates)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {service.name} at http://{shown}:{port}/v1", flush=True)
@@ -118,6 +122,9 @@ def check(settings: ServeSettings) -> str | None:
             raise SettingError(name, f"expected a number above 0, got {value}")
     if not 0 <= settings.prefix_gib < float("inf"):
         raise SettingError("prefix_gib", f"expected at least 0, got {settings.prefix_gib}")
+    folder = settings.allow_weight_updates
+    if folder is not None and not Path(folder).is_dir():
+        raise SettingError("allow_weight_updates", f"{folder} is no folder: make it first")
     key = bearer_key("api_key_env", settings.api_key_env)
     if key is None and not is_loopback(settings.host):
         raise SettingError(
@@ -162,6 +169,17 @@ def build_service(model: str, settings: ServeSettings) -> Service:
         return load_renderer(adapter, template, system_prompt)[0]
 
     return Service(settings.name or model, root, renderer, worker, bounds, renderer_of)
+
+
+def build_updates(service: Service, settings: ServeSettings) -> Updates | None:
+    """Return what replaces the weights of a model if the settings allow it."""
+    folder = settings.allow_weight_updates
+    if folder is None:
+        return None
+    try:
+        return Updates(service, Path(folder))
+    except ValueError as error:
+        raise SettingError("allow_weight_updates", str(error)) from None
 
 
 def share_memory(services: list[Service], gib: float | None) -> None:

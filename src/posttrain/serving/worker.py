@@ -27,6 +27,9 @@ from posttrain.rollout.native.sampler import NativeSampler
 
 log = logging.getLogger(__name__)
 
+Since = tuple[str, int]
+"""A version of the weights, and the number of tokens that older ones had sampled before."""
+
 
 @dataclass
 class News:
@@ -38,6 +41,8 @@ class News:
     logprobs: list[float]
     tops: list[list[Alternative]]
     finish_reason: str | None
+    versions: list[Since]
+    """Of the weights that sampled the row so far."""
 
 
 @dataclass(eq=False)
@@ -50,6 +55,8 @@ class Job:
     news: asyncio.Queue[News | Exception] = field(default_factory=asyncio.Queue)
     reported: list[int] = field(default_factory=list)
     """Tokens of each row that were reported; -1 once it has finished."""
+    versions: list[list[Since]] = field(default_factory=list)
+    """Of the weights that sampled each row so far; empty if they never change."""
 
     def __post_init__(self) -> None:
         self.reported = [0] * len(self.rows)
@@ -70,6 +77,8 @@ class Worker:
         self.beat = time.monotonic()
         """When the thread last began a step or looked for work."""
         self.busy = False
+        self.version: str | None = None
+        """Of the weights; None if they never change."""
         self.thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self.ready: Future[None] = Future()
 
@@ -111,6 +120,27 @@ class Worker:
         """Whether a row of the adapter is unfinished; to be called in the thread."""
         rows = (row for job in self.jobs for row in job.rows)
         return any(row.adapter == adapter and row.finish_reason is None for row in rows)
+
+    def swap(self, change: Callable[[], None], version: str) -> None:
+        """Change the weights between two steps; to be called in the thread.
+
+        Completions that have begun go on with the new weights, which read their tokens so far
+        again; their versions tell which tokens are whose."""
+        engine = self.engine
+        assert engine is not None
+        engine.collect()
+        begun = [row for row in engine.running.rows if row.finish_reason is None]
+        self.version = "unknown"  # should the change fail half-way
+        change()
+        self.version = version
+        self.policy.version += 1  # so that no keys and values of the old weights are used
+        engine.clear()
+        engine.refresh()
+        engine.waiting += [[row] for row in begun]
+        for job in self.jobs:
+            for row, versions in zip(job.rows, job.versions):
+                if row.finish_reason is None:
+                    versions.append((version, len(row.response_ids)))
 
     def _run(self) -> None:
         try:
@@ -165,6 +195,7 @@ class Worker:
     def _add(self, job: Job) -> None:
         assert self.engine is not None
         apart = [row for row in job.rows if not self._shares_cache(row)]
+        job.versions = [[] if self.version is None else [(self.version, 0)] for _ in job.rows]
         self.jobs.append(job)
         try:
             self.engine.add([row for row in job.rows if row not in apart])
@@ -208,7 +239,8 @@ class Worker:
                 ended = ended or row.finish_reason is not None
                 new = slice(start, end)
                 values = row.response_ids[new], row.logprobs[new], row.tops[new]
-                batch.append((job, News(place, *values, row.finish_reason)))
+                versions = list(job.versions[place])
+                batch.append((job, News(place, *values, row.finish_reason, versions)))
         if ended:
             self.jobs = [job for job in self.jobs if max(job.reported) >= 0]
         self._send(batch)

@@ -188,14 +188,14 @@ def sampler_left_behind(steps: Sequence[Metrics]) -> str | None:
 
 
 def old_completions(steps: Sequence[Metrics]) -> str | None:
-    """Report that the policy moves far in the one step that completions are behind."""
+    """Report that the policy moves far in the steps that completions are behind."""
     values = lasting(steps, MISMATCH)
     if values is None or not steps[-1].get("sampling/staleness") or min(values) < 0.05:
         return None
     return (
         f"log-probs of the weights that sampled and of the policy differ by {values[-1]:.2g} nats "
-        "per token: one step moves the policy so far that rollout.one_step_off costs more than it "
-        "saves; switch it off, or lower trainer.learning_rate"
+        "per token: a step moves the policy so far that rollout.one_step_off costs more than it "
+        "saves; switch it off (or max_staleness), or lower trainer.learning_rate"
     )
 
 

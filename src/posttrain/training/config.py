@@ -20,6 +20,12 @@ class DistributedConfig(StrictConfig):
     """ddp: every rank holds the whole model; fsdp: parameters, gradients and optimiser state are
     sharded over all ranks (FSDP2); hsdp: they are sharded over the ranks of each machine; auto: ddp
     if the model fits into a rank's memory, else fsdp. Results are equal up to rounding."""
+    reshard_after_forward: Annotated[bool, Free()] = True
+    """Whether sharded layers free what they have gathered after the forward pass, and gather it
+    again in the backward pass. false exchanges a third less and holds all weights once, in the
+    dtype that computes."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The dtype in which sharded gradients are summed over the ranks."""
     tensor_parallel: Annotated[
         int, Free(), AlsoCalled(tensor_model_parallel_size="distributed.tensor_parallel")
     ] = Field(1, ge=1)

@@ -15,27 +15,37 @@ from posttrain.model.language_model import LanguageModel
 from posttrain.training.config import DistributedConfig
 
 
-def shard(policy: LanguageModel) -> None:
+def shard(policy: LanguageModel, section: DistributedConfig | None = None) -> None:
     """Shard a policy over the ranks by FSDP2: one group per decoder layer, the root's for the rest.
 
     The mesh says over which: all that do not hold other parts of its matrices, or, with replicas,
-    each of several groups of them (HSDP). Build the optimiser after this: it must hold the shards. `reshard_after_forward=True`
-    reshards the root too after every forward pass, so the parameters keep their identity. With the
-    default, None, the root would stay unsharded, and an optimiser built then would hold other
-    tensors.
+    each of several groups of them (HSDP). Build the optimiser after this: it must hold the shards.
+    `reshard_after_forward=True` reshards the root too after every forward pass, so the parameters
+    keep their identity. With the default, None, the root would stay unsharded, and an optimiser
+    built then would hold other tensors. For the same reason layers keep what they have gathered, if
+    the section says so, in passes with gradients alone: the backward pass reshards them.
     """
+    section = section or DistributedConfig()
     if problem := obstacle(policy):
         raise ValueError(f"{problem}: set distributed.strategy: ddp, which holds them whole")
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    ranks = mesh.current().ranks
+    device = next(policy.parameters()).device
+    ranks = mesh.current().ranks or mesh.arrange(device.type).ranks
     ranks = ranks["shard"] if ranks.size(0) == 1 else ranks["replicate", "shard"]
-    precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32)
+    reduced = getattr(torch, section.reduce_dtype)
+    precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=reduced)
     options: dict[str, Any] = {"mesh": ranks, "mp_policy": precision, "reshard_after_forward": True}
     for network in (policy.model, policy.value_network):
         for layer in decoder_layers(network) if network is not None else ():
             fully_shard(layer, **options)
+            if not section.reshard_after_forward:
+                layer.register_forward_pre_hook(_keep_for_backward)
     fully_shard(policy, **options)
+
+
+def _keep_for_backward(layer: Any, args: Any) -> None:
+    layer.set_reshard_after_forward(not torch.is_grad_enabled(), recurse=False)
 
 
 def arrange_ranks(section: DistributedConfig, device: torch.device) -> mesh.Mesh:

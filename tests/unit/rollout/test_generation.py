@@ -23,7 +23,7 @@ from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import EngineError, Rollout, SamplingParams
 from posttrain.rollout.source import RolloutSource
 from posttrain.runs.config import parse_config
-from posttrain.training.checkpoint import STATE
+from posttrain.training.trainer_state import STATE
 
 PATIENCE = 20.0  # seconds until a test that waits in vain gives up
 AHEAD = {"one_step_off": True}
@@ -60,7 +60,7 @@ def rewarded(prompts: Any, completions: Any, completion_ids: Any) -> list[float]
 
 
 def source_of(
-    engine: Any, reward: Any = rewarded, num_steps: int = 9, beside: bool = True, **keys: Any
+    sampler: Any, reward: Any = rewarded, num_steps: int = 9, beside: bool = True, **keys: Any
 ) -> Any:
     prompts = [Prompt([10 + i, 5], {"prompt": "?"}) for i in range(8)]
     renderer: Any = SimpleNamespace(
@@ -68,7 +68,7 @@ def source_of(
     )
     config = RolloutConfig(group_size=4, max_new_tokens=8, **keys)
     return RolloutSource(
-        prompts, renderer, engine, reward, config, 2, num_steps, 0, lambda row: None, beside
+        prompts, renderer, sampler, reward, config, 2, num_steps, 0, lambda row: None, beside
     )
 
 
@@ -210,7 +210,7 @@ def test_closing_ends_what_is_sampled_ahead():
     source.next_batch()
     threading.Timer(0.2, go_on.set).start()
     source.close()
-    assert len(source.ahead.generation.rollouts) == 0, "it went on"
+    assert len(source.ahead.pending[2].generation.rollouts) == 0, "it went on"
 
 
 def test_calls_of_an_async_reward_wait_together():

@@ -63,7 +63,7 @@ def sampler_of(
 ) -> ServerSampler:
     keys = {"timeout": 20.0, "retries": 2, "start_with": START} | keys
     clients = [Server(server.url, **keys) for server in servers]
-    return ServerSampler(policy, clients, DIALECTS[kind], folder, max_concurrent_requests=3)
+    return ServerSampler(policy, clients, DIALECTS[kind], folder, 3, patience=0.3)
 
 
 @pytest.mark.parametrize("kind", list(DIALECTS))
@@ -121,8 +121,8 @@ def test_two_servers_share_the_work_and_connections_are_kept(model, tmp_path):
     expected = NativeSampler(policy, 16).generate(PROMPTS, PARAMS, SEEDS)
     with CompletionServer(model) as one, CompletionServer(model) as two:
         found = generate(sampler_of(policy, [one, two], tmp_path), PROMPTS, PARAMS, SEEDS)
-        assert sorted(len(s.completions) for s in (one, two)) == [4, 5]
-        assert sorted(b["seed"] for b in one.completions) == SEEDS[0::2]
+        assert min(len(s.completions) for s in (one, two)) >= 3
+        assert sorted(b["seed"] for s in (one, two) for b in s.completions) == SEEDS
         assert max(one.most_in_flight, two.most_in_flight) <= 3
         assert max(one.connections, two.connections) <= 3 + 2, "a connection for every request"
     assert [r.response_ids for r in found] == [r.response_ids for r in expected]
@@ -335,7 +335,7 @@ def test_training_over_http_equals_training_in_process(one_step_off, trained, tm
 def test_a_run_whose_server_dies_loses_nothing(trained, tmp_path):
     whole = run(grpo(tmp_path / "whole", trained))
     with CompletionServer(trained) as server:
-        tree = over_http(grpo(tmp_path / "parts", trained), server, retries=0)
+        tree = over_http(grpo(tmp_path / "parts", trained), server, retries=0, server_patience=0.1)
         answer = server.answer
 
         def dies(path: str, body: dict[str, Any]) -> Any:
@@ -411,7 +411,6 @@ def test_two_ranks_over_http_equal_one(strategy, trained, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"use_lora": False}, "set model.adapter: lora, or use rollout.engine: native"),
         ({"scratch": {}, "name": None, "use_lora": False}, "model.scratch has none"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from posttrain.cli.main import app
 from posttrain.common import distributed
 from posttrain.common.errors import SettingError
 from posttrain.runs import lost, preflight
-from posttrain.runs.config import parse_config
+from posttrain.runs.config import dump, parse_config
 from posttrain.runs.launch import (
     LaunchSettings,
     check,
@@ -31,7 +32,9 @@ from posttrain.runs.launch import (
     passing_signals_on,
     watch_failures,
 )
-from posttrain.runs.lost import LostRank, naming_lost_ranks
+from posttrain.runs.lost import LostRank, naming_lost_ranks, telling_alive
+
+pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,12 @@ from posttrain.runs.lost import LostRank, naming_lost_ranks
         ({"nnodes": 2, "address": "localhost:0"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": "localhost:70000"}, "address: expected HOST:PORT"),
         ({"nnodes": 2, "address": "localhost:x"}, "address: expected HOST:PORT"),
+        ({"nnodes": 2, "min_nodes": 0}, "nnodes: expected MIN:MAX with 1 <= MIN < MAX, got 0:2"),
+        ({"nnodes": 2, "min_nodes": 2}, "nnodes: expected MIN:MAX with 1 <= MIN < MAX, got 2:2"),
+        (
+            {"nnodes": 2, "min_nodes": 1, "address": "localhost:29500"},
+            "max_restarts: expected at least 1, since each machine that is lost takes a restart",
+        ),
         ({"timeout": 0}, "timeout: expected 1 to 1,000,000 seconds, got 0"),
         ({"timeout": -3}, "timeout: expected 1 to"),
         ({"timeout": float("nan")}, "timeout: expected 1 to 1,000,000 seconds, got nan"),
@@ -158,7 +167,7 @@ def test_restarts_are_announced_until_none_is_left(tmp_path: Path, capsys: Any) 
 )
 def test_an_option_that_is_almost_one_of_launch(word: str, near: str | None) -> None:
     group: Any = typer.main.get_command(app)
-    context = typer.Context(group.commands["launch"])
+    context = typer.Context(group.commands["launch"], parent=typer.Context(group))
     context.args = ["recipe.yaml", word]
     if near is None:
         command.check_options(context)
@@ -167,11 +176,51 @@ def test_an_option_that_is_almost_one_of_launch(word: str, near: str | None) -> 
             command.check_options(context)
 
 
+@pytest.mark.parametrize(
+    ("nnodes", "expected"), [("1", (None, 1)), ("4", (None, 4)), ("1:2", (1, 2)), ("2:16", (2, 16))]
+)
+def test_numbers_of_machines(nnodes: str, expected: tuple[int | None, int]) -> None:
+    assert command.numbers(nnodes) == expected
+
+
+@pytest.mark.parametrize("nnodes", ["", ":", ":2", "1:", "two", "-1", "1:2:3", "1-2"])
+def test_numbers_of_machines_that_are_none(nnodes: str) -> None:
+    with pytest.raises(SettingError, match=f"nnodes: expected a number or MIN:MAX.*got {nnodes}$"):
+        command.numbers(nnodes)
+
+
+def launched(*words: str) -> typer.Context:
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group.commands["launch"], parent=typer.Context(group))
+    context.args = list(words)
+    return context
+
+
+def test_the_command_that_ranks_run() -> None:
+    assert command.arguments_of(launched("recipe.yaml", "--resume"))[0] == "train"
+    assert command.arguments_of(launched("train", "recipe.yaml")) == ["train", "recipe.yaml"]
+    assert command.arguments_of(launched("eval", "model", "--tasks", "gsm8k"))[0] == "eval"
+    for word in ("score", "classify", "sweep", "pipeline", "serve"):
+        with pytest.raises(ValueError, match=f"^posttrain {word} runs in one process: call it"):
+            command.arguments_of(launched(word, "x"))
+
+
+@pytest.mark.parametrize("name", command.RANKED)
+def test_options_of_what_ranks_run_are_not_mistaken_for_those_of_launch(name: str) -> None:
+    group: Any = typer.main.get_command(app)
+    own = [x for p in group.commands[name].params for x in p.opts if x.startswith("--")]
+    command.check_options(launched(name, "x", *own))
+    with pytest.raises(ValueError, match="No such option: --nprocs"):
+        command.check_options(launched(name, "x", "--nprocs"))
+    taken = {x for p in group.commands["launch"].params for x in p.opts}
+    assert not taken & set(own), "launch would take an option from the command"
+
+
 def report_of(tmp_path: Path, monkeypatch: Any, **changes: Any) -> dict[str, Any]:
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     tree = tiny.run_config(tmp_path, "sft")
     tree["trainer"] |= changes
-    return preflight.report(parse_config(tree, "recipe"))
+    return preflight.report({"config": dump(parse_config(tree, "recipe"))})
 
 
 def test_ranks_that_are_alike(tmp_path: Path, monkeypatch: Any) -> None:
@@ -243,6 +292,7 @@ def test_ranks_that_do_not_come(monkeypatch: Any) -> None:
 
 def test_errors_of_other_kinds_stay_as_they_are(monkeypatch: Any) -> None:
     monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(lost, "tell", lambda topic, what: None)
     for error in (RuntimeError("shape mismatch"), ValueError("gloo"), KeyError("x")):
         with pytest.raises(type(error)) as found, naming_lost_ranks():
             raise error
@@ -262,3 +312,76 @@ def test_errors_of_other_kinds_stay_as_they_are(monkeypatch: Any) -> None:
     words = "did not answer in the report of a step; rank 1 is silent"
     with pytest.raises(LostRank, match=words), naming_lost_ranks():
         tell()
+
+
+@pytest.fixture
+def said_by(monkeypatch: Any) -> dict[tuple[str, int], dict[str, Any]]:
+    """What three ranks tell, of which this is rank 0."""
+    told: dict[tuple[str, int], dict[str, Any]] = {}
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
+    monkeypatch.setattr(lost, "tell", lambda topic, what: told.update({(topic, 0): what}))
+    monkeypatch.setattr(lost, "told", lambda topic, by: told.get((topic, by)))
+    monkeypatch.setattr(lost, "OTHERS_HAVE", 0.2)
+    return told
+
+
+def test_what_the_others_said_last_is_named(said_by: dict[Any, Any]) -> None:
+    def all_gather() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    here = {"host": "b", "time": time.time() - 7}
+    said_by["failed", 1] = here | {"why": "the folder model does not exist"}
+    said_by["finished", 2] = here | {"what": "256 problems of gsm8k"}
+    with pytest.raises(LostRank) as found, naming_lost_ranks():
+        all_gather()
+    assert str(found.value).endswith(
+        "did not answer in all_gather; rank 1 (b) has failed: the folder model does not exist; "
+        "rank 2 (b) is silent: it finished 256 problems of gsm8k 7 s ago"
+    )
+    said_by["waiting", 1] = said_by["waiting", 2] = here | {"in": "all_gather"}
+    with pytest.raises(LostRank, match="all of them wait for one another"), naming_lost_ranks():
+        all_gather()
+
+
+def test_an_error_of_its_own_is_told_to_the_others(said_by: dict[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="no folder"), naming_lost_ranks():
+        raise ValueError("no folder\nof this name")
+    assert said_by["failed", 0] == {"why": "no folder of this name"}
+
+
+def test_a_rank_that_tells_nothing_is_named(said_by: dict[Any, Any], monkeypatch: Any) -> None:
+    clock, asked = [1000.0], [0]
+
+    def told(topic: str, by: int) -> dict[str, Any]:
+        asked[0] += by == 2
+        return {"host": "bc"[by - 1], "time": clock[0] if by == 1 else min(clock[0], 1020.0)}
+
+    monkeypatch.setattr(lost, "told", told)
+    monkeypatch.setattr(lost, "BEAT_EVERY", 0.001)
+    monkeypatch.setattr(lost.time, "monotonic", lambda: clock[0])
+    with telling_alive(timeout=10) as check:
+        for _ in range(31):
+            rounds = asked[0] + 2
+            while asked[0] < rounds:
+                time.sleep(0.001)
+            check()
+            clock[0] += 1
+        with pytest.raises(LostRank, match=r"rank 2 \(c\) has been silent for 10 s: the same call"):
+            check()
+
+
+def test_a_store_that_is_gone_is_named(said_by: dict[Any, Any], monkeypatch: Any) -> None:
+    def tell(topic: str, what: dict[str, Any]) -> None:
+        raise torch.distributed.DistNetworkError("Broken pipe")
+
+    monkeypatch.setattr(lost, "tell", tell)
+    monkeypatch.setattr(lost, "BEAT_EVERY", 0.001)
+    words = "all ranks meet, on the machine of rank 0, is out of reach"
+    with telling_alive(timeout=1000) as check, pytest.raises(LostRank, match=words):
+        call_for_ever(check)
+
+
+def call_for_ever(check: Any) -> None:
+    while True:
+        check()
+        time.sleep(0.001)

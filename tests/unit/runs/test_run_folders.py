@@ -80,7 +80,7 @@ def test_a_full_disk_is_named_wherever_it_is_noticed(
 ) -> None:
     """Before the first step, of the folder for temporary files, and in a checkpoint."""
     from posttrain.model import trial
-    from posttrain.training import checkpoint
+    from posttrain.training import staging
 
     def fail(*_: Any) -> None:
         raise error
@@ -90,7 +90,7 @@ def test_a_full_disk_is_named_wherever_it_is_noticed(
         patch.setattr(trial, "save_model", fail)
         with pytest.raises(ValueError, match="is full: free some space, or set TMPDIR"):
             train(config)
-    monkeypatch.setattr(checkpoint, "save_model", fail)
+    monkeypatch.setattr(staging, "describe_model", fail)
     with pytest.raises(ValueError, match=r"checkpoint-2 could not be written \(the disk is full"):
         train(config)
 

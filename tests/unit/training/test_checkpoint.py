@@ -13,7 +13,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from trainer_states import moments
 
+from posttrain.common.files import sha256
 from posttrain.model import save
 from posttrain.model.adapters.names import saved_names
 from posttrain.model.config import ModelConfig
@@ -24,8 +26,8 @@ from posttrain.runs.config import parse_config
 from posttrain.runs.plan import plan
 from posttrain.runs.train import train
 from posttrain.training import checkpoint
-from posttrain.training.checkpoint import STATE
 from posttrain.training.trainer import Trainer
+from posttrain.training.trainer_state import STATE
 
 PROBE = """
 import sys, torch
@@ -291,11 +293,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 def test_state_loads_without_pickle_and_lists_every_trained_tensor(tmp_path):
     built = plan(parse_config(tiny.run_config(tmp_path), "test"))
     folder = checkpoints_in(run(tiny.run_config(tmp_path)))[-1]
-    state = torch.load(folder / STATE, weights_only=True)
+    torch.load(folder / STATE, weights_only=True)
     info = json.loads((folder / CHECKPOINT_INFO).read_text())
     trained = set(built.models.trainable())
-    assert set(info["trained_tensors"]) == set(state["optimizer"]) == trained
-    assert {f.name for f in folder.iterdir()} == {*info["files"], CHECKPOINT_INFO}
+    assert set(info["trained_tensors"]) == trained
+    expected = {f"{name}/{key}" for name in trained for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(moments(folder)) == expected
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert files == {*info["files"], CHECKPOINT_INFO}
+    assert info["files"] == {n: sha256(folder / n) for n in info["files"]}
 
 
 def test_metrics_have_the_names_users_expect(tmp_path):

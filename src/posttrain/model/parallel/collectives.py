@@ -112,10 +112,9 @@ class _Exchange(torch.autograd.Function):
 
 
 def _all_gather(x: Tensor, group: ProcessGroup) -> Tensor:
-    parts = [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())
-    ]
-    torch.distributed.all_gather(parts, x.contiguous(), group=group)
+    x = x.contiguous()
+    parts = [torch.empty_like(x) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, x, group=group)
     return torch.cat(parts, dim=-1)
 
 

@@ -81,10 +81,10 @@ def part_of(rows: Rows, group: ProcessGroup) -> Rows:
     ranks, total = group.size(), len(rows.input_ids)
     part = Part([len(x) for x in torch.arange(total).tensor_split(ranks)], group)
     own = slice(part.first, part.end)
-    edited = rows.layout.edited
-    if edited is not None:
-        edited = tuple(places[part.has(places)] - part.first for places in edited)
-    layout = replace(rows.layout, edited=edited, part=part)
+    layout = replace(rows.layout, part=part)
+    if layout.edited is not None:
+        starts, ends = (places[part.has(places)] - part.first for places in layout.edited)
+        layout.edited = starts, ends
     return replace(
         rows, input_ids=rows.input_ids[own], position_ids=rows.position_ids[own], layout=layout
     )

@@ -177,15 +177,14 @@ def _cut(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
     if direction == "partial gradient":
         module.forward = partial(_with_spread_weight, module, mesh.get_group())
         return
-    if hasattr(module, "lora_A"):
-        _cut_linear(module.base_layer, direction, whole, mesh)
-        for factors in (module.lora_A, module.lora_B):
-            # A takes what the layer takes, and B returns what it returns
-            if (factors is module.lora_B) == (direction == "column"):
-                for factor in factors.values():
-                    _cut_linear(factor, direction, whole, mesh)
+    if not hasattr(module, "lora_A"):
+        _cut_linear(module, direction, whole, mesh)
         return
-    _cut_linear(module, direction, whole, mesh)
+    _cut_linear(module.base_layer, direction, whole, mesh)
+    # A takes what the layer takes, and B returns what it returns
+    factors = module.lora_B if direction == "column" else module.lora_A
+    for factor in factors.values():
+        _cut_linear(factor, direction, whole, mesh)
 
 
 def _cut_linear(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
@@ -206,9 +205,8 @@ def _cut_vocabulary(policy: LanguageModel, mesh: DeviceMesh) -> None:
         head.bias = _part(head.bias, 0, mesh)
     sizes = [len(x) for x in torch.arange(rows).chunk(mesh.size())]
     sizes += [0] * (mesh.size() - len(sizes))
-    own = mesh.get_local_rank()
     embedding.__class__ = VocabEmbedding
-    embedding.shard = VocabShard(sum(sizes[:own]), sizes[own], mesh.get_group())
+    embedding.shard = VocabShard(tuple(sizes), mesh.get_group())
     policy.vocab_shard = embedding.shard
 
 

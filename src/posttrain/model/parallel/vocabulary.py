@@ -20,9 +20,18 @@ from posttrain.model.parallel.collectives import summed
 class VocabShard:
     """The rows of the output head and of the embedding that this rank holds."""
 
-    first: int
-    size: int
+    sizes: tuple[int, ...]  # rows of each rank
     group: ProcessGroup
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.sizes[self.group.rank()]
+
+    @property
+    def first(self) -> int:
+        """Token of the first row."""
+        return sum(self.sizes[: self.group.rank()])
 
     def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of token ids among this rank's, 0 for those of others, and which are."""
@@ -46,6 +55,15 @@ def over_vocabulary(x: Tensor, shard: VocabShard | None) -> Tensor:
     if shard is not None:
         torch.distributed.all_reduce(x, group=shard.group)
     return x
+
+
+def whole(logits: Tensor, shard: VocabShard) -> Tensor:
+    """Return the logits [M, vocab] of all ranks from this one's, for few rows. Not differentiable."""
+    widest = max(shard.sizes)  # that a gather takes equal parts
+    own = torch.nn.functional.pad(logits, (0, widest - shard.size)).contiguous()
+    parts = [torch.empty_like(own) for _ in shard.sizes]
+    torch.distributed.all_gather(parts, own, group=shard.group)
+    return torch.cat([part[:, :size] for part, size in zip(parts, shard.sizes)], dim=-1)
 
 
 def at_targets(values: Tensor, targets: Tensor, shard: VocabShard | None) -> Tensor:

@@ -27,6 +27,8 @@ class Answer:
     """None if the server does not return them."""
     model: str | None = None
     """Model or adapter that the server reports; None if it reports none."""
+    version: str | None = None
+    """Of the weights that sampled the first token; None if the server does not report it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Dialect:
     """JSON -> Answer; raises KeyError, IndexError, TypeError or ValueError for anything else."""
     start: str
     """The command that starts such a server for a {model} and adapters up to {rank}."""
+    start_full: str | None
+    """The command for a server whose weights can all be replaced; None if there is none."""
     logprobs: str
     """What to do if its log-probs are not those of the distribution sampled from."""
     always_tempered: bool
@@ -82,6 +86,7 @@ def vllm_read(answer: Any) -> Answer:
     logprobs, ids = choice["logprobs"], choice.get("token_ids")
     if ids is None:
         ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
+    spans = choice.get("weight_versions") or []
     return Answer(
         [int(i) for i in ids],
         [float(x) for x in logprobs["token_logprobs"]],
@@ -89,6 +94,7 @@ def vllm_read(answer: Any) -> Answer:
         answer["usage"]["prompt_tokens"],
         choice.get("prompt_token_ids"),
         answer["model"],
+        str(spans[0]["version"]) if spans else None,
     )
 
 
@@ -143,6 +149,8 @@ DIALECTS = {
         read=vllm_read,
         start="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {model} --enable-lora "
         "--max-lora-rank {rank} --logprobs-mode processed_logprobs",
+        start_full="VLLM_SERVER_DEV_MODE=1 vllm serve {model} --weight-transfer-config "
+        '\'{{"backend": "disk"}}\' --logprobs-mode processed_logprobs',
         logprobs="start it with --logprobs-mode processed_logprobs",
         always_tempered=False,
         names_adapter=True,
@@ -155,6 +163,7 @@ DIALECTS = {
         read=sglang_read,
         start="python -m sglang.launch_server --model-path {model} --enable-lora "
         "--max-lora-rank {rank} --lora-target-modules all",
+        start_full=None,
         logprobs="SGLang leaves top_p and top_k out of them: use rollout.server_type: vllm",
         always_tempered=True,
         names_adapter=False,

@@ -1,23 +1,32 @@
-"""Completions from inference servers over HTTP; the policy's LoRA adapter is delivered to them.
+"""Completions from inference servers over HTTP; the policy's weights are delivered to them.
 
-An adapter's name contains the version of the weights, and vLLM names the adapter that it used in
-every answer, so the version of a rollout is what the server reports, not what we assume.
+Every version of the weights has a name that contains its number: an adapter's own name, or the
+`weight_version` of all weights. vLLM names the adapter that it used in every answer, and `posttrain
+serve` the versions, so the version of a rollout is what the server reports, not what we assume.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from posttrain.common import distributed
-from posttrain.rollout.engines.client import Server, concurrently
-from posttrain.rollout.engines.delivery import write_adapter
+from posttrain.rollout.engines.client import Line, Server, ServerError
+from posttrain.rollout.engines.delivery import has_adapter, write_adapter, write_weights
 from posttrain.rollout.engines.dialects import Answer, Dialect
+from posttrain.rollout.engines.pool import Lease, Pool
+from posttrain.rollout.engines.transfer import (
+    base_card,
+    load_adapter,
+    load_weights,
+    present_version,
+)
 from posttrain.rollout.generation import raise_together
 from posttrain.rollout.sampler import EngineError, Finished, Rollout, SamplingParams
 
@@ -29,7 +38,9 @@ class ServerSampler:
     """A sampler that spreads prompts over several servers, with bounded concurrency.
 
     update_weights is a collective: all ranks call it at the same point, and if one fails, all raise
-    EngineError.
+    EngineError. With `overlaps` it may be called while completions are sampled; those come from the
+    version that their server has when they are sent, or a newer one that it gets meanwhile, and are
+    labelled with the oldest.
     """
 
     def __init__(
@@ -39,35 +50,58 @@ class ServerSampler:
         dialect: Dialect,
         folder: Path,
         max_concurrent_requests: int,
+        patience: float = 120.0,
+        overlaps: bool = False,
+        welcome: Callable[[Server], None] = lambda server: None,
+        say: Callable[[str], None] = print,
     ) -> None:
-        """Deliver adapters through `folder`, which the servers must see under the same path."""
-        self.policy, self.servers, self.dialect = policy, servers, dialect
-        self.folder = folder.resolve()
-        self.max_concurrent_requests = max_concurrent_requests
+        """Deliver weights through `folder`, which the servers must see under the same path.
+
+        `welcome` raises EngineError for a server that came back and cannot generate for this run.
+        """
+        self.policy, self.dialect, self.folder = policy, dialect, folder.resolve()
         self.vocab_size = policy.causal_lm().config.vocab_size
         # a server that outlives a process may still hold, or have cached, that process's adapters
         self.run_id = distributed.from_rank_0(uuid.uuid4().hex[:8])
+        self.full, self.overlaps = not has_adapter(policy), overlaps
+        leads = distributed.rank() == 0
+        load = self._load if leads else self._find
+        self.pool = Pool(servers, load, welcome, patience, say if leads else None)
+        self.line = Line(max_concurrent_requests)
         self.delivered: int | None = None
 
+    @property
+    def servers(self) -> list[Server]:
+        """All servers, also those that are left out."""
+        return [member.server for member in self.pool.members]
+
     def adapter(self, version: int) -> str:
-        """Return the adapter's name for a version of the weights."""
+        """Return the name of a version of the weights."""
         return f"{PREFIX}-{self.run_id}-v{version}"
 
     def update_weights(self) -> None:
-        """Deliver the policy's adapter to every server, and unload the previous one."""
+        """Deliver the policy's weights to every server, and take back what none uses any more."""
         version = self.policy.version
         if all(distributed.all_gather(self.delivered == version)):
             return
-        distributed.barrier()  # no rank still generates with the adapter that is unloaded next
-        problem = None
+        running = distributed.all_gather(self.pool.oldest_running())
+        write = write_weights if self.full else write_adapter
+        problem, models = None, None
         try:
-            write_adapter(self.folder / self.adapter(version), self.policy)
+            write(self.folder / self.adapter(version), self.policy)
             if distributed.rank() == 0:
-                self._take_back(keep=self.adapter(version))
-                concurrently(lambda server: self._load(server, version), self.servers, 8)
+                # a rank sends requests for the version before until it hears of this one
+                used = [v for v in (*running, self.pool.version) if v is not None]
+                oldest = min(used, default=version) if self.overlaps else version
+                self._take_back(set(range(oldest, version + 1)))
+                self.pool.deliver(version)
+                models = self.pool.models()
         except (EngineError, OSError) as error:
             problem = str(error)
         raise_together(problem)
+        models = distributed.from_rank_0(models)
+        if distributed.rank() != 0:
+            self.pool.adopt(version, models)
         self.delivered = version
 
     def generate(
@@ -77,82 +111,114 @@ class ServerSampler:
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
     ) -> list[Rollout]:
-        """Return one completion per prompt; raise EngineError if a server fails or is too slow."""
+        """Return one completion per prompt; raise EngineError if no server is left to give one."""
         if not all(prompts):
             raise ValueError("a prompt is empty")
         assert self.delivered is not None, "update_weights comes first"
-        version = self.delivered
 
         def complete(place: int) -> Rollout:
-            rollout = self._complete(place, prompts[place], params, seeds[place], version)
+            rollout = self._complete(prompts[place], params, seeds[place])
             finished(place, rollout)
             return rollout
 
         try:
-            return concurrently(complete, range(len(prompts)), self.max_concurrent_requests)
+            return self.line.run(complete, range(len(prompts)))
         except EngineError:
             self.delivered = None  # so that update_weights delivers again
             raise
-        finally:
-            for server in self.servers:
-                server.close()
 
     def close(self) -> None:
         """Unload the adapter and delete its folder; servers that are gone are ignored."""
+        self.pool.close()
         if distributed.rank() == 0:
-            self._take_back(keep=None)
+            self._take_back(set())
             with suppress(OSError):
                 self.folder.rmdir()
+        for server in self.servers:
+            server.close()
 
-    def _complete(
-        self, place: int, prompt: list[int], params: SamplingParams, seed: int, version: int
+    def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Rollout:
+        """Return a completion of the first server that gives one."""
+        while True:
+            lease = self.pool.take()
+            patient, hurried = lease.member.server, lease.member.once
+            try:
+                try:
+                    server = hurried if lease.others else patient
+                    rollout = self._ask(server, lease, prompt, params, seed)
+                except ServerError as error:
+                    if error.kind != "busy" or not lease.others:
+                        raise
+                    rollout = self._ask(patient, lease, prompt, params, seed)
+                self.pool.trust(lease)
+                return rollout
+            except ServerError as error:
+                if error.kind == "refused":
+                    raise
+                self.pool.distrust(lease, error)
+            finally:
+                self.pool.give_back(lease)
+
+    def _ask(
+        self, server: Server, lease: Lease, prompt: list[int], params: SamplingParams, seed: int
     ) -> Rollout:
-        server = self.servers[(place + distributed.rank()) % len(self.servers)]
-        adapter = self.adapter(version)
+        """Return a server's completion, with the version that it reports."""
+        version, adapter = lease.version, None if self.full else lease.model
         try:
-            answer = ask(server, self.dialect, prompt, params, seed, adapter, adapter)
-        except EngineError as error:
-            if adapter in (error.refusal or ""):
-                raise EngineError(
-                    f"{error}; the adapter was delivered to it: was it restarted since?"
+            answer = ask(server, self.dialect, prompt, params, seed, adapter, lease.model)
+        except ServerError as error:
+            if self.adapter(version) in (error.refusal or ""):
+                text = f"{error}; the adapter was delivered to it: was it restarted since?"
+                raise ServerError(
+                    text, "weights", "no longer has the weights it was given"
                 ) from None
             raise
-        if self.dialect.names_adapter and answer.model != adapter:
-            raise EngineError(
-                f"server {server.url} generated with {answer.model!r}, but the policy's weights "
-                f"are {adapter!r}: the adapter's delivery did not take effect; restart the server "
-                f"with: {server.start_with}"
-            )
+        used = answer.version if self.full else answer.model
+        if used is not None and (self.full or self.dialect.names_adapter):
+            version = self._version_of(server, used, version)
         try:
             return to_rollout(answer, prompt, params, self.vocab_size, version)
         except EngineError as error:
             raise EngineError(f"server {server.url} {error}") from None
 
-    def _load(self, server: Server, version: int) -> None:
-        name = self.adapter(version)
-        path = str(self.folder / name)
-        try:
-            answer = server.post(self.dialect.load, {"lora_name": name, "lora_path": path})
-        except EngineError as error:
-            refusal = error.refusal or ""
-            if "already" in refusal and "loaded" in refusal:
-                return  # by an earlier attempt whose answer was lost: the name is ours alone
-            if server.start_with in str(error):
-                raise
-            raise EngineError(
-                f"{error}; {path} must lie on a filesystem that the server sees under the same "
-                f"path (rollout.adapter_dir), and the server must be started with: "
-                f"{server.start_with}"
-            ) from None
-        if isinstance(answer, dict) and name not in answer.get("loaded_adapters", [name]):
-            raise EngineError(f"server {server.url} did not load {path}: {answer}")
+    def _version_of(self, server: Server, used: str, version: int) -> int:
+        """Return the version that a server names; raise ServerError if it is older than asked for.
 
-    def _take_back(self, keep: str | None) -> None:
-        """Unload and delete the folder's adapters except `keep`, also those of a killed process."""
+        A newer one is right if all weights were replaced while the request waited."""
+        found = re.fullmatch(re.escape(self.adapter(0)[:-1]) + r"(\d+)", used)
+        number = None if found is None else int(found[1])
+        if number == version or (self.full and number is not None and number > version):
+            return number
+        short = f"generated with {used!r}, but the policy's weights are {self.adapter(version)!r}"
+        text = (
+            f"server {server.url} {short}: the delivery did not take effect; restart the server "
+            f"with: {server.start_with}"
+        )
+        raise ServerError(text, "weights", short)
+
+    def _load(self, server: Server, version: int) -> str:
+        """Give a server a version of the weights; return what requests call it."""
+        folder = self.folder / self.adapter(version)
+        return (
+            load_weights(server, folder)
+            if self.full
+            else load_adapter(server, self.dialect, folder)
+        )
+
+    def _find(self, server: Server, version: int) -> str:
+        """Return what requests call a version that rank 0 has delivered."""
+        folder = self.folder / self.adapter(version)
+        return present_version(server, self.dialect, folder, self.full)
+
+    def _take_back(self, keep: set[int]) -> None:
+        """Unload and delete what the folder holds but for these versions, also a killed process's.
+
+        All weights are read when they are delivered, and kept for servers that join."""
+        kept = {self.adapter(version) for version in keep}
         for old in self.folder.glob(f"*{PREFIX}-*-v*"):
-            if old.name == keep:
+            if old.name in kept:
                 continue
-            for server in self.servers:
+            for server in [] if self.full else self.pool.live():
                 hurried = server.hurried(10.0)
                 with suppress(EngineError):  # a server that is gone or new has none of ours
                     hurried.post(self.dialect.unload, {"lora_name": old.name})
@@ -234,19 +300,12 @@ def check_server(
     It must serve the base model `model`, take `room` tokens, read token ids as they are, and return
     log-probs of the distribution that it samples from.
     """
-    listed = server.get("/v1/models")
-    try:
-        card = next(card for card in listed["data"] if not card.get("parent"))
-        names = {str(card["id"]), str(card.get("root") or card["id"])}
-        limit = card.get("max_model_len")
-    except (KeyError, TypeError, AttributeError, StopIteration):
-        raise EngineError(
-            f"server {server.url} lists no model under /v1/models; start it with: "
-            f"{server.start_with}"
-        ) from None
+    card, _ = base_card(server)
+    names = {card["id"], str(card.get("root") or card["id"])}
+    limit = card.get("max_model_len")
     if Path(model).name.lower() not in {Path(name).name.lower() for name in names}:
         raise EngineError(
-            f"server {server.url} serves {card['id']}, but the run trains an adapter of {model}; "
+            f"server {server.url} serves {card['id']}, but the run trains weights of {model}; "
             f"start it with: {server.start_with} (the same model under another name: add "
             f"--served-model-name {Path(model).name})"
         )

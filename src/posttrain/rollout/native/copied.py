@@ -20,7 +20,7 @@ from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 
 class CopySampler:
-    """The native sampler on an unsharded copy of the policy."""
+    """The native sampler on a copy of the policy, whole or cut over ranks that sample together."""
 
     def __init__(self, policy: Any, whole: LanguageModel, max_num_seqs: int) -> None:
         """Take `whole`, a copy of the policy made before it was sharded."""
@@ -36,7 +36,7 @@ class CopySampler:
         copies = dict(whole.named_parameters())
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad and not name.startswith(HEAD_PREFIXES):
-                copies[name].copy_(distributed.full(parameter))
+                distributed.copy_full(copies[name], distributed.full(parameter))
         whole.version = self.policy.version
 
     def generate(

@@ -143,7 +143,7 @@ class Network:
 def network_of(policy: LanguageModel, longest: int) -> Network | None:
     """Return a policy's backbone for positions below `longest`; None if it keeps its modules."""
     backbone: Any = policy.backbone()
-    if policy.rope_limit is not None or not _quiet(backbone):
+    if policy.rope_limit is not None or policy.vocab_shard is not None or not _quiet(backbone):
         return None
     if _name(backbone) == "GPT2Model":
         return _gpt2(policy, backbone)

@@ -1,0 +1,177 @@
+"""Predicted against measured peak memory of the ranks of a run, on a CPU.
+
+    python benchmarks/memory.py [CASE...]
+
+Each case is a recipe on 1, 2 or 4 ranks. The prediction is that of `posttrain plan`; the measurement
+is the largest peak of resident memory of a rank (see memory_worker.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import machine, run_worker, today, versions, write_results
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
+    "9m": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8},
+    "33m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
+    "100m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12},
+}
+VOCAB, ROWS, STEPS = 4096, 256, 3
+
+
+def cases() -> Iterator[tuple[str, str, str, str, int, dict[str, Any]]]:
+    """Yield name, architecture, shape, method, ranks and the changes to the recipe."""
+    for shape in list(SHAPES)[1:]:
+        for kind in ("qwen2", "llama"):
+            yield f"{kind} {shape} sft", kind, shape, "sft", 1, {}
+    for shape in ("33m", "100m"):
+        yield f"qwen2 {shape} lora", "qwen2", shape, "sft", 1, {"model.adapter": {"type": "lora"}}
+        yield f"qwen2 {shape} dpo", "qwen2", shape, "dpo", 1, {}
+        yield f"qwen2 {shape} grpo", "qwen2", shape, "grpo", 1, {}
+    checkpointing = {"model.gradient_checkpointing": True}
+    yield "llama 33m checkpointing", "llama", "33m", "sft", 1, checkpointing
+    for ranks in (2, 4):
+        for strategy in ("ddp", "fsdp"):
+            for method in ("sft", "dpo", "grpo"):
+                change = {"distributed.strategy": strategy}
+                yield f"qwen2 33m {method} {strategy} {ranks}", "qwen2", "33m", method, ranks, change
+        for way in ("tensor_parallel", "sequence_parallel"):
+            change = {"distributed.strategy": "ddp", f"distributed.{way}": 2}
+            yield f"qwen2 33m sft {way} 2 of {ranks}", "qwen2", "33m", "sft", ranks, change
+    for ranks in (2, 4):
+        change = {"distributed.strategy": "fsdp"}
+        yield f"llama 100m sft fsdp {ranks}", "llama", "100m", "sft", ranks, change
+
+
+def make_model(folder: Path, kind: str, shape: str) -> None:
+    """Write a model with random weights and a tokenizer of the rows' words."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    from posttrain.model.scratch import train_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(words(), VOCAB, 1024)
+    make = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    config_class, model_class = make[kind]
+    config = config_class(
+        **SHAPES[shape],
+        vocab_size=VOCAB,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=kind == "qwen2",
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model_class(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def words() -> list[str]:
+    """Return 2,000 different words of letters."""
+    draw = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return ["".join(draw.choices(letters, k=draw.randint(2, 8))) + " " for _ in range(2000)]
+
+
+def make_rows(file: Path, method: str) -> None:
+    """Write rows whose texts have 16 to 160 words."""
+    draw, known = random.Random(1), words()
+
+    def text() -> str:
+        return "".join(draw.choices(known, k=draw.randint(16, 100)))
+
+    rows = []
+    for _ in range(ROWS):
+        row = {"prompt": "".join(draw.choices(known, k=20))}
+        if method == "sft":
+            row["completion"] = text()
+        elif method == "dpo":
+            row |= {"chosen": text(), "rejected": text()}
+        rows.append(row)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe_of(folder: Path, method: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a case as a tree."""
+    tree: dict[str, Any] = {
+        "model": {"name": str(folder / "model"), "adapter": {"type": "none"}, "device": "cpu"},
+        "data": {"path": str(folder / "rows.jsonl")},
+        "trainer": {
+            "type": method,
+            "max_steps": 3,
+            "batch_size": 8,
+            "micro_batch_tokens": 1024,
+            "logger": [],
+            "output_dir": str(folder / "results"),
+        },
+    }
+    if method == "grpo":
+        tree["trainer"] |= {"batch_size": 4}
+        tree["rollout"] = {"group_size": 4, "max_new_tokens": 64}
+        tree["reward"] = {"type": "length", "kind": "penalty", "max_length": 64, "cache_length": 16}
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    return tree
+
+
+def predict(recipe: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """Return the predicted bytes of a rank by part, in a process of its own."""
+    from posttrain.runs.config import parse_config
+    from posttrain.common.environment import tune_allocator
+    from posttrain.sizing.asked import ask
+    from posttrain.sizing.forked import forked
+    from posttrain.sizing.layout import Layout
+    from posttrain.sizing.rehearsal import rehearse
+
+    tune_allocator()
+    config = parse_config(recipe, "recipe")
+    section = config.distributed
+    asked = ask(config, "cpu")
+    strategy = section.strategy if section.strategy != "auto" else "ddp"
+    layout = Layout(ranks, 1, strategy, section.tensor_parallel, section.sequence_parallel)
+    batches = [asked.share(step, layout.shares) for step in range(STEPS)]
+    counted = forked(lambda: rehearse(asked.config, asked.network, batches, layout, asked.compute))
+    return {"peak": counted.peak / 2**20, "parts": counted.parts, "phase": counted.phase}
+
+
+def main(chosen: list[str]) -> None:
+    """Measure and predict the chosen cases, or all."""
+    results = []
+    for name, kind, shape, method, ranks, changes in cases():
+        if chosen and name not in chosen:
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_model(folder / "model", kind, shape)
+            make_model(folder / "tiny", kind, "tiny")
+            make_rows(folder / "rows.jsonl", method)
+            recipe = recipe_of(folder, method, changes)
+            settings = {"recipe": recipe, "ranks": ranks, "steps": STEPS, "tuned": True}
+            settings["tiny"] = str(folder / "tiny")
+            measured = run_worker("memory_worker.py", settings, "default", 1)["ranks"]
+            predicted = predict(recipe, ranks)
+        peak = max(rank["peak"] for rank in measured)
+        off = predicted["peak"] / peak - 1
+        print(f"{name:<36}{predicted['peak']:>9,.0f}{peak:>9,.0f}{off:>+8.1%}", flush=True)
+        print({k: round(v / 2**20) for k, v in predicted["parts"].items()}, predicted["phase"], [{k: round(v) for k,v in m.items() if k!='step_times'} for m in measured], measured[0]["step_times"])
+        results.append(
+            {"case": name, "ranks": ranks, "predicted_mib": predicted, "measured_mib": measured}
+        )
+    if not chosen:
+        write_results("memory", {"date": today(), "machine": machine(1), "cases": results})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

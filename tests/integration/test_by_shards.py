@@ -1,0 +1,231 @@
+"""A model whose ranks read their own parts is the model that each rank reads whole, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from architectures import causal_lm
+from damage import save_model_folder
+from rank_calls import on_ranks
+from safetensors.torch import load_file, save_file
+from test_distributed import assert_same_run, launch
+
+from posttrain.common import distributed
+from posttrain.common.batch import pack
+from posttrain.model import empty
+from posttrain.model.forward import forward
+from posttrain.model.heads import add_scoring_head, add_value_head
+from posttrain.model.load import load_policy
+from posttrain.model.loaded import start_hash
+from posttrain.model.parts import Part, local, part_of
+from posttrain.runs import by_shards
+from posttrain.runs.config import parse_config
+from posttrain.training.sharding import arrange_ranks, shard
+
+
+def config_for(folder: Path, method: str = "sft", **model: Any) -> Any:
+    tree = tiny.run_config(folder.parent / "recipe", method)
+    full = {} if model.keys() & {"use_lora", "adapter"} else {"adapter": "none"}
+    tree["model"] = {"name": str(folder), "device": "cpu", **full, **model}
+    tree["distributed"] = {"strategy": "fsdp"}
+    if method == "ppo":  # the native sampler would have a copy of the whole model
+        tree["rollout"] |= {"engine": "server", "servers": ["http://127.0.0.1:1"]}
+    return parse_config(tree, "test")
+
+
+def heads(policy: Any, method: str, name: str) -> None:
+    if method == "ppo":
+        add_value_head(policy, own_network=True)
+    if method == "reward_model":
+        add_scoring_head(policy, name)
+
+
+def both(config: Any, method: str) -> tuple[Any, Any]:
+    """The policy that is read in parts, and the one that is read whole."""
+    name, scores = config.model.name, method == "reward_model"
+    parts = by_shards.begin(config, name, tiny.CPU, scores)
+    assert parts is not None
+    assert all(p.is_meta != ("lora_" in n) for n, p in parts.named_parameters())
+    heads(parts, method, name)
+    by_shards.complete(parts, config, tiny.CPU)
+    whole = load_policy(config.model, name, tiny.CPU, config.trainer.seed, scores)
+    heads(whole, method, name)
+    return parts, whole
+
+
+def same_bits(config: Any, method: str) -> None:
+    parts, whole = both(config, method)
+    assert distributed.is_sharded(parts)
+    expected = dict(whole.named_parameters(remove_duplicate=False))
+    found = dict(parts.named_parameters(remove_duplicate=False))
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
+        box = part_of(parameter).box
+        assert local(parameter).numel() < parameter.numel() or len(parameter) == 1, name
+        assert torch.equal(local(parameter), expected[name].detach()[box]), name
+        assert parameter.requires_grad == expected[name].requires_grad, name
+        assert parameter.dtype == expected[name].dtype, name
+    buffers = dict(whole.named_buffers())
+    for name, buffer in parts.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    ties = [{n for n, p in d.items() if p is q} for d in (found, expected) for q in d.values()]
+    assert ties[: len(found)] == ties[len(found) :]
+    assert start_hash(parts.causal_lm()) == start_hash(whole.causal_lm()) != ""
+    a, b = parts.probe, whole.probe
+    assert all(torch.equal(x, y) for x, y in zip(a.logprobs, b.logprobs))
+    assert (a.noise, parts.tolerance, parts.unpacked) == (b.noise, whole.tolerance, None)
+    arrange_ranks(config.distributed, tiny.CPU)
+    shard(whole)
+    kinds = [
+        {
+            n: (type(m), getattr(getattr(m, "config", None), "_attn_implementation", None))
+            for n, m in p.named_modules()
+        }
+        for p in (parts, whole)
+    ]
+    assert kinds[0] == kinds[1]
+    batch, outputs = pack(parts.probe.rows), []
+    for policy in (parts.eval(), whole.eval()):
+        with torch.no_grad():
+            for parameter in () if policy.head is None else policy.head.parameters():
+                local(parameter).fill_(0.5)
+            outputs.append(forward(policy, batch, head=policy.head is not None))
+    for name in ("logprobs", "values", "scores"):
+        ours, theirs = (getattr(out, name) for out in outputs)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, theirs), name
+
+
+CASES = {
+    "full": ("sft", {}),
+    "lora": ("sft", {"use_lora": True, "lora": {"r": 4}}),
+    "value network, several files": ("ppo", {}),
+    "reward model": ("reward_model", {}),
+    "tied": ("sft", {}),
+}
+
+
+def folder_for(case: str, place: Path) -> Path:
+    folder = save_model_folder(place, sharded="several" in case)
+    if case == "tied":
+        tiny.causal_lm("qwen2").to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parts_are_the_whole(case, tmp_path):
+    """Weights, buffers, ties, dtypes, kernels, the probe's log-probs and the hash of the start."""
+    method, model = CASES[case]
+    folder = folder_for(case, tmp_path / "model")
+    on_ranks(2, tmp_path / "ranks", same_bits, config_for(folder, method, **model), method)
+
+
+def wrong_part(config: Any) -> None:
+    """Each rank reads the rows of the other."""
+    read = empty.TensorFiles.read
+
+    def other(self, name, part):
+        shape = self.shape(name)
+        if len(part.shape) == 2 and part.shape[0] < shape[0] and part.shape[0] > 1:
+            part = Part((shape[0] - part.offset[0] - part.shape[0], 0), part.shape)
+        return read(self, name, part)
+
+    empty.TensorFiles.read = other
+    policy = by_shards.begin(config, config.model.name, tiny.CPU, scores=False)
+    with pytest.raises(ValueError, match="is not in the model as it is in the file: set distr"):
+        by_shards.complete(policy, config, tiny.CPU)
+
+
+def test_what_was_read_is_compared_with_the_files(tmp_path):
+    config = config_for(save_model_folder(tmp_path / "model"))
+    on_ranks(2, tmp_path / "ranks", wrong_part, config)
+
+
+class Asked:
+    """Two ranks, as far as a question about the config goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(by_shards.distributed, "num_ranks", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"adapter": "dora"}, "an adapter of the type dora with these settings needs whole"),
+        ({"adapter": {"type": "lora", "modules_to_save": ["lm_head"]}}, "needs whole weights"),
+        ({"resize_embeddings": True}, "model.resize_embeddings needs the whole embedding"),
+        ({"name": "someone/model"}, "is a model of the hub: download it into a folder"),
+        ({"name": None, "scratch": {}}, "random weights are drawn in one piece"),
+    ],
+)
+def test_what_is_read_whole_says_why(keys, reason, tmp_path, monkeypatch, caplog):
+    config = config_for(save_model_folder(tmp_path / "model"), **keys)
+    Asked(monkeypatch)
+    assert by_shards.begin(config, config.model.name, tiny.CPU, scores=False) is None
+    assert "every rank reads the whole model before it is sharded" in caplog.text
+    assert reason in caplog.text
+
+
+def test_missing_and_foreign_weights_are_refused_as_ever(tmp_path, monkeypatch):
+    """By the headers alone: the messages of a model that is read whole."""
+    Asked(monkeypatch)
+    changes = {
+        "lacks weights of the model": lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+        "is \\[3, 2\\] in the weights": lambda t: t.update(
+            {"model.norm.weight": torch.zeros(3, 2)}
+        ),
+        "describes fewer layers": lambda t: t.update(
+            {"model.layers.7.mlp.up_proj.weight": torch.zeros(2)}
+        ),
+    }
+    for k, (message, change) in enumerate(changes.items()):
+        folder = save_model_folder(tmp_path / str(k))
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        config = config_for(folder)
+        for load in (
+            lambda c: by_shards.begin(c, c.model.name, tiny.CPU, scores=False),
+            lambda c: load_policy(c.model, c.model.name, tiny.CPU, seed=0),
+        ):
+            with pytest.raises(ValueError, match=message):
+                load(config)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "GPT-2"])
+def test_weights_under_other_names_are_read_whole(name, tmp_path, monkeypatch, caplog):
+    """Mixtral's experts are one tensor in the model; GPT-2's file has no prefix of the backbone."""
+    Asked(monkeypatch)
+    folder = save_model_folder(tmp_path / "model")
+    model = causal_lm(name)
+    model.save_pretrained(folder)
+    if name == "GPT-2":
+        file = folder / "model.safetensors"
+        tensors = {n.removeprefix("transformer."): x for n, x in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+    config = config_for(folder)
+    assert by_shards.begin(config, config.model.name, tiny.CPU, scores=False) is None
+    assert "every rank reads the whole model" in caplog.text
+
+
+def test_a_run_in_parts_resumes_in_one_piece(tmp_path):
+    """dpo under fsdp, with a second model as its reference; then resumed by one process."""
+    base = launch(tiny.run_config(tmp_path, "sft", max_steps=1), tmp_path / "base", ranks=1)
+    tree = tiny.run_config(tmp_path, "dpo", max_steps=4, save_steps=2, learning_rate=1e-3)
+    tree["model"] = {"name": str(base), "adapter": "none"}
+    tree["reference"] = {"name": str(base)}
+    tree["distributed"] = {"strategy": "fsdp"}
+    one, two = (launch(tree, tmp_path / "runs", ranks) for ranks in (1, 2))
+    said = (tmp_path / "runs" / "output-2" / "0.stderr").read_text()
+    assert "reads the whole model" not in said
+    assert_same_run(one, two)
+    shutil.rmtree(two / "checkpoint-4")
+    tree["trainer"]["resume_from_checkpoint"] = str(two)
+    assert_same_run(one, launch(tree, tmp_path / "runs", 1, two))
+    said = (tmp_path / "runs" / "output-1" / "0.stderr").read_text()
+    assert "resuming on one process a run that was saved on 2 ranks (fsdp): results are" in said

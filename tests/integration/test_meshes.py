@@ -1,0 +1,185 @@
+"""Ranks that split matrices, rows and data give the numbers of one process, for every method."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from test_distributed import assert_same_run, launch, steps
+
+from posttrain.algorithms import ALGORITHMS
+from posttrain.model.folder import checkpoints_in
+
+MESHES = {
+    "ddp 2": ("ddp", 2, 1, 1),
+    "ddp 4": ("ddp", 4, 1, 1),
+    "fsdp 2": ("fsdp", 2, 1, 1),
+    "fsdp 4": ("fsdp", 4, 1, 1),
+    "tp 2": ("ddp", 2, 2, 1),
+    "sp 2": ("ddp", 2, 1, 2),
+    "ddp 2 x tp 2": ("ddp", 4, 2, 1),
+    "ddp 2 x sp 2": ("ddp", 4, 1, 2),
+    "fsdp 2 x tp 2": ("fsdp", 4, 2, 1),
+    "fsdp 2 x sp 2": ("fsdp", 4, 1, 2),
+    "tp 2 x sp 2": ("ddp", 4, 2, 2),
+}
+"""Strategy, ranks, tensor_parallel and sequence_parallel."""
+FAST = {("sft", "fsdp 2 x tp 2"), ("grpo", "tp 2"), ("dpo", "sp 2"), ("reward_model", "tp 2")}
+
+
+def recipe(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
+    keys = {"max_steps": 5, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-4} | keys
+    if method == "grpo":
+        keys |= {"beta": 0.05, "batch_size": 3}
+    if method == "ppo":  # 4 passes a step
+        keys["max_steps"] = 2
+    tree = tiny.run_config(folder, method, **keys)
+    tree["model"]["scratch"] |= {"num_heads": 4, "num_kv_heads": 2}
+    return tree
+
+
+def distributed(strategy: str, tensor: int, sequence: int) -> dict[str, Any]:
+    return {
+        "strategy": strategy,
+        "tensor_parallel": tensor,
+        "sequence_parallel": sequence,
+        "timeout": 120,
+    }
+
+
+def apart(one: Path, other: Path) -> dict[str, float]:
+    """The largest relative differences of loss, gradient norm and parameters of two runs."""
+    found = {"loss": 0.0, "grad_norm": 0.0, "parameters": 0.0}
+    for a, b in zip(steps(one), steps(other), strict=True):
+        assert a["num_tokens"] == b["num_tokens"]
+        for name in ("loss", "grad_norm"):
+            # the loss of a method may be near 0, as the sum of shares of either sign
+            size = max(abs(a[name]), 1e-2)
+            found[name] = max(found[name], abs(a[name] - b[name]) / size)
+    left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, other))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        # Adam makes steps of rounding if a gradient is 0 but for that, as a key's bias has it
+        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=3e-5)
+    whole, other_whole = (torch.cat([x.flatten() for x in side.values()]) for side in (left, right))
+    found["parameters"] = float((other_whole - whole).norm() / whole.norm())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "mesh"),
+    [
+        pytest.param(method, mesh, marks=() if (method, mesh) in FAST else pytest.mark.slow)
+        for method in ALGORITHMS
+        for mesh in MESHES
+    ],
+)
+def test_a_mesh_equals_one_process(method, mesh, tmp_path):
+    strategy, ranks, tensor, sequence = MESHES[mesh]
+    tree = recipe(tmp_path, method)
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed(strategy, tensor, sequence)
+    found = apart(one, launch(tree, tmp_path / "runs", ranks))
+    print(method, mesh, {name: f"{value:.1e}" for name, value in found.items()})
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("kind", ["lora", pytest.param("reft", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("tensor", "sequence"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
+def test_adapters(kind, tensor, sequence, tmp_path):
+    base = launch(recipe(tmp_path, "sft", max_steps=1), tmp_path / "base", 1)
+    tree = recipe(tmp_path, "sft", learning_rate=1e-2)
+    adapter: dict[str, Any] = {"type": "lora", "r": 4}
+    if kind == "reft":
+        adapter = {"type": "loreft", "r": 2}
+    tree["model"] = {"name": str(base), "adapter": adapter}
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed("ddp", tensor, sequence)
+    two = launch(tree, tmp_path / "runs", 2)
+    assert_same_run_of_adapters(one, two)
+
+
+def assert_same_run_of_adapters(one: Path, other: Path) -> None:
+    for a, b in zip(steps(one), steps(other), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+    (file,) = (f.name for f in checkpoints_in(one)[-1].glob("*.safetensors"))
+    left, right = (load_file(checkpoints_in(run)[-1] / file) for run in (one, other))
+    for name in left:
+        torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("grpo", marks=pytest.mark.slow),
+        "sft",
+        pytest.param("ppo", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_continues_on_another_mesh(method, tmp_path):
+    """Saved by fsdp 2 x tp 2, resumed with rows split, then by one process."""
+    tree = recipe(tmp_path, method, save_steps=1, max_steps=3, keep_checkpoints=5)
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed("fsdp", 2, 1)
+    run = launch(tree, tmp_path / "runs", 4)
+    tree["trainer"]["resume_from_checkpoint"] = str(run)
+    for left, (ranks, keys) in (
+        (1, (2, distributed("ddp", 1, 2))),
+        (2, (1, distributed("ddp", 1, 1))),
+    ):
+        for folder in checkpoints_in(run)[left:]:
+            shutil.rmtree(folder)
+        tree["distributed"] = keys
+        launch(tree, tmp_path / "runs", ranks, run)
+    assert_same_run(one, run)
+    assert steps(run)[-1]["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_layers_that_keep_their_weights_for_the_backward_pass(method, tmp_path):
+    """Also passes without gradients, of the reference and of an evaluation, leave only shards."""
+    tree = recipe(tmp_path, method, eval_steps=2)
+    if method == "dpo":
+        tree["eval"] = {"split": 0.2}
+    else:
+        tree["eval"] = {"tasks": ["word_problems"], "max_samples": 3, "max_new_tokens": 4}
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed("fsdp", 1, 1) | {"reshard_after_forward": False}
+    assert_same_run(one, launch(tree, tmp_path / "runs", 2))
+
+
+def test_gradients_summed_in_bf16_differ_a_little(tmp_path):
+    tree = recipe(tmp_path, "sft")
+    tree["distributed"] = distributed("fsdp", 1, 1)
+    exact = launch(tree, tmp_path / "exact", 2)
+    tree["distributed"]["reduce_dtype"] = "bfloat16"
+    rough = launch(tree, tmp_path / "rough", 2)
+    pairs = [(a["grad_norm"], b["grad_norm"]) for a, b in zip(steps(exact), steps(rough))]
+    assert 1e-5 < max(abs(a - b) / a for a, b in pairs) < 1e-2
+
+
+def test_evaluation_on_a_mesh(tmp_path):
+    """Held-out rows, sampled problems and likelihoods, during training."""
+    tree = recipe(tmp_path, "sft", max_steps=2, eval_steps=1)
+    tree["eval"] = {
+        "tasks": ["word_problems"],
+        "max_samples": 5,
+        "max_new_tokens": 8,
+    }
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed("ddp", 2, 1)
+    two = launch(tree, tmp_path / "runs", 2)
+    for a, b in zip(steps(one), steps(two), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if name.startswith("eval") and "time" not in name and "per_second" not in name:
+                assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-7), name
