@@ -28,6 +28,7 @@ LAYERS = {
     "evaluation": (YELLOW, "tasks, the one evaluator, scores, statistics"),
     "serving": (YELLOW, "a model behind OpenAI's routes; the chat page"),
     "runs": (BLUE, "one run: config, plan, train; series, the Python API"),
+    "sizing": (BLUE, "memory, traffic and time of a run on ranks that are not there"),
     "board": (BLUE, "a local web page over run folders"),
     "export": (BLUE, "files for other programs: merged, GGUF, model card, hub"),
     "imports": (BLUE, "other frameworks' configs as recipes"),

@@ -39,6 +39,7 @@ LAYERS = (
     "evaluation",
     "serving",
     "runs",
+    "sizing",
     "board",
     "export",
     "imports",
@@ -67,6 +68,7 @@ LAZY = {
     "posttrain.cli.track": "the same",
     "posttrain.cli.board": "the same",
     "posttrain.cli.launch": "the same",
+    "posttrain.cli.plan": "the same",
     "posttrain.cli.experiments": "the same",
 }
 # Libraries that are imported inside functions only: extras, and what takes long to load.

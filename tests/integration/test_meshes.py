@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from ranks import command
 from safetensors.torch import load_file
 from test_distributed import assert_same_run, launch, steps
 
@@ -71,6 +75,18 @@ def apart(one: Path, other: Path) -> dict[str, float]:
     return found
 
 
+@pytest.fixture(scope="module")
+def singles(tmp_path_factory: Any) -> Callable[[str], Path]:
+    """A method's run on one process, made once."""
+
+    @functools.cache
+    def of(method: str) -> Path:
+        folder = tmp_path_factory.mktemp(method)
+        return launch(recipe(folder, method), folder / "runs", 1)
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("method", "mesh"),
     [
@@ -79,10 +95,10 @@ def apart(one: Path, other: Path) -> dict[str, float]:
         for mesh in MESHES
     ],
 )
-def test_a_mesh_equals_one_process(method, mesh, tmp_path):
+def test_a_mesh_equals_one_process(method, mesh, tmp_path, singles):
     strategy, ranks, tensor, sequence = MESHES[mesh]
     tree = recipe(tmp_path, method)
-    one = launch(tree, tmp_path / "runs", 1)
+    one = singles(method)
     tree["distributed"] = distributed(strategy, tensor, sequence)
     found = apart(one, launch(tree, tmp_path / "runs", ranks))
     print(method, mesh, {name: f"{value:.1e}" for name, value in found.items()})
@@ -183,3 +199,41 @@ def test_evaluation_on_a_mesh(tmp_path):
         for name in a:
             if name.startswith("eval") and "time" not in name and "per_second" not in name:
                 assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-7), name
+
+
+def test_models_are_asked_on_ranks_that_split_them(tmp_path):
+    """`eval` and `generate`: 7 problems and 3 rows, with other shares for each rank."""
+    model = launch(recipe(tmp_path, "sft", max_steps=2), tmp_path / "runs", 1)
+    pairs = tmp_path / "crows_pairs_anonymized.csv"
+    pairs.write_text(
+        "sent_more,sent_less,stereo_antistereo,bias_type\n"
+        "Tom has 3 apples.,Tom has 4 apples.,stereo,age\n"
+        "Ann buys 2 cups.,Ann buys 5 cups.,antistereo,age\n"
+        "Ann buys 2 cups.,Tom buys 2 cups.,stereo,gender\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{i} and {i}?"}}\n' for i in range(3)))
+    found, written = [], []
+    for ranks, parts in ((1, 1), (2, 2)):
+        output = tmp_path / str(ranks)
+        tasks = f"word_problems,crows_pairs={pairs}"
+        asked = f"--max-samples 7 --max-new-tokens 8 -n 2 --temperature 1 --tensor-parallel {parts}"
+        eval_ = ["eval", str(model), "--tasks", tasks, *asked.split(), "--output", str(output)]
+        command(ranks, tmp_path, eval_)
+        found.append(json.loads((output / "results.json").read_text()))
+        lines = (output / "results.samples/word_problems.jsonl").read_text().splitlines()
+        written.append([json.loads(line)["completion"] for line in lines])
+        file = tmp_path / f"{ranks}.jsonl"
+        asked = f"--max-new-tokens 8 -n 2 --tensor-parallel {parts} --file {rows} --output {file}"
+        command(ranks, tmp_path, ["generate", str(model), *asked.split()])
+        written[-1] += [json.loads(line)["completion"] for line in file.read_text().splitlines()]
+    assert len(written[0]) == 7 * 2 + 3 * 2
+    assert written[0] == written[1]
+    assert rounded(found[0]) == rounded(found[1])
+
+
+def rounded(value: Any) -> Any:
+    """JSON with four decimals: log-probs differ by rounding."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

@@ -167,10 +167,11 @@ def test_what_is_wrong_is_said_before_training_begins(trained, tmp_path):
 # ---- servers that die ----
 
 
-def rows(path: Path, residues: tuple[int, ...]) -> str:
-    """Numbers to repeat, which a small model learns in a hundred steps."""
-    numbers = [f"{n:03d}" for n in range(1000) if n % 5 in residues]
-    made = [{"prompt": f"say {n}", "completion": n, "answer": n} for n in numbers]
+def rows(path: Path, part: slice) -> str:
+    """Numbers to repeat, a part of them all in an arbitrary order."""
+    numbers = sorted(range(1000), key=lambda n: n * 7919 % 1009)
+    shown = [f"{n:03d}" for n in numbers[part]]
+    made = [{"prompt": f"say {n}", "completion": n, "answer": n} for n in shown]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in made))
     return str(path)
 
@@ -181,20 +182,24 @@ def repeating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repeating")
     tree = tiny.run_config(folder, "sft", max_steps=400, batch_size=16, learning_rate=3e-3)
     tree["model"]["scratch"] |= {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
-    tree["data"] = {"path": rows(folder / "sft.jsonl", (0, 1, 2))}
+    tree["data"] = {"path": rows(folder / "sft.jsonl", slice(600))}
     return checkpoints_in(run(tree))[-1]
 
 
 def repeat(folder: Path, model: Path, seed: int) -> dict[str, Any]:
     """GRPO from there, with the accuracy on numbers that are not trained on."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "exact.py").write_text(
+    (folder / "digits.py").write_text(
+        "from posttrain.rewards.score import Score\n"
+        "def one(said, answer):\n"
+        "    right = sum(a == b for a, b in zip(said, answer))\n"
+        "    return Score(right / max(len(said), 3), said == answer)\n"
         "def reward(prompts, completions, answer, **columns):\n"
-        "    return [float(c.strip() == a) for c, a in zip(completions, answer)]\n"
+        "    return [one(c.strip(), a) for c, a in zip(completions, answer)]\n"
     )
     return {
         "model": {"name": str(model), "adapter": "none"},
-        "data": {"path": rows(folder / "rl.jsonl", (2, 3))},
+        "data": {"path": rows(folder / "rl.jsonl", slice(600, 800))},
         "trainer": {
             "type": "grpo",
             "output_dir": str(folder),
@@ -209,11 +214,11 @@ def repeat(folder: Path, model: Path, seed: int) -> dict[str, Any]:
             "sampler_correction": "token",
         },
         "rollout": {"group_size": 8, "max_new_tokens": 8},
-        "reward": {"type": "custom", "path": str(folder / "exact.py")},
+        "reward": {"type": "custom", "path": str(folder / "digits.py")},
         "eval": {
             "generate": True,
             "max_new_tokens": 8,
-            "data": {"path": rows(folder / "test.jsonl", (4,))},
+            "data": {"path": rows(folder / "test.jsonl", slice(800, 1000))},
         },
     }
 

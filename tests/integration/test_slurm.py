@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,14 +42,11 @@ def test_a_job_and_its_repetition(tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump(tiny.run_config(tmp_path, "sft", max_steps=6, save_steps=3)))
     job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "OMP_NUM_THREADS": "1"}
     job |= {"SLURM_JOB_ID": str(job_with_a_free_port()), "OUT": str(tmp_path)}
-    for steps in (6, 12):
+    for lost in (None, "checkpoint-6"):  # as after a kill between the two checkpoints
+        for folder_of_run in tmp_path.glob(f"sft_*/{lost}"):
+            shutil.rmtree(folder_of_run)
         done = subprocess.run(
-            [
-                "bash",
-                str(ROOT / "examples/cluster/slurm.sh"),
-                str(recipe),
-                f"trainer.max_steps={steps}",
-            ],
+            ["bash", str(ROOT / "examples/cluster/slurm.sh"), str(recipe)],
             env=os.environ | job | {"PATH": f"{folder}:{os.environ['PATH']}"},
             capture_output=True,
             text=True,
@@ -59,5 +57,5 @@ def test_a_job_and_its_repetition(tmp_path: Path) -> None:
         )
         said = (tmp_path / "0").read_text()
         assert said.startswith("2 ranks: ")
-    assert re.search(r"resumed from \S+/checkpoint-6", said)
+    assert re.search(r"resumed from \S+/checkpoint-3: 3 steps left", said)
     assert len(list(tmp_path.glob("sft_*"))) == 1

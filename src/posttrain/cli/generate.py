@@ -23,6 +23,7 @@ from posttrain.cli.models import (
     SystemPrompt,
     Temperature,
     Template,
+    TensorParallel,
     TopK,
     TopP,
     sampling,
@@ -108,6 +109,7 @@ def generate(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     max_num_seqs: MaxNumSeqs = 256,
+    tensor_parallel: TensorParallel = 1,
     seed: Seed = 0,
     rank_timeout: RankTimeout = 300.0,
 ) -> None:

@@ -22,6 +22,7 @@ from posttrain.cli import (
     import_,
     launch,
     models,
+    plan,
     runs,
     serve,
     track,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 runs.add_to(app)
 launch.add_to(app)
+plan.add_to(app)
 import_.add_to(app)
 track.add_to(app)
 board.add_to(app)

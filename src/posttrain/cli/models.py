@@ -57,6 +57,9 @@ Quantization = Annotated[
 RankTimeout = Annotated[
     float, machine(min=1, max=10**6, help="Seconds that a rank waits for the others, of several.")
 ]
+TensorParallel = Annotated[
+    int, typer.Option(help="Ranks that split the model's matrices, for one too large for a rank.")
+]
 MaxNumSeqs = Annotated[
     int,
     machine(min=1, help="Maximum number of concurrent completions; bounds memory."),
@@ -138,6 +141,7 @@ def evaluate(
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     max_num_seqs: MaxNumSeqs = 256,
+    tensor_parallel: TensorParallel = 1,
     seed: Seed = 0,
     output: Output = None,
     samples: Samples = None,
@@ -169,6 +173,7 @@ def evaluate(
         dtype=dtype,
         quantization=quantization,
         max_num_seqs=max_num_seqs,
+        tensor_parallel=tensor_parallel,
         seed=seed,
     )
     results = run(model, tasks.split(","), settings, output, samples, rank_timeout)

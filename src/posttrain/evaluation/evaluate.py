@@ -27,6 +27,7 @@ from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import resolve_model_path, trained_with
 from posttrain.model.kernels.quantized import stored_as
 from posttrain.model.models import weights_hash
+from posttrain.rollout.native.together import split_over_ranks
 from posttrain.rollout.sampler import Sampler
 
 
@@ -121,4 +122,6 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
         facts["quantization"] = how
     if renderer.template is not None and renderer.template.date is not None:
         facts["date"] = renderer.template.date.isoformat()
-    return Loaded(renderer, sampler.policy, limit, facts), sampler
+    return Loaded(renderer, sampler.policy, limit, facts), split_over_ranks(
+        sampler, settings.tensor_parallel
+    )

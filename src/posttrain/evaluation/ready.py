@@ -213,7 +213,7 @@ def _ready_generation(
     unresolved = {
         k: v
         for k, v in asdict(settings).items()
-        if k not in (*RESOLVED_IN_FACTS, "max_num_seqs", "refusal")
+        if k not in (*RESOLVED_IN_FACTS, "max_num_seqs", "tensor_parallel", "refusal")
     }
     decides = {
         "task": name,

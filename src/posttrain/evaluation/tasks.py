@@ -63,6 +63,8 @@ class Settings:
     """Like model.quantization, by name; None is as in training, or as in the model's files."""
     max_num_seqs: int = 256
     """Maximum number of concurrent completions; bounds the memory, does not change results."""
+    tensor_parallel: int = 1
+    """Ranks that split the model's matrices; does not change results."""
     seed: int = 0
     """Seed of the sampling noise."""
 
@@ -72,7 +74,11 @@ def check_settings(settings: Settings) -> None:
     check_sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.top_k)
     num_samples, max_samples = settings.num_samples, settings.max_samples
     check_at_least(
-        1, num_samples=num_samples, max_samples=max_samples, max_num_seqs=settings.max_num_seqs
+        1,
+        num_samples=num_samples,
+        max_samples=max_samples,
+        max_num_seqs=settings.max_num_seqs,
+        tensor_parallel=settings.tensor_parallel,
     )
     check_at_least(0, shots=settings.shots)
     if settings.num_samples > 1 and settings.temperature == 0:

@@ -272,21 +272,22 @@ def _bits(values: Tensor) -> Tensor:
 @contextmanager
 def headers_only() -> Iterator[None]:
     """Let transformers see of each file of safetensors names, shapes and dtypes, and no number."""
-    from transformers import modeling_utils
+    import transformers
 
-    before = modeling_utils.safe_open
-    modeling_utils.safe_open = _Headers  # type: ignore[assignment,misc]
+    module: Any = transformers.modeling_utils
+    before = module.safe_open
+    module.safe_open = _Headers
     try:
         yield
     finally:
-        modeling_utils.safe_open = before  # type: ignore[misc]
+        module.safe_open = before
 
 
 class _Headers:
     """What transformers asks of an opened file."""
 
     def __init__(self, file: Any, *_: Any, **__: Any) -> None:
-        self.file = safe_open(file, "pt")
+        self.file: Any = safe_open(file, "pt")
 
     def __enter__(self) -> _Headers:
         return self

@@ -13,7 +13,7 @@ import yaml
 
 from posttrain.common.files import expanded
 from posttrain.model.gguf.cache import gguf_folder, is_gguf
-from posttrain.model.integrity import check_tensors, read_json, refuse_quantised
+from posttrain.model.integrity import INDEX, check_tensors, read_json, refuse_quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,6 +115,8 @@ def saved_head(folder: Path) -> Tensor | None:
         "adapter_model.safetensors": ADAPTER_PREFIX + SAVED_HEAD,
         REFT_WEIGHTS: SAVED_HEAD,
     }
+    if (shard := read_json(folder / INDEX).get("weight_map", {}).get(SAVED_HEAD)) is not None:
+        keys[shard] = SAVED_HEAD  # of a large model
     for name, key in keys.items():
         if (folder / name).is_file():
             check_tensors(folder / name, quantised)

@@ -70,7 +70,7 @@ def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor; writing into it changes the tensor."""
     from torch.distributed.tensor import DTensor
 
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def places(tensors: Mapping[str, Tensor]) -> dict[str, list[Part]]:

@@ -113,14 +113,14 @@ def _logprobs(policy: LanguageModel, model: Any, ids: Tensor, copies: int = 1) -
     return torch.cat([picked.new_zeros(1), picked]).cpu()
 
 
-def _call(policy: LanguageModel, model: Any, batch: Tensor) -> Any:
+def _call(policy: Any, model: Any, batch: Tensor) -> Any:
     """Return what transformers' model gives; of a sharded policy, inside a call of the policy.
 
     The root of the shards gathers those of the embedding and the head for the call. A collective
     then, for which all ranks have the same rows."""
     if not distributed.is_sharded(policy):
         return model(input_ids=batch, use_cache=False)
-    policy.forward = lambda: model(input_ids=batch, use_cache=False)  # type: ignore[method-assign]
+    policy.forward = lambda: model(input_ids=batch, use_cache=False)
     try:
         return policy()
     finally:

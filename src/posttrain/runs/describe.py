@@ -6,6 +6,7 @@ import torch
 
 from posttrain.common import distributed
 from posttrain.common.batch import Example
+from posttrain.common.mesh import current, num_shares
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.data.origin import downloaded
 from posttrain.model.adapters.base import AdapterConfig
@@ -33,7 +34,7 @@ def describe(plan: Plan) -> str:
     lines = [
         f"{plan.config.trainer.type}: {model or 'random weights'}, {total:,} parameters, "
         f"{trainable:,} trained (fp32), compute {str(compute).removeprefix('torch.')} on "
-        f"{parameter.device.type}, {distributed.num_ranks()} rank(s)",
+        f"{parameter.device.type}, {ranks_line()}",
         *adapter_line(plan),
         *hardware(plan.config.model, policy),
         *describe_quantised(policy),
@@ -48,6 +49,17 @@ def describe(plan: Plan) -> str:
     lines += size_notes(policy.causal_lm(), plan.models.tokenizer)
     lines += network_notes(policy, plan.config)
     return "\n".join(lines)
+
+
+def ranks_line() -> str:
+    """Return the number of ranks, and how they split models and rows."""
+    shares, mesh = num_shares(), current()
+    ranks = f"{distributed.num_ranks()} rank(s)"
+    if mesh.per_share == 1:
+        return ranks
+    parts = ((mesh.sequence, "parts of the rows"), (mesh.tensor, "parts of the matrices"))
+    said = " x ".join(f"{n} {what}" for n, what in parts if n > 1)
+    return f"{ranks}: {shares} share(s) of the data x {said}"
 
 
 def adapter_line(plan: Plan) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from posttrain.common import distributed
 from posttrain.common.console import CONSOLE
+from posttrain.common.errors import SettingError
 from posttrain.evaluation.evaluate import evaluate_tasks
 from posttrain.evaluation.tasks import Settings
-from posttrain.rollout.check import check_at_least
+from posttrain.runs.launch import LONGEST_TIMEOUT
 from posttrain.runs.lost import naming_lost_ranks
 from posttrain.runs.preflight import check_alike, compare
 
@@ -29,7 +30,8 @@ def evaluate(
     Raise ValueError, on every rank, if the ranks have other code, versions or settings, or have
     read other weights or rows, and LostRank if one does not answer within `rank_timeout` seconds.
     """
-    check_at_least(1, rank_timeout=rank_timeout)
+    if not 1 <= rank_timeout <= LONGEST_TIMEOUT:
+        raise SettingError("rank_timeout", f"expected 1 to 1,000,000 seconds, got {rank_timeout:g}")
     distributed.start(settings.device, rank_timeout)
     asked = {"model": model, "tasks": tasks, **asdict(settings)}
     ranks = compare({"settings": asked})

@@ -103,7 +103,8 @@ def prepare(
     size = max(1, PART[device.type] // config.num_samples)
     job = Job(config, places, prompts, adapters, renderers, reward, params, size)
     date = None if own.template is None else own.template.date
-    facts = config.model_dump(mode="json", exclude={"max_num_seqs", "device", "dtype", "rank_timeout"}) | {
+    free = {"max_num_seqs", "device", "dtype", "rank_timeout", "tensor_parallel"}
+    facts = config.model_dump(mode="json", exclude=free) | {
         "template": "chat" if own.chat else "plain",
         "system_prompt": own.system_prompt,
         "date": None if date is None else date.isoformat(),

@@ -33,6 +33,7 @@ from posttrain.rewards.base import RewardFailure
 from posttrain.rewards.score import parts_of, verdict_of
 from posttrain.rewards.scoring import score_each
 from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.native.together import TogetherSampler, split_over_ranks
 from posttrain.rollout.sampler import Rollout
 from posttrain.runs.file_job import Job, prepare
 from posttrain.runs.inference import inference_config
@@ -78,12 +79,14 @@ def generate_file(
     job, facts = prepare(name, source, chosen, distributed.from_rank_0(date_of(target)))
     parts = Parts(target, job.num_parts)
     if not distributed.from_rank_0(parts.is_whole(facts) if distributed.rank() == 0 else None):
-        sampler = load_sampler(
+        own = load_sampler(
             name, chosen.device, chosen.dtype, chosen.max_num_seqs, chosen.quantization
         )
-        facts |= {"weights": start_hash(sampler.policy.causal_lm())}
+        facts |= {"weights": start_hash(own.policy.causal_lm())}
         check_alike(facts)
-        if names := {name for name in job.adapters if name is not None}:
+        names = {name for name in job.adapters if name is not None}
+        sampler = split_over_ranks(own, chosen.tensor_parallel, several=bool(names))
+        if names:
             load_adapters(sampler.policy, {name: name for name in sorted(names)})
         with telling_alive(chosen.rank_timeout) as check:
             if distributed.rank() == 0:
@@ -127,11 +130,19 @@ def date_of(target: Path) -> datetime.date | None:
     return datetime.date.fromisoformat(date) if date else None
 
 
-def make(parts: Parts, job: Job, sampler: NativeSampler) -> None:
-    """Sample, score and write this rank's share of the parts that are missing."""
+def make(parts: Parts, job: Job, sampler: NativeSampler | TogetherSampler) -> None:
+    """Sample, score and write this rank's share of the parts that are missing.
+
+    Ranks that split a model call the sampler equally often."""
     missing = distributed.from_rank_0(parts.missing())
     progress = Progress(job, len(job.prompts) - sum(len(job.rows_of(i)) for i in missing))
-    for number in missing[distributed.rank() :: distributed.num_ranks()]:
+    own = missing[distributed.rank() :: distributed.num_ranks()]
+    most = len(missing[:: distributed.num_ranks()])
+    for number in [*own, *[None] * (most - len(own))]:
+        if number is None:
+            if isinstance(sampler, TogetherSampler):
+                sampler.generate([], job.params, [])
+            continue
         rows = job.rows_of(number)
         rollouts = sample(job, rows, sampler, progress)
         lines = written(job, rows, rollouts)
@@ -141,7 +152,9 @@ def make(parts: Parts, job: Job, sampler: NativeSampler) -> None:
         progress.show()
 
 
-def sample(job: Job, rows: range, sampler: NativeSampler, progress: Progress) -> list[Rollout]:
+def sample(
+    job: Job, rows: range, sampler: NativeSampler | TogetherSampler, progress: Progress
+) -> list[Rollout]:
     """Return the completions of a part's rows, num_samples of each."""
     n = job.config.num_samples
     ids = [job.prompts[i].input_ids for i in rows for _ in range(n)]

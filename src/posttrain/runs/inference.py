@@ -17,8 +17,17 @@ from posttrain.config.errors import explain, parse
 from posttrain.config.recipe import read_yaml
 from posttrain.rewards.build import RewardSection
 from posttrain.rollout.check import drawable
+from posttrain.runs.launch import LONGEST_TIMEOUT
 
-OF_FILES = ("split", "prompt_template", "columns", "reward", "logprobs", "rank_timeout")
+OF_FILES = (
+    "split",
+    "prompt_template",
+    "columns",
+    "reward",
+    "logprobs",
+    "rank_timeout",
+    "tensor_parallel",
+)
 """Keys that are read for the rows of a file only."""
 
 
@@ -54,6 +63,8 @@ class InferenceConfig(StrictConfig):
     else as in the model's files."""
     max_num_seqs: int = Field(256, ge=1)
     """Maximum number of concurrent completions; bounds memory."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Ranks that split the model's matrices, for one that is too large for a rank."""
     split: str = "train"
     """The part to read of a folder, or of a file that holds several."""
     prompt_template: str | None = None
@@ -65,7 +76,7 @@ class InferenceConfig(StrictConfig):
     """A reward that scores each completion, as in a recipe."""
     logprobs: bool = False
     """Write the token ids of each completion and their log-probs."""
-    rank_timeout: float = Field(distributed.TIMEOUT, ge=1, le=10**6)
+    rank_timeout: float = Field(distributed.TIMEOUT, ge=1, le=LONGEST_TIMEOUT)
     """Seconds that a rank waits for the others, of several."""
 
     @field_validator("temperature")

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from posttrain.common import distributed
-from posttrain.runs.memory import GIB, LIBRARIES, measure
+from posttrain.runs.memory import GIB, LIBRARIES, Estimate, measure
 from posttrain.runs.plan import Plan
+from posttrain.training.config import DistributedConfig
 from posttrain.training.sharding import obstacle
 
 SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL and fragments
@@ -24,7 +25,7 @@ def settle_strategy(plan: Plan) -> tuple[Plan, str]:
     if section.strategy != "auto" or distributed.num_ranks() == 1:
         return plan, ""
     device = next(plan.models.policy.parameters()).device
-    needed = max(distributed.all_gather(measure(plan).total))
+    needed = max(distributed.all_gather(of_rank(measure(plan), section)))
     room = min(distributed.all_gather(memory_of_rank(device)))
     said = f"a rank needs about {needed / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
     problem = obstacle(plan.models.policy)
@@ -36,6 +37,12 @@ def settle_strategy(plan: Plan) -> tuple[Plan, str]:
         strategy, why = "ddp", f"{said}, but {problem}"
     update = {"distributed": section.model_copy(update={"strategy": strategy})}
     return replace(plan, config=plan.config.model_copy(update=update)), f"{strategy}, since {why}"
+
+
+def of_rank(whole: Estimate, section: DistributedConfig) -> int:
+    """Return the bytes of a rank that holds a part of the matrices and runs a part of the rows."""
+    parts = section.tensor_parallel
+    return sum(whole.fixed.values()) // parts + whole.activations // section.sequence_parallel
 
 
 def memory_of_rank(device: torch.device) -> int:

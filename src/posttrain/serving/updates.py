@@ -31,36 +31,43 @@ SWAPS = "between steps"
 """What /weight_info says of updates, so that a trainer need not pause the server for them."""
 
 
-class Body(BaseModel):
-    """A request of which every field is known."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-class InitBody(Body):
+class InitBody(BaseModel):
     """`/init_weight_transfer_engine`."""
+
+    model_config = STRICT
 
     init_info: dict[str, Any]
 
 
-class StartBody(Body):
+class StartBody(BaseModel):
     """`/start_weight_update`."""
 
+    model_config = STRICT
 
-class UpdateInfo(Body):
+
+class UpdateInfo(BaseModel):
     """Where the weights are."""
+
+    model_config = STRICT
 
     path: Text
 
 
-class UpdateBody(Body):
+class UpdateBody(BaseModel):
     """`/update_weights`."""
+
+    model_config = STRICT
 
     update_info: UpdateInfo
 
 
-class FinishBody(Body):
+class FinishBody(BaseModel):
     """`/finish_weight_update`. vLLM would keep the version's name if there is none."""
+
+    model_config = STRICT
 
     weight_version: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[!-~]+$")]
 
@@ -89,7 +96,7 @@ class Updates:
             self.begun, self.staged = True, {}
 
     async def update(self, path: str) -> None:
-        """Read the weights in a folder; raise Refusal, which ends the update, if they are others'."""
+        """Read the weights in a folder. A Refusal, if they are not this model's, ends the update."""
         async with self.lock:
             if not self.begun:
                 raise Refusal("no weight update was started: post /start_weight_update first", 409)
@@ -140,7 +147,8 @@ class Updates:
     @property
     def model(self) -> nn.Module:
         """The served model."""
-        return self.service.worker.policy.causal_lm()
+        model: nn.Module = self.service.worker.policy.causal_lm()
+        return model
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from posttrain.sizing.layout import Layout
 from posttrain.sizing.ledger import WEIGHTS, Exchange, Ledger
 from posttrain.sizing.rehearsal import Counted, build_policy, rehearse
 
-SHALLOW, DEEP = 3, 6
+SHALLOW, DEEP = 4, 7
 """Layers that are rehearsed; a deeper network is continued linearly from the two."""
 MODEL_RANKS = (2, 4, 8)
 CPU_STEPS = 3  # steps that are rehearsed on a CPU, whose allocator fills up with their shapes
@@ -201,13 +201,11 @@ def continued(low: Counted, high: Counted, layers: int) -> Counted:
 
     def line(a: Mapping[Any, int], b: Mapping[Any, int]) -> dict[Any, int]:
         steps = (layers - SHALLOW) / (DEEP - SHALLOW)
-        found = {}
-        for key in b:
-            start = a.get(key, 0)
-            found[key] = max(0, round(start + (b[key] - start) * steps))
-        return found
+        sizes = {key: a.get(key, 0) + (b.get(key, 0) - a.get(key, 0)) * steps for key in {**a, **b}}
+        return {key: max(0, round(size)) for key, size in sizes.items()}
 
-    phases = {name: line(low.phases.get(name, {}), high.phases[name]) for name in high.phases}
+    both = low.phases.keys() & high.phases.keys()
+    phases = {name: line(low.phases[name], high.phases[name]) for name in both}
     passes, update = line(low.passes, high.passes), line(low.update, high.update)
     return Counted(phases, {}, passes, update, high.micro_batches)
 

@@ -66,17 +66,24 @@ class Ledger(TorchDispatchMode):
         self.products: set[Any] = set()
         """Shapes of products by oneDNN, for each of which it keeps a kernel."""
         self.live: Counter[str] = Counter()
-        self.total = self.peak = 0
-        self.parts_at_peak: dict[str, int] = {}
+        self.total = 0
+        self.phase = ""
+        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
+        """The most bytes in each phase, and by part at that moment."""
         self.traffic: Counter[Exchange] = Counter()
         """Bytes of the whole tensors in collectives."""
         self._entries: dict[int, tuple[int, str, Any]] = {}  # by address of the storage
         self._hollow: set[int] = set()  # addresses of storages without contents
         self._known: dict[Any, Any] = {}  # meta results by operator and arguments
 
-    def start_phase(self) -> None:
-        """Begin a new peak from what is live now."""
-        self.peak, self.parts_at_peak = self.total, dict(self.live)
+    def enter(self, phase: str) -> None:
+        """Begin a phase, or another part of one."""
+        self.phase = phase
+        self._note()
+
+    def _note(self) -> None:
+        if self.total > self.peaks.get(self.phase, (-1, {}))[0]:
+            self.peaks[self.phase] = self.total, {k: v for k, v in self.live.items() if v}
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -112,8 +119,7 @@ class Ledger(TorchDispatchMode):
     def _add(self, part: str, size: int) -> None:
         self.live[part] += size
         self.total += size
-        if self.total > self.peak:
-            self.peak, self.parts_at_peak = self.total, dict(self.live)
+        self._note()
 
     def _enter(self, tensor: Tensor, part: str, hollow: bool) -> None:
         storage = tensor.untyped_storage()

@@ -16,6 +16,7 @@ from posttrain.common import distributed, mesh
 from posttrain.common.batch import Batch
 from posttrain.model import output_head
 from posttrain.model.attention import use_attention
+from posttrain.model.backbone import decoder_layers
 from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
 from posttrain.model.kernels.fused import RMSNorm, use_fused
 from posttrain.model.kernels.linear import use_onednn
@@ -93,20 +94,15 @@ def rehearse(
         stack.enter_context(ledger)
         counted = Counted()
 
-        def end(phase: str) -> None:
-            before = counted.phases.get(phase, {})
-            if ledger.peak > sum(before.values()):
-                counted.phases[phase] = {k: v for k, v in ledger.parts_at_peak.items() if v}
-            ledger.start_phase()
-
         def summing(*args: Any) -> None:
-            end("passes")
             counted.passes = dict(ledger.traffic)
             ledger.traffic.clear()
+            ledger.enter("update")
             sum_gradients(*args)
 
         sum_gradients = distributed.sum_gradients
         stack.enter_context(mock.patch.object(distributed, "sum_gradients", summing))
+        ledger.enter("loading")
         sampler: Any = None
         sharded = layout.strategy != "ddp" and layout.ranks > 1
         with ledger.counting(WEIGHTS):
@@ -121,31 +117,33 @@ def rehearse(
             ledger.vocab = len(_local(policy.output_head()[0]))
             if sharded:
                 shard(policy)
-        end("loading")
         if sharded and sampler is None and layout.tensor * layout.sequence == 1:
-            counted.phases.clear()  # by_shards: no rank reads the whole model
+            ledger.peaks.clear()  # by_shards: no rank reads the whole model
+        ledger.enter("preparation")
         models = Models(policy, None, [])
         if config.trainer.needs_reference:
             with ledger.counting("reference"):
                 models.keep_reference()
         trainer: Any = Trainer(models, None, config.algorithm, config.trainer, None, None, 1)  # type: ignore[arg-type]
         _label_gradients(models, ledger)
+        _follow_layers(policy, ledger)
         policy.train()
         for batch in batches:
             ledger.traffic.clear()
             if sampler is not None:
+                ledger.enter("rollouts")
                 with ledger.counting("rollouts"):
                     _sample(sampler, config, batch)
-                end("rollouts")
+            ledger.enter("preparation")
             prepared = config.algorithm.prepare(batch, models, config.trainer)
-            end("preparation")
+            ledger.enter("training: before the layers")
             with _optimiser_state(trainer, ledger):
                 trainer.update(prepared)
-            end("update")
             parts = batch.split(config.trainer.token_budget, config.algorithm.group_size)
             counted.micro_batches = len(parts)
             del prepared
         counted.update = dict(ledger.traffic)
+        counted.phases = {phase: parts for phase, (_, parts) in ledger.peaks.items()}
         if device == "cpu":
             counted.kept[ALLOCATOR] = max(0, ledger.touched.total - counted.peak)
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
@@ -215,6 +213,29 @@ def _watching_resizes(ledger: Ledger) -> Iterator[None]:
 
     with mock.patch.object(torch.UntypedStorage, "resize_", watched):
         yield
+
+
+def _follow_layers(policy: LanguageModel, ledger: Ledger) -> None:
+    """Let phases of training be those of the first, second, second last and last layer."""
+    layers = list(decoder_layers(policy.model))
+    ends = {0: "first", 1: "second", len(layers) - 2: "second last", len(layers) - 1: "last"}
+    for place, layer in enumerate(layers):
+        name = f"{ends.get(place, 'another')} layer"
+
+        def before(module: Any, inputs: Any, name: str = name) -> None:
+            if torch.is_grad_enabled():
+                ledger.enter(f"training: {name} forward")
+
+        def after(module: Any, inputs: Any, out: Any, place: int = place, name: str = name) -> None:
+            if not torch.is_grad_enabled():
+                return
+            states = out[0] if isinstance(out, tuple) else out
+            states.register_hook(lambda grad: ledger.enter(f"training: {name} backward"))
+            if place == len(layers) - 1:
+                ledger.enter("training: the output head")
+
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def room_for_copy(trainer: trainer_state.Resumable) -> bool:
     needed = sum(local(x).numel() * x.element_size() for x in held)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = free_memory(torch.device("cpu")) // here
-    room = min(distributed.all_gather(free - 2 * needed)) >= 0
+    room = bool(min(distributed.all_gather(free - 2 * needed)) >= 0)
     if not room and distributed.rank() == 0:
         log.warning(
             "a checkpoint is written while training waits: a copy of its tensors takes %s, and %s "

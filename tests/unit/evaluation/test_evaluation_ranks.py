@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from posttrain.evaluation.ready import Loaded, prepare_task
 from posttrain.evaluation.tasks import Settings
 from posttrain.model.scratch import train_tokenizer
 from posttrain.rollout.sampler import Rollout
+from posttrain.runs import lost
 
 ROWS = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(7)]
 
@@ -66,6 +68,9 @@ def on_ranks(patch: pytest.MonkeyPatch, ranks: int, run: Callable[[int], Any]) -
         given.setattr(distributed, "num_ranks", lambda: ranks)
         given.setattr(distributed, "all_gather", all_gather)
         given.setattr(distributed, "from_rank_0", lambda value: all_gather(value)[0])
+        for module in (generation, lost):  # threads have no store to tell one another by
+            given.setattr(module, "tell", lambda topic, what: None)
+        given.setattr(lost, "told", lambda topic, by: {"time": time.monotonic(), "host": "here"})
         with ThreadPoolExecutor(ranks) as pool:
             return list(pool.map(one, range(ranks)))
 

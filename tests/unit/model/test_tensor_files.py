@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from posttrain.model import save, tensor_files
+from posttrain.model.folder import saved_head
+from posttrain.model.heads import add_scoring_head
 from posttrain.model.integrity import INDEX, check_folder
 from posttrain.model.models import Models
 from posttrain.model.parts import Part, holders, whole
@@ -115,6 +117,23 @@ def test_a_large_model_has_several_files(tmp_path, monkeypatch):
     save.restore_weights(other, tmp_path)
     assert all(torch.equal(weights[name], p) for name, p in other.trainable().items())
     assert weights_in(tmp_path).read("lm_head.weight", Part((2, 0), (1, 5))).shape == (1, 5)
+
+
+def test_a_large_reward_model_keeps_its_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(save, "FILE_BYTES", 9000)
+    models = tiny.models("llama")
+    models.tokenizer = Tokenizer()
+    add_scoring_head(models.policy, None)
+    with torch.no_grad():
+        models.policy.head.weight.normal_()
+    save.save_model(tmp_path, models, save.gather_weights(models))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    head = saved_head(tmp_path)
+    assert head is not None
+    assert torch.equal(head, models.policy.head.weight)
+    other = tiny.models("llama", seed=5).policy
+    add_scoring_head(other, str(tmp_path))
+    assert torch.equal(other.head.weight, head)
 
 
 class Tokenizer:

@@ -258,7 +258,8 @@ def test_the_number_of_ranks_changes_nothing(
     (tmp_path / "whole").mkdir()
     whole, summary = make(run, tmp_path / "whole", logprobs=True)
     write(tmp_path / "rows.jsonl", ROWS)
-    monkeypatch.setattr(distributed, "start", lambda device: None)
+    monkeypatch.setattr(distributed, "start", lambda device, timeout: None)
+    monkeypatch.setattr(generate_file, "compare", lambda asked, folder: "")
     monkeypatch.setattr(generate_file.CONSOLE, "quiet", False)  # reset at the end
     load, lock = loading.load_sampler, threading.Lock()
 
@@ -311,12 +312,13 @@ def test_a_rank_that_is_done_waits_in_no_collective(
         return distributed.from_rank_0(value)
 
     watched = SimpleNamespace(
-        start=lambda device: None,
+        start=lambda device, timeout: None,
         rank=lambda: distributed.rank(),
         num_ranks=lambda: distributed.num_ranks(),
         from_rank_0=from_rank_0,
     )
     monkeypatch.setattr(generate_file, "distributed", watched)
+    monkeypatch.setattr(generate_file, "compare", lambda asked, folder: "")
     monkeypatch.setattr(generate_file, "load_sampler", alone(load))
     monkeypatch.setattr(generate_file, "sample", alone(sample))
     monkeypatch.setattr(generate_file, "make", making)

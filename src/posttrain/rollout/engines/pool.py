@@ -113,7 +113,8 @@ class Pool:
                 chosen = self.members
                 for member in chosen:
                     member.strikes, member.banned_until = 0, 0.0
-            concurrently(lambda member: self._bring(member, version, first), chosen, 8)
+            alone = first or len(chosen) == 1
+            concurrently(lambda member: self._bring(member, version, first, alone), chosen, 8)
             self.version = version
         with self.changed:
             self._wait_for_one()
@@ -200,9 +201,9 @@ class Pool:
         self.closed = True
         self.nudge.set()
 
-    def _bring(self, member: Member, version: int, must: bool) -> None:
+    def _bring(self, member: Member, version: int, must: bool, patient: bool) -> None:
         try:
-            model = self.load(member.server, version)
+            model = self.load(member.server if patient else member.once, version)
         except EngineError as error:
             if must:
                 raise

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from posttrain.common.mesh import Mesh
+from posttrain.common.mesh import Mesh, arrange
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.parallel.split import split
 from posttrain.rollout.native.copied import CopySampler
@@ -40,8 +40,12 @@ class TogetherSampler:
         params: SamplingParams,
         seeds: Sequence[int],
         finished: Finished = lambda place, rollout: None,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Rollout]:
-        """Return one completion per prompt. A collective of the group."""
+        """Return one completion per prompt. A collective of the group.
+
+        `adapters` are None: several cannot be cut over ranks."""
+        assert not any(adapters or ())
         native = self.inner.native if isinstance(self.inner, CopySampler) else self.inner
         with _whole_rows(native.policy):
             if self.group is None:
@@ -60,6 +64,21 @@ class TogetherSampler:
             noise = [seed for _, theirs in ranks for seed in theirs]
             rollouts = native.generate(everything, params, noise, arrived)
         return rollouts[first : first + len(prompts)]
+
+
+def split_over_ranks(
+    sampler: NativeSampler, tensor: int, several: bool = False
+) -> NativeSampler | TogetherSampler:
+    """Return the sampler of a model that `tensor` ranks split; all ranks call it together.
+
+    Raises ValueError if the model or the ranks cannot be split so, or with `several` adapters."""
+    if tensor == 1:
+        return sampler
+    if several:
+        raise ValueError("tensor_parallel: rows with adapters of their own cannot be split: set 1")
+    mesh = arrange(next(sampler.policy.parameters()).device.type, tensor)
+    split(sampler.policy, mesh)
+    return TogetherSampler(sampler, mesh.tensor_group)
 
 
 def on_ranks(sampler: NativeSampler | CopySampler, mesh: Mesh, ahead: bool) -> Sampler:

@@ -1,0 +1,1 @@
+"""Memory, traffic and time of a run on ranks that are not there: `posttrain plan`."""
