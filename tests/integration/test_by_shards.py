@@ -27,6 +27,8 @@ from posttrain.runs import by_shards
 from posttrain.runs.config import parse_config
 from posttrain.training.sharding import arrange_ranks, shard
 
+pytestmark = pytest.mark.distributed
+
 
 def config_for(folder: Path, method: str = "sft", **model: Any) -> Any:
     tree = tiny.run_config(folder.parent / "recipe", method)
@@ -229,3 +231,19 @@ def test_a_run_in_parts_resumes_in_one_piece(tmp_path):
     assert_same_run(one, launch(tree, tmp_path / "runs", 1, two))
     said = (tmp_path / "runs" / "output-1" / "0.stderr").read_text()
     assert "resuming on one process a run that was saved on 2 ranks (fsdp): results are" in said
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_boxes_resumes_in_one_piece(tmp_path):
+    """2 x 2 ranks that hold rows of parts of the matrices, and moments like them."""
+    tree = tiny.run_config(tmp_path, "sft", max_steps=4, save_steps=2, learning_rate=1e-3)
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = {"strategy": "fsdp", "tensor_parallel": 2}
+    four = launch(tree, tmp_path / "runs", 4)
+    assert_same_run(one, four)
+    shutil.rmtree(four / "checkpoint-4")
+    del tree["distributed"]
+    tree["trainer"]["resume_from_checkpoint"] = str(four)
+    assert_same_run(one, launch(tree, tmp_path / "runs", 1, four))
+    said = (tmp_path / "runs" / "output-1" / "0.stderr").read_text()
+    assert "saved on 4 ranks (fsdp, tensor_parallel 2)" in said

@@ -19,6 +19,8 @@ from test_distributed import assert_same_run, launch, steps
 from posttrain.algorithms import ALGORITHMS
 from posttrain.model.folder import checkpoints_in
 
+pytestmark = pytest.mark.distributed
+
 MESHES = {
     "ddp 2": ("ddp", 2, 1, 1),
     "ddp 4": ("ddp", 4, 1, 1),

@@ -73,7 +73,7 @@ def plan(
     lengths = whole_numbers(completion_tokens)
 
     from posttrain.sizing.asked import ask
-    from posttrain.sizing.forecast import Hardware, forecast, layouts, network_of
+    from posttrain.sizing.forecast import Hardware, forecast, layouts, load_code, network_of
     from posttrain.sizing.forked import forked
     from posttrain.sizing.report import facts, recommendation, servers, tables
     from posttrain.sizing.servers import Rates
@@ -85,6 +85,7 @@ def plan(
         gpu_memory * 2**30, gpu_flops * 1e12, utilisation, node_bandwidth * 1e9, bandwidth * 1e9
     )
     asked = ask(config, device)
+    load_code(asked)
     network = forked(partial(network_of, asked))
     print(*facts(asked, network, hardware, gpus, nodes), sep="\n", flush=True)
     found = [

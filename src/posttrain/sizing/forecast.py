@@ -115,6 +115,17 @@ def layouts(asked: Asked, gpus: int, nodes: int) -> Iterator[Layout]:
         yield Layout(gpus, nodes, "fsdp", sequence=split)
 
 
+def load_code(asked: Asked) -> None:
+    """Load what every rehearsal needs, so that their copies of this process need not."""
+    import torch._dynamo
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+    import torch.testing._internal.distributed.fake_pg
+
+    with torch.device("meta"):
+        build_policy(asked.config, asked.network(1), asked.compute)
+
+
 def network_of(asked: Asked) -> Network:
     """Return the numbers of the network, built without contents."""
     with Ledger() as ledger, ledger.counting(WEIGHTS):

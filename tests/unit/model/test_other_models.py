@@ -177,10 +177,10 @@ def test_saving_of_large_models_is_tried_without_their_matrices(name, monkeypatc
     monkeypatch.setattr(trial, "SMALL", 100)
     models = models_of(policy(name))
     check_saving(models)
-    plain = save.gather_weights
+    plain = save.saved_tensors
     lost = list(plain(models))[3]
     monkeypatch.setattr(
-        trial, "gather_weights", lambda m: {n: x for n, x in plain(m).items() if n != lost}
+        trial, "saved_tensors", lambda m: {n: x for n, x in plain(m).items() if n != lost}
     )
     with pytest.raises(ValueError, match=f"would lack {re.escape(lost.removeprefix('model.'))}"):
         check_saving(models)

@@ -17,6 +17,7 @@ from posttrain.model.language_model import LanguageModel
 from posttrain.model.parallel.split import split
 from posttrain.model.probe import choose_packing, expected, probe_rows
 
+pytestmark = pytest.mark.distributed
 SIZES = {
     "vocab_size": 131,  # no multiple of the ranks
     "hidden_size": 32,

@@ -25,7 +25,7 @@ from posttrain.model.load import load_policy
 from posttrain.runs.config import parse_config
 from posttrain.runs.plan import plan
 from posttrain.runs.train import train
-from posttrain.training import checkpoint
+from posttrain.training import checkpoint, staging
 from posttrain.training.trainer import Trainer
 from posttrain.training.trainer_state import STATE
 
@@ -254,7 +254,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(value, path)
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(staging.torch, "save", full)
     with pytest.raises(ValueError, match=r"checkpoint-2 could not be written.*checkpoint-1"):
         run(tiny.run_config(tmp_path, save_steps=1))
     (folder,) = tmp_path.glob("sft_*")
