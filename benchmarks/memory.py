@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ def cases() -> Iterator[tuple[str, str, str, str, int, dict[str, Any]]]:
         for strategy in ("ddp", "fsdp"):
             for method in ("sft", "dpo", "grpo"):
                 change = {"distributed.strategy": strategy}
-                yield f"qwen2 33m {method} {strategy} {ranks}", "qwen2", "33m", method, ranks, change
+                yield (
+                    f"qwen2 33m {method} {strategy} {ranks}",
+                    "qwen2",
+                    "33m",
+                    method,
+                    ranks,
+                    change,
+                )
         for way in ("tensor_parallel", "sequence_parallel"):
             change = {"distributed.strategy": "ddp", f"distributed.{way}": 2}
             yield f"qwen2 33m sft {way} 2 of {ranks}", "qwen2", "33m", "sft", ranks, change
@@ -128,12 +136,12 @@ def recipe_of(folder: Path, method: str, changes: dict[str, Any]) -> dict[str, A
 
 def predict(recipe: dict[str, Any], ranks: int) -> dict[str, Any]:
     """Return the predicted bytes of a rank by part, in a process of its own."""
-    from posttrain.runs.config import parse_config
     from posttrain.common.environment import tune_allocator
+    from posttrain.runs.config import parse_config
     from posttrain.sizing.asked import ask
+    from posttrain.sizing.forecast import count, load_code, network_of
     from posttrain.sizing.forked import forked
     from posttrain.sizing.layout import Layout
-    from posttrain.sizing.rehearsal import rehearse
 
     tune_allocator()
     config = parse_config(recipe, "recipe")
@@ -141,8 +149,10 @@ def predict(recipe: dict[str, Any], ranks: int) -> dict[str, Any]:
     asked = ask(config, "cpu")
     strategy = section.strategy if section.strategy != "auto" else "ddp"
     layout = Layout(ranks, 1, strategy, section.tensor_parallel, section.sequence_parallel)
-    batches = [asked.share(step, layout.shares) for step in range(STEPS)]
-    counted = forked(lambda: rehearse(asked.config, asked.network, batches, layout, asked.compute))
+    load_code(asked)
+    batch, _ = asked.fullest(layout.shares)
+    network = forked(partial(network_of, asked))
+    counted = forked(partial(count, asked, network, layout, batch, "cpu"))
     return {"peak": counted.peak / 2**20, "parts": counted.parts, "phase": counted.phase}
 
 
@@ -165,12 +175,12 @@ def main(chosen: list[str]) -> None:
         peak = max(rank["peak"] for rank in measured)
         off = predicted["peak"] / peak - 1
         print(f"{name:<36}{predicted['peak']:>9,.0f}{peak:>9,.0f}{off:>+8.1%}", flush=True)
-        print({k: round(v / 2**20) for k, v in predicted["parts"].items()}, predicted["phase"], [{k: round(v) for k,v in m.items() if k!='step_times'} for m in measured], measured[0]["step_times"])
         results.append(
             {"case": name, "ranks": ranks, "predicted_mib": predicted, "measured_mib": measured}
         )
-    if not chosen:
-        write_results("memory", {"date": today(), "machine": machine(1), "cases": results})
+    facts = {"date": today(), "machine": machine(1)}
+    facts["versions"] = versions("posttrain", "torch", "transformers", "peft")
+    write_results("memory", {**facts, "cases": results})
 
 
 if __name__ == "__main__":

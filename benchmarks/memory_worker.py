@@ -91,14 +91,6 @@ def warm_up(settings: dict[str, Any]) -> None:
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what every rank measured."""
-    import posttrain.cli.main
-    import posttrain.runs.train
-    import torch._dynamo
-    import torch.distributed.fsdp
-    import torch.distributed.tensor
-    import transformers.models.llama.modeling_llama
-    import transformers.models.qwen2.modeling_qwen2
-
     warm_up(settings)
     ranks, folder = settings["ranks"], Path(settings["folder"])
     with socket.socket() as probe:

@@ -237,6 +237,7 @@ def test_a_run_in_parts_resumes_in_one_piece(tmp_path):
 def test_a_checkpoint_of_boxes_resumes_in_one_piece(tmp_path):
     """2 x 2 ranks that hold rows of parts of the matrices, and moments like them."""
     tree = tiny.run_config(tmp_path, "sft", max_steps=4, save_steps=2, learning_rate=1e-3)
+    tree["model"]["scratch"]["num_kv_heads"] = 2
     one = launch(tree, tmp_path / "runs", 1)
     tree["distributed"] = {"strategy": "fsdp", "tensor_parallel": 2}
     four = launch(tree, tmp_path / "runs", 4)

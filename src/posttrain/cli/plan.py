@@ -89,8 +89,7 @@ def plan(
     network = forked(partial(network_of, asked))
     print(*facts(asked, network, hardware, gpus, nodes), sep="\n", flush=True)
     found = [
-        forecast(asked, network, layout, hardware, device)
-        for layout in layouts(asked, gpus, nodes)
+        forecast(asked, network, layout, hardware, device) for layout in layouts(asked, gpus, nodes)
     ]
     if all(one.problem is not None for one in found):
         raise ValueError(str(found[0].problem))

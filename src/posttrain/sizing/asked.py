@@ -71,12 +71,26 @@ class Asked:
         rows = min(self.config.trainer.examples_per_step, len(self.lengths))
         return sum(self.lengths) / len(self.lengths) * rows
 
-    def share(self, step: int, shares: int) -> Batch:
-        """Return the first of the shares of a step's rows."""
+    def share(self, step: int, shares: int, number: int = 0) -> Batch:
+        """Return one of the shares of a step's rows."""
         trainer = self.config.trainer
         order = EpochOrder(len(self.lengths), trainer.examples_per_step, trainer.seed)
-        mine = order.indices(step)[::shares]
+        mine = order.indices(step)[number::shares]
         return pack(sequences_of([self.example(i) for i in mine]))
+
+    def fullest_share(self, shares: int, steps: int) -> int:
+        """Return the number of the share with the most tokens in a micro-batch of the first steps.
+
+        Shares without rows in a step do not count."""
+        trainer, algorithm = self.config.trainer, self.config.algorithm
+        most = dict.fromkeys(range(min(shares, trainer.examples_per_step)), 0)
+        for number in most:
+            for step in range(steps):
+                batch = self.share(step, shares, number)
+                parts = batch.split(trainer.token_budget, algorithm.group_size)
+                tokens = [len(share_prompts(part).input_ids) for part in parts]
+                most[number] = max(most[number], *tokens, 0)
+        return max(most, key=lambda number: most[number])
 
     def fullest(self, shares: int) -> tuple[Batch, float]:
         """Return the micro-batch with the most tokens, behind the one before it, and a number.
@@ -163,9 +177,7 @@ def group(config: Config, prompt: Prompt, place: int) -> Example:
     assert rollout is not None
     new = rollout.max_new_tokens
     one = Rollout(list(prompt.input_ids), [0] * new, [0.0] * new, "stop", 0)
-    return tuple(
-        to_sequence(one, float(k % 2), place, k, new) for k in range(rollout.group_size)
-    )
+    return tuple(to_sequence(one, float(k % 2), place, k, new) for k in range(rollout.group_size))
 
 
 def length_of(config: Config, row: Any) -> int:

@@ -193,14 +193,13 @@ def busy_ranks(asked: Asked, layout: Layout) -> int:
     return min(rows, layout.shares) * layout.tensor * layout.sequence
 
 
-def count(
-    asked: Asked, network: Network, layout: Layout, batch: Batch, device: str
-) -> Counted:
+def count(asked: Asked, network: Network, layout: Layout, batch: Batch, device: str) -> Counted:
     """Return what a rank needs; of a deep network on GPUs from rehearsals of shallow ones."""
     run = partial(rehearse, asked.config, asked.network, layout=layout, compute=asked.compute)
     if device == "cpu":
-        steps = range(min(CPU_STEPS, asked.num_steps))
-        return run([*(asked.share(step, layout.shares) for step in steps), batch])
+        steps = min(CPU_STEPS, asked.num_steps)
+        number = asked.fullest_share(layout.shares, steps)
+        return run([asked.share(step, layout.shares, number) for step in range(steps)])
     if network.layers <= DEEP:
         return run([batch, batch], device=device)
     low, high = (run([batch, batch], layers=n, device=device) for n in (SHALLOW, DEEP))

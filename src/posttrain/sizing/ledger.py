@@ -11,6 +11,8 @@ what it could not reuse: memory that a process has touched once stays resident.
 
 from __future__ import annotations
 
+import mmap
+import sys
 import weakref
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -25,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 PAGE = 4096
+LARGE = 2**32  # bytes of a tensor above which it is reserved without the allocator
+NORESERVE = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE, which Python has from 3.13 on
 SMALL = 2**14  # bytes up to which a factory's tensor is real
 WEIGHTS, GATHERED, CAST = "weights", "gathered layers", "weights in compute dtype"
 GRADIENTS, LOGITS, ACTIVATIONS = "gradients", "logits", "activations"
@@ -162,7 +166,7 @@ class Ledger(TorchDispatchMode):
         if func.is_view or name in REAL:
             return func(*args, **kwargs)
         if name == "_local_scalar_dense" and hollow:
-            return args[0].dtype.is_floating_point and 1.0 or 1
+            return (args[0].dtype.is_floating_point and 1.0) or 1
         written = _written(func, args, kwargs)
         if written is not None and hollow:
             for tensor in _tensors(written):
@@ -321,6 +325,11 @@ def _as_meta(tensor: Tensor) -> Tensor:
 
 def _reserved(meta: Tensor) -> Tensor:
     """Return a tensor without contents; of integers 0 and of truth values True, which are read."""
+    if meta.nbytes > LARGE and meta.dtype.is_floating_point and hasattr(mmap, "MAP_PRIVATE"):
+        # the kernel refuses one reservation of more than the machine has, unless told not to count
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        space = torch.frombuffer(mmap.mmap(-1, meta.nbytes, flags=flags), dtype=meta.dtype)
+        return space.as_strided(meta.shape, meta.stride())
     tensor = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype)
     return tensor if meta.dtype.is_floating_point else tensor.fill_(meta.dtype == torch.bool)
 

@@ -17,7 +17,7 @@ from posttrain.common.batch import Batch
 from posttrain.model import output_head
 from posttrain.model.attention import use_attention
 from posttrain.model.backbone import decoder_layers
-from posttrain.model.heads import add_scoring_head, add_value_head, score_label_tokens
+from posttrain.model.heads import add_scoring_head, add_value_head
 from posttrain.model.kernels.fused import RMSNorm, use_fused
 from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
@@ -32,7 +32,6 @@ from posttrain.sizing.layout import Layout
 from posttrain.sizing.ledger import GRADIENTS, WEIGHTS, Exchange, Ledger
 from posttrain.training.sharding import shard
 from posttrain.training.trainer import Trainer
-
 
 ALLOCATOR = "held by the allocator"
 LIBRARIES = "kernels of the libraries"

@@ -46,8 +46,11 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
     possible = [f for f in found if f.problem is None]
     good = fitting(found, hardware)
     width = max(len(f.layout.name) for f in found)
-    lines = ["", f"{'strategy':<{width}}{'GiB':>8}  {'':<9}{'peak in':<36}{'s/step':>9}{'tokens/s':>12}"
-             f"{'waiting':>9}{'hours':>9}"]
+    lines = [
+        "",
+        f"{'strategy':<{width}}{'GiB':>8}  {'':<9}{'peak in':<36}{'s/step':>9}{'tokens/s':>12}"
+        f"{'waiting':>9}{'hours':>9}",
+    ]
     for f in found:
         name = f"{f.layout.name:<{width}}"
         if f.problem is not None:
@@ -62,9 +65,9 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
     parts = dict.fromkeys(part for f in possible for part in f.counted.parts)
     lines += ["", "GiB of a rank at its peak, by part:"]
     for part in parts:
-        row = "".join(f"{f.counted.parts.get(part, 0) / GIB:>8,.2f}" for f in possible)
+        row = "".join(f"{f.counted.parts.get(part, 0) / GIB:>10,.2f}" for f in possible)
         lines.append(f"{part:<27}{row}")
-    lines.append(f"{'':<27}" + "".join(f"{_short(f):>8}" for f in possible))
+    lines.append(f"{'':<27}" + "".join(f"{_short(f):>10}" for f in possible))
     lines += ["", "GB that a rank sends in a step:"]
     for kind in COLLECTIVES:
         for apart in (False, True):
@@ -74,15 +77,17 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
             ]
             if any(sizes):
                 name = f"{kind} {'between' if apart else 'within'} machines"
-                lines.append(f"{name:<32}" + "".join(f"{size / 1e9:>8,.2f}" for size in sizes))
-    lines.append(f"{'':<32}" + "".join(f"{_short(f):>8}" for f in possible))
+                lines.append(f"{name:<32}" + "".join(f"{size / 1e9:>10,.2f}" for size in sizes))
+    lines.append(f"{'':<32}" + "".join(f"{_short(f):>10}" for f in possible))
     return lines
 
 
 def _short(found: Forecast) -> str:
     layout = found.layout
-    model = f"t{layout.tensor}" * (layout.tensor > 1) + f"s{layout.sequence}" * (layout.sequence > 1)
-    return f"{model}{'.' if model else ''}{layout.strategy}"
+    split = [
+        f"{letter}{n}" for letter, n in (("t", layout.tensor), ("s", layout.sequence)) if n > 1
+    ]
+    return ".".join([*split, layout.strategy])
 
 
 def recommendation(asked: Asked, found: list[Forecast], hardware: Hardware) -> str:

@@ -38,16 +38,37 @@ STYLES = {
 """transformers' styles that are known here: the direction, and whether the cut side is whole."""
 
 
+class Shared:
+    """The states that neighbours read (queries, keys and values), whose gradients add up here.
+
+    Ranks then sum them once in the backward pass, and not once for each of the neighbours."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group, self.readers, self.left = group, 0, 0
+        self.states: tuple[Tensor, Tensor] | None = None
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return x, the same tensor to each of the neighbours that get the same x."""
+        if self.states is None or self.states[0] is not x:
+            self.states, self.left = (x, spread(x, self.group)), self.readers
+        self.left -= 1
+        same = self.states[1]
+        if self.left == 0:  # nothing is kept between two passes
+            self.states = None
+        return same
+
+
 class ColumnLinear(nn.Linear):
     """A linear layer of which each rank holds some outputs."""
 
     group: ProcessGroup
+    shared: Shared
     whole: bool
     """Whether the outputs are gathered."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's outputs, or with `whole` all of them."""
-        x = spread(input, self.group) if torch.is_grad_enabled() else input
+        x = self.shared.spread(input) if torch.is_grad_enabled() else input
         out = linear(x, _local(self.weight), _local(self.bias))
         return gathered(out, self.group) if self.whole else out
 
@@ -94,20 +115,22 @@ def parallelise(policy: LanguageModel, mesh: DeviceMesh) -> None:
     if problem := obstacle(policy, mesh.size()):
         raise ValueError(f"distributed.tensor_parallel: {problem}")
     for network in filter(None, (policy.model, policy.value_network)):
-        for module, style in planned(network):
-            _cut(module, *STYLES[style], mesh)
+        shared: dict[str, Shared] = {}  # by the name of the module that the readers are in
+        for name, module, style in planned(network):
+            inputs = shared.setdefault(name.rpartition(".")[0], Shared(mesh.get_group()))
+            _cut(module, *STYLES[style], mesh, inputs)
     _cut_vocabulary(policy, mesh)
 
 
-def planned(network: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Return a network's modules that its plan names, with the style of each."""
+def planned(network: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Return name, module and style of what a network's plan names."""
     backbone = backbone_of(network)
     patterns = {_pattern(name): style for name, style in plan_of(network).items()}
     found = []
     for name, module in backbone.named_modules():
         style = next((s for pattern, s in patterns.items() if pattern.fullmatch(name)), None)
         if style is not None:
-            found.append((module, style))
+            found.append((name, module, style))
     return found
 
 
@@ -131,7 +154,7 @@ def obstacle(policy: LanguageModel, ranks: int) -> str | None:
     if policy.unpacked is not None or policy.rope_limit is not None:
         return f"{name} runs sequences one at a time, which is not cut: set it to 1"
     found = planned(policy.model)
-    for module, style in found:
+    for _, module, style in found:
         if style not in STYLES:
             return f"the plan of {name} has a style that is not offered here, {style}: set it to 1"
         if STYLES[style][0] != "partial gradient" and (problem := _unsuited(module)):
@@ -159,7 +182,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(layers)
 
 
-def _unsuited(module: nn.Module) -> str | None:
+def _unsuited(module: Any) -> str | None:
     """Return why a planned module, or the adapter around it, cannot be cut."""
     if type(module) in (nn.Linear, Linear):
         return None
@@ -173,23 +196,26 @@ def _unsuited(module: nn.Module) -> str | None:
     return None
 
 
-def _cut(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
+def _cut(module: Any, direction: str, whole: bool, mesh: DeviceMesh, inputs: Shared) -> None:
     if direction == "partial gradient":
         module.forward = partial(_with_spread_weight, module, mesh.get_group())
         return
     if not hasattr(module, "lora_A"):
-        _cut_linear(module, direction, whole, mesh)
+        _cut_linear(module, direction, whole, mesh, inputs)
         return
-    _cut_linear(module.base_layer, direction, whole, mesh)
+    _cut_linear(module.base_layer, direction, whole, mesh, inputs)
     # A takes what the layer takes, and B returns what it returns
     factors = module.lora_B if direction == "column" else module.lora_A
     for factor in factors.values():
-        _cut_linear(factor, direction, whole, mesh)
+        _cut_linear(factor, direction, whole, mesh, Shared(mesh.get_group()))
 
 
-def _cut_linear(module: Any, direction: str, whole: bool, mesh: DeviceMesh) -> None:
+def _cut_linear(module: Any, direction: str, whole: bool, mesh: DeviceMesh, inputs: Shared) -> None:
     module.__class__ = ColumnLinear if direction == "column" else RowLinear
     module.group, module.whole = mesh.get_group(), whole
+    if direction == "column":
+        module.shared = inputs
+        inputs.readers += 1
     module.weight = _part(module.weight, 0 if direction == "column" else 1, mesh)
     if module.bias is not None and direction == "column":
         module.bias = _part(module.bias, 0, mesh)

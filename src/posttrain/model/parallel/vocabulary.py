@@ -58,7 +58,7 @@ def over_vocabulary(x: Tensor, shard: VocabShard | None) -> Tensor:
 
 
 def whole(logits: Tensor, shard: VocabShard) -> Tensor:
-    """Return the logits [M, vocab] of all ranks from this one's, for few rows. Not differentiable."""
+    """Return the logits [M, vocab] of all ranks, for few rows and without gradients."""
     widest = max(shard.sizes)  # that a gather takes equal parts
     own = torch.nn.functional.pad(logits, (0, widest - shard.size)).contiguous()
     parts = [torch.empty_like(own) for _ in shard.sizes]
