@@ -1,9 +1,10 @@
 """Predicted against measured peak memory of the ranks of a run, on a CPU.
 
-    python benchmarks/memory.py [CASE...]
+    python benchmarks/memory.py [--check] [CASE...]
 
-Each case is a recipe on 1, 2 or 4 ranks. The prediction is that of `posttrain plan`; the measurement
-is the largest peak of resident memory of a rank (see memory_worker.py).
+Each case is a recipe on 1, 2 or 4 ranks. The prediction is that of `posttrain plan`, the
+measurement the largest peak of resident memory of a rank (see memory_worker.py).
+With --check nothing is written.
 """
 
 from __future__ import annotations
@@ -134,54 +135,37 @@ def recipe_of(folder: Path, method: str, changes: dict[str, Any]) -> dict[str, A
     return tree
 
 
-def predict(recipe: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """Return the predicted bytes of a rank by part, in a process of its own."""
-    from posttrain.common.environment import tune_allocator
-    from posttrain.runs.config import parse_config
-    from posttrain.sizing.asked import ask
-    from posttrain.sizing.forecast import count, load_code, network_of
-    from posttrain.sizing.forked import forked
-    from posttrain.sizing.layout import Layout
-
-    tune_allocator()
-    config = parse_config(recipe, "recipe")
-    section = config.distributed
-    asked = ask(config, "cpu")
-    strategy = section.strategy if section.strategy != "auto" else "ddp"
-    layout = Layout(ranks, 1, strategy, section.tensor_parallel, section.sequence_parallel)
-    load_code(asked)
-    batch, _ = asked.fullest(layout.shares)
-    network = forked(partial(network_of, asked))
-    counted = forked(partial(count, asked, network, layout, batch, "cpu"))
-    return {"peak": counted.peak / 2**20, "parts": counted.parts, "phase": counted.phase}
-
-
-def main(chosen: list[str]) -> None:
+def main(chosen: list[str], write: bool) -> None:
     """Measure and predict the chosen cases, or all."""
+    from posttrain.sizing.forked import forked
+
     results = []
     for name, kind, shape, method, ranks, changes in cases():
         if chosen and name not in chosen:
             continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            make_model(folder / "model", kind, shape)
-            make_model(folder / "tiny", kind, "tiny")
+            for where, size in (("model", shape), ("tiny", "tiny")):
+                forked(partial(make_model, folder / where, kind, size))
             make_rows(folder / "rows.jsonl", method)
             recipe = recipe_of(folder, method, changes)
             settings = {"recipe": recipe, "ranks": ranks, "steps": STEPS, "tuned": True}
             settings["tiny"] = str(folder / "tiny")
             measured = run_worker("memory_worker.py", settings, "default", 1)["ranks"]
-            predicted = predict(recipe, ranks)
+            predicted = run_worker("memory_worker.py", settings | {"predict": True}, "default", 1)
         peak = max(rank["peak"] for rank in measured)
         off = predicted["peak"] / peak - 1
         print(f"{name:<36}{predicted['peak']:>9,.0f}{peak:>9,.0f}{off:>+8.1%}", flush=True)
         results.append(
             {"case": name, "ranks": ranks, "predicted_mib": predicted, "measured_mib": measured}
         )
+    if not write:
+        return
     facts = {"date": today(), "machine": machine(1)}
     facts["versions"] = versions("posttrain", "torch", "transformers", "peft")
     write_results("memory", {**facts, "cases": results})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    words = sys.argv[1:]
+    main([word for word in words if word != "--check"], "--check" not in words)

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def warm_up(settings: dict[str, Any]) -> None:
     tracker.close("finished")
 
 
+def predict(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the predicted peak of a rank in MiB, and its bytes by part."""
+    from posttrain.common.environment import tune_allocator
+    from posttrain.runs.config import parse_config
+    from posttrain.sizing.asked import ask
+    from posttrain.sizing.forecast import count, load_code, network_of
+    from posttrain.sizing.forked import forked
+    from posttrain.sizing.layout import Layout
+
+    tune_allocator()
+    config = parse_config(settings["recipe"], "recipe")
+    section = config.distributed
+    asked = ask(config, "cpu")
+    strategy = section.strategy if section.strategy != "auto" else "ddp"
+    layout = Layout(
+        settings["ranks"], 1, strategy, section.tensor_parallel, section.sequence_parallel
+    )
+    load_code(asked)
+    batch, _ = asked.fullest(layout.shares)
+    network = forked(partial(network_of, asked))
+    counted = forked(partial(count, asked, network, layout, batch, "cpu"))
+    return {"peak": counted.peak / 2**20, "parts": counted.parts, "phase": counted.phase}
+
+
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what every rank measured."""
     warm_up(settings)
@@ -120,4 +145,4 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     assert MIB == 2**20
-    answer(measure)
+    answer(lambda settings: (predict if settings.get("predict") else measure)(settings))

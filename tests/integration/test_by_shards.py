@@ -119,7 +119,14 @@ def folder_for(case: str, place: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+# untied and in one file, with a scoring head: parts of the others
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=pytest.mark.slow if c in ("full", "reward model") else ())
+        for c in CASES
+    ],
+)
 def test_parts_are_the_whole(case, tmp_path):
     """Weights, buffers, ties, dtypes, kernels, the probe's log-probs and the hash of the start."""
     method, model = CASES[case]

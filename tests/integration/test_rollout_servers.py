@@ -297,6 +297,6 @@ def test_a_run_with_a_killed_and_replaced_server_ends_as_one_in_process(
     assert max(row["sampling/max_staleness"] for row in logged) <= 2
     last, first = slice(-10, None), slice(5)
     here, there = accuracy(here_dir, last), accuracy(run_dir, last)
-    # four standard errors of a difference of two shares of 640, which are in groups: they count half
+    # four standard errors of a difference of two shares of 640 in groups, which count half
     assert abs(here - there) < 4 * (here * (1 - here) * 2 / 320) ** 0.5
     assert there > accuracy(run_dir, first) + 0.2

@@ -101,7 +101,7 @@ def layouts(asked: Asked, gpus: int, nodes: int) -> Iterator[Layout]:
     tensor, sequence = section.tensor_parallel, section.sequence_parallel
     if tensor * sequence > 1:
         for strategy in ("ddp", "fsdp"):
-            yield Layout(gpus, nodes, strategy, tensor, sequence)  # type: ignore[arg-type]
+            yield Layout(gpus, nodes, strategy, tensor, sequence)
         return
     yield Layout(gpus, nodes)
     if ranks == 1:

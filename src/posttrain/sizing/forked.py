@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +26,8 @@ def forked(work: Callable[[], T]) -> T:
     if child == 0:
         os.close(read)
         torch.set_num_threads(1)  # threads of this process do not exist in the copy
+        warnings.simplefilter("ignore")  # torch's, of views and the order of sums
+        logging.disable(logging.WARNING)
         try:
             answer: Any = (True, work())
         except ValueError as error:

@@ -59,7 +59,7 @@ class Ledger(TorchDispatchMode):
     """Counts the bytes of tensors by part, the peak of their sum, and collectives by kind."""
 
     def __init__(self, ranks_per_machine: int = 1) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ranks_per_machine = ranks_per_machine
         self.vocab = 0
         """Width of the logits on this rank, by which they are known."""
@@ -76,6 +76,8 @@ class Ledger(TorchDispatchMode):
         """The most bytes in each phase, and by part at that moment."""
         self.traffic: Counter[Exchange] = Counter()
         """Bytes of the whole tensors in collectives."""
+        self.largest: Counter[str] = Counter()
+        """Bytes of the largest tensor in a collective, by its kind."""
         self._entries: dict[int, tuple[int, str, Any]] = {}  # by address of the storage
         self._hollow: set[int] = set()  # addresses of storages without contents
         self._known: dict[Any, Any] = {}  # meta results by operator and arguments
@@ -228,6 +230,7 @@ class Ledger(TorchDispatchMode):
         size = max((t.nbytes for t in tensors), default=0)
         if name.startswith("all_gather_into"):
             size *= len(ranks)
+        self.largest[kind] = max(self.largest[kind], size)
         apart = ranks[0] // self.ranks_per_machine != ranks[-1] // self.ranks_per_machine
         self.traffic[Exchange(kind, len(ranks), apart)] += size
         if func.namespace == "_c10d_functional":
@@ -250,13 +253,13 @@ class Ledger(TorchDispatchMode):
 
 def _ranks_of(args: Any) -> list[int]:
     """Return the ranks of a collective's group."""
-    from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
+    c10d: Any = torch._C._distributed_c10d
 
     for value in reversed(args):
         if isinstance(value, str) and value not in ("sum", "max", "min", "avg"):
-            return torch.distributed.get_process_group_ranks(_resolve_process_group(value))
+            return torch.distributed.get_process_group_ranks(c10d._resolve_process_group(value))
         if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
-            return torch.distributed.get_process_group_ranks(ProcessGroup.unbox(value))
+            return torch.distributed.get_process_group_ranks(c10d.ProcessGroup.unbox(value))
     return [0]
 
 

@@ -37,6 +37,8 @@ ALLOCATOR = "held by the allocator"
 LIBRARIES = "kernels of the libraries"
 KERNEL = 600 * 2**10  # bytes that oneDNN keeps for each shape of a product, measured
 MOST_KERNELS = 1024  # that oneDNN keeps
+GLOO = {"reduce-scatter": 8, "all-gather": 2}
+"""What gloo's threads hold after a collective, in multiples of its largest tensor, measured."""
 DECODED = 64  # tokens of a completion that are sampled here; the others are in the cache already
 
 
@@ -145,6 +147,8 @@ def rehearse(
         counted.phases = {phase: parts for phase, (_, parts) in ledger.peaks.items()}
         if device == "cpu":
             counted.kept[ALLOCATOR] = max(0, ledger.touched.total - counted.peak)
+            gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())
+            counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
         return counted
 

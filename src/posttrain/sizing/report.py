@@ -48,7 +48,7 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
     width = max(len(f.layout.name) for f in found)
     lines = [
         "",
-        f"{'strategy':<{width}}{'GiB':>8}  {'':<9}{'peak in':<36}{'s/step':>9}{'tokens/s':>12}"
+        f"{'strategy':<{width}}{'GiB':>8}  {'':<9}{'peak in':<36}{'s/step':>9}{'tokens/s':>16}"
         f"{'waiting':>9}{'hours':>9}",
     ]
     for f in found:
@@ -60,7 +60,8 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
         hours = asked.num_steps * f.seconds / 3600
         lines.append(
             f"{name}{f.peak / GIB:>8,.1f}  {fits:<9}{f.counted.phase:<36}{f.seconds:>9,.3g}"
-            f"{asked.tokens_per_step / f.seconds:>12,.0f}{f.waiting / f.seconds:>9.0%}{hours:>9,.3g}"
+            f"{asked.tokens_per_step / f.seconds:>16,.0f}{f.waiting / f.seconds:>9.0%}"
+            f"{hours:>9,.3g}"
         )
     parts = dict.fromkeys(part for f in possible for part in f.counted.parts)
     lines += ["", "GiB of a rank at its peak, by part:"]

@@ -54,7 +54,6 @@ class Checkpoints:
     config: dict[str, Any]
     """The resolved config; a resumed run must have the same one."""
     data_hash: str
-
     writing: Writing | None = None
     """The checkpoint that is on its way to the disk, if any."""
 
@@ -114,8 +113,10 @@ class Checkpoints:
         error = writing.join()
         said = "" if error is None else self._problem(error, writing.step)
         problems = [problem for problem in distributed.all_gather(said) if problem]
+        if error is not None and not is_of_disk(error):
+            raise error
         if problems:
-            raise error if error and not is_of_disk(error) else ValueError(problems[0]) from error
+            raise ValueError(problems[0]) from error
 
     @contextmanager
     def settling(self) -> Iterator[None]:
@@ -167,7 +168,7 @@ class Checkpoints:
     def _problem(self, error: BaseException, step: int) -> str:
         """Return in one line why a checkpoint is not on the disk."""
         if (reason := write_failure(error)) is None:
-            return str(error)
+            return str(error) or repr(error)  # never empty: that would be no problem
         newest = self.newest() or "the start"
         return (
             f"checkpoint-{step} could not be written ({reason}): mend that, then resume from "

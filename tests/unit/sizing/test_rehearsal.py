@@ -103,6 +103,7 @@ def test_matrices_and_rows_are_split() -> None:
     assert "all-to-all" in {x.kind for x in sequence.passes}
 
 
+@pytest.mark.slow
 def test_a_deep_network_follows_from_shallow_ones() -> None:
     for layout in (Layout(1), Layout(4, strategy="fsdp")):
         four, seven, ten = (counted(layout, layers=n, device="cuda") for n in (4, 7, 10))

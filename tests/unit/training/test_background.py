@@ -80,6 +80,20 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert all(torch.equal(p, weights[n]) for n, p in other.models.trainable().items())
 
 
+def test_a_fault_of_the_thread_is_not_lost(tmp_path, monkeypatch):
+    """Even one without a word."""
+
+    def faulty(*args: Any) -> str:
+        raise AssertionError
+
+    monkeypatch.setattr(background, "write_tensors", faulty)
+    trainer, checkpoints = trainer_of(), Checkpoints(tmp_path, 2, CONFIG, "")
+    checkpoints.save(trainer)
+    with pytest.raises(AssertionError):
+        checkpoints.wait()
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_room_for_a_copy_training_waits(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("posttrain.training.staging.free_memory", lambda device: 1000)
     trainer, checkpoints = trainer_of(), Checkpoints(tmp_path, 2, CONFIG, "")
@@ -109,7 +123,7 @@ def failing_rank(folder: Path, failed: int) -> None:
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("failed", [0, 1])
+@pytest.mark.parametrize("failed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_cannot_write_ends_the_run_on_all(failed, tmp_path):
     (tmp_path / "run").mkdir()
     on_ranks(2, tmp_path / "ranks", failing_rank, tmp_path / "run", failed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -116,8 +117,10 @@ class ServerSampler:
             raise ValueError("a prompt is empty")
         assert self.delivered is not None, "update_weights comes first"
 
+        given_up = threading.Event()
+
         def complete(place: int) -> Rollout:
-            rollout = self._complete(prompts[place], params, seeds[place])
+            rollout = self._complete(prompts[place], params, seeds[place], given_up)
             finished(place, rollout)
             return rollout
 
@@ -126,6 +129,8 @@ class ServerSampler:
         except EngineError:
             self.delivered = None  # so that update_weights delivers again
             raise
+        finally:
+            given_up.set()  # what was under way asks no other server
 
     def close(self) -> None:
         """Unload the adapter and delete its folder; servers that are gone are ignored."""
@@ -137,9 +142,11 @@ class ServerSampler:
         for server in self.servers:
             server.close()
 
-    def _complete(self, prompt: list[int], params: SamplingParams, seed: int) -> Rollout:
+    def _complete(
+        self, prompt: list[int], params: SamplingParams, seed: int, given_up: threading.Event
+    ) -> Rollout:
         """Return a completion of the first server that gives one."""
-        while True:
+        while not given_up.is_set():
             lease = self.pool.take()
             patient, hurried = lease.member.server, lease.member.once
             try:
@@ -158,6 +165,7 @@ class ServerSampler:
                 self.pool.distrust(lease, error)
             finally:
                 self.pool.give_back(lease)
+        raise EngineError("nobody waits for the completion any more")
 
     def _ask(
         self, server: Server, lease: Lease, prompt: list[int], params: SamplingParams, seed: int

@@ -1,0 +1,105 @@
+"""`posttrain plan` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Capture, recipe
+
+from posttrain.cli.main import main
+
+GRPO: dict[str, Any] = {
+    "trainer.type": "grpo",
+    "rollout.group_size": 2,
+    "rollout.max_new_tokens": 16,
+    "reward.type": "exact_match",
+}
+
+
+def plan(monkeypatch: pytest.MonkeyPatch, *words: Any) -> int:
+    monkeypatch.setattr("sys.argv", ["posttrain", "plan", *map(str, words)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_strategies_are_compared_and_one_is_recommended(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--gpus", 2, "--gpu-memory", 1, "trainer.batch_size=8", "model.scratch.num_kv_heads=2"]
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 0
+    out = capsys.readouterr().out
+    for name in ("ddp", "fsdp", "tensor 2 x ddp", "sequence 2 x fsdp"):
+        assert re.search(rf"^{name} +[\d.]+ +fits", out, re.MULTILINE), out
+    assert out.rstrip().endswith("take ddp: it fits, and sharding what fits is slower")
+    assert not (tmp_path / "results").exists()
+
+
+def test_servers_follow_from_measured_rates(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [f"{key}={value}" for key, value in GRPO.items()]
+    words = ["--server-rate", 80, "--server-slots", 8, "--step-time", 1, "--completion-tokens", 10]
+    assert (
+        plan(
+            monkeypatch,
+            recipe(tmp_path),
+            *changes,
+            "rollout.one_step_off=true",
+            "trainer.sampler_correction=token",
+            *words,
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    # 8 completions of 10 tokens, 8 at once at 10 tokens/s each: a second, as long as a step
+    assert "  1 keep the trainers busy for 100% of the time" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus", 0], "--gpus"),
+        (["--completion-tokens", "many"], "--completion-tokens: 'many' is no number of tokens"),
+        (["--gpus", 3, "distributed.tensor_parallel=3"], "3 ranks do not divide the 2 attention"),
+        (
+            ["--gpu-memory", 0.001, "model.scratch.hidden_size=256"],
+            "no strategy fits: the smallest, ddp, needs",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    words: list[Any], said: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_model_without_config_is_named(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    words = ["model.scratch=null", f"model.name={tmp_path / 'model'}"]
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json" in line or "no model" in line
+
+
+def test_config_json_alone_is_enough(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = shape | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    words = ["model.scratch=null", f"model.name={tmp_path / 'model'}", "model.adapter=none"]
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 0
+    assert "all of the greatest length: there is no tokenizer" in capsys.readouterr().out
