@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +62,6 @@ def plan(
 
     Needs no GPU and no weights: of the model it reads config.json.
     """
-    from posttrain.common.environment import tune_allocator
     from posttrain.runs.config import parse_config
 
     recipe, changes = recipe_of(recipe, config_file, overrides, override)
@@ -72,18 +71,39 @@ def plan(
     config = parse_config(tree, recipe)
     lengths = whole_numbers(completion_tokens)
 
-    from posttrain.sizing.asked import ask
-    from posttrain.sizing.forecast import Hardware, forecast, layouts, load_code, network_of
-    from posttrain.sizing.forked import forked
-    from posttrain.sizing.report import facts, recommendation, servers, tables
+    from posttrain.sizing.forecast import Hardware
+    from posttrain.sizing.report import servers
     from posttrain.sizing.servers import Rates
+
+    hardware = Hardware(
+        gpu_memory * 2**30, gpu_flops * 1e12, utilisation, node_bandwidth * 1e9, bandwidth * 1e9
+    )
+    seconds = show(config, gpus, nodes, hardware)
+    rollout = config.rollout
+    if rollout is not None and server_rate is not None:
+        rates = Rates(
+            step_time or seconds,
+            config.trainer.examples_per_step * rollout.group_size,
+            server_rate,
+            server_slots,
+            max(rollout.max_staleness, int(rollout.one_step_off)),
+        )
+        print(*servers(rates, lengths or [rollout.max_new_tokens]), sep="\n")
+
+
+def show(config: Any, gpus: int, nodes: int, hardware: Any) -> float:
+    """Print the forecast of a recipe; return the seconds of a step under the strategy to take.
+
+    Raise ValueError if no strategy is possible, or none fits."""
+    from posttrain.common.environment import tune_allocator
+    from posttrain.sizing.asked import ask
+    from posttrain.sizing.forecast import forecast, layouts, load_code, network_of
+    from posttrain.sizing.forked import forked
+    from posttrain.sizing.report import facts, recommended, tables
 
     device = "cpu" if config.model.device == "cpu" else "cuda"
     if device == "cpu":
         tune_allocator()  # as a run does: what the allocator cannot reuse is part of the forecast
-    hardware = Hardware(
-        gpu_memory * 2**30, gpu_flops * 1e12, utilisation, node_bandwidth * 1e9, bandwidth * 1e9
-    )
     asked = ask(config, device)
     load_code(asked)
     network = forked(partial(network_of, asked))
@@ -94,19 +114,9 @@ def plan(
     if all(one.problem is not None for one in found):
         raise ValueError(str(found[0].problem))
     print(*tables(asked, found, hardware), sep="\n", flush=True)
-    said = recommendation(asked, found, hardware)
-    print("", said, sep="\n")
-    rollout = config.rollout
-    if rollout is not None and server_rate is not None:
-        fast = min(one.seconds for one in found if one.problem is None)
-        rates = Rates(
-            step_time or fast,
-            config.trainer.examples_per_step * rollout.group_size,
-            server_rate,
-            server_slots,
-            max(rollout.max_staleness, int(rollout.one_step_off)),
-        )
-        print(*servers(asked, rates, lengths or [rollout.max_new_tokens]), sep="\n")
+    best, why = recommended(asked, found, hardware)
+    print("", f"take {best.layout.name}: {why}", sep="\n")
+    return best.seconds
 
 
 def whole_numbers(text: str | None) -> list[int]:

@@ -177,11 +177,10 @@ class Ahead:
         no longer has; None if it failed. Of a queue, what has ended is returned at once.
         """
         self.settle()
-        mine: dict[str, Any] | None = {}
+        mine: dict[str, Any] = {}
+        failed = False
         for step, later in self.pending.items():
-            if self.next_too and later.generation.error is not None:
-                mine = None
-                break
+            failed = failed or (self.next_too and later.generation.error is not None)
             ended = later.generation.rollouts.copy()
             mine[str(step)] = {
                 str(group.place): {
@@ -196,7 +195,7 @@ class Ahead:
                 str(place): {str(k): without_prompt(rollout) for k, rollout in members.items()}
                 for place, members in known.items()
             }
-        ranks = distributed.all_gather(mine)
+        ranks = distributed.all_gather(None if failed else mine)
         if any(rank is None for rank in ranks) or not any(ranks):
             return None
         joined: dict[str, Any] = {}

@@ -91,7 +91,7 @@ def _short(found: Forecast) -> str:
     return ".".join([*split, layout.strategy])
 
 
-def recommendation(asked: Asked, found: list[Forecast], hardware: Hardware) -> str:
+def recommended(asked: Asked, found: list[Forecast], hardware: Hardware) -> tuple[Forecast, str]:
     """Return the strategy to take and why; raise ValueError if none fits, with what would help."""
     good = fitting(found, hardware)
     if not good:
@@ -99,13 +99,13 @@ def recommendation(asked: Asked, found: list[Forecast], hardware: Hardware) -> s
     plain = next((f for f in good if f.layout.name == "ddp"), None)
     if plain is not None:
         why = "sharding what fits is slower" if len(found) > 1 else "there is one rank"
-        return f"take ddp: it fits, and {why}"
+        return plain, f"it fits, and {why}"
     best = good[0]
     ddp = next((f for f in found if f.layout.name == "ddp" and f.problem is None), None)
-    why = f"ddp needs {ddp.peak / GIB:,.1f} GiB a rank" if ddp else "it is what the recipe names"
-    return (
-        f"take {best.layout.name}: {why}, and of the {len(good)} that fit it is predicted to be "
-        f"the fastest, {best.seconds:,.3g} s a step"
+    why = f"ddp needs {ddp.peak / GIB:,.1f} GiB a rank" if ddp else "the recipe splits the model"
+    return best, (
+        f"{why}, and of the {len(good)} that fit it is predicted to be the fastest, "
+        f"{best.seconds:,.3g} s a step"
     )
 
 
@@ -134,7 +134,7 @@ def nothing_fits(asked: Asked, found: list[Forecast], hardware: Hardware) -> str
     )
 
 
-def servers(asked: Asked, rates: Rates, lengths: list[int]) -> list[str]:
+def servers(rates: Rates, lengths: list[int]) -> list[str]:
     """Return how many rollout servers keep the trainers busy."""
     lines = [
         f"rollout servers: {rates.completions:,} completions a step of "

@@ -57,7 +57,7 @@ def load_weights(server: Server, folder: Path) -> str:
             f"server {server.url} was given the weights {folder.name!r} and has {found!r}: the "
             "update did not take effect, or another run updates it too"
         )
-    return base_card(server)[0]["id"]
+    return str(base_card(server)[0]["id"])
 
 
 def _update(server: Server, folder: Path) -> None:
@@ -110,7 +110,7 @@ def present_version(server: Server, dialect: Dialect, folder: Path, full: bool) 
     """Return what requests call the weights in `folder`; raise EngineError if it lacks them."""
     if full:
         if weight_info(server).get("weight_version") == folder.name:
-            return base_card(server)[0]["id"]
+            return str(base_card(server)[0]["id"])
     elif not dialect.names_adapter or folder.name in [
         card.get("id") for card in base_card(server)[1]
     ]:  # it lists none either: the first request will tell
