@@ -4,7 +4,7 @@
 
 Each case is a recipe on 1, 2 or 4 ranks. The prediction is that of `posttrain plan`, the
 measurement the largest peak of resident memory of a rank (see memory_worker.py).
-With --check nothing is written.
+Results of other cases are kept. With --check nothing is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import machine, run_worker, today, versions, write_results
+from common import RESULTS, machine, run_worker, today, versions, write_results
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
@@ -161,6 +161,11 @@ def main(chosen: list[str], write: bool) -> None:
         )
     if not write:
         return
+    before = RESULTS / "memory.json"
+    if chosen and before.is_file():
+        kept = json.loads(before.read_text())["cases"]
+        names = {result["case"] for result in results}
+        results = [result for result in kept if result["case"] not in names] + results
     facts = {"date": today(), "machine": machine(1)}
     facts["versions"] = versions("posttrain", "torch", "transformers", "peft")
     write_results("memory", {**facts, "cases": results})

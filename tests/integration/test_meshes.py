@@ -107,6 +107,17 @@ def test_a_mesh_equals_one_process(method, mesh, tmp_path, singles):
     assert max(found.values()) < 1e-5, found
 
 
+@pytest.mark.slow
+def test_labels_read_from_the_vocabulary(tmp_path):
+    """Their tokens lie in the parts of different ranks."""
+    tree = recipe(tmp_path, "classification")
+    tree["trainer"]["mode"] = "label_tokens"
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = distributed("ddp", 2, 1)
+    found = apart(one, launch(tree, tmp_path / "runs", 2))
+    assert max(found.values()) < 1e-5, found
+
+
 @pytest.mark.parametrize("kind", ["lora", pytest.param("reft", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("tensor", "sequence"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]

@@ -92,8 +92,8 @@ def test_completions_are_at_most_as_old_as_the_bound(trained, tmp_path):
     assert rows[-1]["sampling/queue"] == 0, "steps after the last one were sampled"
 
 
-def test_a_run_that_is_resumed_samples_only_what_was_not_there(trained, tmp_path):
-    """Of the queue, a checkpoint keeps what has ended."""
+@pytest.mark.slow  # tests/unit/rollout/test_ahead.py holds what a checkpoint keeps
+def test_a_resumed_run_keeps_to_the_bound(trained, tmp_path):
     with two(trained, tmp_path) as servers:
         tree = over(
             grpo(tmp_path, trained, max_steps=6, save_steps=3, sampler_correction="token"),

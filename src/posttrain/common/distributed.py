@@ -1,4 +1,4 @@
-"""Ranks: their process group, sums of their gradients, and whole tensors from their shards.
+"""Ranks: their process group, what they tell each other, and sums of their gradients.
 
 torchrun starts the ranks. A single process is one rank, on the same code path.
 """
@@ -6,7 +6,6 @@ torchrun starts the ranks. A single process is one rank, on the same code path.
 from __future__ import annotations
 
 import atexit
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from posttrain.common.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 TIMEOUT = 300.0  # seconds
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -143,34 +142,3 @@ def sum_gradients(parameters: Iterable[nn.Parameter], sharded: bool, group: Any 
     torch.distributed.all_reduce(flat, group=group)
     for grad, total in zip(grads, flat.split([g.numel() for g in grads])):
         grad.copy_(total.view_as(grad))
-
-
-def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Return tensors in lists of those that operators take together: plain ones, or of one mesh."""
-    lists: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        lists.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
-    return list(lists.values())
-
-
-def total_norm(tensors: Iterable[Tensor]) -> float:
-    """Return the 2-norm of all numbers of tensors and shards. A collective for shards."""
-    norms = [float(full(torch.nn.utils.get_total_norm(alike))) for alike in by_mesh(tensors)]
-    return norms[0] if len(norms) == 1 else math.hypot(*norms)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """Return the whole tensor of a shard, or a plain tensor as it is. A collective for shards."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def copy_full(tensor: Tensor, value: Tensor) -> None:
-    """Write a whole value into a tensor, or this rank's part of it into its shard."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(tensor, DTensor):
-        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
-    with torch.no_grad():
-        tensor.copy_(value)

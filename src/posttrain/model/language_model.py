@@ -112,10 +112,10 @@ class LanguageModel(nn.Module):
     def _head_outputs(self, hidden: Tensor, rows: Rows) -> Tensor:
         if self.head_kind == "label_tokens":
             weight, bias, softcap, scale = self.output_head()
-            chosen = rows_of_vocabulary(weight, self.label_tokens, self.vocab_shard)
-            chosen = chosen.to(hidden.dtype)
-            bias = None if bias is None else bias[self.label_tokens].to(hidden.dtype)
-            logits = F.linear(hidden[0], chosen, bias).float() * scale
+            of_labels = partial(
+                rows_of_vocabulary, self.label_tokens, self.vocab_shard, hidden.dtype
+            )
+            logits = F.linear(hidden[0], of_labels(weight), of_labels(bias)).float() * scale
             return rows.at_places(cap(logits, softcap))
         head = self.head
         assert head is not None, "no head was added (model.heads)"

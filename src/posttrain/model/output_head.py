@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from posttrain.model.kernels.linear import product
-from posttrain.model.parallel.vocabulary import (
-    VocabShard,
-    add_at_targets,
-    at_targets,
-    logsumexp,
-    over_vocabulary,
-)
+from posttrain.model.parallel import vocabulary
 
 CHUNK_ELEMENTS = 2**24  # logits in a chunk: 64 MiB in fp32
 VOCAB_ROWS = 8192  # rows of the head's gradient that are added to in one product
@@ -48,7 +42,7 @@ class HeadLogprobs(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         want_entropy: bool,
-        shard: VocabShard | None = None,
+        shard: vocabulary.VocabShard | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return log-probs [M] of the targets and entropies [M], 0 if not requested.
 
@@ -61,11 +55,11 @@ class HeadLogprobs(torch.autograd.Function):
         for rows in _chunks(hidden, len(weight)):
             kept = None  # freed before the next chunk is computed
             logits, slope = _logits(hidden[rows], compute_weight, bias, scale, softcap)
-            lse[rows] = logsumexp(logits, shard)
+            lse[rows] = vocabulary.logsumexp(logits, shard)
             logp = logits.sub_(lse[rows, None])
-            logprobs[rows] = at_targets(logp, targets[rows], shard)
+            logprobs[rows] = vocabulary.at_targets(logp, targets[rows], shard)
             if want_entropy:
-                entropy[rows] = -over_vocabulary((logp.exp() * logp).sum(-1), shard)
+                entropy[rows] = -vocabulary.summed_over((logp.exp() * logp).sum(-1), shard)
             kept = logp, slope
             del logits, logp, slope
         ctx.kept = kept
@@ -98,7 +92,7 @@ class HeadLogprobs(torch.autograd.Function):
                 grad = p.mul_(by_entropy.add_(grad_logprobs[rows, None])).neg_()
             else:
                 grad = logp.exp_().mul_(-grad_logprobs[rows, None])
-            add_at_targets(grad, targets[rows], grad_logprobs[rows], ctx.shard)
+            vocabulary.add_at_targets(grad, targets[rows], grad_logprobs[rows], ctx.shard)
             if slope is not None:
                 grad.mul_(slope)
             grad = grad.mul_(ctx.scale).to(hidden.dtype)
@@ -110,7 +104,7 @@ class HeadLogprobs(torch.autograd.Function):
             del logp, grad  # freed before the next chunk is computed
         if ctx.needs_input_grad[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight)  # there were no rows
-        grad_hidden = over_vocabulary(grad_hidden, ctx.shard)
+        grad_hidden = vocabulary.summed_over(grad_hidden, ctx.shard)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from posttrain.common import distributed
+from posttrain.common import distributed, shards
 from posttrain.model.adapters.base import is_adapted
 from posttrain.model.adapters.names import first_names, saved_names
 from posttrain.model.adapters.starts import as_plain_lora, own_part
@@ -153,7 +153,7 @@ def adapter_tensors(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]
     tensors = {}
     for saved, name in names.items():
         trained = weights.get(tied.get(name, name))
-        value = distributed.full(state[name]).cpu() if trained is None else trained
+        value = shards.full(state[name]).cpu() if trained is None else trained
         tensors[saved] = value.contiguous().clone()  # safetensors writes no tensor twice
     return tensors
 
@@ -162,7 +162,7 @@ def buffers(causal_lm: Any) -> dict[str, Tensor]:
     """Return the persistent buffers on the CPU by name: what a model keeps but does not train."""
     saved = causal_lm.state_dict().keys()
     return {
-        name: distributed.full(x.detach()).cpu().contiguous()
+        name: shards.full(x.detach()).cpu().contiguous()
         for name, x in causal_lm.named_buffers()
         if name in saved
     }
@@ -341,7 +341,7 @@ def restore_weights(models: Models, path: Path) -> None:
     if missing:
         raise ValueError(f"{path} lacks {len(missing)} trained tensors, such as {missing[0]}")
     for name, parameter in trainable.items():
-        distributed.copy_full(parameter, named[name])
+        shards.copy_full(parameter, named[name])
 
 
 def saved_weights(models: Models, path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 BACKEND = "posttrain"
@@ -70,8 +71,6 @@ def register() -> None:
 
 def rendezvous_configs(node_rank: int, timeout: float) -> dict[str, Any]:
     """Return what the rendezvous is told; `timeout` in seconds."""
-    from datetime import timedelta
-
     waits = {"join": timedelta(seconds=timeout), "last_call": timedelta(seconds=LAST_CALL)}
     # torch would compare names of machines, which need not resolve
     return {"is_host": node_rank == 0, "read_timeout": int(timeout), "waits": waits}

@@ -1,4 +1,7 @@
-"""Estimate, before a run starts, of its memory by part, and whether that fits the device."""
+"""Estimate, before a run starts, of its memory by part, and whether that fits the device.
+
+A formula, which takes no time. `posttrain plan` (sizing) rehearses a step instead, in seconds.
+"""
 
 from __future__ import annotations
 

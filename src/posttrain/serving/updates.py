@@ -96,7 +96,7 @@ class Updates:
             self.begun, self.staged = True, {}
 
     async def update(self, path: str) -> None:
-        """Read the weights in a folder. A Refusal, if they are not this model's, ends the update."""
+        """Read a folder's weights; a Refusal, if they are not this model's, ends the update."""
         async with self.lock:
             if not self.begun:
                 raise Refusal("no weight update was started: post /start_weight_update first", 409)

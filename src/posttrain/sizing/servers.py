@@ -32,19 +32,16 @@ class Rates:
     """Steps by which the weights of a completion may be older than the step that it trains."""
 
 
-def busy_share(rates: Rates, lengths: Sequence[int], servers: int, steps: int = 50) -> float:
-    """Return the share of the time in which the trainers train.
+def busy_share(rates: Rates, lengths: Sequence[int], servers: int, steps: int = 200) -> float:
+    """Return the share of the time of so many steps in which the trainers train.
 
-    `lengths` are tokens of completions, taken in turn. The first steps, for which nothing could be
-    asked before, do not count.
-    """
-    begun = max(1, rates.max_staleness + 1)
+    `lengths` are tokens of completions, taken in turn. The time begins with the first completions,
+    for which trainers always wait."""
     free = [0.0] * (servers * rates.slots)  # when each slot is free
     per_token = rates.slots / rates.tokens_per_second
     tokens = cycle(lengths)
     trained: list[float] = []  # when each step was finished
-    starts: list[float] = []
-    for step in range(begun + steps):
+    for step in range(steps):
         version = step - rates.max_staleness - 1  # the last step whose weights it needs
         asked = trained[version] if version >= 0 else 0.0
         ready = asked
@@ -52,10 +49,8 @@ def busy_share(rates: Rates, lengths: Sequence[int], servers: int, steps: int = 
             end = max(heapq.heappop(free), asked) + length * per_token
             heapq.heappush(free, end)
             ready = max(ready, end)
-        starts.append(max(ready, trained[-1] if trained else 0.0))
-        trained.append(starts[-1] + rates.step_seconds)
-    span = trained[-1] - trained[begun - 1]
-    return steps * rates.step_seconds / span
+        trained.append(max(ready, trained[-1] if trained else 0.0) + rates.step_seconds)
+    return steps * rates.step_seconds / trained[-1]
 
 
 def servers_for(rates: Rates, lengths: Sequence[int], share: float) -> tuple[int, float] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.common import distributed
+from posttrain.common import distributed, shards
 from posttrain.model.folder import read_info
 from posttrain.model.save import restore_weights
 from posttrain.training import trainer_state
@@ -68,7 +68,7 @@ def restore_old(trainer: Resumable, state: dict[str, Any]) -> None:
     """Restore the tensors of a checkpoint of version 0.3 or older, each whole in one file."""
     restore_state(trainer.optimizer, trainer.models.trainable(), state["optimizer"])
     for name, value in (state["reference"] if trainer.sync_steps else {}).items():
-        distributed.copy_full(trainer.models.start[name], value)
+        shards.copy_full(trainer.models.start[name], value)
 
 
 def restore_state(
@@ -80,7 +80,7 @@ def restore_state(
         for key, value in saved[name].items():
             if value.shape == parameter.shape:
                 entry[key] = torch.zeros_like(parameter)
-                distributed.copy_full(entry[key], value)
+                shards.copy_full(entry[key], value)
             else:
                 entry[key] = value.to(parameter.device)
         if entry:

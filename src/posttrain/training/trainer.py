@@ -18,10 +18,11 @@ from torch import Tensor
 
 from posttrain.algorithms.base import UNITS, Algorithm, Loss, Unit
 from posttrain.algorithms.config import TrainerConfig
-from posttrain.common import distributed, mesh
+from posttrain.common import distributed, mesh, shards
 from posttrain.common.batch import Batch
 from posttrain.common.interrupt import Interrupted
 from posttrain.common.metrics import Metrics, add_metrics, combine
+from posttrain.common.share_batch import share_batch
 from posttrain.common.telling import tell
 from posttrain.data.source import Source
 from posttrain.model.config import ReferenceConfig
@@ -102,7 +103,7 @@ class Trainer:
         """Train on one batch of the source and return the step's metrics. A collective."""
         device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
-        batch = mesh.share_batch(batch)
+        batch = share_batch(batch)
         started = time.perf_counter()
         config = self.method_config()
         batch = self.algorithm.prepare(batch.to(device), self.models, config)
@@ -189,12 +190,12 @@ class Trainer:
         grads = [p.grad for p in parameters if p.grad is not None]
         if not grads:
             return 0.0
-        norm = distributed.total_norm(grads)
+        norm = shards.total_norm(grads)
         if not math.isfinite(norm):
             names = [
                 name
                 for name, p in self.models.trainable().items()
-                if p.grad is not None and not distributed.full(p.grad).isfinite().all()
+                if p.grad is not None and not shards.full(p.grad).isfinite().all()
             ]
             raise ValueError(
                 f"step {self.step}: the gradient is not finite, first in {[*names, '?'][0]}"
@@ -202,7 +203,7 @@ class Trainer:
             )
         limit = self.config.max_grad_norm
         if limit is not None and norm > limit:
-            for alike in distributed.by_mesh(grads):
+            for alike in shards.by_mesh(grads):
                 torch._foreach_mul_(alike, limit / (norm + 1e-6))
         return norm
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from rank_calls import on_ranks
 
-from posttrain.common import distributed
+from posttrain.common import distributed, shards
 from posttrain.common.batch import Sequence, pack
-from posttrain.common.mesh import arrange, joined
+from posttrain.common.mesh import arrange
+from posttrain.common.share_batch import joined
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.parallel.split import split
@@ -111,7 +112,7 @@ def compare(
         for n, parameter in policy.named_parameters():
             if n in wanted:
                 assert parameter.grad is not None
-                grad = distributed.full(parameter.grad) / shares
+                grad = shards.full(parameter.grad) / shares
                 torch.testing.assert_close(
                     grad, wanted[n], rtol=1e-4, atol=1e-5 * largest, msg=f"{name} {n}"
                 )

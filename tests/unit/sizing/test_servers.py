@@ -28,7 +28,10 @@ def test_beside_each_other_the_slower_one_decides(servers: int, share: float) ->
 
 
 def test_the_fewest_servers_that_keep_trainers_busy() -> None:
-    assert servers_for(rates(1, completions=128), [LENGTH], 0.95) == (2, 1.0)
+    found = servers_for(rates(1, completions=128), [LENGTH], 0.95)
+    assert found is not None
+    # all but the first 8 s of 200 steps of 10 s
+    assert found == (2, pytest.approx(2000 / 2008))
     # in turns sampling would have to take 0.5 s, but one completion alone takes 1 s
     assert servers_for(rates(0), [LENGTH], 0.96) is None
 
@@ -50,6 +53,4 @@ def test_more_servers_or_older_weights_are_never_slower(
     share = busy_share(few, lengths, servers, steps=12)
     assert 0 < share <= 1 + 1e-9
     assert busy_share(few, lengths, servers + 1, steps=12) >= share - 1e-9
-    sized = [lengths[0]]  # with equal lengths, else other completions are in the steps that count
-    equal = busy_share(few, sized, servers, steps=12)
-    assert busy_share(older, sized, servers, steps=12) >= equal - 1e-9
+    assert busy_share(older, lengths, servers, steps=12) >= share - 1e-9

@@ -46,11 +46,11 @@ def logsumexp(logits: Tensor, shard: VocabShard | None) -> Tensor:
         return logits.logsumexp(-1)
     top = logits.amax(-1) if logits.shape[-1] else logits.new_full(logits.shape[:-1], -torch.inf)
     torch.distributed.all_reduce(top, torch.distributed.ReduceOp.MAX, group=shard.group)
-    total = over_vocabulary((logits - top[:, None]).exp_().sum(-1), shard)
+    total = summed_over((logits - top[:, None]).exp_().sum(-1), shard)
     return top + total.log()
 
 
-def over_vocabulary(x: Tensor, shard: VocabShard | None) -> Tensor:
+def summed_over(x: Tensor, shard: VocabShard | None) -> Tensor:
     """Return the sum of the ranks' x, in place."""
     if shard is not None:
         torch.distributed.all_reduce(x, group=shard.group)
@@ -72,7 +72,7 @@ def at_targets(values: Tensor, targets: Tensor, shard: VocabShard | None) -> Ten
         return values.gather(1, targets[:, None])[:, 0]
     places, inside = shard.local(targets)
     own = values.gather(1, places[:, None])[:, 0].where(inside, 0.0)
-    return over_vocabulary(own, shard)
+    return summed_over(own, shard)
 
 
 def add_at_targets(grad: Tensor, targets: Tensor, x: Tensor, shard: VocabShard | None) -> None:
@@ -88,11 +88,16 @@ def on_this_rank(tensor: Tensor | None) -> Any:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def rows_of_vocabulary(weight: Tensor, ids: list[int] | None, shard: VocabShard | None) -> Tensor:
-    """Return the rows [K, width] of these token ids, the same on all ranks.
+def rows_of_vocabulary(
+    ids: list[int] | None, shard: VocabShard | None, dtype: torch.dtype, numbers: Tensor | None
+) -> Any:
+    """Return the rows of these token ids, of a weight [vocab, width] or a bias [vocab], or None.
 
-    The gradient of each row is left on the rank that holds it."""
+    They are the same on all ranks. The gradient of each row is left on the rank that holds it."""
+    if numbers is None:
+        return None
     if shard is None:
-        return weight[ids]
-    places, inside = shard.local(torch.tensor(ids, device=weight.device))
-    return summed(weight[places] * inside[:, None], shard.group)
+        return numbers[ids].to(dtype)
+    places, inside = shard.local(torch.tensor(ids, device=numbers.device))
+    mask = inside.view(-1, *[1] * (numbers.dim() - 1))
+    return summed(numbers[places].where(mask, 0.0), shard.group).to(dtype)

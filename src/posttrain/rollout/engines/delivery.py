@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.common import distributed
+from posttrain.common import distributed, shards
 from posttrain.common.files import replacing_folder
 from posttrain.model.save import buffers, save_adapter
 
@@ -16,7 +16,7 @@ def write_adapter(folder: Path, policy: Any) -> None:
     A collective: sharded weights are gathered on every rank; rank 0 writes, and may raise OSError.
     """
     trainable = ((n, p) for n, p in policy.named_parameters() if p.requires_grad)
-    weights = {name: distributed.full(p.detach()).cpu() for name, p in trainable}
+    weights = {name: shards.full(p.detach()).cpu() for name, p in trainable}
     if distributed.rank() != 0:
         return
     with replacing_folder(folder, durable=False) as temporary:
@@ -32,7 +32,7 @@ def write_weights(folder: Path, policy: Any) -> None:
     model = policy.causal_lm()
     weights = {}
     for name, parameter in model.named_parameters():
-        value = distributed.full(parameter.detach())
+        value = shards.full(parameter.detach())
         if distributed.rank() == 0:  # the others keep no copy
             weights[name] = value.cpu()
     if distributed.rank() != 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from posttrain.common import distributed
+from posttrain.common import shards
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.native.sampler import NativeSampler
@@ -36,7 +36,7 @@ class CopySampler:
         copies = dict(whole.named_parameters())
         for name, parameter in self.policy.named_parameters():
             if parameter.requires_grad and not name.startswith(HEAD_PREFIXES):
-                distributed.copy_full(copies[name], distributed.full(parameter))
+                shards.copy_full(copies[name], shards.full(parameter))
         whole.version = self.policy.version
 
     def generate(

@@ -95,7 +95,7 @@ def on_ranks(sampler: NativeSampler | CopySampler, mesh: Mesh, ahead: bool) -> S
 
 @contextmanager
 def _whole_rows(policy: LanguageModel) -> Iterator[None]:
-    """Let each rank run whole rows: ranks that share rows in training sample prompts of their own."""
+    """Let each rank run whole rows: of those that share them in training, each samples its own."""
     group, policy.sequence_group = policy.sequence_group, None
     try:
         yield
