@@ -172,5 +172,5 @@ def main(chosen: list[str], write: bool) -> None:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    main([word for word in words if word != "--check"], "--check" not in words)
+    given = sys.argv[1:]
+    main([name for name in given if name != "--check"], "--check" not in given)

@@ -314,6 +314,7 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs() -> None:
         "Linear",
         "Embedding",
         "DynamicRendezvousHandler",
+        "EngineError",
         "Module",
         "TorchDispatchMode",
         "Function",

@@ -255,3 +255,19 @@ def test_a_checkpoint_of_boxes_resumes_in_one_piece(tmp_path):
     assert_same_run(one, launch(tree, tmp_path / "runs", 1, four))
     said = (tmp_path / "runs" / "output-1" / "0.stderr").read_text()
     assert "saved on 4 ranks (fsdp, tensor_parallel 2)" in said
+
+
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
+def test_a_run_from_parts_is_that_of_one_process(adapter, tmp_path):
+    """Also with rows split over ranks; the adapter is saved and resumed."""
+    folder = save_model_folder(tmp_path / "model")
+    tree = tiny.run_config(tmp_path / "x", "dpo", max_steps=4, save_steps=2, batch_size=5)
+    tree["model"] = {"name": str(folder), "adapter": adapter}
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = {"strategy": "fsdp", "sequence_parallel": 2}
+    four = launch(tree, tmp_path / "runs", 4)
+    shutil.rmtree(four / "checkpoint-4")
+    tree["trainer"]["resume_from_checkpoint"] = str(four)
+    tree["distributed"] = {"strategy": "fsdp"}
+    launch(tree, tmp_path / "runs", 2, four)
+    assert_same_run(one, four)

@@ -241,12 +241,18 @@ def test_shards_on_each_of_two_machines(method, tmp_path):
     assert_same_run(one, launch(tree, tmp_path / "hsdp", 2, four))
 
 
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights, of a model or of an adapter."""
+    (file,) = {"model.safetensors", "adapter_model.safetensors"} & set(os.listdir(checkpoint))
+    return load_file(checkpoint / file)
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     for a, b in zip(steps(one), steps(other), strict=True):
         for name in ("loss", "grad_norm", "num_tokens", "reward", "kl"):
             if name in a:
                 assert b[name] == pytest.approx(a[name], rel=5e-4, abs=1e-6), name
-    left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, other))
+    left, right = (weights_of(checkpoints_in(run)[-1]) for run in (one, other))
     for name in left:
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
 

@@ -36,8 +36,8 @@ def begin(
     if distributed.num_ranks() == 1 or section.strategy not in ("fsdp", "hsdp"):
         return None
     why = reads_whole(config.model, name) or _needs_copy(config)
-    if section.tensor_parallel * section.sequence_parallel > 1:
-        why = "tensor_parallel and sequence_parallel split a model that is whole"
+    if section.tensor_parallel > 1:
+        why = "distributed.tensor_parallel splits a model that is whole"
     policy: LanguageModel | str | None = None
     if why is None:
         assert name is not None
