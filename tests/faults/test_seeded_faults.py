@@ -213,7 +213,7 @@ def completions_do_not_see_their_prompt(patch):
 
 
 def what_was_sampled_ahead_is_lost(patch):
-    patch.setattr("posttrain.rollout.source.RolloutSource._sampled_ahead", lambda self: None)
+    patch.setattr("posttrain.rollout.ahead.Ahead.state_dict", lambda self, group_size: None)
 
 
 FAULTS = [

@@ -222,6 +222,7 @@ def test_weights_under_other_names_are_read_whole(name, tmp_path, monkeypatch, c
     assert "every rank reads the whole model" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_resumes_in_one_piece(tmp_path):
     """dpo under fsdp, with a second model as its reference; then resumed by one process."""
     base = launch(tiny.run_config(tmp_path, "sft", max_steps=1), tmp_path / "base", ranks=1)

@@ -35,7 +35,7 @@ MESHES = {
     "tp 2 x sp 2": ("ddp", 4, 2, 2),
 }
 """Strategy, ranks, tensor_parallel and sequence_parallel."""
-FAST = {("sft", "fsdp 2 x tp 2"), ("grpo", "tp 2"), ("dpo", "sp 2"), ("reward_model", "tp 2")}
+FAST = {("grpo", "tp 2"), ("dpo", "sp 2")}
 
 
 def recipe(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
@@ -145,14 +145,8 @@ def assert_same_run_of_adapters(one: Path, other: Path) -> None:
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param("grpo", marks=pytest.mark.slow),
-        "sft",
-        pytest.param("ppo", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sft", "grpo", "ppo"])
 def test_a_run_continues_on_another_mesh(method, tmp_path):
     """Saved by fsdp 2 x tp 2, resumed with rows split, then by one process."""
     tree = recipe(tmp_path, method, save_steps=1, max_steps=3, keep_checkpoints=5)
@@ -186,6 +180,7 @@ def test_layers_that_keep_their_weights_for_the_backward_pass(method, tmp_path):
     assert_same_run(one, launch(tree, tmp_path / "runs", 2))
 
 
+@pytest.mark.slow
 def test_gradients_summed_in_bf16_differ_a_little(tmp_path):
     tree = recipe(tmp_path, "sft")
     tree["distributed"] = distributed("fsdp", 1, 1)
@@ -196,6 +191,7 @@ def test_gradients_summed_in_bf16_differ_a_little(tmp_path):
     assert 1e-5 < max(abs(a - b) / a for a, b in pairs) < 1e-2
 
 
+@pytest.mark.slow
 def test_evaluation_on_a_mesh(tmp_path):
     """Held-out rows, sampled problems and likelihoods, during training."""
     tree = recipe(tmp_path, "sft", max_steps=2, eval_steps=1)
@@ -214,6 +210,7 @@ def test_evaluation_on_a_mesh(tmp_path):
                 assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-7), name
 
 
+@pytest.mark.slow
 def test_models_are_asked_on_ranks_that_split_them(tmp_path):
     """`eval` and `generate`: 7 problems and 3 rows, with other shares for each rank."""
     model = launch(recipe(tmp_path, "sft", max_steps=2), tmp_path / "runs", 1)

@@ -99,10 +99,9 @@ class LanguageModel(nn.Module):
                 states = states.to(self.autocast or states.dtype)  # else the head's backward: fp32
                 weight, bias, softcap, scale = self.output_head()
                 scale, shard = scale / temperature, self.vocab_shard
-                out: tuple[Tensor, Tensor] = HeadLogprobs.apply(  # type: ignore[no-untyped-call]
+                return HeadLogprobs.apply(  # type: ignore[no-any-return, no-untyped-call]
                     states, weight, bias, targets, scale, softcap, entropy, shard
                 )
-                return out
 
             part = rows.layout.part
             each = logprobs_at if part is None else partial(part.each, logprobs_at)

@@ -51,7 +51,7 @@ SHARED = CUT | {
     "Mixtral": {},
     "GptOss": NARROW | {"num_local_experts": 4},  # sinks, one of each head
 }
-FAST = ("Qwen2", "Qwen3", "Phi3", "GptOss")
+FAST = ("Qwen3", "Phi3", "GptOss")
 
 
 def policy_of(

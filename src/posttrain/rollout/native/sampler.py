@@ -130,6 +130,7 @@ class NativeSampler:
             engine.add(rows)
             while engine.step() or engine.num_waiting:
                 pass
+        engine.finished = lambda row: None  # else it and `ended` keep each other, and weights
         return [row.rollout(version) for row in rows]
 
     def _apart(
