@@ -123,7 +123,7 @@ def test_train_2n_equals_train_n_and_resume(
     assert_same_bits(whole, parts)
 
 
-SHOWN = [("loreft", "sft", "fsdp"), ("direft", "grpo", "ddp"), ("loreft", "reward_model", "fsdp")]
+SHOWN = [("direft", "grpo", "ddp"), ("loreft", "reward_model", "fsdp")]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,9 @@ def test_changed_solutions_of_human_eval_score_0(reward: CodeReward, change: Any
     assert [row["task_id"] for row, s in zip(rows, scores) if s != 0.0] == []
 
 
-@pytest.mark.parametrize("change", [ReturnsNone, ReturnsWrapped])
+@pytest.mark.parametrize(
+    "change", [ReturnsNone, pytest.param(ReturnsWrapped, marks=pytest.mark.slow)]
+)
 def test_changed_solutions_of_mbpp_score_0(reward: CodeReward, change: Any):
     rows = [row for row in mbpp()[::8] if "return" in row["code"]]
     answers = [changed(row["code"], change()) for row in rows]

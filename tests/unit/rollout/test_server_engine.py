@@ -302,7 +302,7 @@ def run(tree: dict[str, Any]) -> Path:
     return train(parse_config(tree, "test"))
 
 
-@pytest.mark.parametrize("one_step_off", [False, True])
+@pytest.mark.parametrize("one_step_off", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_training_over_http_equals_training_in_process(one_step_off, trained, tmp_path):
     def tree(name: str) -> dict[str, Any]:
         # corrected by the ratio of old to new, rounding grows with every large step
