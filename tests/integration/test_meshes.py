@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from ranks import command
+import yaml
+from ranks import command, exit_codes
 from safetensors.torch import load_file
 from test_distributed import assert_same_run, launch, steps
 
@@ -105,6 +106,20 @@ def test_a_mesh_equals_one_process(method, mesh, tmp_path, singles):
     found = apart(one, launch(tree, tmp_path / "runs", ranks))
     print(method, mesh, {name: f"{value:.1e}" for name, value in found.items()})
     assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(["--dry-run"], marks=pytest.mark.slow)])
+def test_what_ranks_cannot_split_is_said_before_anything_is_written(more, tmp_path):
+    tree = recipe(tmp_path, "sft")
+    tree["model"]["scratch"]["num_kv_heads"] = 1
+    tree["trainer"]["output_dir"] = str(tmp_path / "runs")
+    tree["distributed"] = distributed("ddp", 2, 1)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    words = ["train", str(tmp_path / "recipe.yaml"), *more]
+    assert exit_codes(2, tmp_path / "output", words, lambda processes: None) == [2, 2]
+    assert (tmp_path / "output/0.stderr").read_text().count("\n") == 1
+    assert "2 ranks do not divide the 1 heads" in (tmp_path / "output/0.stderr").read_text()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

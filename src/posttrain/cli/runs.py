@@ -67,14 +67,19 @@ def train(
 
         config = resuming(config)
     if dry_run:
+        from posttrain.common import mesh
         from posttrain.runs.describe import describe
         from posttrain.runs.memory import estimate
         from posttrain.runs.plan import plan
         from posttrain.runs.preflight import preflight
+        from posttrain.runs.strategy import check_split
 
         distributed.start(config.model.device, config.distributed.timeout)
+        if distributed.num_ranks() > 1:  # alone, it is the dry run of a run elsewhere
+            mesh.check(config.distributed.tensor_parallel, config.distributed.sequence_parallel)
         ranks = preflight(config)
         planned = plan(config)
+        check_split(planned)
         if distributed.rank() == 0:
             print(*[ranks] if ranks else [], describe(planned), estimate(planned), sep="\n")
         distributed.stop()

@@ -29,6 +29,7 @@ from posttrain.model.folder import (
 )
 from posttrain.model.integrity import INDEX
 from posttrain.model.kernels.quantized import stored_as
+from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import load_causal_lm
 from posttrain.model.models import Models
 from posttrain.model.parts import gather, local, places
@@ -194,7 +195,7 @@ def saved_tensors(models: Models) -> dict[str, Tensor]:
         named = causal_lm.named_parameters()
         frozen = {name: p for name, p in named if not p.requires_grad and p is not head}
         tensors |= {f"model.{name}": p for name, p in frozen.items()}
-    elif hasattr(model, "peft_config") and distributed.is_sharded(models.policy):
+    elif hasattr(model, "peft_config") and not is_whole(models.policy):
         # what an adapter brings and does not train, which rank 0 could not gather alone
         state, first = dict(model.named_parameters()), first_names(model)
         names = {first.get(name, name) for name in saved_names(model).values()}
@@ -298,6 +299,11 @@ def metadata_of(file: str) -> dict[str, str] | None:
 
 def _file_name(k: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{k + 1:05d}-of-{count:05d}.safetensors"
+
+
+def is_whole(policy: LanguageModel) -> bool:
+    """Whether each rank holds all of a policy's tensors."""
+    return not distributed.is_sharded(policy) and policy.vocab_shard is None
 
 
 def is_scorer(models: Models) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from posttrain.common import distributed
+from posttrain.model.parallel.split import check_parts
 from posttrain.runs.memory import GIB, LIBRARIES, Estimate, measure
 from posttrain.runs.plan import Plan
 from posttrain.training.config import DistributedConfig
@@ -19,9 +20,11 @@ SHARE = 0.9  # of a GPU's memory; the rest is for the context, NCCL and fragment
 def settle_strategy(plan: Plan) -> tuple[Plan, str]:
     """Return the plan with ddp or fsdp in place of auto, and a line that says why.
 
+    Raises ValueError if the models cannot be split as the section says.
     The line is empty if there was no choice. The same on all ranks. A collective.
     """
     section = plan.config.distributed
+    check_split(plan)
     if section.strategy != "auto" or distributed.num_ranks() == 1:
         return plan, ""
     device = next(plan.models.policy.parameters()).device
@@ -37,6 +40,13 @@ def settle_strategy(plan: Plan) -> tuple[Plan, str]:
         strategy, why = "ddp", f"{said}, but {problem}"
     update = {"distributed": section.model_copy(update={"strategy": strategy})}
     return replace(plan, config=plan.config.model_copy(update=update)), f"{strategy}, since {why}"
+
+
+def check_split(plan: Plan) -> None:
+    """Raise ValueError if the models cannot be split as the distributed section says."""
+    section = plan.config.distributed
+    for policy in filter(None, (plan.models.policy, plan.models.other)):
+        check_parts(policy, section.tensor_parallel, section.sequence_parallel)
 
 
 def of_rank(whole: Estimate, section: DistributedConfig) -> int:

@@ -23,7 +23,7 @@ from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import add_adapter
 from posttrain.model.models import Models
-from posttrain.model.parallel.split import obstacle
+from posttrain.model.parallel.split import check_parts
 from posttrain.model.parallel.tensor import parallelise
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
@@ -113,10 +113,9 @@ def rehearse(
             with ledger.counting("sampler's copy"):
                 sampler = native_sampler(config, policy, sharded or layout.tensor > 1)
         with ledger.counting(WEIGHTS):
+            check_parts(policy, layout.tensor, layout.sequence)
             if layout.tensor > 1:
                 parallelise(policy, ranks.ranks["tensor"])
-            if layout.sequence > 1 and (problem := obstacle(policy, ranks)):
-                raise ValueError(f"distributed.sequence_parallel: {problem}")
             policy.sequence_group = ranks.sequence_group
             ledger.vocab = len(_local(policy.output_head()[0]))
             if sharded:

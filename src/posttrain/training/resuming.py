@@ -65,7 +65,7 @@ def _arrangement(ranks: int, section: dict[str, Any]) -> str:
 
 
 def restore_old(trainer: Resumable, state: dict[str, Any]) -> None:
-    """Restore the tensors of a checkpoint of version 0.3 or older, each whole in one file."""
+    """Restore the tensors of a checkpoint that has each of them whole, in one file."""
     restore_state(trainer.optimizer, trainer.models.trainable(), state["optimizer"])
     for name, value in (state["reference"] if trainer.sync_steps else {}).items():
         shards.copy_full(trainer.models.start[name], value)

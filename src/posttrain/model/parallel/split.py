@@ -9,6 +9,7 @@ from posttrain.common.mesh import Mesh
 from posttrain.model import windows
 from posttrain.model.forward import forward
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.parallel.tensor import obstacle as tensor_obstacle
 from posttrain.model.parallel.tensor import parallelise
 from posttrain.model.probe import gap, probe_rows
 
@@ -21,8 +22,7 @@ def split(policy: LanguageModel, mesh: Mesh) -> None:
     """
     if mesh.per_share == 1:
         return
-    if mesh.sequence > 1 and (problem := obstacle(policy, mesh)):
-        raise ValueError(f"distributed.sequence_parallel: {problem}")
+    check_parts(policy, mesh.tensor, mesh.sequence)
     before = _probe(policy)
     if mesh.tensor > 1:
         parallelise(policy, mesh.ranks["tensor"])
@@ -35,16 +35,24 @@ def split(policy: LanguageModel, mesh: Mesh) -> None:
         )
 
 
-def obstacle(policy: LanguageModel, mesh: Mesh) -> str | None:
-    """Return why ranks cannot share the rows of a policy, or None."""
-    name, ranks = type(policy.causal_lm()).__name__, mesh.sequence
+def check_parts(policy: LanguageModel, tensor: int, sequence: int) -> None:
+    """Raise ValueError if a policy cannot be split over so many ranks. Needs no ranks."""
+    if tensor > 1 and (problem := tensor_obstacle(policy, tensor)):
+        raise ValueError(f"distributed.tensor_parallel: {problem}")
+    if sequence > 1 and (problem := obstacle(policy, tensor, sequence)):
+        raise ValueError(f"distributed.sequence_parallel: {problem}")
+
+
+def obstacle(policy: LanguageModel, tensor: int, ranks: int) -> str | None:
+    """Return why `ranks` ranks cannot share the rows of a policy, or None."""
+    name = type(policy.causal_lm()).__name__
     if policy.unpacked is not None or policy.rope_limit is not None:
         return f"{name} runs sequences one at a time, which are not shared: set it to 1"
     config = policy.causal_lm().config
     heads = config.num_attention_heads
-    if heads % (mesh.tensor * ranks):
-        return f"{mesh.tensor * ranks} ranks do not divide the {heads} attention heads of {name}"
-    of_keys = (getattr(config, "num_key_value_heads", None) or heads) // mesh.tensor
+    if heads % (tensor * ranks):
+        return f"{tensor * ranks} ranks do not divide the {heads} attention heads of {name}"
+    of_keys = (getattr(config, "num_key_value_heads", None) or heads) // tensor
     if of_keys % ranks and ranks % of_keys:
         return f"{ranks} ranks do not divide the {of_keys} heads of keys and values of {name}"
     return None

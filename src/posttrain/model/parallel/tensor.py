@@ -108,12 +108,10 @@ class VocabEmbedding(nn.Embedding):
 def parallelise(policy: LanguageModel, mesh: DeviceMesh) -> None:
     """Cut a policy's matrices over the ranks of a mesh, and keep this rank's parts.
 
-    Build the optimiser after this, and shard the rest over other ranks after this. Raises
-    ValueError if the architecture has no plan, or one that the model or the number of ranks does
-    not fit.
+    Build the optimiser after this, and shard the rest over other ranks after this. There must be
+    no `obstacle`.
     """
-    if problem := obstacle(policy, mesh.size()):
-        raise ValueError(f"distributed.tensor_parallel: {problem}")
+    assert obstacle(policy, mesh.size()) is None
     for network in filter(None, (policy.model, policy.value_network)):
         shared: dict[str, Shared] = {}  # by the name of the module that the readers are in
         for name, module, style in planned(network):
