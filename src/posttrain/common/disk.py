@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class RunDisk:
     run_dir: Path
     checkpoint_bytes: int = 0
     """An estimate, which holds until there is a checkpoint that is larger."""
+    settle: Callable[[], object] = lambda: None
+    """Gives a checkpoint that is on its way time to arrive."""
     next_look: float = 0.0
     is_low: bool = False
 
@@ -77,6 +80,7 @@ class RunDisk:
             free = shutil.disk_usage(self.run_dir).free
             also = ": a quota, or the number of files, is used up" if free > BESIDES else ""
             reason = f"{reason}, with {size(free)} free{also}"
+        self.settle()
         newest = max(self._checkpoints(), key=lambda path: path.stat().st_mtime, default=None)
         remedy = "start again: there is no checkpoint yet"
         if newest is not None:

@@ -173,6 +173,7 @@ def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
         evaluate=build_evaluation(plan, sampler, source, tracker),
         reference=config.reference,
     )
+    tracker.disk.settle = trainer.checkpoints.newest
     tracker.say(describe(plan))
     if plan.resume is not None:
         trainer.checkpoints.load(plan.resume, trainer)

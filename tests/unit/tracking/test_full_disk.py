@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +20,8 @@ from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
 from posttrain.tracking.tracker import Tracker
+from posttrain.training import background
+from posttrain.training.background import write_tensors
 
 
 def open_full() -> TextIO:
@@ -114,7 +117,12 @@ def test_a_file_that_the_disk_does_not_take_stops_the_run(name, tmp_path, monkey
             self.sample({"step": 4})
         step(self, number, metrics)
 
+    def slowly(*args):
+        time.sleep(0.5)
+        return write_tensors(*args)
+
     monkeypatch.setattr(Tracker, "train", filling)
+    monkeypatch.setattr(background, "write_tensors", slowly)  # still on its way at step 4
     tree = tiny.run_config(tmp_path, save_steps=2, max_steps=6)
     with pytest.raises(ValueError, match="could not be written") as stopped:
         train(parse_config(tree, "test"))
