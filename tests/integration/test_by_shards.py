@@ -22,6 +22,7 @@ from posttrain.model.forward import forward
 from posttrain.model.heads import add_scoring_head, add_value_head
 from posttrain.model.load import load_policy
 from posttrain.model.loaded import start_hash
+from posttrain.model.parallel.split import split
 from posttrain.model.parts import Part, local, part_of
 from posttrain.runs import by_shards
 from posttrain.runs.config import parse_config
@@ -101,6 +102,59 @@ def same_bits(config: Any, method: str) -> None:
         ours, theirs = (getattr(out, name) for out in outputs)
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.equal(ours, theirs), name
+
+
+def same_parts(config: Any, method: str) -> None:
+    """A policy cut as it is read, and the one that is read whole and cut then."""
+    parts, whole = both(config, method)
+    a, b = parts.probe, whole.probe
+    assert all(torch.equal(x, y) for x, y in zip(a.logprobs, b.logprobs))
+    assert (a.noise, parts.tolerance) == (b.noise, whole.tolerance)
+    assert start_hash(parts.causal_lm()) == start_hash(whole.causal_lm()) != ""
+    ranks = arrange_ranks(config.distributed, tiny.CPU)
+    split(whole, ranks)
+    split(parts, ranks)
+    if config.distributed.strategy == "fsdp":
+        shard(whole)
+    expected = dict(whole.named_parameters(remove_duplicate=False))
+    found = dict(parts.named_parameters(remove_duplicate=False))
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
+        assert part_of(parameter) == part_of(expected[name]), name
+        assert torch.equal(local(parameter), local(expected[name])), name
+    cut = list(parts.model.parameters())  # a value network's embedding is whole
+    assert sum(local(p).numel() for p in cut) < 0.6 * sum(p.numel() for p in cut)
+    batch, outputs = pack(parts.probe.rows), []
+    for policy in (parts, whole):
+        out = forward(policy.train(), batch, head=policy.head is not None)
+        out.logprobs.sum().backward()
+        grads = {n: local(p.grad) for n, p in policy.named_parameters() if p.grad is not None}
+        outputs.append((out, grads))
+    (ours, our_grads), (theirs, their_grads) = outputs
+    assert torch.equal(ours.logprobs, theirs.logprobs)
+    assert our_grads.keys() == their_grads.keys()
+    assert all(torch.equal(grad, their_grads[n]) for n, grad in our_grads.items())
+
+
+def test_of_a_model_that_is_cut_each_rank_reads_its_part(tmp_path):
+    """Tied and not, with a value network and with LoRA."""
+    for case, (method, model) in CASES.items():
+        folder = folder_for(case, tmp_path / case)
+        config = config_for(folder, method, **model)
+        section = config.distributed.model_copy(update={"strategy": "ddp", "tensor_parallel": 2})
+        config = config.model_copy(update={"distributed": section})
+        on_ranks(2, tmp_path / f"{case} ranks", same_parts, config, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_of_a_model_that_is_cut_and_shared_each_rank_reads_its_part(sequence, tmp_path):
+    config = config_for(folder_for("tied", tmp_path / "model"))
+    section = config.distributed.model_copy(
+        update={"tensor_parallel": 2, "sequence_parallel": sequence}
+    )
+    config = config.model_copy(update={"distributed": section})
+    on_ranks(4, tmp_path / "ranks", same_parts, config, "sft")
 
 
 CASES = {

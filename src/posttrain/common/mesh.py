@@ -37,6 +37,8 @@ class Mesh:
 
 
 _mesh = Mesh()
+_formed: tuple[Any, ...] | None = None
+"""What the mesh was formed of: process group, device and sizes."""
 
 
 def current() -> Mesh:
@@ -60,19 +62,24 @@ def check(tensor: int, sequence: int) -> None:
 
 
 def arrange(device: str, tensor: int = 1, sequence: int = 1, replicate: int = 1) -> Mesh:
-    """Form the mesh of a run, and return it. A collective.
+    """Form the mesh of a run, and return it: the one that stands, if it is the same. A collective.
 
     Parameters are sharded over the ranks / (replicate * tensor) ranks of a shard group, if they are
     sharded. Raise ValueError as `check` does.
     """
-    global _mesh
+    global _mesh, _formed
     check(tensor, sequence)
     ranks = distributed.num_ranks()
     if ranks == 1:
-        _mesh = Mesh()
+        _mesh, _formed = Mesh(), None
         return _mesh
+    from torch.distributed import group
     from torch.distributed.device_mesh import init_device_mesh
 
+    formed = group.WORLD, device, tensor, sequence, replicate
+    if formed == _formed:  # the same ranks, since groups are compared as objects
+        return _mesh
+    _formed = formed
     shape = (replicate, ranks // (replicate * tensor), tensor)
     mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard", "tensor"))
     shares = (ranks // (tensor * sequence), sequence, tensor)

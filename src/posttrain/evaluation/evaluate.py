@@ -101,6 +101,7 @@ def load(model: str, settings: Settings) -> tuple[Loaded, Sampler]:
         system_prompt,
         settings.max_num_seqs,
         settings.quantization,
+        settings.tensor_parallel,
     )
     trained = trained_with(resolve_model_path(model))[2]
     if trained is not None and trained != settings.prompt_template:

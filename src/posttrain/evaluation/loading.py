@@ -8,10 +8,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from posttrain.common import distributed
 from posttrain.common.errors import SettingError
+from posttrain.common.mesh import arrange
 from posttrain.config.errors import explain
 from posttrain.data.chat_template import is_dated
 from posttrain.data.render import Renderer, make_renderer
+from posttrain.model.by_parts import load_split
 from posttrain.model.config import ModelConfig
 from posttrain.model.device import choose_device
 from posttrain.model.folder import (
@@ -22,6 +25,7 @@ from posttrain.model.folder import (
     trained_date,
     trained_with,
 )
+from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import load_policy, load_tokenizer
 from posttrain.model.suited import max_positions
 from posttrain.rollout.native.sampler import NativeSampler
@@ -37,10 +41,12 @@ def load_for_sampling(
     system_prompt: str | None = None,
     max_num_seqs: int = 256,
     quantization: str | None = None,
+    tensor_parallel: int = 1,
 ) -> tuple[Renderer, NativeSampler, int]:
     """Return renderer, sampler, and the longest sequence in tokens that the model takes."""
     renderer, limit = load_renderer(model, template, system_prompt)
-    return renderer, load_sampler(model, device, dtype, max_num_seqs, quantization), limit
+    sampler = load_sampler(model, device, dtype, max_num_seqs, quantization, tensor_parallel)
+    return renderer, sampler, limit
 
 
 def load_renderer(
@@ -65,11 +71,18 @@ def load_renderer(
 
 
 def load_sampler(
-    model: str, device: str, dtype: str, max_num_seqs: int, quantization: str | None = None
+    model: str,
+    device: str,
+    dtype: str,
+    max_num_seqs: int,
+    quantization: str | None = None,
+    tensor_parallel: int = 1,
 ) -> NativeSampler:
     """Return the sampler of a model that `load_renderer` takes.
 
-    `quantization` is that of model.quantization; None is as in training or in the files."""
+    `quantization` is that of model.quantization; None is as in training or in the files. With
+    `tensor_parallel` ranks each reads its part alone if it can; pass the sampler to
+    `split_over_ranks` in either case."""
     name = resolve_model_path(model)
     try:
         config = ModelConfig.model_validate(
@@ -78,8 +91,14 @@ def load_sampler(
         )
     except ValidationError as error:
         raise ValueError(explain(error, ModelConfig)) from None
-    policy = load_policy(config, name, choose_device(device), seed=0)
-    return NativeSampler(policy, max_num_seqs)
+    chosen = choose_device(device)
+    if tensor_parallel > 1:
+        policy = load_split(config, name, chosen, arrange(chosen.type, tensor_parallel))
+        if isinstance(policy, LanguageModel):
+            return NativeSampler(policy, max_num_seqs)
+        if distributed.rank() == 0:
+            log.warning("every rank reads the whole model before it is split: %s", policy)
+    return NativeSampler(load_policy(config, name, chosen, seed=0), max_num_seqs)
 
 
 def check_writes(model: str) -> None:

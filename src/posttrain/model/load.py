@@ -28,6 +28,7 @@ from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.kernels.quantized import quantised
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.loaded import check_loaded
+from posttrain.model.parallel.tensor import as_whole
 from posttrain.model.probe import choose_packing, expected, rounding
 from posttrain.model.quantized import (
     load_dtype,
@@ -122,9 +123,10 @@ def wrap(
 
 def check_policy(policy: LanguageModel) -> LanguageModel:
     """Return a policy that computes what transformers does, by its kernels; else ValueError."""
-    probe = expected(policy.causal_lm(), policy)
-    use_onednn(policy.model)
-    probe.noise = max(probe.noise, rounding(policy, probe))
+    with as_whole(policy):
+        probe = expected(policy.causal_lm(), policy)
+        use_onednn(policy.model)
+        probe.noise = max(probe.noise, rounding(policy, probe))
     use_fused(policy.model)
     choose_packing(policy, probe)
     edit_prompts(policy)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.common import shards
 from posttrain.common.batch import Batch
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.forward import Output, forward, in_lockstep
@@ -117,10 +118,10 @@ class Models:
 
 
 def weights_hash(policy: nn.Module) -> str:
-    """Return the SHA-256 of all weights by name, as fp32."""
+    """Return the SHA-256 of all weights by name, as fp32. A collective if ranks hold parts."""
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(name.encode())
-        plain = tensor.detach().as_subclass(Tensor)  # bitsandbytes' have methods of their own
+        plain = shards.full(tensor.detach()).as_subclass(Tensor)  # bitsandbytes' have methods of their own
         digest.update(plain.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

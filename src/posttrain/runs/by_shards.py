@@ -1,23 +1,21 @@
-"""Models that no rank holds whole: built empty, sharded, read in parts, checked."""
+"""Which models of a run no rank ever holds whole (`model.by_parts`)."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
 
 from posttrain.common import distributed
+from posttrain.model import by_parts
 from posttrain.model.adapters.base import NoAdapter
-from posttrain.model.attention import use_attention
-from posttrain.model.backbone import unwrapped
 from posttrain.model.device import choose_dtype
-from posttrain.model.empty import fill, load_empty, reads_whole, sources
+from posttrain.model.empty import load_empty, reads_whole
 from posttrain.model.folder import is_adapter
-from posttrain.model.kernels.fused import use_fused
-from posttrain.model.kernels.linear import use_onednn
 from posttrain.model.language_model import LanguageModel
-from posttrain.model.load import check_policy, check_tokenizer
+from posttrain.model.load import check_tokenizer
 from posttrain.model.suited import refuse_classifier
 from posttrain.runs.config import Config
 from posttrain.training.sharding import arrange_ranks, obstacle, shard
@@ -33,11 +31,9 @@ def begin(
     None if each rank is to hold it whole, by distributed.strategy or, which a line says, because
     something else needs whole weights. The same on all ranks."""
     section = config.distributed
-    if distributed.num_ranks() == 1 or section.strategy not in ("fsdp", "hsdp"):
+    if distributed.num_ranks() == 1 or not (_shards(config) or section.tensor_parallel > 1):
         return None
     why = reads_whole(config.model, name) or _needs_copy(config)
-    if section.tensor_parallel > 1:
-        why = "distributed.tensor_parallel splits a model that is whole"
     policy: LanguageModel | str | None = None
     if why is None:
         assert name is not None
@@ -53,28 +49,29 @@ def begin(
     return None
 
 
+def _shards(config: Config) -> bool:
+    return config.distributed.strategy in ("fsdp", "hsdp")
+
+
 def _needs_copy(config: Config) -> str | None:
     """Return why a sampler needs an unsharded copy of the policy, or None."""
-    native = config.rollout is None or config.rollout.engine == "native"
-    if native and (config.algorithm.online or (config.eval is not None and config.eval.tasks)):
+    rollout, section = config.rollout, config.distributed
+    samples = config.reward is not None or (config.eval is not None and bool(config.eval.tasks))
+    if not samples or (rollout is not None and rollout.engine != "native"):
+        return None
+    if section.strategy != "ddp" or (rollout is not None and rollout.one_step_off):
         return "the native sampler has a copy of it on each rank"
     return None
 
 
 def complete(policy: LanguageModel, config: Config, device: torch.device) -> LanguageModel:
-    """Shard a policy from `begin`, read each rank's part, and check what the ranks compute.
+    """Cut and shard a policy from `begin`, read each rank's part, and check what ranks compute.
 
     Raises ValueError as `load.prepare_policy` does. A collective."""
-    arrange_ranks(config.distributed, device)
-    of = sources(policy)
-    shard(policy, config.distributed)
-    fill(policy, of, device)
-    check_policy(policy)
-    if policy.value_network is not None:  # elsewhere a copy of what was checked
-        use_onednn(policy.value_network)
-        use_fused(policy.value_network)
-        use_attention(unwrapped(policy.value_network))
-    if problem := obstacle(policy):
+    section = config.distributed
+    sharded = partial(shard, section=section) if _shards(config) else None
+    by_parts.complete(policy, arrange_ranks(section, device), device, sharded)
+    if sharded is not None and (problem := obstacle(policy)):
         raise ValueError(f"{problem}: set distributed.strategy: ddp, which holds them whole")
     return policy
 
@@ -87,7 +84,8 @@ def reference(
     plain = config.model.model_copy(
         update={"adapter": NoAdapter(), "gradient_checkpointing": False, "quantization": None}
     )
-    if not distributed.is_sharded(policy) or is_adapter(name) or reads_whole(plain, name):
+    parts = distributed.is_sharded(policy) or policy.vocab_shard is not None
+    if not parts or is_adapter(name) or reads_whole(plain, name):
         return None
     compute = policy.autocast or torch.float32
     other = load_empty(plain, name, compute, compute, seed=0)

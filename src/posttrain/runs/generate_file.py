@@ -80,7 +80,12 @@ def generate_file(
     parts = Parts(target, job.num_parts)
     if not distributed.from_rank_0(parts.is_whole(facts) if distributed.rank() == 0 else None):
         own = load_sampler(
-            name, chosen.device, chosen.dtype, chosen.max_num_seqs, chosen.quantization
+            name,
+            chosen.device,
+            chosen.dtype,
+            chosen.max_num_seqs,
+            chosen.quantization,
+            1 if any(job.adapters) else chosen.tensor_parallel,
         )
         facts |= {"weights": start_hash(own.policy.causal_lm())}
         check_alike(facts)

@@ -17,14 +17,14 @@ from posttrain.model.probe import gap, probe_rows
 def split(policy: LanguageModel, mesh: Mesh) -> None:
     """Let the ranks of a share run a policy together, by parts of its matrices and of its rows.
 
-    Raises ValueError if it cannot be split so, or if its log-probs of a few rows are not those of
-    before. A collective.
+    A policy whose ranks have read their parts alone (`by_parts`) keeps them. Raises ValueError if
+    it cannot be split so, or if its log-probs of a few rows are not those of before. A collective.
     """
-    if mesh.per_share == 1:
+    if mesh.per_share == 1 or (policy.vocab_shard is not None and mesh.sequence == 1):
         return
     check_parts(policy, mesh.tensor, mesh.sequence)
     before = _probe(policy)
-    if mesh.tensor > 1:
+    if mesh.tensor > 1 and policy.vocab_shard is None:
         parallelise(policy, mesh.ranks["tensor"])
     policy.sequence_group = mesh.sequence_group
     apart = gap(policy, _probe(policy), before, [len(before)])

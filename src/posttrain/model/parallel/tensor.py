@@ -11,6 +11,8 @@ shards; the layers compute with their local parts.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from posttrain.common.shards import full
 from posttrain.model.backbone import backbone_of, unwrapped
 from posttrain.model.kernels.linear import Linear, linear
 from posttrain.model.kernels.quantized import quantised
@@ -100,9 +103,12 @@ class VocabEmbedding(nn.Embedding):
             own = padding - self.shard.first
             padding = own if 0 <= own < self.shard.size else None
         rows = F.embedding(places, _local(self.weight), padding)
-        out = summed(rows.masked_fill(~inside[..., None], 0.0), self.shard.group)
+        return self.scaled(summed(rows.masked_fill(~inside[..., None], 0.0), self.shard.group))
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Return rows of the embedding times its `embed_scale`, if it has one."""
         scale = getattr(self, "embed_scale", None)
-        return out if scale is None else out * scale.to(out.dtype)
+        return rows if scale is None else rows * scale.to(rows.dtype)
 
 
 def parallelise(policy: LanguageModel, mesh: DeviceMesh) -> None:
@@ -118,6 +124,34 @@ def parallelise(policy: LanguageModel, mesh: DeviceMesh) -> None:
             inputs = shared.setdefault(name.rpartition(".")[0], Shared(mesh.get_group()))
             _cut(module, *STYLES[style], mesh, inputs)
     _cut_vocabulary(policy, mesh)
+
+
+@contextmanager
+def as_whole(policy: LanguageModel) -> Iterator[None]:
+    """Let transformers' model compute what it did before it was cut, without gradients.
+
+    Each matrix is gathered while its layer runs, and dropped. Other models stay as they are. A
+    collective of the ranks with the parts, as often as a layer runs."""
+    modules: list[Any] = []
+    if policy.vocab_shard is not None:
+        kinds = (ColumnLinear, RowLinear, VocabEmbedding)
+        modules = [module for module in policy.model.modules() if isinstance(module, kinds)]
+        modules.append(_vocabulary(policy)[0])
+    for module in modules:
+        module.forward = partial(_with_whole_weight, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+@torch.no_grad()
+def _with_whole_weight(module: Any, input: Tensor) -> Tensor:
+    weight = full(module.weight)
+    if isinstance(module, VocabEmbedding):
+        return module.scaled(F.embedding(input, weight))
+    return F.linear(input, weight, None if module.bias is None else full(module.bias))
 
 
 def planned(network: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -144,13 +178,15 @@ def plan_of(network: nn.Module) -> dict[str, str]:
 def obstacle(policy: LanguageModel, ranks: int) -> str | None:
     """Return why a policy cannot be cut into parts for so many ranks, or None."""
     name = type(policy.causal_lm()).__name__
+    if policy.unpacked is not None or policy.rope_limit is not None:
+        return f"{name} runs sequences one at a time, which is not cut: set it to 1"
+    if policy.vocab_shard is not None:  # is cut already
+        return None
     plan = plan_of(policy.model)
     if not plan:
         return f"transformers has no plan for {name}: set it to 1"
     if quantised(policy):
         return "quantised weights (model.quantization) cannot be cut: set it to 1"
-    if policy.unpacked is not None or policy.rope_limit is not None:
-        return f"{name} runs sequences one at a time, which is not cut: set it to 1"
     found = planned(policy.model)
     for _, module, style in found:
         if style not in STYLES:
