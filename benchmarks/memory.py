@@ -1,19 +1,20 @@
 """Predicted against measured peak memory of the ranks of a run, on a CPU.
 
-    python benchmarks/memory.py [--check] [CASE...]
+    python benchmarks/memory.py [--check] [--repeats N] [CASE...]
 
 Each case is a recipe on 1, 2 or 4 ranks. The prediction is that of `posttrain plan`, the
-measurement the largest peak of resident memory of a rank (see memory_worker.py).
+measurement the largest peak of resident memory of a rank (see memory_worker.py). Both depend on
+where the allocator finds room, so the medians of several runs are compared.
 Results of other cases are kept. With --check nothing is written.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def cases() -> Iterator[tuple[str, str, str, str, int, dict[str, Any]]]:
     for ranks in (2, 4):
         change = {"distributed.strategy": "fsdp"}
         yield f"llama 100m sft fsdp {ranks}", "llama", "100m", "sft", ranks, change
+        change = {"distributed.strategy": "ddp", "distributed.tensor_parallel": ranks}
+        yield f"llama 100m sft tensor {ranks}", "llama", "100m", "sft", ranks, change
 
 
 def make_model(folder: Path, kind: str, shape: str) -> None:
@@ -128,15 +131,30 @@ def recipe_of(folder: Path, method: str, changes: dict[str, Any]) -> dict[str, A
     if method == "grpo":
         tree["trainer"] |= {"batch_size": 4}
         tree["rollout"] = {"group_size": 4, "max_new_tokens": 64}
-        tree["reward"] = {"type": "length", "kind": "penalty", "max_length": 64, "cache_length": 16}
+        # differs within a group, else nothing would be trained
+        (folder / "letters.py").write_text(
+            "def reward(prompts, completions, **columns):\n"
+            "    return [sum(map(ord, text)) % 7 / 7 for text in completions]\n"
+        )
+        tree["reward"] = {"type": "custom", "path": str(folder / "letters.py")}
     for key, value in changes.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     return tree
 
 
-def main(chosen: list[str], write: bool) -> None:
-    """Measure and predict the chosen cases, or all."""
+def middle(found: list[dict[str, Any]], peak: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+    """Return the one of an odd number of results that has the median peak."""
+    return sorted(found, key=peak)[len(found) // 2]
+
+
+def fullest(measured: dict[str, Any]) -> float:
+    """Return the largest peak of a rank."""
+    return max(float(rank["peak"]) for rank in measured["ranks"])
+
+
+def main(chosen: list[str], write: bool, repeats: int) -> None:
+    """Measure and predict the chosen cases, or all, in turn."""
     from posttrain.sizing.forked import forked
 
     results = []
@@ -151,13 +169,23 @@ def main(chosen: list[str], write: bool) -> None:
             recipe = recipe_of(folder, method, changes)
             settings = {"recipe": recipe, "ranks": ranks, "steps": STEPS, "tuned": True}
             settings["tiny"] = str(folder / "tiny")
-            measured = run_worker("memory_worker.py", settings, "default", 1)["ranks"]
-            predicted = run_worker("memory_worker.py", settings | {"predict": True}, "default", 1)
-        peak = max(rank["peak"] for rank in measured)
+            forecasts, measurements = [], []
+            for _ in range(repeats):
+                ask = partial(run_worker, "memory_worker.py", allocator="default", threads=1)
+                measurements.append(ask(settings))
+                forecasts.append(ask(settings | {"predict": True}))
+        measured = middle(measurements, fullest)
+        predicted = middle(forecasts, lambda forecast: float(forecast["peak"]))
+        peak = fullest(measured)
         off = predicted["peak"] / peak - 1
         print(f"{name:<36}{predicted['peak']:>9,.0f}{peak:>9,.0f}{off:>+8.1%}", flush=True)
         results.append(
-            {"case": name, "ranks": ranks, "predicted_mib": predicted, "measured_mib": measured}
+            {"case": name, "ranks": ranks, "predicted_mib": predicted}
+            | {
+                "measured_mib": measured["ranks"],
+                "predicted_peaks": [forecast["peak"] for forecast in forecasts],
+                "measured_peaks": [fullest(each) for each in measurements],
+            }
         )
     if not write:
         return
@@ -172,5 +200,9 @@ def main(chosen: list[str], write: bool) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main([name for name in given if name != "--check"], "--check" not in given)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    main(given.cases, not given.check, given.repeats)

@@ -4,11 +4,12 @@
 
 One process imports the libraries and forks the ranks, which are those of a run: gloo, with
 torchrun's variables. Each reads its peak (VmHWM) after the models are ready and after its steps,
-above what it held after the imports. memory.py runs this script.
+above what it held after a step of a tiny model in the same way. memory.py runs this script.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -46,6 +47,9 @@ def rank_main(settings: dict[str, Any], rank: int, output: Path) -> None:
     torch.set_num_threads(1)
     config = parse_config(settings["recipe"], "recipe")
     distributed.start("cpu", 120.0)
+    if settings["ranks"] > 1:
+        train_tiny(settings, output.parent / "warm")
+    gc.collect()
     reset_peak()
     before = resident("VmRSS")
     planned, _ = settle_strategy(plan(config))
@@ -69,24 +73,20 @@ def rank_main(settings: dict[str, Any], rank: int, output: Path) -> None:
     output.write_text(json.dumps(found))
 
 
-def warm_up(settings: dict[str, Any]) -> None:
+def train_tiny(settings: dict[str, Any], run_dir: Path) -> None:
     """Train a tiny model, so that what the libraries load and build at first use is there."""
-    from posttrain.common.environment import tune_allocator
     from posttrain.runs.config import parse_config
     from posttrain.runs.plan import plan
     from posttrain.runs.train import assemble, open_run, prepare_models
 
-    if settings["tuned"]:
-        tune_allocator()
     tree = json.loads(json.dumps(settings["recipe"]))
     tree["model"]["name"] = settings["tiny"]
-    tree.pop("distributed", None)
+    if settings["ranks"] == 1 or "RANK" not in os.environ:
+        tree.pop("distributed", None)
     planned = plan(parse_config(tree, "recipe"))
-    run_dir = Path(settings["folder"]) / "warm"
     sampler = prepare_models(planned, run_dir)
     tracker = open_run(planned, run_dir)
-    trainer = assemble(planned, sampler, tracker)
-    trainer.train_step()
+    assemble(planned, sampler, tracker).train_step()
     tracker.close("finished")
 
 
@@ -116,7 +116,11 @@ def predict(settings: dict[str, Any]) -> dict[str, Any]:
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what every rank measured."""
-    warm_up(settings)
+    from posttrain.common.environment import tune_allocator
+
+    if settings["tuned"]:
+        tune_allocator()
+    train_tiny(settings, Path(settings["folder"]) / "warm")
     ranks, folder = settings["ranks"], Path(settings["folder"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -122,6 +122,7 @@ def weights_hash(policy: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(name.encode())
-        plain = shards.full(tensor.detach()).as_subclass(Tensor)  # bitsandbytes' have methods of their own
+        # bitsandbytes' tensors have methods of their own
+        plain = shards.full(tensor.detach()).as_subclass(Tensor)
         digest.update(plain.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

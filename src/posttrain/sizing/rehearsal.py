@@ -25,6 +25,7 @@ from posttrain.model.load import add_adapter
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import check_parts
 from posttrain.model.parallel.tensor import parallelise
+from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs.config import Config
@@ -109,18 +110,19 @@ def rehearse(
         sharded = layout.strategy != "ddp" and layout.ranks > 1
         with ledger.counting(WEIGHTS):
             policy = build_policy(config, network(layers), compute)
+        check_parts(policy, layout.tensor, layout.sequence)
         if config.rollout is not None and config.rollout.engine == "native":
             with ledger.counting("sampler's copy"):
-                sampler = native_sampler(config, policy, sharded or layout.tensor > 1)
+                sampler = native_sampler(config, policy, sharded)
+                if isinstance(sampler, CopySampler) and not config.rollout.one_step_off:
+                    _cut(sampler.native.policy, ranks)
         with ledger.counting(WEIGHTS):
-            check_parts(policy, layout.tensor, layout.sequence)
-            if layout.tensor > 1:
-                parallelise(policy, ranks.ranks["tensor"])
+            _cut(policy, ranks)
             policy.sequence_group = ranks.sequence_group
             ledger.vocab = len(_local(policy.output_head()[0]))
             if sharded:
                 shard(policy)
-        if sharded and sampler is None and layout.tensor * layout.sequence == 1:
+        if (sharded or layout.tensor > 1) and not isinstance(sampler, CopySampler):
             ledger.peaks.clear()  # by_shards: no rank reads the whole model
         ledger.enter("preparation")
         models = Models(policy, None, [])
@@ -153,6 +155,11 @@ def rehearse(
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
         return counted
+
+
+def _cut(policy: LanguageModel, ranks: mesh.Mesh) -> None:
+    if ranks.tensor > 1:
+        parallelise(policy, ranks.ranks["tensor"])
 
 
 def _sample(sampler: Any, config: Config, batch: Batch) -> None:
