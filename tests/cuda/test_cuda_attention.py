@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from device_counts import Watch
+from repeats import choice
 from torch.nn.attention import varlen
 
 from posttrain.common.batch import pack, sequences_of
@@ -54,18 +55,18 @@ def logprobs_and_gradient(device, dtype, lora=True, **changes):
     return out.detach().cpu(), grads, watch.kernels["_varlen_attn"]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    ("changes", "uses_flash"),
-    [
-        ({}, True),
-        ({"num_key_value_heads": 4}, True),
-        ({"head_dim": 40}, True),
-        ({"head_dim": 12}, False),
-        ({"head_dim": 264}, False),
-        ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, True),
-    ],
-)
+SHAPES: list[tuple[dict, bool]] = [
+    ({}, True),
+    ({"num_key_value_heads": 4}, True),
+    ({"head_dim": 40}, True),
+    ({"head_dim": 12}, False),
+    ({"head_dim": 264}, False),
+    ({"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}, True),
+]
+FORMS = [(*shape, lora) for lora in (True, False) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(("changes", "uses_flash", "lora"), choice(FORMS, FORMS[:7]))
 def test_the_flash_kernel_where_it_fits_and_the_same_result(changes, uses_flash, lora):
     logprobs, grads, calls = logprobs_and_gradient("cuda", "bfloat16", lora, **changes)
     assert (calls > 0) == uses_flash
@@ -80,7 +81,7 @@ def test_fp32_attends_sequence_by_sequence():
     assert logprobs_and_gradient("cuda", "float32")[2] == 0
 
 
-@pytest.mark.parametrize("capability", [T4, V100])
+@pytest.mark.parametrize("capability", [T4, pytest.param(V100, marks=pytest.mark.slow)])
 def test_an_old_gpu_takes_fp32_and_no_flash_kernel(gpu, capability):
     gpu(capability)
     assert choose_dtype("auto", CUDA) == torch.float32

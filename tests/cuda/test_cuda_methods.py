@@ -10,7 +10,8 @@ import device_steps
 import pretend_cuda
 import pytest
 import torch
-from device_steps import METHODS, form_name
+from device_steps import FORMS, METHODS, form_name
+from repeats import choice
 from test_invariants import VARIANTS
 
 pretend_cuda.only_here()
@@ -36,9 +37,15 @@ def deterministic(on):
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# The forms differ in the forward pass, which methods share: of sft all, and of methods with a loss,
+# reference, head or values of their own the two forms that differ most.
+DIFFERENT = ("dpo", "kto", "grpo", "ppo", "reward_model", "classification")
+STEPS = [(*form, name) for form in FORMS for name in METHODS]
+FAST = [(*form, name) for form in (FORMS[0], FORMS[-1]) for name in DIFFERENT]
+FAST += [(*form, "sft") for form in FORMS]
+
+
+@pytest.mark.parametrize(("dtype", "lora", "name"), choice(STEPS, FAST))
 def test_a_step(name, dtype, lora):
     with deterministic(dtype == "bfloat16"):
         step = device_steps.step(name, "cuda", dtype, lora)

@@ -52,6 +52,7 @@ class CompletionServer:
         self.max_model_len = max_model_len
         self.faults: dict[str, int] = {}  # kind -> how many more times
         self.policies: dict[str, Any] = {self.name: self._load(None)}
+        self.samplers: dict[int, NativeSampler] = {}  # by policy: each is probed once
         self.loads: list[str] = []
         self.completions: list[dict[str, Any]] = []  # requests
         self.connections = 0
@@ -185,7 +186,8 @@ class CompletionServer:
         )
         policy = self.policies[used]
         with ONE_AT_A_TIME:
-            (rollout,) = NativeSampler(policy, 1).generate([prompt], params, [seed])
+            sampler = self.samplers.setdefault(id(policy), NativeSampler(policy, 1))
+            (rollout,) = sampler.generate([prompt], params, [seed])
             if not self.processed_logprobs:
                 ids = torch.tensor(prompt + rollout.response_ids)
                 batch = pack([Sequence(ids, torch.arange(len(ids)) >= len(prompt))])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from repeats import choice
 from safetensors.torch import load_file
 from test_distributed import launch, steps
 from test_invariants import prepared_batch, updated_batch
@@ -45,7 +46,13 @@ PAIRS = [
     for method in ALGORITHMS
     if not (config_of(KINDS[kind]["type"]) is ReftConfig and method in NO_PROMPTS)
 ]
-pairs = pytest.mark.parametrize(("kind", "method"), PAIRS)
+# A kind changes the forward pass and a method the loss: each kind with three methods, each method
+# with one kind, but for those whose code is another's with other defaults.
+FAST = [(kind, method) for kind in KINDS for method in ("sft", "dpo", "grpo")]
+FAST += [("lora", method) for method in NO_PROMPTS]
+FAST += [("dora", "ppo"), ("loreft", "ppo"), ("direft", "kto"), ("dora", "kto_pair")]
+FAST += [("loreft", "reward_model"), ("direft", "classification"), ("lora", "reinforce")]
+pairs = pytest.mark.parametrize(("kind", "method"), choice(PAIRS, FAST))
 
 
 def models_of(kind: str, **keys: Any) -> Any:
@@ -84,15 +91,7 @@ def test_the_reference_is_the_model_at_the_start(kind: str, method: str) -> None
     torch.testing.assert_close(after, batch.per_token["ref_logprobs"], rtol=0, atol=1e-5)
 
 
-RESUMED = [
-    ("loreft", "sft"),
-    ("direft", "dpo"),
-    ("loreft", "grpo"),
-    ("loreft", "ppo"),
-    ("direft", "classification"),
-    ("loreft", "reward_model"),
-    ("dora", "sft"),
-]
+RESUMED = [("loreft", "ppo"), ("direft", "classification"), ("dora", "sft")]
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +100,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tiny.run_config(folder / "run", "sft", max_steps=2))
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"),
-    [pytest.param(*p, marks=() if p in RESUMED else pytest.mark.slow) for p in PAIRS],
-)
+@pytest.mark.parametrize(("kind", "method"), choice(PAIRS, RESUMED))
 def test_train_2n_equals_train_n_and_resume(
     kind: str, method: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,16 +119,12 @@ def test_train_2n_equals_train_n_and_resume(
     assert_same_bits(whole, parts)
 
 
-SHOWN = [("direft", "grpo", "ddp"), ("loreft", "reward_model", "fsdp")]
+SHOWN = [("loreft", "grpo", "fsdp")]  # ddp and heads: test_distributed.py, with every weight
 
 
 @pytest.mark.parametrize(
     ("kind", "method", "strategy"),
-    [
-        pytest.param(*p, s, marks=() if (*p, s) in SHOWN else pytest.mark.slow)
-        for p in PAIRS
-        for s in ("ddp", "fsdp")
-    ],
+    choice([(*p, s) for p in PAIRS for s in ("ddp", "fsdp")], SHOWN),
 )
 def test_two_ranks_equal_one(
     kind: str, method: str, strategy: str, base: Path, tmp_path: Path

@@ -73,11 +73,12 @@ def steps(run_dir: Path) -> list[dict]:
 
 # Repeats of one mechanism take their turn in make test-slow: dpo's and grpo's code with other
 # defaults, with ddp the methods whose sums over ranks are shown with fsdp, and with fsdp those that
-# are shown with ddp, by another method or by another test (ppo).
+# are shown with ddp, by another method (heads by classification) or by another test (ppo).
 TWINS = ("ipo", "simpo", "cpo", "orpo", "rloo")
 WITH_FSDP = ("pretrain", "kto_pair", "kto", "reinforce", "process_reward_model", "classification")
-WITH_FSDP += ("ppo", "reward_model")
-WITH_DDP = ("dpo", "reinforce", "pretrain", "kto_pair", "ppo")
+WITH_FSDP += ("ppo", "reward_model", "grpo")
+WITH_DDP = ("sft", "dpo", "reinforce", "pretrain", "kto_pair", "ppo")
+WITH_DDP += ("reward_model", "process_reward_model")
 
 
 def is_repeat(method: str, strategy: str) -> bool:

@@ -55,7 +55,7 @@ def signal_after(step: int) -> Callable[[], Any]:
     return stand_in
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("method", [pytest.param("sft", marks=pytest.mark.slow), "grpo"])
 def test_a_run_stopped_after_each_step_is_the_run(method, tmp_path, monkeypatch):
     """At steps 2 and 4 an evaluation is due, which the resumed run makes first."""
     tree = run_tree(tmp_path, method, learning_rate=1e-2)

@@ -11,12 +11,14 @@ import pytest
 import tiny
 import torch
 from peft.tuners.tuners_utils import BaseTuner
+from repeats import choice
 from test_distributed import launch
 from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 from tiny import CPU
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.common.batch import pack
+from posttrain.evaluation.loading import weights_hash
 from posttrain.export.run import export
 from posttrain.model.config import QuantizationConfig
 from posttrain.model.folder import QUANTIZATION_FILE, checkpoints_in
@@ -24,7 +26,7 @@ from posttrain.model.forward import forward
 from posttrain.model.kernels.quantized import quantised, quantised_layers, stored_as
 from posttrain.model.load import load_classifier, load_policy, prepare_policy
 from posttrain.model.merge import merge_adapter
-from posttrain.model.models import Models, weights_hash
+from posttrain.model.models import Models
 from posttrain.model.quantized import quantise
 from posttrain.rewards import classifier_scores
 from posttrain.rewards.base import RewardFailure
@@ -65,7 +67,11 @@ def dpo_loss(trainer, batch):
     return float(total.detach()) / (batch.num_sequences // 2)
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+# one of each kind of row and of head
+DIFFERENT = ("sft", "dpo", "kto", "grpo", "ppo", "reward_model", "classification")
+
+
+@pytest.mark.parametrize("name", choice(ALGORITHMS, DIFFERENT))
 def test_gradient_does_not_depend_on_micro_batch_size_or_packing(name):
     trainer = tiny.trainer_of(name, models_of(), micro_batch_tokens=10**6)
     batch = tiny.prepared(
@@ -78,8 +84,12 @@ def test_gradient_does_not_depend_on_micro_batch_size_or_packing(name):
         tiny.assert_same(expected, tiny.gradients(trainer, batch))
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("kind", TYPES)
+# every adapter on one type, and the other types with one of PEFT and one of ours
+TRAINED = [(adapter, kind) for kind in TYPES for adapter in ADAPTERS]
+FAST = [*TRAINED[: len(ADAPTERS)], ("lora", "fp4"), ("lora", "int8"), ("loreft", "int8")]
+
+
+@pytest.mark.parametrize(("adapter", "kind"), choice(TRAINED, FAST))
 def test_adapters_train_on_quantised_weights_and_gradient_checkpointing_changes_nothing(
     adapter, kind
 ):
@@ -142,8 +152,10 @@ def evaluated(tree):
     return tree
 
 
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+EVALUATED = [(method, kind) for method in ("sft", "dpo") for kind in TYPES]
+
+
+@pytest.mark.parametrize(("method", "kind"), choice(EVALUATED, [("sft", "int8"), ("dpo", "nf4")]))
 def test_resume_after_an_evaluation_bit_for_bit(kind, method, base, tmp_path, monkeypatch):
     tree = evaluated(recipe(tmp_path, base, method, kind))
     tree["trainer"]["output_dir"] = str(tmp_path / "whole")
@@ -206,7 +218,7 @@ def test_merging_goes_into_the_unquantised_base(kind, base, tmp_path):
     assert (high @ low).abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", choice(TYPES, ("nf4", "int8")))  # fp4 is stored as nf4 is
 def test_an_export_into_the_rounded_weights_has_the_run_s_logits(kind, base, tmp_path):
     """Into the whole weights, it does not."""
     run_dir = run(recipe(tmp_path, base, kind=kind, learning_rate=0.05))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repeats import choice
 
 from posttrain.rewards.code import VERDICTS, CodeExecution, CodeReward, build
 from posttrain.rewards.score import Score
@@ -94,14 +95,14 @@ def task_of(name: str) -> str:
     return found[1]
 
 
-def open_reward(level: str) -> CodeReward:
+def open_reward(level: str, wall_seconds: float = WALL_SECONDS) -> CodeReward:
     try:
         return build(
             CodeExecution(
                 isolation=level,  # type: ignore[arg-type]
                 workers=1,
                 cpu_seconds=CPU_SECONDS,
-                wall_seconds=WALL_SECONDS,
+                wall_seconds=wall_seconds,
                 memory_mib=256,
             )
         )
@@ -109,7 +110,11 @@ def open_reward(level: str) -> CodeReward:
         pytest.skip(f"{level} does not work here: {error}")
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "namespace", "process"])
+LEVELS = ("bubblewrap", "namespace", "process")
+STRONGEST = "bubblewrap" if shutil.which("bwrap") else "namespace"
+
+
+@pytest.fixture(scope="module", params=LEVELS)
 def reward(request: pytest.FixtureRequest) -> Any:
     built = open_reward(request.param)
     yield built
@@ -163,15 +168,20 @@ def test_an_honest_solution_scores_1(reward: CodeReward, task: str):
     assert (found, found.verdict) == (1.0, "correct")
 
 
-@pytest.mark.parametrize("name", FOOLING)
+# in the fast tests every trick at the strongest level, and at each other level a third
+TRICKS = [(level, name) for level in LEVELS for name in FOOLING]
+FAST = [trick for n, trick in enumerate(TRICKS) if trick[0] == STRONGEST or n % 3 == 0]
+
+
+@pytest.mark.parametrize(("reward", "name"), choice(TRICKS, FAST), indirect=["reward"])
 def test_a_trick_scores_0_at_every_level(reward: CodeReward, name: str):
     attack(reward, name)
 
 
 @pytest.fixture(scope="module")
 def strongest() -> Any:
-    """What a user gets who names no level."""
-    built = open_reward("bubblewrap") if shutil.which("bwrap") else open_reward("namespace")
+    """What a user gets who names no level; attacks that sleep are ended a little earlier."""
+    built = open_reward(STRONGEST, 1.5)
     yield built
     pool.close(built.pool)
 

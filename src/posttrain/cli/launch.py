@@ -1,4 +1,4 @@
-"""`posttrain launch`: a training run, an evaluation or a file of completions on several ranks."""
+"""`posttrain launch`: a run, an evaluation, a file of completions or a server on several ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from posttrain.common.errors import SettingError
 
 PANEL = "Training"
-RANKED = ("train", "eval", "generate")
+RANKED = ("train", "eval", "generate", "serve")
 """Commands whose work is split over ranks."""
 
 
@@ -56,7 +56,7 @@ def launch(
     """Run `posttrain train` on several ranks, of this machine or of several.
 
     Everything except these options goes to `posttrain train`: overrides, --resume, --dry-run. With
-    the word eval or generate in front, it goes to that command.
+    the word eval, generate or serve in front, it goes to that command.
     """
     from posttrain.runs.launch import LaunchSettings, RankFailed
     from posttrain.runs.launch import launch as run
@@ -133,6 +133,6 @@ def add_to(app: typer.Typer) -> None:
     """Register the command."""
     app.command(
         rich_help_panel=PANEL,
-        options_metavar="[OPTIONS] [train|eval|generate] RECIPE [SECTION.key=value]...",
+        options_metavar="[OPTIONS] [train|eval|generate|serve] RECIPE [SECTION.key=value]...",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(launch)

@@ -14,8 +14,10 @@ from posttrain.cli.models import (
     Dtype,
     Model,
     Quantization,
+    RankTimeout,
     SystemPrompt,
     Template,
+    TensorParallel,
 )
 from posttrain.cli.paths import local_name, local_path
 from posttrain.common.environment import bound_kernels
@@ -116,11 +118,13 @@ def serve(
     quantization: Quantization = None,
     beside: Beside = None,
     votes: Votes = None,
+    tensor_parallel: TensorParallel = 1,
+    rank_timeout: RankTimeout = 300.0,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API, and a page to chat with it."""
     bound_kernels()
+    from posttrain.runs.serve import serve as run
     from posttrain.serving.serve import ServeSettings
-    from posttrain.serving.serve import serve as run
 
     settings = ServeSettings(
         host=host,
@@ -142,8 +146,9 @@ def serve(
         beside=beside,
         votes=None if votes is None else str(votes),
         allow_weight_updates=allow_weight_updates and str(local_path(allow_weight_updates)),
+        tensor_parallel=tensor_parallel,
     )
-    run(model, settings)
+    run(model, settings, rank_timeout)
 
 
 def named(pairs: list[str]) -> dict[str, str]:

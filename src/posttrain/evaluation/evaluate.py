@@ -12,7 +12,7 @@ from posttrain.common.console import CONSOLE
 from posttrain.common.environment import versions
 from posttrain.common.files import finite, write_json_lines
 from posttrain.evaluation.generation import Record
-from posttrain.evaluation.loading import as_trained, check_writes, load_for_sampling
+from posttrain.evaluation.loading import as_trained, check_writes, load_for_sampling, weights_hash
 from posttrain.evaluation.ready import Loaded, prepare_task
 from posttrain.evaluation.store import (
     begin,
@@ -26,7 +26,6 @@ from posttrain.evaluation.tasks import Settings, check_settings, find_tasks, row
 from posttrain.model.device import choose_device, choose_dtype
 from posttrain.model.folder import resolve_model_path, trained_with
 from posttrain.model.kernels.quantized import stored_as
-from posttrain.model.models import weights_hash
 from posttrain.rollout.native.together import split_over_ranks
 from posttrain.rollout.sampler import Sampler
 

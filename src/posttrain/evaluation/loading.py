@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 from pathlib import Path
 
 from pydantic import ValidationError
+from torch import Tensor, nn
 
-from posttrain.common import distributed
+from posttrain.common import distributed, shards
 from posttrain.common.errors import SettingError
 from posttrain.common.mesh import arrange
 from posttrain.config.errors import explain
@@ -119,3 +121,14 @@ def as_trained(
     if system_prompt is None:
         system_prompt = trained_system_prompt
     return trained_template if template == "auto" else template, system_prompt or None
+
+
+def weights_hash(policy: nn.Module) -> str:
+    """Return the SHA-256 of all weights by name, as fp32. A collective if ranks hold parts."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode())
+        # bitsandbytes' tensors have methods of their own
+        plain = shards.full(tensor.detach()).as_subclass(Tensor)
+        digest.update(plain.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

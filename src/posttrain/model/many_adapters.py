@@ -67,6 +67,8 @@ class ManyAdapters:
 
     def __init__(self, policy: LanguageModel) -> None:
         """Start without any. Raises ValueError if the policy has an adapter of its own."""
+        if policy.vocab_shard is not None:
+            raise ValueError("a model that ranks split takes no adapters beside it: merge one")
         if is_adapted(policy.model):
             raise ValueError(
                 "several adapters need a base without an adapter: start from the base model, or "

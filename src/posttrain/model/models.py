@@ -8,7 +8,6 @@ policy, or the reference may be another model.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.common import shards
 from posttrain.common.batch import Batch
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.forward import Output, forward, in_lockstep
@@ -115,14 +113,3 @@ class Models:
 
         names = ("logprobs", "values", "last_values") if values else ("logprobs",)
         return Output(**{name: joined(name) for name in names})
-
-
-def weights_hash(policy: nn.Module) -> str:
-    """Return the SHA-256 of all weights by name, as fp32. A collective if ranks hold parts."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(name.encode())
-        # bitsandbytes' tensors have methods of their own
-        plain = shards.full(tensor.detach()).as_subclass(Tensor)
-        digest.update(plain.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -36,10 +36,9 @@ from posttrain.data.kinds.prompt import to_examples as to_prompts
 from posttrain.data.load import load_rows
 from posttrain.data.render import Renderer
 from posttrain.data.rows import Row
-from posttrain.evaluation.loading import load_for_sampling
+from posttrain.evaluation.loading import load_for_sampling, weights_hash
 from posttrain.evaluation.statistics import pass_at
 from posttrain.model.config import ModelConfig
-from posttrain.model.models import weights_hash
 from posttrain.rewards.base import RewardFn
 from posttrain.rewards.build import RewardSection, build_reward, check_columns
 from posttrain.rewards.score import verdict_of

@@ -5,24 +5,31 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import logging
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from posttrain.common import distributed
 from posttrain.common.errors import SettingError
 from posttrain.common.http import bearer_key
 from posttrain.common.loopback import listen
 from posttrain.data.render import Renderer
 from posttrain.evaluation.loading import as_trained, load_renderer, load_sampler
 from posttrain.model.device import free_memory
+from posttrain.model.folder import resolve_model_path
+from posttrain.model.suited import max_positions
 from posttrain.rollout.check import check_at_least
 from posttrain.rollout.native.prefill import prefill
 from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.rollout.native.together import split_over_ranks
 from posttrain.serving.app import build_app
 from posttrain.serving.service import Bounds, Service
+from posttrain.serving.together import Leader, follow
 from posttrain.serving.updates import Updates
 from posttrain.serving.votes import Votes
 from posttrain.serving.worker import Worker
@@ -65,11 +72,19 @@ class ServeSettings:
     """A JSONL file for the preferences that are expressed on the chat page."""
     allow_weight_updates: str | None = None
     """The folder in which weights must lie that replace the model's; None replaces none."""
+    tensor_parallel: int = 1
+    """Ranks that split the model's matrices; all that were started."""
 
 
 def serve(model: str, settings: ServeSettings) -> None:
     """Serve a model; raise ValueError or SettingError for what cannot be served."""
     key = check(settings)
+    if distributed.rank() != 0:
+        sampler, limit, cells = load(model, settings)
+        for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 gets it too, and ends this one
+            signal.signal(number, signal.SIG_IGN)
+        follow(sampler, limit, cells, int(settings.prefix_gib * GIB))
+        return
     import uvicorn
 
     votes = None if settings.votes is None else Votes(Path(settings.votes))
@@ -102,7 +117,13 @@ def serve(model: str, settings: ServeSettings) -> None:
             timeout_graceful_shutdown=5,
             server_header=False,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        worker = service.worker
+        if worker.leader is not None:  # without the other ranks nothing more can be answered
+            worker.on_failure = partial(setattr, server, "should_exit", True)
+        server.run(sockets=[listener])
+        if worker.leader is not None and worker.failure is not None:
+            raise worker.failure
 
 
 def check(settings: ServeSettings) -> str | None:
@@ -114,6 +135,12 @@ def check(settings: ServeSettings) -> str | None:
         )
     check_at_least(1, max_num_seqs=settings.max_num_seqs, max_length=settings.max_length)
     check_at_least(0, max_waiting=settings.max_waiting, port=settings.port)
+    if settings.tensor_parallel > 1:
+        for name in ("adapters", "beside", "allow_weight_updates"):
+            if getattr(settings, name):
+                raise SettingError(
+                    "tensor_parallel", f"{name} is not offered for a model that ranks split: set 1"
+                )
     if settings.port > 65535:
         raise SettingError("port", f"expected at most 65535, got {settings.port}")
     for name in ("time_limit", "cache_gib"):
@@ -149,18 +176,9 @@ def build_service(model: str, settings: ServeSettings) -> Service:
     """Load a model, and return the service that answers for it."""
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
     renderer, takes = load_renderer(model, template, system_prompt)
-    limit = min(takes, settings.max_length or LONGEST)
-    if settings.max_length is not None and settings.max_length > takes:
-        raise SettingError(
-            "max_length", f"{model} takes {takes} tokens, fewer than {settings.max_length}"
-        )
-    sampler = load_sampler(
-        model, settings.device, settings.dtype, settings.max_num_seqs, settings.quantization
-    )
-    policy = sampler.policy
-    with torch.no_grad(), policy.eval().precision():
-        cells = cells_of(sampler, settings.cache_gib) if sampler.shares_cache(1) else None
-    worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB))
+    sampler, limit, cells = load(model, settings, takes)
+    leader = Leader() if distributed.num_ranks() > 1 else None
+    worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB), leader)
     root = str(Path(model).resolve()) if Path(model).exists() else model
     bounds = Bounds(limit, settings.max_waiting, settings.time_limit)
 
@@ -169,6 +187,32 @@ def build_service(model: str, settings: ServeSettings) -> Service:
         return load_renderer(adapter, template, system_prompt)[0]
 
     return Service(settings.name or model, root, renderer, worker, bounds, renderer_of)
+
+
+def load(
+    model: str, settings: ServeSettings, takes: int | None = None
+) -> tuple[NativeSampler, int, int | None]:
+    """Return a model's sampler, the longest sequence, and the bound of its cache (`cells_of`).
+
+    `takes` are the tokens that the model takes, if they are known. A collective."""
+    takes = max_positions(resolve_model_path(model)) if takes is None else takes
+    limit = min(takes, settings.max_length or LONGEST)
+    if settings.max_length is not None and settings.max_length > takes:
+        raise SettingError(
+            "max_length", f"{model} takes {takes} tokens, fewer than {settings.max_length}"
+        )
+    ranks = settings.tensor_parallel
+    sampler = load_sampler(
+        model, settings.device, settings.dtype, settings.max_num_seqs, settings.quantization, ranks
+    )
+    split_over_ranks(sampler, ranks)
+    policy = sampler.policy
+    with torch.no_grad(), policy.eval().precision():
+        shares = sampler.shares_cache(1)
+        if ranks > 1 and not shares:
+            raise SettingError("tensor_parallel", f"{model} samples one sequence at a time: set 1")
+        cells = cells_of(sampler, settings.cache_gib) if shares else None
+    return sampler, limit, distributed.from_rank_0(cells)
 
 
 def build_updates(service: Service, settings: ServeSettings) -> Updates | None:

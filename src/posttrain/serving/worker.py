@@ -17,13 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from posttrain.model.kernels.quantized import dense
 from posttrain.rollout.native.engine import Engine
-from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.row import Alternative, Row
 from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.serving.together import BEAT_EVERY, Leader, engine_of, sampling
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +63,17 @@ class Worker:
     """The sampler's thread. All methods but `_run` and its helpers are the event loop's."""
 
     def __init__(
-        self, sampler: NativeSampler, longest: int, max_cells: int | None, prefix_bytes: int
+        self,
+        sampler: NativeSampler,
+        longest: int,
+        max_cells: int | None,
+        prefix_bytes: int,
+        leader: Leader | None = None,
     ) -> None:
-        """Take the longest sequence that a request may have, in tokens."""
-        self.sampler, self.policy = sampler, sampler.policy
+        """Take the longest sequence that a request may have, in tokens.
+
+        The `leader` tells the other ranks, if there are any, what to repeat."""
+        self.sampler, self.policy, self.leader = sampler, sampler.policy, leader
         self.longest, self.max_cells, self.prefix_bytes = longest, max_cells, prefix_bytes
         self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.jobs: list[Job] = []
@@ -79,6 +83,10 @@ class Worker:
         self.busy = False
         self.version: str | None = None
         """Of the weights; None if they never change."""
+        self.failure: BaseException | None = None
+        """What has ended the thread, if it did not end as it was told to."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """What is to be done then, in the thread."""
         self.thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self.ready: Future[None] = Future()
 
@@ -144,18 +152,9 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self.policy.eval()
-            compute = self.policy.autocast or torch.float32
-            with torch.no_grad(), self.policy.precision(), dense(self.policy, compute):
-                self.sampler.shares_cache(1)
-                prefixes = PrefixCache(self.prefix_bytes) if self.prefix_bytes else None
-                self.engine = engine = Engine(
-                    self.policy,
-                    self.sampler.max_num_seqs,
-                    self.longest,
-                    max_cells=self.max_cells,
-                    prefixes=prefixes if self.policy.edited is None else None,
-                    at_once=True,
+            with sampling(self.policy):
+                self.engine = engine = engine_of(
+                    self.sampler, self.longest, self.max_cells, self.prefix_bytes
                 )
                 self.ready.set_result(None)
                 while self._read_inbox():
@@ -165,21 +164,33 @@ class Worker:
             if not self.ready.done():
                 self.ready.set_exception(error)
             self._fail(RuntimeError("the sampler has ended"))
+            self.failure = error
+            self.on_failure()
         self._fail(RuntimeError("the server is shutting down"))
+        if self.leader is not None:
+            with suppress(RuntimeError):  # the other ranks are gone
+                self.leader.end()
 
     def _read_inbox(self) -> bool:
         """Do what was asked, waiting for it if there are no jobs; return False at the end."""
         while True:
             self.beat, self.busy = time.monotonic(), bool(self.jobs)
             try:
-                action = self.inbox.get(block=not self.jobs)
+                beat = None if self.leader is None else BEAT_EVERY
+                action = self.inbox.get(block=not self.jobs, timeout=beat)
             except queue.Empty:
-                return True
+                if self.jobs:
+                    return True
+                assert self.leader is not None
+                self.leader.send()
+                continue
             if action is None:
                 return False
             action()
 
     def _step(self, engine: Engine) -> None:
+        if self.leader is not None:
+            self.leader.step()
         try:
             engine.step()
             engine.collect()
@@ -191,6 +202,8 @@ class Worker:
         self._report()
         if not self.jobs:
             engine.clear()
+            if self.leader is not None:
+                self.leader.clear()
 
     def _add(self, job: Job) -> None:
         assert self.engine is not None
@@ -198,7 +211,10 @@ class Worker:
         job.versions = [[] if self.version is None else [(self.version, 0)] for _ in job.rows]
         self.jobs.append(job)
         try:
-            self.engine.add([row for row in job.rows if row not in apart])
+            shared = [row for row in job.rows if row not in apart]
+            if self.leader is not None:
+                self.leader.add(shared)
+            self.engine.add(shared)
             for row in apart:  # each to its end at once
                 self._sample_apart(row)
         except Exception as error:
@@ -224,6 +240,8 @@ class Worker:
         assert self.engine is not None
         for place in places:
             if job.rows[place].finish_reason is None:
+                if self.leader is not None:
+                    self.leader.cancel(job.rows[place])
                 self.engine.cancel(job.rows[place])
 
     def _report(self) -> None:

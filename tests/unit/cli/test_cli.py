@@ -124,8 +124,13 @@ def test_malformed_rows(tmp_path: Path, capsys: Capture, content: str, expected:
     ("method", "row", "expected"),
     [
         ("sft", {"prompt": 3, "completion": "b"}, "row 1: prompt must be"),
-        ("pretrain", {"text": None}, "row 1: text must be"),
-        ("classification", {"text": "a", "label": ""}, "row 1: a label must be"),
+        pytest.param("pretrain", {"text": None}, "row 1: text must be", marks=pytest.mark.slow),
+        pytest.param(
+            "classification",
+            {"text": "a", "label": ""},
+            "row 1: a label must be",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_malformed_rows_are_found_before_transformers_is_imported(

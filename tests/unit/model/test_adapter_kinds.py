@@ -17,6 +17,7 @@ import tiny
 import torch
 from conftest import ROOT
 from damage import save_model_folder
+from repeats import choice
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -232,7 +233,9 @@ SHORT += [{"use_lora": True, "lora": {"r": 4}}, {"lora": {"type": "lora"}}]
 
 
 @pytest.mark.parametrize("keys", SHORT, ids=str)
-@pytest.mark.parametrize("kind", ["vera", "loreft", "miss", "lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "kind", choice(("vera", "loreft", "miss", "lora", "rslora", "dora"), ("loreft", "lora", "dora"))
+)
 def test_short_forms_ask_for_a_lora(base, keys, kind, tmp_path):
     adapter = {"rank": 2, "type": kind} if kind == "loreft" else settings(kind)
     models = load(base, adapter)
@@ -430,7 +433,11 @@ LORA_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LORA_KEYS)
+REPEATS = ("gaussian", "true", "excluded", "by pattern", "a layer", "norms")
+REPEATS += ("pissa and norms", "pissa with rank")
+
+
+@pytest.mark.parametrize("name", choice(LORA_KEYS, set(LORA_KEYS) - set(REPEATS)))
 def test_keys_of_a_lora(base, name, tmp_path):
     adapter = {"type": "lora", "r": 4, "alpha": 8} | LORA_KEYS[name]
     models = load(base, adapter)

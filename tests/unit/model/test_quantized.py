@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from posttrain.common.batch import pack
+from posttrain.evaluation.loading import weights_hash as hash_of_all
 from posttrain.model import quantized
 from posttrain.model.adapters import ADAPTERS
 from posttrain.model.config import ModelConfig, QuantizationConfig
@@ -33,7 +34,6 @@ from posttrain.model.kernels import quantized as kernels
 from posttrain.model.load import load_policy, load_reference, prepare_policy
 from posttrain.model.loaded import weights_hash
 from posttrain.model.models import Models
-from posttrain.model.models import weights_hash as hash_of_all
 from posttrain.model.quantized import quantise, quantization_of, with_quantization
 from posttrain.model.save import gather_weights, save_model
 from posttrain.rewards import classifier_scores

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from command import Capture, complaint, output_of
 from conftest import ROOT, shared
+from repeats import choice
 
 from posttrain.rewards import code
 from posttrain.rewards.build import check_columns
@@ -51,15 +52,16 @@ def one(reward: CodeReward, completion: str, **row: Any) -> str:
 # --- real solutions -------------------------------------------------------------------------------
 
 
-def test_every_canonical_solution_of_human_eval_scores_1(reward: CodeReward):
-    rows = human_eval()
+@pytest.mark.parametrize("one_in", choice((1, 4), (4,)))
+def test_every_canonical_solution_of_human_eval_scores_1(reward: CodeReward, one_in: int):
+    rows = human_eval()[::one_in]
     scores = judge(reward, rows, [row["canonical_solution"] for row in rows])
     assert [row["task_id"] for row, s in zip(rows, scores) if s != 1.0] == []
-    assert len(scores) == 164
+    assert len(scores) == 164 / one_in
 
 
 def test_whole_functions_in_a_fence_score_1_too(reward: CodeReward):
-    rows = human_eval()[::4]
+    rows = human_eval()[1::4]
     answers = [
         f"Here it is:\n```python\n{row['prompt']}{row['canonical_solution']}```\nIt works."
         for row in rows
@@ -67,8 +69,9 @@ def test_whole_functions_in_a_fence_score_1_too(reward: CodeReward):
     assert {float(s or 0) for s in judge(reward, rows, answers)} == {1.0}
 
 
-def test_canonical_solutions_of_mbpp_score_1(reward: CodeReward):
-    rows = mbpp()[::4]
+@pytest.mark.parametrize("one_in", choice((4, 20), (20,)))
+def test_canonical_solutions_of_mbpp_score_1(reward: CodeReward, one_in: int):
+    rows = mbpp()[::one_in]
     scores = judge(reward, rows, [row["code"] for row in rows])
     assert [row["task_id"] for row, s in zip(rows, scores) if s != 1.0] == []
 
@@ -105,7 +108,8 @@ def changed(source: str, change: ast.NodeTransformer) -> str:
     return ast.unparse(ast.fix_missing_locations(change.visit(ast.parse(source))))
 
 
-@pytest.mark.parametrize("change", [ReturnsNone, ReturnsWrapped])
+# nothing returned: of MBPP in the fast tests
+@pytest.mark.parametrize("change", choice((ReturnsNone, ReturnsWrapped), (ReturnsWrapped,)))
 def test_changed_solutions_of_human_eval_score_0(reward: CodeReward, change: Any):
     rows = human_eval()[::2]
     answers = [changed(row["prompt"] + row["canonical_solution"], change()) for row in rows]
@@ -114,10 +118,11 @@ def test_changed_solutions_of_human_eval_score_0(reward: CodeReward, change: Any
 
 
 @pytest.mark.parametrize(
-    "change", [ReturnsNone, pytest.param(ReturnsWrapped, marks=pytest.mark.slow)]
+    ("change", "one_in"),
+    choice([(ReturnsNone, 24), (ReturnsNone, 8), (ReturnsWrapped, 8)], [(ReturnsNone, 24)]),
 )
-def test_changed_solutions_of_mbpp_score_0(reward: CodeReward, change: Any):
-    rows = [row for row in mbpp()[::8] if "return" in row["code"]]
+def test_changed_solutions_of_mbpp_score_0(reward: CodeReward, change: Any, one_in: int):
+    rows = [row for row in mbpp()[::one_in] if "return" in row["code"]]
     answers = [changed(row["code"], change()) for row in rows]
     passed = [row for row, s in zip(rows, judge(reward, rows, answers)) if s != 0.0]
     # where the expected value itself is None, returning None is right
@@ -267,8 +272,9 @@ def test_partial_credit_is_the_share_of_the_tests_that_no_stub_passes(
     assert float(found) == pytest.approx(score)
 
 
-def test_no_stub_earns_anything_on_human_eval(partial: CodeReward):
-    rows = human_eval()[::8]
+@pytest.mark.parametrize("one_in", choice((8, 24), (24,)))
+def test_no_stub_earns_anything_on_human_eval(partial: CodeReward, one_in: int):
+    rows = human_eval()[::one_in]
     for value in ("None", "[]", "0", "''", "True", "x[0] if x else 0"):
         stubs = [f"def {row['entry_point']}(*x, **y): return {value}" for row in rows]
         assert {float(s or 0) for s in judge(partial, rows, stubs)} == {-1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import architectures
 import pytest
 import torch
+from repeats import choice
 
 from posttrain.common.batch import Sequence, pack
 from posttrain.model.forward import forward
@@ -96,8 +97,14 @@ def test_completions_are_reported_once_with_their_place():
     assert [seen[i] for i in range(7)] == rollouts
 
 
-@pytest.mark.parametrize("name", ["Llama (dynamic rope)", "Phi-3 (longrope)"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+ROTATED = [
+    (name, temperature)
+    for name in ("Llama (dynamic rope)", "Phi-3 (longrope)")
+    for temperature in (0.0, 1.0)
+]
+
+
+@pytest.mark.parametrize(("name", "temperature"), choice(ROTATED, [ROTATED[0], ROTATED[3]]))
 def test_rows_on_both_sides_of_a_change_of_the_rotation_share_a_batch(name, temperature):
     """Each as on its own: short ones, long ones, and those that cross the length."""
     policy = architectures.policy(name).eval()

@@ -350,7 +350,7 @@ def off_tree(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
     return tree
 
 
-@pytest.mark.parametrize("method", ["grpo", "ppo"])
+@pytest.mark.parametrize("method", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_run_one_step_off_resumes_bit_for_bit(method, tmp_path, monkeypatch):
     """What was sampled ahead comes from weights that are gone: it is in the checkpoint."""
     tree = off_tree(tmp_path, method, save_steps=1, keep_checkpoints=9, eval_steps=2)

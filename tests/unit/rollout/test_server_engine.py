@@ -393,7 +393,8 @@ def test_the_api_key_is_used_and_written_nowhere(trained, tmp_path, monkeypatch,
     assert [f.name for f in files if b"sesame-open" in f.read_bytes()] == []
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow  # servers are shown above, and ranks in test_distributed.py
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_over_http_equal_one(strategy, trained, tmp_path):
     from test_distributed import launch
 

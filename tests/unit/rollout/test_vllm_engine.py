@@ -165,7 +165,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-@pytest.mark.parametrize("use_lora", [True, False])
+@pytest.mark.parametrize("use_lora", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_path, fake):
     found = []
     for engine in ("native", "vllm"):
@@ -184,7 +184,7 @@ def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_pa
     assert not (found[1] / "adapters").exists()
 
 
-@pytest.mark.parametrize("value_model", ["own", "shared"])
+@pytest.mark.parametrize("value_model", [pytest.param("own", marks=pytest.mark.slow), "shared"])
 def test_ppo_does_not_send_its_value_head(value_model, trained, tmp_path, fake):
     """vLLM's loader raises for a name that the model does not have, as the stand-in does."""
     tree = tiny.run_config(tmp_path, "ppo", max_steps=2, value_model=value_model)

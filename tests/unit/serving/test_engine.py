@@ -53,10 +53,10 @@ def run(engine: Engine) -> None:
     ("kind", "max_cells", "at_once"),
     [
         ("llama", None, False),
-        ("llama", 60, False),
-        ("llama", None, True),
+        pytest.param("llama", 60, False, marks=pytest.mark.slow),
+        pytest.param("llama", None, True, marks=pytest.mark.slow),
         ("llama", 60, True),
-        ("llama", 300, True),
+        pytest.param("llama", 300, True, marks=pytest.mark.slow),
         ("reft", 60, True),
     ],
 )

@@ -1,0 +1,126 @@
+"""`posttrain serve` of a model that two ranks split answers as one process does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import command, exit_codes
+from serving import Live, chat_model, served
+
+pytestmark = pytest.mark.distributed
+
+KEYS = ["--device", "cpu", "--dtype", "float32", "--cache-gib", "0.05", "--port", "0"]
+KEYS += ["--max-num-seqs", "4"]
+ASKED: list[dict[str, Any]] = [
+    {"prompt": "a", "seed": 1, "temperature": 1.0, "n": 3, "max_tokens": 20},
+    {"prompt": "one two three", "seed": 2, "temperature": 1.0, "max_tokens": 40, "logprobs": 2},
+    {"prompt": "one two", "seed": 3, "temperature": 0.0, "max_tokens": 8, "echo": True},
+    {"prompt": "b", "seed": 4, "temperature": 1.0, "max_tokens": 60, "stop": ["e"]},
+]
+
+
+def address(folder: Path) -> str:
+    """The address that rank 0 has printed."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        file = folder / "0.stdout"
+        text = file.read_text() if file.exists() else ""
+        if found := re.search(r"http://\S+(?=/v1)", text):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(f"not served: {[p.read_text()[-2000:] for p in folder.glob('*.stderr')]}")
+
+
+def rounded(answer: dict[str, Any]) -> Any:
+    """The choices, with log-probs to four decimals."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: of(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [of(inner) for inner in value]
+        return round(value, 4) if isinstance(value, float) else value
+
+    return of(answer["choices"])
+
+
+def answers(live: Live) -> list[Any]:
+    """All at once, some of which wait for others; one client leaves in the middle."""
+    with ThreadPoolExecutor(5) as pool:
+        leaving = pool.submit(leave, live)
+        found = list(pool.map(lambda body: rounded(live.complete(**body)), ASKED * 2))
+        leaving.result()
+    return found
+
+
+def leave(live: Live) -> None:
+    client = live.client()
+    model = client.models.list().data[0].id
+    stream = client.completions.create(model=model, prompt="x", max_tokens=200, stream=True)
+    next(iter(stream))
+    stream.close()
+
+
+def test_it_answers_as_one_process(tmp_path):
+    """Requests that come together and apart, with log-probs and echo; then it ends with both."""
+    model = chat_model(tmp_path / "model")
+    with served(model, max_num_seqs=4) as live:
+        expected = answers(live)
+    found: list[Any] = []
+
+    def ask(processes: list[Any]) -> None:
+        live = Live(address(tmp_path), None)  # type: ignore[arg-type]
+        found.extend(answers(live))
+        time.sleep(0.1)  # nothing to do meanwhile
+        found.append(rounded(live.complete(**ASKED[0])))
+        adapter = {"lora_name": "x", "lora_path": str(model)}
+        assert live.ask("POST", "/v1/load_lora_adapter", adapter)[0] == 400
+        for process in processes:  # as a terminal does
+            os.kill(process.pid, signal.SIGINT)
+
+    codes = exit_codes(2, tmp_path, ["serve", str(model), "--tensor-parallel", "2", *KEYS], ask)
+    assert found == [*expected, expected[0]]
+    assert codes == [130, 0]  # 130 as of one process
+
+
+def test_a_lost_rank_ends_it_within_the_bound(tmp_path):
+    model = chat_model(tmp_path / "model")
+    given = ["--tensor-parallel", "2", "--rank-timeout", "5", *KEYS]
+
+    def kill(processes: list[Any]) -> None:
+        live = Live(address(tmp_path), None)  # type: ignore[arg-type]
+        live.complete(**ASKED[0])
+        processes[1].kill()
+        status, said = live.ask("POST", "/v1/completions", ASKED[1])
+        assert status in (500, 503), said
+        end = time.monotonic() + 30
+        while processes[0].is_alive() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not processes[0].is_alive()
+
+    codes = exit_codes(2, tmp_path, ["serve", str(model), *given], kill)
+    assert codes[0] not in (0, None)
+    assert "rank 1" in (tmp_path / "0.stderr").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "message"),
+    [
+        (2, [], "1 rank(s) split the model, but 2 were started: start as many"),
+        (2, ["--tensor-parallel", "2", "--adapter", "a=b"], "adapters is not offered for a model"),
+        (1, ["--tensor-parallel", "2"], "2 rank(s) split the model, but 1 were started"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(ranks, given, message, tmp_path):
+    model = chat_model(tmp_path / "model")
+    with pytest.raises(AssertionError) as stopped:
+        command(ranks, tmp_path, ["serve", str(model), *given, *KEYS])
+    assert message in str(stopped.value)
+    assert "Traceback" not in str(stopped.value)
