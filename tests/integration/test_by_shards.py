@@ -326,3 +326,49 @@ def test_a_run_from_parts_is_that_of_one_process(adapter, tmp_path):
     tree["distributed"] = {"strategy": "fsdp"}
     launch(tree, tmp_path / "runs", 2, four)
     assert_same_run(one, four)
+
+
+IN_PARTS = [  # the method, the adapter, the strategy and the ranks
+    ("grpo", "lora", "ddp", 2),
+    ("reward_model", "none", "ddp", 2),
+    ("sft", "none", "fsdp", 4),
+    ("dpo", "none", "auto", 2),
+    ("ppo", "none", "ddp", 2),
+    ("classification", "lora", "ddp", 2),
+    ("process_reward_model", "none", "ddp", 2),
+    ("reward_model", "lora", "fsdp", 4),
+    ("orpo", "none", "fsdp", 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "adapter", "strategy", "ranks"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if k > 1 else ())
+        for k, case in enumerate(IN_PARTS)
+    ],
+)
+def test_a_run_from_parts_of_matrices_is_that_of_one_process(
+    method, adapter, strategy, ranks, tmp_path
+):
+    """No rank reads the whole model. It samples, is saved, and goes on in one process."""
+    start = tiny.run_config(tmp_path / "start", "sft", max_steps=1)
+    start["model"]["scratch"]["num_kv_heads"] = 2
+    folder = launch(start, tmp_path / "start", 1) / "checkpoint-1"
+    tree = tiny.run_config(tmp_path / "x", method, max_steps=4, save_steps=2, batch_size=4)
+    if method == "grpo":
+        tree["trainer"]["beta"] = 0.05
+    tree["model"] = {"name": str(folder), "adapter": adapter}
+    if method == "dpo":
+        tree["reference"] = {"name": str(folder)}
+    one = launch(tree, tmp_path / "runs", 1)
+    tree["distributed"] = {"strategy": strategy, "tensor_parallel": 2}
+    two = launch(tree, tmp_path / "runs", ranks)
+    said = (tmp_path / "runs" / f"output-{ranks}" / "0.stderr").read_text()
+    assert "every rank reads the whole model" not in said
+    assert_same_run(one, two)
+    shutil.rmtree(two / "checkpoint-4")
+    del tree["distributed"]
+    tree["trainer"]["resume_from_checkpoint"] = str(two)
+    launch(tree, tmp_path / "runs", 1, two)
+    assert_same_run(one, two)

@@ -46,10 +46,10 @@ EVERYTHING = 2**63
 def check_saving(models: Models) -> None:
     """Raise ValueError on all ranks if the start model, saved and read back, is another one.
 
-    Of a sharded policy without an adapter the small tensors are written, and the names of all
+    Of a policy in parts without an adapter the small tensors are written, and the names of all
     compared. A collective."""
     tensors = saved_tensors(models)
-    whole = is_adapted(models.policy.model) or not distributed.is_sharded(models.policy)
+    whole = is_adapted(models.policy.model) or not _is_in_parts(models)
     large = not whole or sum(x.numel() * x.element_size() for x in tensors.values()) > WHOLE
     weights = gather_weights(models, largest=SMALL if large else EVERYTHING)
     problem = ""
@@ -72,6 +72,11 @@ def check_saving(models: Models) -> None:
         raise ValueError(problem)
 
 
+def _is_in_parts(models: Models) -> bool:
+    policy = models.policy
+    return distributed.is_sharded(policy) or policy.vocab_shard is not None
+
+
 def _try(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
     policy = models.policy
     save_model(folder, models, weights)
@@ -80,7 +85,7 @@ def _try(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
         if name not in saved or not torch.equal(saved[name], tensor):
             raise ValueError(f"{name} is not what was saved")
     if hasattr(policy.model, "peft_config"):
-        if not distributed.is_sharded(policy):  # of which one rank alone cannot read anything
+        if not _is_in_parts(models):  # of which one rank alone cannot read anything
             check_read(policy.model, str(folder))
         return
     if is_adapted(policy.model):
