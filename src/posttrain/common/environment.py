@@ -49,6 +49,16 @@ def tune_allocator() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_free_memory() -> None:
+    """Give freed memory back to the kernel, at the end of a phase that is not repeated.
+
+    A tensor does not fit into the room of a freed one of its size if a small allocation has come
+    between, so later phases would not use all of it again."""
+    libc = ctypes.CDLL(None)
+    if sys.platform.startswith("linux") and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a run's numbers depend on."""
     from importlib.metadata import version  # for start-up time

@@ -13,6 +13,7 @@ import torch
 from posttrain.common import distributed, mesh
 from posttrain.common.batch import pack, sequences_of
 from posttrain.common.disk import check_space
+from posttrain.common.environment import return_free_memory
 from posttrain.common.interrupt import Interrupted, listening
 from posttrain.data.source import OfflineSource, Source
 from posttrain.evaluation.config import GateConfig
@@ -127,6 +128,7 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
     if config.trainer.precomputes_reference:
         add_reference_logprobs(models, plan.data, config.trainer.token_budget)
         models.other = None
+    return_free_memory()
     return sampler
 
 
