@@ -11,6 +11,7 @@ import tiny
 import torch
 from architectures import causal_lm
 from damage import save_model_folder
+from huggingface_hub import constants
 from rank_calls import on_ranks
 from safetensors.torch import load_file, save_file
 from test_distributed import assert_same_run, launch
@@ -188,6 +189,20 @@ def test_parts_are_the_whole(case, tmp_path):
     on_ranks(2, tmp_path / "ranks", same_bits, config_for(folder, method, **model), method)
 
 
+def same_bits_of_the_cache(cache: Path, config: Any) -> None:
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(cache), True
+    same_bits(config, "sft")
+
+
+def test_of_a_model_of_the_hub_each_rank_reads_its_part_in_the_cache(tmp_path):
+    cached = tmp_path / "hub" / "models--someone--model"
+    save_model_folder(cached / "snapshots" / "0123abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123abc")
+    config = config_for(tmp_path / "model", name="someone/model")
+    on_ranks(2, tmp_path / "ranks", same_bits_of_the_cache, tmp_path / "hub", config)
+
+
 def wrong_part(config: Any) -> None:
     """Each rank reads the rows of the other."""
     read = empty.TensorFiles.read
@@ -222,7 +237,6 @@ class Asked:
         ({"adapter": "dora"}, "an adapter of the type dora with these settings needs whole"),
         ({"adapter": {"type": "lora", "modules_to_save": ["lm_head"]}}, "needs whole weights"),
         ({"resize_embeddings": True}, "model.resize_embeddings needs the whole embedding"),
-        ({"name": "someone/model"}, "is a model of the hub: download it into a folder"),
         ({"name": None, "scratch": {}}, "random weights are drawn in one piece"),
     ],
 )

@@ -79,6 +79,13 @@ def test_all_weights_in_step_with_training_equal_a_run_in_process(trained, tmp_p
     assert not (there / "adapters").exists()
 
 
+def test_a_run_that_is_served_and_trained_further_is_one_model(trained, tmp_path):
+    """Both name the run's folder, and mean its newest checkpoint."""
+    tree = grpo(tmp_path, trained.parent, max_steps=1)
+    with two(trained.parent, tmp_path) as servers:
+        run(over(tree, *servers))
+
+
 def test_completions_are_at_most_as_old_as_the_bound(trained, tmp_path):
     with two(trained, tmp_path) as servers:
         tree = grpo(tmp_path, trained, max_steps=8, sampler_correction="token")

@@ -56,8 +56,6 @@ def reads_whole(config: ModelConfig, name: str | None) -> str | None:
         return "model.quantization needs whole weights"
     if config.resize_embeddings:
         return "model.resize_embeddings needs the whole embedding"
-    if not Path(base_model(name)).is_dir():
-        return f"{name} is a model of the hub: download it into a folder"
     if isinstance(adapter, NoAdapter):
         return None
     starts = ("default", "gaussian")
@@ -85,7 +83,7 @@ def load_empty(
     weights that do not fit config.json. An adapter's own tensors are drawn."""
     with headers_only():
         model = load_causal_lm(name, dtype, scores)
-    unread = match(model, weights_in(Path(base_model(name))))
+    unread = match(model, weights_in(_folder(name)))
     if isinstance(unread, str):
         return unread
     if config.trains_adapter:
@@ -94,6 +92,16 @@ def load_empty(
     policy: Any = wrap(model, config, torch.device("meta"), compute, seed)
     policy.unread = unread
     return policy  # type: ignore[no-any-return]
+
+
+def _folder(name: str) -> Path:
+    """Return the folder with a model's files, of a model of the hub that in the cache."""
+    base = base_model(name)
+    if Path(base).is_dir():
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(base, local_files_only=True))
 
 
 @contextmanager

@@ -179,7 +179,8 @@ def build_service(model: str, settings: ServeSettings) -> Service:
     sampler, limit, cells = load(model, settings, takes)
     leader = Leader() if distributed.num_ranks() > 1 else None
     worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB), leader)
-    root = str(Path(model).resolve()) if Path(model).exists() else model
+    folder = resolve_model_path(model)  # of a run the checkpoint, as a trainer names it
+    root = str(Path(folder).resolve()) if Path(folder).exists() else model
     bounds = Bounds(limit, settings.max_waiting, settings.time_limit)
 
     def renderer_of(adapter: str) -> Renderer:

@@ -48,7 +48,7 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
     width = max(len(f.layout.name) for f in found)
     lines = [
         "",
-        f"{'strategy':<{width}}{'GiB':>8}  {'':<9}{'peak in':<36}{'s/step':>9}{'tokens/s':>16}"
+        f"{'strategy':<{width}}{'GiB':>8}  {'':<11}{'peak in':<36}{'s/step':>9}{'tokens/s':>16}"
         f"{'waiting':>9}{'hours':>9}",
     ]
     for f in found:
@@ -59,7 +59,7 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
         fits = "fits" if f in good else "too large"
         hours = asked.num_steps * f.seconds / 3600
         lines.append(
-            f"{name}{f.peak / GIB:>8,.1f}  {fits:<9}{f.counted.phase:<36}{f.seconds:>9,.3g}"
+            f"{name}{f.peak / GIB:>8,.1f}  {fits:<11}{f.counted.phase:<36}{f.seconds:>9,.3g}"
             f"{asked.tokens_per_step / f.seconds:>16,.0f}{f.waiting / f.seconds:>9.0%}"
             f"{hours:>9,.3g}"
         )
