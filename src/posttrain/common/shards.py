@@ -26,6 +26,28 @@ def total_norm(tensors: Iterable[Tensor]) -> float:
     return norms[0] if len(norms) == 1 else math.hypot(*norms)
 
 
+def agree(parameters: Iterable[Tensor], group: Any) -> None:
+    """Give the ranks of a tensor group the first one's gradients of what each holds whole.
+
+    Each has computed them from the same numbers. Kernels that are not deterministic, as some of a
+    GPU are, would let the ranks' weights drift apart, which no loss would show. A collective.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None and not _is_cut(p)]
+    if group is None or not grads:
+        return
+    own = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads]
+    flat = torch.cat([grad.reshape(-1) for grad in own])
+    torch.distributed.broadcast(flat, group=group, group_src=0)
+    for grad, same in zip(own, flat.split([grad.numel() for grad in own])):
+        grad.copy_(same.view_as(grad))
+
+
+def _is_cut(tensor: Any) -> bool:
+    """Whether the ranks of a tensor group hold parts of a tensor."""
+    found = getattr(tensor, "device_mesh", None)
+    return found is not None and "tensor" in found.mesh_dim_names
+
+
 def full(tensor: Tensor) -> Tensor:
     """Return the whole tensor of a shard, or a plain tensor as it is. A collective for shards."""
     from torch.distributed.tensor import DTensor

@@ -154,6 +154,7 @@ class Trainer:
                 add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
         parameters = list(self.models.trainable().values())
         distributed.sum_gradients(parameters, sharded, mesh.current().replicas)
+        shards.agree(parameters, mesh.current().tensor_group)
         norm = self._clip(parameters)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

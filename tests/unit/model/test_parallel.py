@@ -165,6 +165,28 @@ def test_ranks_drop_the_same_units_of_what_they_all_hold(tmp_path):
     on_ranks(2, tmp_path, drop_together)
 
 
+def drift() -> None:
+    """Ranks whose kernels round otherwise still take the same step of what they all hold."""
+    mesh = arrange("cpu", 2)
+    policy = policy_of("Qwen2", {}, lora=True)
+    split(policy, mesh)
+    _, found = gradients(policy)
+    whole = {n: grad for n, grad in found.items() if not hasattr(grad, "to_local")}
+    parts = {n: shards.full(grad) for n, grad in found.items() if n not in whole}
+    expected = {n: grad.clone() for n, grad in whole.items()}
+    for grad in whole.values():
+        grad += mesh.tensor_group.rank()
+    shards.agree(policy.parameters(), mesh.tensor_group)
+    for n, grad in whole.items():
+        assert torch.equal(grad, expected[n]), n
+    for n, grad in parts.items():
+        assert torch.equal(shards.full(found[n]), grad), n
+
+
+def test_ranks_agree_on_the_gradient_of_what_they_all_hold(tmp_path):
+    on_ranks(2, tmp_path, drift)
+
+
 def refused(name: str, keys: dict[str, Any], tensor: int, sequence: int, message: str) -> None:
     mesh = arrange("cpu", tensor, sequence)
     with pytest.raises(ValueError, match=re.escape(message)):
