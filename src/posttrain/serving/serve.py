@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,8 +118,15 @@ def serve(model: str, settings: ServeSettings) -> None:
             timeout_graceful_shutdown=5,
             server_header=False,
         )
-        server = uvicorn.Server(config)
-        worker = service.worker
+        server: Any = uvicorn.Server(config)
+        worker, handle_exit = service.worker, server.handle_exit
+
+        def end(number: int, frame: Any) -> None:
+            for each in filter(None, (service, beside)):
+                each.worker.stop()  # which answers what is open, before uvicorn cuts it off
+            handle_exit(number, frame)
+
+        server.handle_exit = end
         if worker.leader is not None:  # without the other ranks nothing more can be answered
             worker.on_failure = partial(setattr, server, "should_exit", True)
         server.run(sockets=[listener])
@@ -139,7 +147,7 @@ def check(settings: ServeSettings) -> str | None:
         for name in ("adapters", "beside", "allow_weight_updates"):
             if getattr(settings, name):
                 raise SettingError(
-                    "tensor_parallel", f"{name} is not offered for a model that ranks split: set 1"
+                    name, "is not offered for a model that ranks split: set tensor_parallel to 1"
                 )
     if settings.port > 65535:
         raise SettingError("port", f"expected at most 65535, got {settings.port}")

@@ -7,9 +7,9 @@ since the last one; all then take the step, in which they exchange their parts o
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,10 +22,8 @@ from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.row import Row
 from posttrain.rollout.native.sampler import NativeSampler
 
-log = logging.getLogger(__name__)
-
 Call = tuple[str, Any]
-"""What was asked of an engine: add, cancel, clear or step, and the rows with their numbers."""
+"""What was asked of an engine: add rows by number, cancel one, clear or, in this state, step."""
 BEAT_EVERY = 5.0
 """Seconds between two signs of life of a rank 0 that has no work."""
 
@@ -42,9 +40,10 @@ class Leader:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Note that rows enter."""
-        numbered = [(next(self.next_number), row) for row in rows]
-        self.numbers.update((row, number) for number, row in numbered)
-        self.calls.append(("add", numbered))
+        numbered = {next(self.next_number): row for row in rows}
+        self.numbers.update((row, number) for number, row in numbered.items())
+        # copies: a row may end before it is sent
+        self.calls.append(("add", {number: copy(row) for number, row in numbered.items()}))
 
     def cancel(self, row: Row) -> None:
         """Note that a row is ended."""
@@ -54,9 +53,9 @@ class Leader:
         """Note that the cache is freed."""
         self.calls.append(("clear", None))
 
-    def step(self) -> None:
+    def step(self, engine: Engine) -> None:
         """Let the others do what was noted, and take a step. A collective."""
-        self.calls.append(("step", None))
+        self.calls.append(("step", _state(engine)))
         self.send()
 
     def send(self) -> None:
@@ -98,7 +97,8 @@ def engine_of(
 def follow(sampler: NativeSampler, longest: int, max_cells: int | None, prefix_bytes: int) -> None:
     """Do on another rank what rank 0's engine does, until that ends. A collective.
 
-    Raises DistError if rank 0 is silent for longer than the process group waits."""
+    Raises DistError if rank 0 is silent for longer than the process group waits, and RuntimeError
+    if the two engines are not in the same state: their exchanges would mix up rows."""
     group = torch.distributed.new_group(backend="gloo")
     rows: dict[int, Row] = {}
     with sampling(sampler.policy):
@@ -109,25 +109,25 @@ def follow(sampler: NativeSampler, longest: int, max_cells: int | None, prefix_b
             if received[0] is None:
                 return
             for name, what in received[0]:
-                if name == "add":
-                    rows |= what
-                try:
-                    _repeat(engine, name, what, rows)
-                except Exception:  # rank 0 has the same, and fails the requests
-                    log.exception("a step has failed")
-                    engine.clear()
-                    engine.waiting.clear()
+                _repeat(engine, name, what, rows)
             rows = {number: row for number, row in rows.items() if row.finish_reason is None}
 
 
 def _repeat(engine: Engine, name: str, what: Any, rows: dict[int, Row]) -> None:
     if name == "add":
-        engine.add([row for _, row in what])
+        rows |= what
+        engine.add(list(what.values()))
     elif name == "cancel":
-        if (row := rows.get(what)) is not None and row.finish_reason is None:
-            engine.cancel(row)
+        if what in rows:
+            engine.cancel(rows[what])
     elif name == "clear":
         engine.clear()
+    elif what != (here := _state(engine)):
+        raise RuntimeError(f"this rank's engine has {here} rows waiting and running, not {what}")
     else:
         engine.step()
         engine.collect()
+
+
+def _state(engine: Engine) -> tuple[int, int]:
+    return engine.num_waiting, len(engine.running.rows)

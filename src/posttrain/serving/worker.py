@@ -20,6 +20,7 @@ from typing import Any
 from posttrain.rollout.native.engine import Engine
 from posttrain.rollout.native.row import Alternative, Row
 from posttrain.rollout.native.sampler import NativeSampler
+from posttrain.serving.errors import Refusal
 from posttrain.serving.together import BEAT_EVERY, Leader, engine_of, sampling
 
 log = logging.getLogger(__name__)
@@ -160,13 +161,14 @@ class Worker:
                 while self._read_inbox():
                     self._step(engine)
         except BaseException as error:
-            log.exception("the sampler's thread has ended")
+            if self.leader is None:  # else the ranks say together which is lost
+                log.exception("the sampler's thread has ended")
             if not self.ready.done():
                 self.ready.set_exception(error)
-            self._fail(RuntimeError("the sampler has ended"))
+            self._fail(Refusal("the sampler has ended", 503))
             self.failure = error
             self.on_failure()
-        self._fail(RuntimeError("the server is shutting down"))
+        self._fail(Refusal("the server is shutting down", 503))
         if self.leader is not None:
             with suppress(RuntimeError):  # the other ranks are gone
                 self.leader.end()
@@ -190,11 +192,13 @@ class Worker:
 
     def _step(self, engine: Engine) -> None:
         if self.leader is not None:
-            self.leader.step()
+            self.leader.step(engine)
         try:
             engine.step()
             engine.collect()
         except Exception as error:  # of torch: the requests fail, the server does not
+            if self.leader is not None:  # unless other ranks may be in another state now
+                raise
             log.exception("a step has failed")
             engine.clear()
             engine.waiting.clear()
