@@ -46,9 +46,9 @@ def current() -> Mesh:
     return _mesh
 
 
-def check(tensor: int, sequence: int) -> None:
-    """Raise ValueError if the ranks at hand do not form shares of `tensor` x `sequence`."""
-    ranks, of_share = distributed.num_ranks(), tensor * sequence
+def check(tensor: int, sequence: int, ranks: int | None = None) -> None:
+    """Raise ValueError if ranks, by default those at hand, form no shares of tensor x sequence."""
+    ranks, of_share = ranks or distributed.num_ranks(), tensor * sequence
     if ranks % of_share:
         said = " x ".join(
             f"distributed.{name}_parallel: {n}"

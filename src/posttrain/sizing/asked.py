@@ -113,6 +113,18 @@ class Asked:
         return max(found, key=lambda pair: pair[0])[1], counted / steps
 
 
+def without_numbers(section: ModelConfig) -> ModelConfig:
+    """Return the section with an adapter's layers by their kind, for a network of fewer layers.
+
+    Folders of adapters may name each layer by itself."""
+    named = getattr(section.adapter, "target_modules", None)
+    if not isinstance(named, list):
+        return section
+    kinds = sorted({name.rpartition(".")[2] for name in named})
+    adapter = section.adapter.model_copy(update={"target_modules": kinds})
+    return section.model_copy(update={"adapter": adapter})
+
+
 def ask(config: Config, device: str) -> Asked:
     """Return what a recipe asks for on ranks with a `device`, cpu or cuda.
 
@@ -123,7 +135,7 @@ def ask(config: Config, device: str) -> Asked:
     budget = config.trainer.micro_batch_tokens or DEFAULT_MICRO_BATCH_TOKENS[device]
     trainer = config.trainer.model_copy(update={"micro_batch_tokens": budget})
     name = start_model(config)
-    update = {"trainer": trainer, "model": with_adapter(config.model, name)}
+    update = {"trainer": trainer, "model": without_numbers(with_adapter(config.model, name))}
     config = config.model_copy(update=update)
     limit = length_limit(config, name)
     measured = name is None or not Path(name).is_dir() or has_tokenizer(name)

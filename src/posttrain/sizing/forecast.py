@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from posttrain.common import mesh
 from posttrain.common.batch import Batch
 from posttrain.sizing.asked import Asked
 from posttrain.sizing.forked import forked
@@ -96,9 +97,12 @@ def sent(exchange: Exchange, size: float) -> float:
 
 
 def layouts(asked: Asked, gpus: int, nodes: int) -> Iterator[Layout]:
-    """Yield the strategies to compare; those of a recipe that names a model split are of that."""
+    """Yield the strategies to compare; those of a recipe that names a model split are of that.
+
+    Raises ValueError if the ranks cannot be divided as the recipe says."""
     section, ranks = asked.config.distributed, gpus * nodes
     tensor, sequence = section.tensor_parallel, section.sequence_parallel
+    mesh.check(tensor, sequence, ranks)
     if tensor * sequence > 1:
         for strategy in ("ddp", "fsdp"):
             yield Layout(gpus, nodes, strategy, tensor, sequence)

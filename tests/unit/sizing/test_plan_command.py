@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from command import Capture, recipe
 
 from posttrain.cli.main import main
+from posttrain.runs.config import parse_config
+from posttrain.runs.train import train
 
 GRPO: dict[str, Any] = {
     "trainer.type": "grpo",
@@ -68,6 +71,7 @@ def test_servers_follow_from_measured_rates(
         (["--gpus", 0], "--gpus"),
         (["--completion-tokens", "many"], "--completion-tokens: 'many' is no number of tokens"),
         (["--gpus", 3, "distributed.tensor_parallel=3"], "3 ranks do not divide the 2 attention"),
+        (["distributed.tensor_parallel=2"], "2 does not divide the 1 rank(s)"),
         (
             ["--gpu-memory", 0.001, "model.scratch.hidden_size=256"],
             "no strategy fits: the smallest, ddp, needs",
@@ -90,6 +94,22 @@ def test_a_model_without_config_is_named(
     assert plan(monkeypatch, recipe(tmp_path), *words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "config.json" in line or "no model" in line
+
+
+def test_an_adapter_that_names_each_of_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tiny.run_config(tmp_path / "base", "sft", max_steps=1)
+    start["model"] |= {
+        "adapter": {"type": "lora", "target_modules": ["model.layers.1.mlp.up_proj"]}
+    }
+    start["model"]["scratch"]["num_layers"] = 2
+    base = tiny.run_config(tmp_path / "base", "sft", max_steps=1)
+    run = train(parse_config(base, "test"))
+    model = {"name": str(run / "checkpoint-1"), "adapter": start["model"]["adapter"]}
+    adapted = train(parse_config(start | {"model": model}, "test"), tmp_path / "adapted")
+    words = ["model.scratch=null", f"model.name={adapted / 'checkpoint-1'}"]
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 0
 
 
 def test_config_json_alone_is_enough(
