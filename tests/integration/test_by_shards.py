@@ -137,14 +137,22 @@ def same_parts(config: Any, method: str) -> None:
     assert all(torch.equal(grad, their_grads[n]) for n, grad in our_grads.items())
 
 
-def test_of_a_model_that_is_cut_each_rank_reads_its_part(tmp_path):
-    """Tied and not, with a value network and with LoRA."""
-    for case, (method, model) in CASES.items():
-        folder = folder_for(case, tmp_path / case)
-        config = config_for(folder, method, **model)
-        section = config.distributed.model_copy(update={"strategy": "ddp", "tensor_parallel": 2})
-        config = config.model_copy(update={"distributed": section})
-        on_ranks(2, tmp_path / f"{case} ranks", same_parts, config, method)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "tied",
+        *(
+            pytest.param(c, marks=pytest.mark.slow)
+            for c in ("full", "lora", "value network, several files", "reward model")
+        ),
+    ],
+)
+def test_of_a_model_that_is_cut_each_rank_reads_its_part(case, tmp_path):
+    method, model = CASES[case]
+    config = config_for(folder_for(case, tmp_path / "model"), method, **model)
+    section = config.distributed.model_copy(update={"strategy": "ddp", "tensor_parallel": 2})
+    config = config.model_copy(update={"distributed": section})
+    on_ranks(2, tmp_path / "ranks", same_parts, config, method)
 
 
 @pytest.mark.slow
@@ -194,6 +202,7 @@ def same_bits_of_the_cache(cache: Path, config: Any) -> None:
     same_bits(config, "sft")
 
 
+@pytest.mark.slow
 def test_of_a_model_of_the_hub_each_rank_reads_its_part_in_the_cache(tmp_path):
     cached = tmp_path / "hub" / "models--someone--model"
     save_model_folder(cached / "snapshots" / "0123abc")
@@ -357,10 +366,7 @@ IN_PARTS = [  # the method, the adapter, the strategy and the ranks
 
 @pytest.mark.parametrize(
     ("method", "adapter", "strategy", "ranks"),
-    [
-        pytest.param(*case, marks=pytest.mark.slow if k > 1 else ())
-        for k, case in enumerate(IN_PARTS)
-    ],
+    [pytest.param(*case, marks=pytest.mark.slow if k else ()) for k, case in enumerate(IN_PARTS)],
 )
 def test_a_run_from_parts_of_matrices_is_that_of_one_process(
     method, adapter, strategy, ranks, tmp_path

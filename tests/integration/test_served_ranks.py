@@ -135,7 +135,7 @@ def test_what_is_added_and_ended_between_two_steps_is_no_row_of_the_others():
     assert added[number].finish_reason is None
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_it_ends_at_once_with_requests_under_way(ranks, tmp_path):
     model = chat_model(tmp_path / "model", max_position_embeddings=8192)
     found: list[Any] = []
@@ -157,6 +157,7 @@ def test_it_ends_at_once_with_requests_under_way(ranks, tmp_path):
     assert "Traceback" not in (tmp_path / "0.stderr").read_text()
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_it_within_the_bound(tmp_path):
     model = chat_model(tmp_path / "model")
     given = ["--tensor-parallel", "2", "--rank-timeout", "5", *KEYS]

@@ -31,7 +31,8 @@ def begin(
     None if each rank is to hold it whole, by distributed.strategy or, which a line says, because
     something else needs whole weights. The same on all ranks."""
     section = config.distributed
-    if distributed.num_ranks() == 1 or not (_shards(config) or section.tensor_parallel > 1):
+    cut = section.tensor_parallel > 1 and name is not None
+    if distributed.num_ranks() == 1 or not (_shards(config) or cut):
         return None
     why = reads_whole(config.model, name) or _needs_copy(config)
     policy: LanguageModel | str | None = None

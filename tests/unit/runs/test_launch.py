@@ -200,7 +200,7 @@ def test_the_command_that_ranks_run() -> None:
     assert command.arguments_of(launched("recipe.yaml", "--resume"))[0] == "train"
     assert command.arguments_of(launched("train", "recipe.yaml")) == ["train", "recipe.yaml"]
     assert command.arguments_of(launched("eval", "model", "--tasks", "gsm8k"))[0] == "eval"
-    for word in ("score", "classify", "sweep", "pipeline", "serve"):
+    for word in ("score", "classify", "sweep", "pipeline"):
         with pytest.raises(ValueError, match=f"^posttrain {word} runs in one process: call it"):
             command.arguments_of(launched(word, "x"))
 

@@ -131,7 +131,9 @@ def test_a_streamed_chat_equals_one_in_a_piece(keys, client):
     assert pieces > 2 * len(texts)
     for choice, values in zip(whole.choices, logprobs):
         if choice.logprobs is not None:
-            assert [x.logprob for x in choice.logprobs.content] == values
+            # the second request finds its prompt in the cache, which rounds otherwise
+            expected = [x.logprob for x in choice.logprobs.content]
+            assert values == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("logprobs", [None, 0, 2])
@@ -153,7 +155,11 @@ def test_a_streamed_completion_equals_one_in_a_piece(echo, logprobs, client):
     assert ids == [choice.token_ids for choice in whole.choices]
     assert prompts == {choice.index: choice.prompt_token_ids for choice in whole.choices}
     if logprobs is not None:
-        assert values == [choice.logprobs.token_logprobs for choice in whole.choices]
+        for choice, found in zip(whole.choices, values):
+            expected = choice.logprobs.token_logprobs  # None for the first token of a prompt
+            assert [x is None for x in found] == [x is None for x in expected]
+            numbers = [[x or 0.0 for x in each] for each in (found, expected)]
+            assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
     assert all(text.startswith("the cat") or not echo for text in texts[:1])
 
 

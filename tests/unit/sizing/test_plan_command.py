@@ -44,6 +44,7 @@ def test_strategies_are_compared_and_one_is_recommended(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_servers_follow_from_measured_rates(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_deep_network_follows_from_shallow_ones() -> None:
             assert found.passes[exchange] == pytest.approx(size, abs=1000)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_leaves_no_trace_and_takes_no_memory() -> None:
     counted(Layout(1024, strategy="fsdp"))
     assert not torch.distributed.is_initialized()
