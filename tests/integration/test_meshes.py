@@ -142,7 +142,7 @@ def test_adapters(kind, tensor, sequence, tmp_path):
     tree = recipe(tmp_path, "sft", learning_rate=1e-2)
     adapter: dict[str, Any] = {"type": "lora", "r": 4}
     if kind == "reft":
-        adapter = {"type": "loreft", "r": 2}
+        adapter = {"type": "loreft", "rank": 2}
     tree["model"] = {"name": str(base), "adapter": adapter}
     one = launch(tree, tmp_path / "runs", 1)
     tree["distributed"] = distributed("ddp", tensor, sequence)
