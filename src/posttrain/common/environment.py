@@ -52,10 +52,11 @@ def tune_allocator() -> None:
 def return_free_memory() -> None:
     """Give freed memory back to the kernel, at the end of a phase that is not repeated.
 
-    A tensor does not fit into the room of a freed one of its size if a small allocation has come
-    between, so later phases would not use all of it again."""
+    Later phases would not use all of it again, since it lies in pieces."""
+    if not sys.platform.startswith("linux"):
+        return
     libc = ctypes.CDLL(None)
-    if sys.platform.startswith("linux") and hasattr(libc, "malloc_trim"):
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
 
 

@@ -29,6 +29,7 @@ from posttrain.model.reft.folder import read_section
 from posttrain.model.save import (
     buffers,
     gather_weights,
+    is_whole,
     load_named,
     save_model,
     saved_tensors,
@@ -49,7 +50,7 @@ def check_saving(models: Models) -> None:
     Of a policy in parts without an adapter the small tensors are written, and the names of all
     compared. A collective."""
     tensors = saved_tensors(models)
-    whole = is_adapted(models.policy.model) or not _is_in_parts(models)
+    whole = is_adapted(models.policy.model) or is_whole(models.policy)
     large = not whole or sum(x.numel() * x.element_size() for x in tensors.values()) > WHOLE
     weights = gather_weights(models, largest=SMALL if large else EVERYTHING)
     problem = ""
@@ -72,11 +73,6 @@ def check_saving(models: Models) -> None:
         raise ValueError(problem)
 
 
-def _is_in_parts(models: Models) -> bool:
-    policy = models.policy
-    return distributed.is_sharded(policy) or policy.vocab_shard is not None
-
-
 def _try(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
     policy = models.policy
     save_model(folder, models, weights)
@@ -85,7 +81,7 @@ def _try(models: Models, folder: Path, weights: dict[str, Tensor]) -> None:
         if name not in saved or not torch.equal(saved[name], tensor):
             raise ValueError(f"{name} is not what was saved")
     if hasattr(policy.model, "peft_config"):
-        if not _is_in_parts(models):  # of which one rank alone cannot read anything
+        if is_whole(policy):  # else one rank alone cannot read anything
             check_read(policy.model, str(folder))
         return
     if is_adapted(policy.model):

@@ -16,6 +16,7 @@ from posttrain.model.empty import load_empty, reads_whole
 from posttrain.model.folder import is_adapter
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import check_tokenizer
+from posttrain.model.save import is_whole
 from posttrain.model.suited import refuse_classifier
 from posttrain.runs.config import Config
 from posttrain.training.sharding import arrange_ranks, obstacle, shard
@@ -85,8 +86,7 @@ def reference(
     plain = config.model.model_copy(
         update={"adapter": NoAdapter(), "gradient_checkpointing": False, "quantization": None}
     )
-    parts = distributed.is_sharded(policy) or policy.vocab_shard is not None
-    if not parts or is_adapter(name) or reads_whole(plain, name):
+    if is_whole(policy) or is_adapter(name) or reads_whole(plain, name):
         return None
     compute = policy.autocast or torch.float32
     other = load_empty(plain, name, compute, compute, seed=0)

@@ -183,8 +183,8 @@ def is_loopback(host: str) -> bool:
 def build_service(model: str, settings: ServeSettings) -> Service:
     """Load a model, and return the service that answers for it."""
     template, system_prompt = as_trained(model, settings.template, settings.system_prompt)
-    renderer, takes = load_renderer(model, template, system_prompt)
-    sampler, limit, cells = load(model, settings, takes)
+    renderer, _ = load_renderer(model, template, system_prompt)
+    sampler, limit, cells = load(model, settings)
     leader = Leader() if distributed.num_ranks() > 1 else None
     worker = Worker(sampler, limit, cells, int(settings.prefix_gib * GIB), leader)
     folder = resolve_model_path(model)  # of a run the checkpoint, as a trainer names it
@@ -198,13 +198,11 @@ def build_service(model: str, settings: ServeSettings) -> Service:
     return Service(settings.name or model, root, renderer, worker, bounds, renderer_of)
 
 
-def load(
-    model: str, settings: ServeSettings, takes: int | None = None
-) -> tuple[NativeSampler, int, int | None]:
+def load(model: str, settings: ServeSettings) -> tuple[NativeSampler, int, int | None]:
     """Return a model's sampler, the longest sequence, and the bound of its cache (`cells_of`).
 
-    `takes` are the tokens that the model takes, if they are known. A collective."""
-    takes = max_positions(resolve_model_path(model)) if takes is None else takes
+    A collective."""
+    takes = max_positions(resolve_model_path(model))
     limit = min(takes, settings.max_length or LONGEST)
     if settings.max_length is not None and settings.max_length > takes:
         raise SettingError(

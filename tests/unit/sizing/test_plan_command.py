@@ -100,15 +100,11 @@ def test_a_model_without_config_is_named(
 def test_an_adapter_that_names_each_of_its_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = tiny.run_config(tmp_path / "base", "sft", max_steps=1)
-    start["model"] |= {
-        "adapter": {"type": "lora", "target_modules": ["model.layers.1.mlp.up_proj"]}
-    }
-    start["model"]["scratch"]["num_layers"] = 2
-    base = tiny.run_config(tmp_path / "base", "sft", max_steps=1)
-    run = train(parse_config(base, "test"))
-    model = {"name": str(run / "checkpoint-1"), "adapter": start["model"]["adapter"]}
-    adapted = train(parse_config(start | {"model": model}, "test"), tmp_path / "adapted")
+    tree = tiny.run_config(tmp_path / "base", "sft", max_steps=1)
+    base = train(parse_config(tree, "test"))
+    adapter = {"type": "lora", "target_modules": ["model.layers.1.mlp.up_proj"]}
+    tree["model"] = {"name": str(base / "checkpoint-1"), "adapter": adapter}
+    adapted = train(parse_config(tree, "test"), tmp_path / "adapted")
     words = ["model.scratch=null", f"model.name={adapted / 'checkpoint-1'}"]
     assert plan(monkeypatch, recipe(tmp_path), *words) == 0
 
