@@ -9,11 +9,11 @@ demo: $(VENV)/installed  ## random weights -> SFT -> GRPO -> evaluation, on a CP
 	$(BIN)/posttrain pipeline recipes/pipeline/demo.yaml
 
 test: $(VENV)/installed-dev check  ## what must pass before every commit
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 test-avx2: $(VENV)/installed-dev  ## the same tests with the kernels of a processor without AVX-512
-	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	$(AVX2) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-cuda: $(VENV)/installed-dev  ## only those on a pretended CUDA device, which `make test` runs too
 	PYTHONPATH=tests/helpers OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p pretend_cuda tests/cuda -n 2

@@ -9,6 +9,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whatever the machine has
 import hypothesis
 import pytest
 import torch
+from repeats import leave_for_slow
 
 # a machine under load is slow, not wrong
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -16,6 +17,11 @@ hypothesis.settings.load_profile("no deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_for_slow(items, ROOT / "tests")
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from posttrain.model.kernels import flash
 from posttrain.model.output_head import HeadLogprobs
 
 pretend_cuda.only_here()
+pytestmark = pytest.mark.slow
 
 TWO_DEVICES = "same device|on cpu|be on CUDA"
 # the probe may meet the fault first: it refuses the head, or device_steps the policy, unpacked

@@ -1,4 +1,4 @@
-"""The tests of this folder on a pretended CUDA device, each file in a process of its own."""
+"""The tests of this folder on a pretended CUDA device, in a process of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-FILES = sorted(path.name for path in FOLDER.glob("test_cuda_*.py"))
 reason = "this is that process" if pretend_cuda.installed() else pretend_cuda.missing()
 needed = pytest.mark.skipif(reason is not None, reason=str(reason))
 
@@ -28,15 +27,9 @@ def on_cuda(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4_000:]
 
 
-SEEDED = "test_cuda_faults.py"  # that the others fail if the code is wrong
-
-
 @needed
-@pytest.mark.parametrize(
-    "file", [pytest.param(f, marks=pytest.mark.slow if f == SEEDED else ()) for f in FILES]
-)
-def test_in_a_process_of_its_own(file):
-    on_cuda("-m", "not slow", str(FOLDER / file))
+def test_the_fast_ones():
+    on_cuda("-m", "not slow", str(FOLDER))
 
 
 @needed

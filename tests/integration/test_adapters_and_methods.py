@@ -119,12 +119,10 @@ def test_train_2n_equals_train_n_and_resume(
     assert_same_bits(whole, parts)
 
 
-SHOWN = [("loreft", "grpo", "fsdp")]  # ddp and heads: test_distributed.py, with every weight
-
-
+@pytest.mark.slow  # test_distributed.py has a fast one, with every weight
 @pytest.mark.parametrize(
     ("kind", "method", "strategy"),
-    choice([(*p, s) for p in PAIRS for s in ("ddp", "fsdp")], SHOWN),
+    [(*p, s) for p in PAIRS for s in ("ddp", "fsdp")],
 )
 def test_two_ranks_equal_one(
     kind: str, method: str, strategy: str, base: Path, tmp_path: Path

@@ -335,7 +335,8 @@ def test_a_checkpoint_of_boxes_resumes_in_one_piece(tmp_path):
     assert "saved on 4 ranks (fsdp, tensor_parallel 2)" in said
 
 
-@pytest.mark.parametrize("adapter", ["lora", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora", "none"])
 def test_a_run_from_parts_is_that_of_one_process(adapter, tmp_path):
     """Also with rows split over ranks; the adapter is saved and resumed."""
     folder = save_model_folder(tmp_path / "model")

@@ -11,6 +11,7 @@ from lm_tasks import loglikelihood, sums_task
 CHOICES = [str(n) for n in range(5)]
 
 
+@pytest.mark.slow
 def test_lm_eval_takes_a_checkpoint(tmp_path: Path) -> None:
     """Its log-likelihoods are those of transformers on the same folder."""
     lm_eval = pytest.importorskip("lm_eval", reason="needs pip install 'posttrain[lm-eval]'")

@@ -133,10 +133,9 @@ def test_labels_read_from_the_vocabulary(tmp_path):
     assert max(found.values()) < 1e-5, found
 
 
-@pytest.mark.parametrize("kind", ["lora", pytest.param("reft", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    ("tensor", "sequence"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "reft"])
+@pytest.mark.parametrize(("tensor", "sequence"), [(2, 1), (1, 2)])
 def test_adapters(kind, tensor, sequence, tmp_path):
     base = launch(recipe(tmp_path, "sft", max_steps=1), tmp_path / "base", 1)
     tree = recipe(tmp_path, "sft", learning_rate=1e-2)

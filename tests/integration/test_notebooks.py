@@ -93,6 +93,7 @@ def test_its_links_and_names_exist(name: str) -> None:
     assert used <= set(posttrain.__all__)
 
 
+@pytest.mark.slow
 def test_one_in_short(tmp_path: Path) -> None:
     text = run_all("grpo_own_reward", tmp_path, SFT_STEPS=30, GRPO_STEPS=4)
     assert '<progress max="30" value="30"></progress> sft: step 30 of 30' in text

@@ -128,12 +128,10 @@ def test_heads_are_saved_beside_the_adapter(
 TWO_RANKS = ("vera", "pissa", "oft", "ia3", "lora", "dora", "vblora", "trainable_tokens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "strategy"),
-    choice(
-        [(k, s) for k in TWO_RANKS for s in ("ddp", "fsdp") if (k, s) != ("vblora", "fsdp")],
-        [("vera", "fsdp")],
-    ),
+    [(k, s) for k in TWO_RANKS for s in ("ddp", "fsdp") if (k, s) != ("vblora", "fsdp")],
 )
 def test_two_ranks_equal_one(kind: str, strategy: str, base: Path, tmp_path: Path) -> None:
     keys = {"max_steps": 3, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,8 @@ from posttrain.common.secrets import hide, load_env_files
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory")
 """What torch says of memory, of a GPU or of the machine, that is used up."""
+AFTER_RANK_0 = 5.0
+"""Seconds for which another rank of a machine waits, after its error in the input, to end."""
 
 app = typer.Typer(
     help="Post-training of language models: train, evaluate, sample.\n\n"
@@ -159,5 +162,8 @@ def without_dashes(usage: str) -> str:
 def fail(error: object, code: int = 2) -> None:
     """Print an error in one line and exit."""
     print(f"error: {' '.join(hide(str(error)).split())}", file=sys.stderr)
+    if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
+        # the first rank that ends stops the others: the one on the console may say the same first
+        time.sleep(AFTER_RANK_0)
     leave(code)
     sys.exit(code)

@@ -76,7 +76,8 @@ def changed(program: str) -> str | None:
     return ast.unparse(Changed(drawn[-1]).visit(tree)) if drawn else None
 
 
-@pytest.mark.parametrize("split", choice(SPLITS, ("test",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SPLITS)
 def test_every_program_passes_its_own_tests(reward: CodeReward, split: str) -> None:
     rows = load(split, num_rows=2 * len(FAMILIES), seed=5)
     found = verdicts(reward, rows, [row["completion"] for row in rows])
@@ -90,6 +91,7 @@ def test_every_program_of_many_returns_what_the_tests_expect() -> None:
         exec("\n".join([row["completion"], *row["test_list"]]), names)
 
 
+@pytest.mark.slow
 def test_programs_that_are_nearly_right_fail(reward: CodeReward) -> None:
     rows = load("train", num_rows=len(FAMILIES), seed=6)
     programs = [changed(row["completion"]) for row in rows]

@@ -165,7 +165,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-@pytest.mark.parametrize("use_lora", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("use_lora", [True, False])
 def test_training_with_vllm_equals_training_in_process(use_lora, trained, tmp_path, fake):
     found = []
     for engine in ("native", "vllm"):

@@ -395,9 +395,8 @@ def test_a_run_that_outlives_its_call_keeps_the_lock(tmp_path: Path, capsys: Cap
     wait_for(lambda: command("train", file) == 0)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_series_after_its_run(tmp_path: Path, number: int) -> None:
     file = series_recipe(tmp_path)
     fault(tmp_path, other="hang")

@@ -288,9 +288,8 @@ def test_a_sweep_of_one_model_of_a_list(tmp_path: Path, capsys: Capture) -> None
     assert {record.config["model"]["name"] for record in records.values()} == {"org/b"}
 
 
-@pytest.mark.parametrize(
-    ("jobs", "kills"), [pytest.param("1", 4, marks=pytest.mark.slow), ("3", 1)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "kills"), [("1", 4), ("3", 1)])
 def test_a_sweep_killed_at_random_ends_as_an_uninterrupted_one(
     tmp_path: Path, jobs: str, kills: int
 ) -> None:

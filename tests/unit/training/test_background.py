@@ -176,6 +176,7 @@ def test_an_error_waits_for_the_checkpoint_on_its_way(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-1"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
     """SIGKILL between any two of its files: what has the name of a checkpoint is whole."""
     tree = tiny.run_config(tmp_path, save_steps=1, max_steps=40, keep_checkpoints=2)

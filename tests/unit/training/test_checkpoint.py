@@ -57,7 +57,8 @@ def lora_tree(tmp_path: Path, base: Path, **keys) -> dict:
     return tree
 
 
-@pytest.mark.parametrize("adapter", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True])
 def test_a_fresh_process_loads_the_same_logits(adapter, tmp_path, monkeypatch):
     """With transformers' and PEFT's own loaders, exactly."""
     kept = {}
