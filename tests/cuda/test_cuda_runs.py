@@ -3,6 +3,7 @@ a sampler and one with, and all others in a slow test."""
 
 from __future__ import annotations
 
+import shutil
 from itertools import product
 
 import pretend_cuda
@@ -21,6 +22,7 @@ from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
+from posttrain.training.offload import OffloadedAdamW
 
 pretend_cuda.only_here()
 
@@ -58,6 +60,28 @@ def test_a_killed_run_resumes_with_the_same_bits(method, dtype, tmp_path, monkey
 @pytest.mark.parametrize(("method", "dtype"), REST)
 def test_so_do_the_others(method, dtype, tmp_path, monkeypatch):
     check_resume(method, dtype, tmp_path, monkeypatch)
+
+
+def test_the_optimisers_state_in_the_cpus_memory(tmp_path, monkeypatch):
+    """The same bits, resumed with the state where it was not."""
+    devices = set()
+    step = OffloadedAdamW.step
+
+    def watched(self, closure=None):
+        step(self)
+        devices.update(x.device.type for kept in self.state.values() for x in kept.values())
+
+    monkeypatch.setattr(OffloadedAdamW, "step", watched)
+    tree = run_config(tmp_path, "sft", "float32", save_steps=2, keep_checkpoints=9, max_steps=4)
+    whole = run(tree)
+    assert not devices
+    tree["distributed"] = {"offload": "optimizer"}
+    away = run(tree)
+    test_resume.assert_same_bits(whole, away)
+    shutil.rmtree(whole / "checkpoint-4")
+    tree["trainer"]["resume_from_checkpoint"] = str(whole)
+    test_resume.assert_same_bits(run(tree), away)
+    assert devices == {"cpu"}
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])

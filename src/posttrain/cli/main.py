@@ -141,7 +141,8 @@ def of_the_machine(error: Exception) -> str:
         more = f" when {asked[1]} more were asked for" if asked else ""
         return (
             f"out of memory{more}: lower trainer.micro_batch_tokens (or --max-num-seqs), or use "
-            "model.gradient_checkpointing or model.adapter=lora; --dry-run estimates the memory"
+            "model.gradient_checkpointing, distributed.offload=optimizer or model.adapter=lora; "
+            "--dry-run estimates the memory"
         )
     return f"the disk is full ({said.splitlines()[0]})" if is_full(error) else ""
 

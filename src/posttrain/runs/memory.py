@@ -75,14 +75,16 @@ def measure(plan: Plan) -> Estimate:
     dtype = policy.autocast or torch.float32
     sampled = 2 * dense_bytes(policy, dtype) if rollout and fits_dense(policy, dtype) else 0
     copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
+    device = next(policy.parameters()).device
+    elsewhere = config.distributed.offload != "none" and device.type != "cpu"
     fixed = {
         "weights": stored_bytes(policy),
         "gradients": 4 * trainable,
-        "optimiser": 8 * trainable,
+        "optimiser": 0 if elsewhere else 8 * trainable,
         "reference": reference,
         "sampler's copy": 4 * trainable if copied else 0,
         "sampler's weights": sampled,
-        "output head": 3 * 4 * chunk_elements(next(policy.parameters()).device),
+        "output head": 3 * 4 * chunk_elements(device),
     }
     shape = policy.causal_lm().config
     size = dtype.itemsize

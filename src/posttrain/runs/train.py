@@ -174,6 +174,7 @@ def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
         num_steps=plan.num_steps,
         evaluate=build_evaluation(plan, sampler, source, tracker),
         reference=config.reference,
+        offload=config.distributed.offload != "none",
     )
     tracker.disk.settle = trainer.checkpoints.newest
     tracker.say(describe(plan))

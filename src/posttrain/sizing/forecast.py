@@ -21,6 +21,7 @@ SHALLOW, DEEP = 4, 7
 """Layers that are rehearsed; a deeper network is continued linearly from the two."""
 MODEL_RANKS = (2, 4, 8)
 CPU_STEPS = 3  # steps that are rehearsed on a CPU, whose allocator fills up with their shapes
+TO_HOST = 25e9  # bytes/s between a GPU and the CPU's memory, of PCIe 4.0 with 16 lanes
 SHARE_OF_MEMORY = 0.9  # of a GPU's; the rest is for the context, NCCL and fragments
 
 
@@ -188,6 +189,8 @@ def forecast(
     rate = hardware.flops * hardware.utilisation * min(layout.ranks, busy_ranks(asked, layout))
     found.compute = tokens * flops_per_token(asked, network) / rate
     found.waiting = waiting(found, hardware)
+    if device == "cuda" and asked.config.distributed.offload != "none":
+        found.waiting += 16 * network.trainable / layout.holders / TO_HOST
     return found
 
 

@@ -36,6 +36,11 @@ class Layout:
         return self.nodes if self.strategy == "hsdp" else 1
 
     @property
+    def holders(self) -> int:
+        """Ranks that hold each trained number together."""
+        return self.tensor if self.strategy == "ddp" else self.ranks // self.replicate
+
+    @property
     def shares(self) -> int:
         """Parts that the examples of a step are divided into."""
         return self.ranks // (self.tensor * self.sequence)

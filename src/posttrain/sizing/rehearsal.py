@@ -149,6 +149,10 @@ def rehearse(
             del prepared
         counted.update = dict(ledger.traffic)
         counted.phases = {phase: parts for phase, (_, parts) in ledger.peaks.items()}
+        if device == "cuda" and config.distributed.offload != "none":
+            largest = max(_local(p).numel() for p in models.trainable().values())
+            for phase, held in counted.phases.items():
+                held["optimiser"] = 8 * largest if phase == "update" else 0
         if device == "cpu":
             counted.kept[ALLOCATOR] = max(0, ledger.touched.total - counted.peak)
             gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())

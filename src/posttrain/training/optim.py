@@ -10,16 +10,21 @@ import torch
 from torch import nn
 
 from posttrain.algorithms.config import TrainerConfig
+from posttrain.training.offload import OffloadedAdamW
 
 
 def build_optimizer(
-    trainable: Mapping[str, nn.Parameter], config: TrainerConfig, lr_ratio: float = 1.0
+    trainable: Mapping[str, nn.Parameter],
+    config: TrainerConfig,
+    lr_ratio: float = 1.0,
+    offload: bool = False,
 ) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov and Hutter 2019); weight decay acts on matrices only.
 
     Each group stores the ratio of its learning rate to the config's as `lr_scale`; the trainer sets
     the rate itself at every step. The rate of a LoRA's B is `lr_ratio` times that of its A (LoRA+,
-    Hayou et al. 2024). Raises ValueError if the config's rate is 0 and others are not.
+    Hayou et al. 2024). With `offload` its state is in the CPU's memory. Raises ValueError if the
+    config's rate is 0 and others are not.
     """
     rates = config.learning_rates
     if rates and config.learning_rate == 0:
@@ -36,16 +41,9 @@ def build_optimizer(
         # one fused update takes plain tensors, or shards over the same ranks
         mesh = getattr(parameter, "device_mesh", None)
         groups.setdefault((decay, scale, mesh), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for (decay, scale, _), parameters in groups.items()
-        ],
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        eps=config.adam_eps,
-        fused=True,
-    )
+    chosen = [{"params": p, "weight_decay": d, "lr_scale": s} for (d, s, _), p in groups.items()]
+    kind = OffloadedAdamW if offload else torch.optim.AdamW
+    return kind(chosen, config.learning_rate, config.adam_betas, config.adam_eps, fused=True)
 
 
 def learning_rate(config: TrainerConfig, step: int, num_steps: int) -> float:

@@ -14,6 +14,7 @@ from posttrain.common import distributed, shards
 from posttrain.model.folder import read_info
 from posttrain.model.save import restore_weights
 from posttrain.training import trainer_state
+from posttrain.training.offload import empty_state
 from posttrain.training.trainer_state import STATE, Resumable
 
 log = logging.getLogger(__name__)
@@ -78,11 +79,8 @@ def restore_state(
     for name, parameter in trainable.items():
         entry: dict[str, Tensor] = {}
         for key, value in saved[name].items():
-            if value.shape == parameter.shape:
-                entry[key] = torch.zeros_like(parameter)
-                shards.copy_full(entry[key], value)
-            else:
-                entry[key] = value.to(parameter.device)
+            entry[key] = empty_state(optimizer, parameter, tuple(value.shape))
+            shards.copy_full(entry[key], value)
         if entry:
             optimizer.state[parameter] = entry
 

@@ -47,6 +47,8 @@ class Trainer:
     num_steps: int
     evaluate: Callable[[int], dict[str, float]] | None = None
     reference: ReferenceConfig | None = None
+    offload: bool = False
+    """Whether the optimiser's state is in the CPU's memory."""
     step: int = 0
     num_tokens: int = 0
     best: float | None = None
@@ -63,7 +65,8 @@ class Trainer:
     """What a rank runs to stay in lockstep while others have more micro-batches."""
 
     def __post_init__(self) -> None:
-        self.optimizer = build_optimizer(self.models.trainable(), self.config, self.models.lr_ratio)
+        trainable, ratio = self.models.trainable(), self.models.lr_ratio
+        self.optimizer = build_optimizer(trainable, self.config, ratio, self.offload)
 
     @property
     def sync_steps(self) -> int | None:

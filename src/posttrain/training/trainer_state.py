@@ -19,6 +19,7 @@ from posttrain.common import distributed
 from posttrain.model.models import Models
 from posttrain.model.parts import Part, holders, local, part_of, places
 from posttrain.model.tensor_files import TensorFiles
+from posttrain.training.offload import empty_state
 
 STATE = "trainer_state.pt"
 """Plain values and small tensors."""
@@ -95,9 +96,7 @@ def restore(trainer: Resumable, checkpoint: Path) -> None:
         entry: dict[str, Tensor] = {}
         for key in [full.removeprefix(begin) for full in saved.index if full.startswith(begin)]:
             shape = saved.shape(begin + key)
-            like_parameter = shape == tuple(parameter.shape)
-            empty = torch.zeros(shape, device=parameter.device)
-            entry[key] = torch.zeros_like(parameter) if like_parameter else empty
+            entry[key] = empty_state(trainer.optimizer, parameter, shape)
             saved.fill(begin + key, entry[key])
         if entry:
             state[parameter] = entry

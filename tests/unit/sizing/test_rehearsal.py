@@ -86,6 +86,18 @@ def test_shards_divide_what_is_kept_and_are_gathered_twice_a_pass() -> None:
     assert gathered["reduce-scatter"] == 2 * 4 * PARAMETERS
 
 
+def test_on_a_gpu_offloaded_state_is_that_of_the_largest_parameter() -> None:
+    config = recipe()
+    away = config.distributed.model_copy(update={"offload": "optimizer"})
+    for layout in (Layout(1), Layout(4, strategy="fsdp")):
+        whole = counted(layout, config, device="cuda")
+        found = counted(layout, config.model_copy(update={"distributed": away}), device="cuda")
+        assert found.phases["update"].pop("optimiser") == 8 * VOCAB * WIDTH / layout.holders
+        assert whole.phases["update"].pop("optimiser") >= 8 * PARAMETERS / layout.holders
+        assert found.phases["update"] == whole.phases["update"]
+        assert found.peak < whole.peak
+
+
 def test_replicas_exchange_gradients_once_a_step() -> None:
     found = counted(Layout(4, 2))
     assert not found.passes
