@@ -365,6 +365,7 @@ IN_PARTS = [  # the method, the adapter, the strategy and the ranks
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "adapter", "strategy", "ranks"),
     [pytest.param(*case, marks=pytest.mark.slow if k else ()) for k, case in enumerate(IN_PARTS)],

@@ -15,6 +15,7 @@ import tiny
 import torch
 import yaml
 from ranks import command
+from repeats import choice
 from safetensors.torch import load_file
 
 from posttrain.algorithms import ALGORITHMS
@@ -71,30 +72,11 @@ def steps(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-# Repeats of one mechanism take their turn in make test-slow: dpo's and grpo's code with other
-# defaults, with ddp the methods whose sums over ranks are shown with fsdp, and with fsdp those that
-# are shown with ddp, by another method (heads by classification) or by another test (ppo).
-TWINS = ("ipo", "simpo", "cpo", "orpo", "rloo")
-WITH_FSDP = ("pretrain", "kto_pair", "kto", "reinforce", "process_reward_model", "classification")
-WITH_FSDP += ("ppo", "reward_model", "grpo")
-WITH_DDP = ("sft", "dpo", "reinforce", "pretrain", "kto_pair", "ppo")
-WITH_DDP += ("reward_model", "process_reward_model")
-
-
-def is_repeat(method: str, strategy: str) -> bool:
-    shown = WITH_FSDP if strategy == "ddp" else WITH_DDP
-    return method in TWINS or method in shown
+EACH = [(method, strategy) for method in ALGORITHMS for strategy in ("ddp", "fsdp")]
 
 
 @pytest.mark.parametrize(
-    ("method", "strategy"),
-    [
-        pytest.param(
-            method, strategy, marks=pytest.mark.slow if is_repeat(method, strategy) else ()
-        )
-        for method in ALGORITHMS
-        for strategy in ("ddp", "fsdp")
-    ],
+    ("method", "strategy"), choice(EACH, [("sft", "ddp"), ("kto", "fsdp"), ("grpo", "fsdp")])
 )
 def test_two_ranks_equal_one(method, strategy, tmp_path):
     # 5 rows a step over 2 ranks, one micro-batch per row: the ranks' shares are of unequal size
@@ -189,18 +171,7 @@ def test_two_ranks_evaluate_as_one_does(tmp_path):
 
 
 # grpo: groups whose advantages are scaled by the whole step's; ppo: values of whole batches
-@pytest.mark.parametrize(
-    ("method", "strategy"),
-    [
-        pytest.param(
-            method,
-            strategy,
-            marks=() if (method, strategy) == ("grpo", "fsdp") else pytest.mark.slow,
-        )
-        for method in ALGORITHMS
-        for strategy in ("ddp", "fsdp")
-    ],
-)
+@pytest.mark.parametrize(("method", "strategy"), choice(EACH, [("grpo", "fsdp")]))
 def test_a_rank_without_an_example_changes_nothing(method, strategy, tmp_path):
     """A step of two rows, then one of the third, over three ranks; for sft one held-out row."""
     keys = {"max_steps": 3, "batch_size": 2, "learning_rate": 1e-3, "num_epochs": None}

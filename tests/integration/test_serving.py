@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints_in(train(parse_config(tree, "test")))[-1]
 
 
+@pytest.mark.slow  # the same with a server of one answer: test_server_engine.py
 def test_a_grpo_run_samples_from_it_as_from_its_own_process(trained: Path, tmp_path: Path) -> None:
     """Adapters are delivered at every step, and the log-probs agree with the trainer's."""
     runs = []

@@ -68,6 +68,7 @@ def test_a_value_that_the_user_has_set_wins() -> None:
     assert run("import posttrain, os; print(os.environ['MKL_CBWR'])", MKL_CBWR="AVX2") == "AVX2"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or not available(), reason="needs Linux and oneDNN"
 )

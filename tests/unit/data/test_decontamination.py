@@ -112,6 +112,7 @@ def test_prepare_drops_them_and_says_so(tmp_path: Path) -> None:
     assert list(read_file(tmp_path / "out/train.parquet")) == rows[:1]
 
 
+@pytest.mark.slow
 def test_gsm8k_overlaps_with_itself_and_little_with_its_test_set() -> None:
     folder = shared("data/gsm8k")
     train, test = folder / "train.jsonl", folder / "test.jsonl"

@@ -101,6 +101,7 @@ def test_programs_that_are_nearly_right_fail(reward: CodeReward) -> None:
     assert [pair for pair, verdict in zip(tried, found) if verdict == "correct"] == []
 
 
+@pytest.mark.slow
 def test_constants_the_argument_and_another_family_fail(reward: CodeReward) -> None:
     rows = load("test", num_rows=len(FAMILIES), seed=7)
     programs = []
