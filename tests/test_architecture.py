@@ -316,6 +316,7 @@ def test_no_class_inherits_from_a_class_of_ours_but_configs() -> None:
         "DynamicRendezvousHandler",
         "EngineError",
         "Module",
+        "AdamW",
         "TorchDispatchMode",
         "Function",
         "SafeLoader",

@@ -18,6 +18,7 @@ from test_distributed import assert_same_run, launch
 
 from posttrain.common import distributed
 from posttrain.common.batch import pack
+from posttrain.common.errors import SettingError
 from posttrain.model import empty
 from posttrain.model.forward import forward
 from posttrain.model.heads import add_scoring_head, add_value_head
@@ -52,8 +53,8 @@ def heads(policy: Any, method: str, name: str) -> None:
 def both(config: Any, method: str) -> tuple[Any, Any]:
     """The policy that is read in parts, and the one that is read whole."""
     name, scores = config.model.name, method == "reward_model"
-    parts = by_shards.begin(config, name, tiny.CPU, scores)
-    assert parts is not None
+    parts, why = by_shards.begin(config, name, tiny.CPU, scores)
+    assert parts is not None, why
     assert all(p.is_meta != ("lora_" in n) for n, p in parts.named_parameters())
     heads(parts, method, name)
     by_shards.complete(parts, config, tiny.CPU)
@@ -223,8 +224,9 @@ def wrong_part(config: Any) -> None:
         return read(self, name, part)
 
     empty.TensorFiles.read = other
-    policy = by_shards.begin(config, config.model.name, tiny.CPU, scores=False)
-    with pytest.raises(ValueError, match="is not in the model as it is in the file: set distr"):
+    policy, _ = by_shards.begin(config, config.model.name, tiny.CPU, scores=False)
+    said = r"^distributed\.strategy: .* is not in the model as it is in .*: set it to ddp$"
+    with pytest.raises(SettingError, match=said):
         by_shards.complete(policy, config, tiny.CPU)
 
 
@@ -249,12 +251,22 @@ class Asked:
         ({"name": None, "scratch": {}}, "random weights are drawn in one piece"),
     ],
 )
-def test_what_is_read_whole_says_why(keys, reason, tmp_path, monkeypatch, caplog):
+def test_what_is_read_whole_says_why(keys, reason, tmp_path, monkeypatch):
     config = config_for(save_model_folder(tmp_path / "model"), **keys)
     Asked(monkeypatch)
-    assert by_shards.begin(config, config.model.name, tiny.CPU, scores=False) is None
-    assert "every rank reads the whole model before it is sharded" in caplog.text
-    assert reason in caplog.text
+    policy, why = by_shards.begin(config, config.model.name, tiny.CPU, scores=False)
+    assert policy is None
+    assert reason in why
+
+
+def test_a_run_says_that_ranks_have_read_the_whole_model(tmp_path):
+    """With what else is said before the first step, after all that may be refused."""
+    tree = tiny.run_config(tmp_path, "sft", max_steps=1)
+    tree["distributed"] = {"strategy": "fsdp"}
+    launch(tree, tmp_path / "runs", 2)
+    said = (tmp_path / "runs" / "output-2" / "0.stdout").read_text()
+    line = "every rank has read the whole model before it is sharded: random weights are drawn"
+    assert said.count(line) == 1
 
 
 def test_missing_and_foreign_weights_are_refused_as_ever(tmp_path, monkeypatch):
@@ -284,7 +296,7 @@ def test_missing_and_foreign_weights_are_refused_as_ever(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "GPT-2"])
-def test_weights_under_other_names_are_read_whole(name, tmp_path, monkeypatch, caplog):
+def test_weights_under_other_names_are_read_whole(name, tmp_path, monkeypatch):
     """Mixtral's experts are one tensor in the model; GPT-2's file has no prefix of the backbone."""
     Asked(monkeypatch)
     folder = save_model_folder(tmp_path / "model")
@@ -295,8 +307,9 @@ def test_weights_under_other_names_are_read_whole(name, tmp_path, monkeypatch, c
         tensors = {n.removeprefix("transformer."): x for n, x in load_file(file).items()}
         save_file(tensors, file, {"format": "pt"})
     config = config_for(folder)
-    assert by_shards.begin(config, config.model.name, tiny.CPU, scores=False) is None
-    assert "every rank reads the whole model" in caplog.text
+    policy, why = by_shards.begin(config, config.model.name, tiny.CPU, scores=False)
+    assert policy is None
+    assert why
 
 
 @pytest.mark.slow
@@ -308,8 +321,8 @@ def test_a_run_in_parts_resumes_in_one_piece(tmp_path):
     tree["reference"] = {"name": str(base)}
     tree["distributed"] = {"strategy": "fsdp"}
     one, two = (launch(tree, tmp_path / "runs", ranks) for ranks in (1, 2))
-    said = (tmp_path / "runs" / "output-2" / "0.stderr").read_text()
-    assert "reads the whole model" not in said
+    said = (tmp_path / "runs" / "output-2" / "0.stdout").read_text()
+    assert "read the whole model" not in said
     assert_same_run(one, two)
     shutil.rmtree(two / "checkpoint-4")
     tree["trainer"]["resume_from_checkpoint"] = str(two)
@@ -386,8 +399,8 @@ def test_a_run_from_parts_of_matrices_is_that_of_one_process(
     one = launch(tree, tmp_path / "runs", 1)
     tree["distributed"] = {"strategy": strategy, "tensor_parallel": 2}
     two = launch(tree, tmp_path / "runs", ranks)
-    said = (tmp_path / "runs" / f"output-{ranks}" / "0.stderr").read_text()
-    assert "every rank reads the whole model" not in said
+    said = (tmp_path / "runs" / f"output-{ranks}" / "0.stdout").read_text()
+    assert "read the whole model" not in said
     assert_same_run(one, two)
     shutil.rmtree(two / "checkpoint-4")
     del tree["distributed"]

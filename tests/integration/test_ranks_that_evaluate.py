@@ -97,6 +97,26 @@ def test_other_settings_are_named(name: str, model: Path, rows: Path, tmp_path: 
     assert [file.name for file in tmp_path.iterdir()] == ["said"], "nothing is written"
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("generate", 3, "3 ranks do not divide the "),
+        pytest.param("eval", 3, "3 ranks do not divide the ", marks=pytest.mark.slow),
+        pytest.param("eval", 1, "2 does not divide the 1 rank(s): ", marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_that_cannot_split_a_model_name_the_option(
+    name: str, number: int, message: str, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    words = call(name, model, rows, tmp_path / "results")
+    words += ["--tensor-parallel", max(number, 2)]
+    with started(tmp_path / "said", [words] * number) as processes:
+        for said in errors(processes, tmp_path / "said"):
+            (line,) = [x for x in said.splitlines() if "[c10d]" not in x]  # launch hides torch's
+            assert line.startswith(f"error: --tensor-parallel: {message}")
+    assert [file.name for file in tmp_path.iterdir()] == ["said"], "nothing is written"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["eval", "generate"])
 def test_other_files_of_one_name_are_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Annotated, Any
 
@@ -9,11 +10,16 @@ import typer
 
 from posttrain.cli.aliases import Config, Override, recipe_of
 from posttrain.cli.experiments import Overrides, read_tree
+from posttrain.cli.generate import written
+from posttrain.common.errors import SettingError
 
 PANEL = "Training"
+OF_SERVERS = ("server_rate", "server_slots", "step_time", "completion_tokens")
+"""Options about rollout servers, of which the first is needed for the others."""
 
 
 def plan(
+    context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(help="A YAML file.", show_default=False)] = None,
     overrides: Overrides = None,
     config_file: Config = None,
@@ -70,6 +76,7 @@ def plan(
         raise ValueError(f"{recipe} has a list of models: give one, with model.name=...")
     config = parse_config(tree, recipe)
     lengths = whole_numbers(completion_tokens)
+    check_servers(written(context), config)
 
     from posttrain.sizing.forecast import Hardware
     from posttrain.sizing.report import servers
@@ -80,7 +87,8 @@ def plan(
     )
     seconds = show(config, gpus, nodes, hardware)
     rollout = config.rollout
-    if rollout is not None and server_rate is not None:
+    if server_rate is not None:
+        assert rollout is not None  # see check_servers
         rates = Rates(
             step_time or seconds,
             config.trainer.examples_per_step * rollout.group_size,
@@ -108,15 +116,31 @@ def show(config: Any, gpus: int, nodes: int, hardware: Any) -> float:
     load_code(asked)
     network = forked(partial(network_of, asked))
     print(*facts(asked, network, hardware, gpus, nodes), sep="\n", flush=True)
-    found = [
-        forecast(asked, network, layout, hardware, device) for layout in layouts(asked, gpus, nodes)
-    ]
+    chosen = list(layouts(asked, gpus, nodes))
+    found = []
+    for number, layout in enumerate(chosen, 1):
+        if sys.stderr.isatty():  # a deep network on many ranks takes half a minute or more
+            words = f"counting {number} of {len(chosen)}: {layout.name}"
+            print(words, file=sys.stderr, flush=True)
+        found.append(forecast(asked, network, layout, hardware, device))
     if all(one.problem is not None for one in found):
         raise ValueError(str(found[0].problem))
     print(*tables(asked, found, hardware), sep="\n", flush=True)
     best, why = recommended(asked, found, hardware)
     print("", f"take {best.layout.name}: {why}", sep="\n")
     return best.seconds
+
+
+def check_servers(given: set[str], config: Any) -> None:
+    """Raise SettingError if an option about rollout servers would have no effect."""
+    asked = [name for name in OF_SERVERS if name in given]
+    if asked and config.rollout is None:
+        kind = config.trainer.type
+        raise SettingError(asked[0], f"is about rollout servers, and {kind} has no rollouts")
+    if asked and OF_SERVERS[0] not in asked:
+        raise SettingError(
+            asked[0], "is about rollout servers: give --server-rate, their measured tokens/s, too"
+        )
 
 
 def whole_numbers(text: str | None) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SettingError(ValueError):
     """A wrong value of a setting.
@@ -21,3 +24,12 @@ class SettingError(ValueError):
     def at(self, where: str) -> SettingError:
         """Return the same error with the file and row in which it occurred."""
         return SettingError(self.field, f"{where}: {self.problem}")
+
+
+@contextmanager
+def without_section(name: str) -> Iterator[None]:
+    """Name keys of a recipe's section by the key alone, for callers who have no recipe."""
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(error.field.removeprefix(f"{name}.")) from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.common import distributed
+from posttrain.common.errors import SettingError
 
 Group = Any
 """A process group of torch."""
@@ -47,17 +48,17 @@ def current() -> Mesh:
 
 
 def check(tensor: int, sequence: int, ranks: int | None = None) -> None:
-    """Raise ValueError if ranks, by default those at hand, form no shares of tensor x sequence."""
+    """Raise SettingError if ranks, by default those at hand, form no such shares."""
     ranks, of_share = ranks or distributed.num_ranks(), tensor * sequence
     if ranks % of_share:
-        said = " x ".join(
-            f"distributed.{name}_parallel: {n}"
-            for name, n in (("tensor", tensor), ("sequence", sequence))
-            if n > 1
-        )
-        raise ValueError(
+        sizes = {"tensor": tensor, "sequence": sequence}
+        keys = [(f"distributed.{name}_parallel", n) for name, n in sizes.items() if n > 1]
+        (first, number), *others = keys
+        said = " x ".join([str(number), *(f"{key}: {n}" for key, n in others)])
+        raise SettingError(
+            first,
             f"{said} does not divide the {ranks} rank(s): start a multiple of {of_share} ranks, or "
-            "set the key to 1"
+            "set it to 1",
         )
 
 
@@ -93,6 +94,10 @@ def arrange(device: str, tensor: int = 1, sequence: int = 1, replicate: int = 1)
         parts["sequence", "tensor"]._flatten("of_share").get_group(),
         mesh["replicate", "shard"]._flatten("replicas").get_group(),
     )
+    for formed_group in (*mesh.get_all_groups(), *parts.get_all_groups()):
+        distributed.limit(formed_group)
+    for formed_group in (_mesh.share_group, _mesh.replicas):
+        distributed.limit(formed_group)
     return _mesh
 
 

@@ -135,7 +135,7 @@ def _sums(
 ) -> list[list[float]]:
     """Return the summed log-probs under the loss mask, for each sequence of each row."""
     batch = pack([sequence for row in sequences for sequence in row])
-    batch = batch.to(next(policy.parameters()).device)
+    batch = batch.to(policy.device)
     models = Models(policy, tokenizer=None, stop_token_ids=[])
     logprobs = models.logprobs(batch, micro_batch_tokens)
     sums = iter(batch.sum_per_seq(logprobs.double()).tolist())

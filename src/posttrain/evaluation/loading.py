@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from posttrain.common import distributed, shards
-from posttrain.common.errors import SettingError
+from posttrain.common.errors import SettingError, without_section
 from posttrain.common.mesh import arrange
 from posttrain.config.errors import explain
 from posttrain.data.chat_template import is_dated
@@ -27,8 +27,8 @@ from posttrain.model.folder import (
     trained_date,
     trained_with,
 )
-from posttrain.model.language_model import LanguageModel
 from posttrain.model.load import load_policy, load_tokenizer
+from posttrain.model.parallel.split import check_parts
 from posttrain.model.suited import max_positions
 from posttrain.rollout.native.sampler import NativeSampler
 
@@ -84,7 +84,7 @@ def load_sampler(
 
     `quantization` is that of model.quantization; None is as in training or in the files. With
     `tensor_parallel` ranks each reads its part alone if it can; pass the sampler to
-    `split_over_ranks` in either case."""
+    `split_over_ranks` in either case. Raises SettingError if so many cannot split the model."""
     name = resolve_model_path(model)
     try:
         config = ModelConfig.model_validate(
@@ -94,13 +94,16 @@ def load_sampler(
     except ValidationError as error:
         raise ValueError(explain(error, ModelConfig)) from None
     chosen = choose_device(device)
-    if tensor_parallel > 1:
+    if tensor_parallel == 1:
+        return NativeSampler(load_policy(config, name, chosen, seed=0), max_num_seqs)
+    with without_section("distributed"):
         policy = load_split(config, name, chosen, arrange(chosen.type, tensor_parallel))
-        if isinstance(policy, LanguageModel):
-            return NativeSampler(policy, max_num_seqs)
-        if distributed.rank() == 0:
-            log.warning("every rank reads the whole model before it is split: %s", policy)
-    return NativeSampler(load_policy(config, name, chosen, seed=0), max_num_seqs)
+        if isinstance(policy, str):
+            why, policy = policy, load_policy(config, name, chosen, seed=0)
+            check_parts(policy, tensor_parallel, 1)
+            if distributed.rank() == 0:  # after what may be refused, which is one line
+                log.warning("every rank has read the whole model before it is split: %s", why)
+    return NativeSampler(policy, max_num_seqs)
 
 
 def check_writes(model: str) -> None:

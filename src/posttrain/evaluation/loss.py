@@ -29,7 +29,7 @@ def evaluate_loss(
     mine = examples[mesh.share() :: mesh.num_shares()]
     policy = models.policy
     policy.eval()
-    batch = pack_share(mine, examples).to(next(policy.parameters()).device)
+    batch = pack_share(mine, examples).to(policy.device)
     batch = algorithm.prepare(batch, models, config)
     policy.eval()
     counts = global_counts(batch)

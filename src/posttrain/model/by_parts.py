@@ -55,7 +55,10 @@ def complete(
         parallelise(policy, mesh.ranks["tensor"])
     if shard is not None:
         shard(policy)
-    fill(policy, of, device)
+    parted, whole = "distributed.tensor_parallel", "1"
+    if shard is not None:
+        parted, whole = "distributed.strategy", "ddp"
+    fill(policy, of, device, (parted, whole))
     check_policy(policy)
     if policy.value_network is not None:  # elsewhere a copy of what was checked
         use_onednn(policy.value_network)

@@ -42,7 +42,7 @@ def turn_off(policy: LanguageModel) -> None:
     Raises ValueError if it still does not, which is measured."""
     batch = wanted = None
     if policy.probe is not None:
-        batch = pack(policy.probe.rows).to(next(policy.parameters()).device)
+        batch = pack(policy.probe.rows).to(policy.device)
         wanted = forward(policy.eval(), batch).logprobs
     for module in policy.model.modules():
         if isinstance(module, _DropoutNd):

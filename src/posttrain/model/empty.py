@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from posttrain.common import distributed
+from posttrain.common.errors import SettingError
 from posttrain.model.adapters.base import NoAdapter
 from posttrain.model.adapters.lora import LoraConfig
 from posttrain.model.config import ModelConfig
@@ -53,7 +54,7 @@ def reads_whole(config: ModelConfig, name: str | None) -> str | None:
     if is_adapter(name):
         return f"{name} is an adapter"
     if config.quantization is not None and config.quantization.type != "none":
-        return "model.quantization needs whole weights"
+        return "quantised weights are made of whole ones"
     if config.resize_embeddings:
         return "model.resize_embeddings needs the whole embedding"
     if isinstance(adapter, NoAdapter):
@@ -176,15 +177,22 @@ def sources(policy: Any) -> dict[str, str]:
     return of
 
 
-def fill(policy: Any, of: dict[str, str], device: torch.device) -> None:
+def fill(policy: Any, of: dict[str, str], device: torch.device, whole: tuple[str, str]) -> None:
     """Give a policy its numbers: of the tensors in `of` this rank's part, from the files.
 
     Afterwards numbers from all over each tensor are read again and compared, and noted as those
-    that the run starts from. Raises ValueError if one is not what the file holds. A collective."""
+    that the run starts from. Raises SettingError if one is not what the file holds: `whole` is the
+    setting, with its value, under which files are read whole. A collective."""
     unread: Unread = policy.unread
     empty = [name for name, tensor in policy.state_dict().items() if tensor.is_meta]
     tied = _tied(policy)
-    policy._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device))
+
+    def placed(x: Tensor) -> Tensor:
+        offloaded = policy.computes_on is not None and hasattr(x, "to_local")
+        where = torch.device("cpu") if offloaded else device
+        return torch.empty_like(x, device=where) if x.is_meta else x.to(where)
+
+    policy._apply(placed)
     for first, *others in tied:
         for name in others:
             module, _, own = name.rpartition(".")
@@ -197,7 +205,7 @@ def fill(policy: Any, of: dict[str, str], device: torch.device) -> None:
             assert name.startswith("head."), f"{name} has no value"
             _start_head(name, state[name], unread.files)
     named = {of[name]: state[name] for name in of if name.startswith("model.")}
-    note_start(policy.causal_lm(), _checked_hash(unread, named))
+    note_start(policy.causal_lm(), _checked_hash(unread, named, whole))
     del policy.unread
 
 
@@ -219,7 +227,7 @@ def _tied(policy: nn.Module) -> list[list[str]]:
 
 
 @torch.no_grad()
-def _checked_hash(unread: Unread, tensors: dict[str, Tensor]) -> str:
+def _checked_hash(unread: Unread, tensors: dict[str, Tensor], whole: tuple[str, str]) -> str:
     """Return `loaded.weights_hash` of sharded parameters, whose numbers are those of the files.
 
     Each rank reads the numbers of some tensors again. A collective."""
@@ -236,9 +244,10 @@ def _checked_hash(unread: Unread, tensors: dict[str, Tensor]) -> str:
         if not torch.equal(bits[own], _sampled_of_file(unread.files, own, tensors[own]))
     ]
     for own in (name for names in distributed.all_gather(wrong) for name in names):
-        raise ValueError(
-            f"{unread.files.places[own]}: {own} is not in the model as it is in the file: set "
-            "distributed.strategy: ddp"
+        setting, value = whole
+        raise SettingError(
+            setting,
+            f"{own} is not in the model as it is in {unread.files.places[own]}: set it to {value}",
         )
     return digest_of((name, bits[own].to(torch.int16)) for name, own in unread.order.items())
 

@@ -68,9 +68,8 @@ def in_lockstep(
         most = max(number for number, _ in ranks)
         missing = most - len(parts)
         if any(number < most and lacks for number, lacks in ranks):
-            device = next(policy.parameters()).device
             fillers = distributed.all_gather(None if filler is None else filler.to("cpu"))
-            filler = next(x for x in fillers if x is not None).to(device)
+            filler = next(x for x in fillers if x is not None).to(policy.device)
     for part in parts:
         yield part, 1.0
     for _ in range(missing):

@@ -27,7 +27,7 @@ def add_value_head(policy: LanguageModel, own_network: bool) -> None:
     The head starts at 0, and so does every value.
     """
     width = policy.causal_lm().get_input_embeddings().weight.shape[1]
-    device = next(policy.parameters()).device
+    device = policy.device
     policy.head_kind = "value"
     policy.head = nn.Linear(width, 1, device=device)
     nn.init.zeros_(policy.head.weight)

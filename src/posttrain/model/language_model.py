@@ -65,6 +65,8 @@ class LanguageModel(nn.Module):
         """Rows of embedding and output head that this rank holds (tensor parallelism)."""
         self.sequence_group: Any = None
         """Ranks that each run a part of a batch's tokens (sequence parallelism)."""
+        self.computes_on: torch.device | None = None
+        """Where parameters that lie in the CPU's memory are computed with (`training.sharding`)."""
         self.dropout = True
         """Whether train() turns on the dropout of the model and its adapter."""
 
@@ -168,7 +170,12 @@ class LanguageModel(nn.Module):
         """Return the autocast context of the compute dtype."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(next(self.parameters()).device.type, self.autocast)
+        return torch.autocast(self.device.type, self.autocast)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes; offloaded parameters are elsewhere."""
+        return self.computes_on or next(self.parameters()).device
 
     def causal_lm(self) -> Any:
         """Return the transformers model, without PEFT's wrapper."""

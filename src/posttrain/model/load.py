@@ -70,9 +70,8 @@ def load_policy(
 def load_reference(config: ModelConfig, name: str, policy: LanguageModel, tokenizer: Any) -> Any:
     """Return a separate reference model, frozen, in the compute dtype."""
     check_tokenizer(name, tokenizer)
-    device = next(policy.parameters()).device
     plain = config.model_copy(update={"adapter": NoAdapter(), "gradient_checkpointing": False})
-    reference = load_policy(plain, name, device, seed=0).requires_grad_(False).eval()
+    reference = load_policy(plain, name, policy.device, seed=0).requires_grad_(False).eval()
     cast_parameters(reference, reference.autocast or torch.float32)
     return reference
 

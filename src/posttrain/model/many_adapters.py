@@ -105,7 +105,7 @@ class ManyAdapters:
                 known = ", ".join(sorted(self.numbers)) or "none"
                 raise ValueError(f"no adapter is loaded as {name!r}; loaded: {known}")
         numbers = [BASE if name is None else self.numbers[name] for name in names]
-        device = next(self.policy.parameters()).device
+        device = self.policy.device
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     def add(self, name: str, folder: str) -> None:
@@ -311,7 +311,7 @@ def _matrices(
 
 def _logprobs(policy: LanguageModel, rows: list[int] | None = None) -> list[Tensor]:
     """Return the log-probs of the probe's rows, each with the next of the adapters `rows`."""
-    device = next(policy.parameters()).device
+    device = policy.device
     batch = pack(probe_rows(policy.causal_lm().config)).to(device)
     numbers = None
     if rows is not None:

@@ -35,10 +35,11 @@ class Models:
     step_separator: str | None = None
     """Separator of the steps of a process reward model; saved with it."""
     labels: dict[str, Any] | None = None
-    """Labels of a classifier: `labels` in their order, `multi_label`, and `tokens` if it has no
-    head; saved with it."""
+    """A classifier's `labels` in order, `multi_label`, and `tokens` if it has no head; saved."""
     lr_ratio: float = 1.0
     """Learning rate of a LoRA's B divided by that of its A."""
+    read_whole: str | None = None
+    """Why each rank has read the whole policy before it is sharded; None if no rank had to."""
     start: dict[str, Tensor] = field(default_factory=dict)
     """Trainable tensors at the start of the run, kept if a reference is needed."""
     other: LanguageModel | None = None

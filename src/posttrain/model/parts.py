@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from posttrain.common import distributed
+from posttrain.common.shards import reachable
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def gather(tensor: Tensor, parts: list[Part], owner: int) -> Tensor | None:
 
     `parts` are those of all ranks. Each part is sent once, and to the owner alone.
     """
-    rank, mine = distributed.rank(), local(tensor)
+    rank, mine = distributed.rank(), reachable(tensor.detach())
     senders = holders(parts, owner)
     if rank != owner:
         if rank in senders:

@@ -191,7 +191,7 @@ def difference(policy: LanguageModel, probe: Expected) -> float:
     """Return how far the policy's log-probs are from the expected ones."""
     was_training = policy.training
     policy.eval()
-    batch = pack(probe.rows).to(next(policy.parameters()).device)
+    batch = pack(probe.rows).to(policy.device)
     with windows.short(policy):
         logprobs = forward(policy, batch).logprobs.cpu()
     policy.train(was_training)

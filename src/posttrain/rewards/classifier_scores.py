@@ -50,7 +50,7 @@ def _scores_of(policy: LanguageModel, sequences: list[list[int]]) -> list[float]
     rows = [
         Sequence(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool)) for ids in sequences
     ]
-    batch = pack(rows).to(next(policy.parameters()).device)
+    batch = pack(rows).to(policy.device)
     scores = forward(policy, batch, head=True).scores
     assert scores is not None
     return scores[batch.last_tokens()].float().tolist()

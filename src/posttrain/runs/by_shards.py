@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 
@@ -21,34 +20,27 @@ from posttrain.model.suited import refuse_classifier
 from posttrain.runs.config import Config
 from posttrain.training.sharding import arrange_ranks, obstacle, shard
 
-log = logging.getLogger(__name__)
-
 
 def begin(
     config: Config, name: str | None, device: torch.device, scores: bool
-) -> LanguageModel | None:
+) -> tuple[LanguageModel | None, str | None]:
     """Return the policy without its numbers, to which a head may be added before `complete`.
 
-    None if each rank is to hold it whole, by distributed.strategy or, which a line says, because
-    something else needs whole weights. The same on all ranks."""
+    Else return None, and why each rank must read it whole before it is sharded; None again if each
+    is to hold it whole, by distributed.strategy. The same on all ranks."""
     section = config.distributed
     cut = section.tensor_parallel > 1 and name is not None
     if distributed.num_ranks() == 1 or not (_shards(config) or cut):
-        return None
-    why = reads_whole(config.model, name) or _needs_copy(config)
-    policy: LanguageModel | str | None = None
-    if why is None:
-        assert name is not None
-        if not scores:
-            refuse_classifier(name)
-        compute = choose_dtype(config.model.dtype, device)
-        dtype = compute if config.model.trains_adapter else torch.float32
-        policy = load_empty(config.model, name, compute, dtype, config.trainer.seed, scores)
-    if isinstance(policy, LanguageModel):
-        return policy
-    if distributed.rank() == 0:
-        log.warning("every rank reads the whole model before it is sharded: %s", why or policy)
-    return None
+        return None, None
+    if (why := reads_whole(config.model, name) or _needs_copy(config)) is not None:
+        return None, why
+    assert name is not None
+    if not scores:
+        refuse_classifier(name)
+    compute = choose_dtype(config.model.dtype, device)
+    dtype = compute if config.model.trains_adapter else torch.float32
+    policy = load_empty(config.model, name, compute, dtype, config.trainer.seed, scores)
+    return (None, policy) if isinstance(policy, str) else (policy, None)
 
 
 def _shards(config: Config) -> bool:

@@ -38,6 +38,7 @@ def describe(plan: Plan) -> str:
         *adapter_line(plan),
         *hardware(plan.config.model, policy),
         *describe_quantised(policy),
+        *reading_line(plan),
         f"{plan.num_steps:,} steps of {plan.config.trainer.examples_per_step} examples, "
         f"{plan.steps_per_epoch:,} steps per epoch, a checkpoint "
         + (f"every {save:,}" if save and save < plan.num_steps else "after the last"),
@@ -49,6 +50,15 @@ def describe(plan: Plan) -> str:
     lines += size_notes(policy.causal_lm(), plan.models.tokenizer)
     lines += network_notes(policy, plan.config)
     return "\n".join(lines)
+
+
+def reading_line(plan: Plan) -> list[str]:
+    """Return a line if a rank needed memory for the whole model before it was sharded, and why.
+
+    It comes with the others, after all that may be refused."""
+    if plan.models.read_whole is None:
+        return []
+    return [f"every rank has read the whole model before it is sharded: {plan.models.read_whole}"]
 
 
 def ranks_line() -> str:

@@ -17,7 +17,7 @@ from posttrain.model.language_model import LanguageModel
 
 def hardware(config: ModelConfig, policy: LanguageModel) -> list[str]:
     """Return the lines about the device and the attention path. A collective if sharded."""
-    device = next(policy.parameters()).device
+    device = policy.device
     dtype = dtype_reason(config.dtype, policy.autocast or torch.float32, device)
     exact = ", deterministic" if config.deterministic and device.type == "cuda" else ""
     return [
@@ -52,7 +52,7 @@ def attention_path(policy: LanguageModel) -> str:
     policy.train()  # with its dropout, if it has any
     AttentionInterface.register(NAME, spy)
     try:
-        policy(batch.to(next(policy.parameters()).device))
+        policy(batch.to(policy.device))
     finally:
         AttentionInterface.register(NAME, attend)
         policy.train(was_training)

@@ -52,7 +52,7 @@ def estimate(plan: Plan) -> str:
     lines = ["memory, estimated:"]
     lines += [f"  {name:<16}{size / 2**20:>10,.0f} MiB" for name, size in parts.items() if size]
     lines.append(f"  {'total':<16}{needed.total / 2**20:>10,.0f} MiB, without the libraries")
-    lines += verdict(plan, needed, available(next(plan.models.policy.parameters()).device))
+    lines += verdict(plan, needed, available(plan.models.policy.device))
     trainable = sum(p.numel() for p in plan.models.trainable().values())
     lines.append(f"a checkpoint takes {3 * 4 * trainable / 2**20:,.0f} MiB")
     return "\n".join(lines)
@@ -75,12 +75,12 @@ def measure(plan: Plan) -> Estimate:
     dtype = policy.autocast or torch.float32
     sampled = 2 * dense_bytes(policy, dtype) if rollout and fits_dense(policy, dtype) else 0
     copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
-    device = next(policy.parameters()).device
-    elsewhere = config.distributed.offload != "none" and device.type != "cpu"
+    device = policy.device
+    away = "none" if device.type == "cpu" else config.distributed.offload
     fixed = {
-        "weights": stored_bytes(policy),
-        "gradients": 4 * trainable,
-        "optimiser": 0 if elsewhere else 8 * trainable,
+        "weights": 0 if away == "parameters" else stored_bytes(policy),
+        "gradients": 0 if away == "parameters" else 4 * trainable,
+        "optimiser": 0 if away != "none" else 8 * trainable,
         "reference": reference,
         "sampler's copy": 4 * trainable if copied else 0,
         "sampler's weights": sampled,

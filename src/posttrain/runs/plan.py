@@ -129,16 +129,14 @@ def build_models(
     config: Config, name: str | None, tokenizer: Any, renderer: Renderer, device: torch.device
 ) -> Models:
     """Return the policy with its head, the tokenizer, and the reference if it is another model."""
-    trainer, empty = config.trainer, None
+    trainer, scores = config.trainer, not config.trainer.writes_text
+    empty, whole = by_shards.begin(config, name, device, scores)
     if name is None:
-        by_shards.begin(config, name, device, scores=False)  # says so
         assert config.model.scratch is not None
         model = create_from_scratch(config.model.scratch, tokenizer, trainer.seed)
         compute = choose_dtype(config.model.dtype, device)
         policy = prepare_policy(model, config.model, device, compute, trainer.seed)
     else:
-        scores = not trainer.writes_text
-        empty = by_shards.begin(config, name, device, scores)
         policy = empty or load_policy(config.model, name, device, trainer.seed, scores, tokenizer)
     settle_dropout(policy, config)
     labels = None
@@ -161,6 +159,7 @@ def build_models(
     models = Models(
         policy, tokenizer, list(renderer.stop_token_ids), temperature, separator, labels
     )
+    models.read_whole = whole
     models.lr_ratio = getattr(config.model.adapter, "lr_ratio", 1.0)
     if config.reference is not None and config.reference.name is not None:
         reference = resolve_model_path(config.reference.name)

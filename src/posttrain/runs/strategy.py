@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from posttrain.common import distributed
+from posttrain.common.sizes import in_bytes
 from posttrain.model.parallel.split import check_parts
-from posttrain.runs.memory import GIB, LIBRARIES, Estimate, measure
+from posttrain.runs.memory import LIBRARIES, Estimate, measure
 from posttrain.runs.plan import Plan
 from posttrain.training.config import DistributedConfig
 from posttrain.training.sharding import obstacle
@@ -25,12 +26,14 @@ def settle_strategy(plan: Plan) -> tuple[Plan, str]:
     """
     section = plan.config.distributed
     check_split(plan)
+    if section.offload == "parameters":
+        return offloaded(plan)
     if section.strategy != "auto" or distributed.num_ranks() == 1:
         return plan, ""
-    device = next(plan.models.policy.parameters()).device
+    device = plan.models.policy.device
     needed = max(distributed.all_gather(of_rank(measure(plan), section)))
     room = min(distributed.all_gather(memory_of_rank(device)))
-    said = f"a rank needs about {needed / GIB:,.1f} GiB of {room / GIB:,.1f} GiB"
+    said = f"a rank needs about {in_bytes(needed)} of {in_bytes(room)}"
     problem = obstacle(plan.models.policy)
     if needed <= room:
         strategy, why = "ddp", f"{said}; sharding what fits is slower"
@@ -38,8 +41,26 @@ def settle_strategy(plan: Plan) -> tuple[Plan, str]:
         strategy, why = "fsdp", said
     else:
         strategy, why = "ddp", f"{said}, but {problem}"
-    update = {"distributed": section.model_copy(update={"strategy": strategy})}
-    return replace(plan, config=plan.config.model_copy(update=update)), f"{strategy}, since {why}"
+    return _with(plan, strategy), f"{strategy}, since {why}"
+
+
+def offloaded(plan: Plan) -> tuple[Plan, str]:
+    """Return what `settle_strategy` does if parameters are to lie in the CPU's memory."""
+    section, ranks = plan.config.distributed, distributed.num_ranks()
+    on_gpu = plan.models.policy.device.type != "cpu"
+    if section.strategy == "ddp" or (ranks == 1 and on_gpu):
+        raise ValueError(
+            "distributed.offload: parameters is for sharded ones, which take several ranks and "
+            "distributed.strategy: fsdp or hsdp; offload: optimizer is for one process and ddp too"
+        )
+    if section.strategy != "auto" or ranks == 1:
+        return plan, ""
+    return _with(plan, "fsdp"), "fsdp, since distributed.offload is parameters"
+
+
+def _with(plan: Plan, strategy: str) -> Plan:
+    section = plan.config.distributed.model_copy(update={"strategy": strategy})
+    return replace(plan, config=plan.config.model_copy(update={"distributed": section}))
 
 
 def check_split(plan: Plan) -> None:

@@ -102,7 +102,7 @@ def prepare_models(plan: Plan, run_dir: Path) -> Sampler | None:
     reference is copied after that, as shards. Its log-probs come from the initial weights.
     """
     config, models = plan.config, plan.models
-    ranks = arrange_ranks(config.distributed, next(models.policy.parameters()).device)
+    ranks = arrange_ranks(config.distributed, models.policy.device)
     # dropout: of ranks that hold parts of the same matrices, the same
     torch.manual_seed(config.trainer.seed + distributed.rank() // ranks.tensor)
     sampler: Sampler | None = None
@@ -174,7 +174,7 @@ def assemble(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Trainer:
         num_steps=plan.num_steps,
         evaluate=build_evaluation(plan, sampler, source, tracker),
         reference=config.reference,
-        offload=config.distributed.offload != "none",
+        offload=config.distributed.offload == "optimizer",
     )
     tracker.disk.settle = trainer.checkpoints.newest
     tracker.say(describe(plan))
@@ -228,12 +228,11 @@ def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:
     """
     everything = sequences_of(data.examples + data.eval_examples)
     shares, share = mesh.num_shares(), mesh.share()
-    device = next(models.policy.parameters()).device
     for start in range(0, len(everything), AT_ONCE):
         sequences = everything[start : start + AT_ONCE]
         mine = sequences[share::shares] or sequences[:1]
         with nullcontext() if models.other is None else models.reference():
-            logprobs = models.logprobs(pack(mine).to(device), max_tokens).cpu()
+            logprobs = models.logprobs(pack(mine).to(models.policy.device), max_tokens).cpu()
         by_sequence = logprobs.split([len(sequence) for sequence in mine])
         for owner, found in enumerate(mesh.gather_shares([x.clone() for x in by_sequence])):
             for sequence, values in zip(sequences[owner::shares], found):
@@ -249,7 +248,6 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
     assert sampler is not None
     assert plan.reward is not None
     assert config.rollout is not None
-    device = next(plan.models.policy.parameters()).device
     return RolloutSource(
         plan.data.prompts,
         plan.renderer,
@@ -261,6 +259,6 @@ def build_source(plan: Plan, sampler: Sampler | None, tracker: Tracker) -> Sourc
         trainer.seed,
         tracker.sample,
         # on a CPU both would compete for the same cores: sampling takes 1.5 times as long
-        beside=config.rollout.engine != "native" or device.type != "cpu",
+        beside=config.rollout.engine != "native" or plan.models.policy.device.type != "cpu",
         updates=math.prod(trainer.updates),
     )

@@ -147,7 +147,8 @@ def check(settings: ServeSettings) -> str | None:
         for name in ("adapters", "beside", "allow_weight_updates"):
             if getattr(settings, name):
                 raise SettingError(
-                    name, "is not offered for a model that ranks split: set tensor_parallel to 1"
+                    {"adapters": "adapter"}.get(name, name),
+                    "is not offered for a model that ranks split: set tensor_parallel to 1",
                 )
     if settings.port > 65535:
         raise SettingError("port", f"expected at most 65535, got {settings.port}")
@@ -217,7 +218,9 @@ def load(model: str, settings: ServeSettings) -> tuple[NativeSampler, int, int |
     with torch.no_grad(), policy.eval().precision():
         shares = sampler.shares_cache(1)
         if ranks > 1 and not shares:
-            raise SettingError("tensor_parallel", f"{model} samples one sequence at a time: set 1")
+            raise SettingError(
+                "tensor_parallel", f"{model} samples one sequence at a time: set it to 1"
+            )
         cells = cells_of(sampler, settings.cache_gib) if shares else None
     return sampler, limit, distributed.from_rank_0(cells)
 
@@ -248,6 +251,6 @@ def cells_of(sampler: NativeSampler, gib: float | None, models: int = 1) -> int:
     policy = sampler.policy
     layers = prefill(policy, [[0]], [None]).past.layers.values()
     size = sum(x.nbytes for packs in layers for pair in packs for x in pair)
-    device = next(policy.parameters()).device
+    device = policy.device
     room = int(gib * GIB) if gib is not None else free_memory(device) // 2 // models
     return max(1, room // size)

@@ -127,7 +127,14 @@ class Updates:
         """Return the folder at a path; raise Refusal if there is none or it lies elsewhere."""
         try:
             found = Path(path).resolve()
-            if not Path(path).is_absolute() or not found.is_relative_to(self.allowed):
+            if not Path(path).is_absolute():
+                raise Refusal(
+                    f"path must be absolute: {path!r} would be {Path.cwd() / path} in the server's "
+                    f"working directory; give the folder's whole path, within {self.allowed}",
+                    400,
+                    "path",
+                )
+            if not found.is_relative_to(self.allowed):
                 raise Refusal(
                     f"{path} is not within {self.allowed}, where this server takes weights from",
                     403,

@@ -189,9 +189,19 @@ def forecast(
     rate = hardware.flops * hardware.utilisation * min(layout.ranks, busy_ranks(asked, layout))
     found.compute = tokens * flops_per_token(asked, network) / rate
     found.waiting = waiting(found, hardware)
-    if device == "cuda" and asked.config.distributed.offload != "none":
-        found.waiting += 16 * network.trainable / layout.holders / TO_HOST
+    if device == "cuda":
+        found.waiting += to_host(asked, network, found) / TO_HOST
     return found
+
+
+def to_host(asked: Asked, network: Network, found: Forecast) -> float:
+    """Return the bytes that a rank moves between the GPU's and the CPU's memory in a step."""
+    offload, holders = asked.config.distributed.offload, found.layout.holders
+    if offload == "optimizer":
+        return 16 * network.trainable / holders
+    if offload == "parameters":  # gathered twice a micro-batch; gradients are added up by the CPU
+        return found.micro_batches * (8 * network.parameters + 4 * network.trainable) / holders
+    return 0.0
 
 
 def busy_ranks(asked: Asked, layout: Layout) -> int:

@@ -108,6 +108,8 @@ def rehearse(
         ledger.enter("loading")
         sampler: Any = None
         sharded = layout.strategy != "ddp" and layout.ranks > 1
+        if config.distributed.offload == "parameters" and not sharded:
+            raise ValueError("distributed.offload: parameters is for sharded ones")
         with ledger.counting(WEIGHTS):
             policy = build_policy(config, network(layers), compute)
         check_parts(policy, layout.tensor, layout.sequence)
@@ -149,16 +151,27 @@ def rehearse(
             del prepared
         counted.update = dict(ledger.traffic)
         counted.phases = {phase: parts for phase, (_, parts) in ledger.peaks.items()}
-        if device == "cuda" and config.distributed.offload != "none":
-            largest = max(_local(p).numel() for p in models.trainable().values())
-            for phase, held in counted.phases.items():
-                held["optimiser"] = 8 * largest if phase == "update" else 0
+        if device == "cuda":
+            _leave_out(counted.phases, policy, config.distributed.offload)
         if device == "cpu":
             counted.kept[ALLOCATOR] = max(0, ledger.touched.total - counted.peak)
             gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
         return counted
+
+
+def _leave_out(phases: dict[str, dict[str, int]], policy: LanguageModel, offload: str) -> None:
+    """Take what is in the CPU's memory from the bytes of each phase."""
+    held = [_local(p) for p in policy.parameters()]
+    largest = max(_local(p).numel() for p in policy.parameters() if p.requires_grad)
+    for phase, parts in phases.items():
+        if offload != "none":
+            one = offload == "optimizer" and phase == "update"
+            parts["optimiser"] = 8 * largest if one else 0
+        if offload == "parameters":
+            parts[WEIGHTS] -= sum(p.numel() * p.element_size() for p in held)
+            parts[GRADIENTS] = 0
 
 
 def _cut(policy: LanguageModel, ranks: mesh.Mesh) -> None:

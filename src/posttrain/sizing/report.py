@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from posttrain.common.sizes import in_bytes, in_units, millions, rate
 from posttrain.sizing.asked import Asked
 from posttrain.sizing.forecast import (
     SHARE_OF_MEMORY,
@@ -14,7 +15,7 @@ from posttrain.sizing.forecast import (
 )
 from posttrain.sizing.servers import Rates, busy_share, servers_for
 
-GIB = 2**30
+MUCH_SLOWER = 1.5  # ddp is recommended up to this multiple of the fastest prediction
 BUSY = 0.95  # share of the time for which trainers are to be kept busy
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
@@ -25,16 +26,16 @@ def facts(asked: Asked, network: Network, hardware: Hardware, gpus: int, nodes: 
     kinds = "prompts" if asked.config.algorithm.online else "rows"
     longest = "" if asked.measured else ", all of the greatest length: there is no tokenizer"
     lines = [
-        f"model: {network.parameters / 1e6:,.1f}M parameters, {network.trainable / 1e6:,.1f}M "
+        f"model: {millions(network.parameters)} parameters, {millions(network.trainable)} "
         f"trained, {network.layers} layers, computed in {dtype_name(asked.compute)}",
         f"run: {trainer.type}, {asked.num_steps:,} steps of {trainer.examples_per_step:,} of "
         f"{rows:,} {kinds}{longest}; {asked.tokens_per_step:,.0f} tokens a step, "
         f"{trainer.token_budget:,} in a micro-batch",
-        f"ranks: {nodes} x {gpus} with {hardware.memory / GIB:,.0f} GiB, of which "
+        f"ranks: {nodes} x {gpus} with {in_bytes(hardware.memory)}, of which "
         f"{SHARE_OF_MEMORY:.0%} count; {hardware.flops / 1e12:,.3g} TFLOP/s used to "
-        f"{hardware.utilisation:.0%}; {hardware.within / 1e9:,.0f} GB/s within a machine, "
-        f"{hardware.between / 1e9:,.0f} between",
-        f"arithmetic: {flops_per_token(asked, network) / 1e9:,.2f} GFLOP a token",
+        f"{100 * hardware.utilisation:.3g}%; {in_units(hardware.within, 'B/s')} within a machine, "
+        f"{in_units(hardware.between, 'B/s')} between",
+        f"arithmetic: {in_units(flops_per_token(asked, network), 'FLOP')} a token",
     ]
     if asked.config.algorithm.online:
         lines.append("completions count with their greatest length, rollout.max_new_tokens")
@@ -48,7 +49,7 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
     width = max(len(f.layout.name) for f in found)
     lines = [
         "",
-        f"{'strategy':<{width}}{'GiB':>8}  {'':<11}{'peak in':<36}{'s/step':>9}{'tokens/s':>16}"
+        f"{'strategy':<{width}}{'memory':>12}  {'':<11}{'peak in':<36}{'s/step':>9}{'tokens/s':>16}"
         f"{'waiting':>9}{'hours':>9}",
     ]
     for f in found:
@@ -59,17 +60,17 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
         fits = "fits" if f in good else "too large"
         hours = asked.num_steps * f.seconds / 3600
         lines.append(
-            f"{name}{f.peak / GIB:>8,.1f}  {fits:<11}{f.counted.phase:<36}{f.seconds:>9,.3g}"
-            f"{asked.tokens_per_step / f.seconds:>16,.0f}{f.waiting / f.seconds:>9.0%}"
+            f"{name}{in_bytes(f.peak):>12}  {fits:<11}{f.counted.phase:<36}{f.seconds:>9,.3g}"
+            f"{rate(asked.tokens_per_step / f.seconds):>16}{f.waiting / f.seconds:>9.0%}"
             f"{hours:>9,.3g}"
         )
     parts = dict.fromkeys(part for f in possible for part in f.counted.parts)
-    lines += ["", "GiB of a rank at its peak, by part:"]
+    lines += ["", "memory of a rank at its peak, by part:"]
     for part in parts:
-        row = "".join(f"{f.counted.parts.get(part, 0) / GIB:>10,.2f}" for f in possible)
+        row = "".join(f"{in_bytes(f.counted.parts.get(part, 0)):>12}" for f in possible)
         lines.append(f"{part:<27}{row}")
-    lines.append(f"{'':<27}" + "".join(f"{_short(f):>10}" for f in possible))
-    lines += ["", "GB that a rank sends in a step:"]
+    lines.append(f"{'':<27}" + "".join(f"{_short(f):>12}" for f in possible))
+    lines += ["", "bytes that a rank sends in a step:"]
     for kind in COLLECTIVES:
         for apart in (False, True):
             sizes = [
@@ -78,8 +79,10 @@ def tables(asked: Asked, found: list[Forecast], hardware: Hardware) -> list[str]
             ]
             if any(sizes):
                 name = f"{kind} {'between' if apart else 'within'} machines"
-                lines.append(f"{name:<32}" + "".join(f"{size / 1e9:>10,.2f}" for size in sizes))
-    lines.append(f"{'':<32}" + "".join(f"{_short(f):>10}" for f in possible))
+                lines.append(
+                    f"{name:<32}" + "".join(f"{in_units(size, 'B'):>12}" for size in sizes)
+                )
+    lines.append(f"{'':<32}" + "".join(f"{_short(f):>12}" for f in possible))
     return lines
 
 
@@ -97,12 +100,19 @@ def recommended(asked: Asked, found: list[Forecast], hardware: Hardware) -> tupl
     if not good:
         raise ValueError(nothing_fits(asked, found, hardware))
     plain = next((f for f in good if f.layout.name == "ddp"), None)
-    if plain is not None:
-        why = "sharding what fits is slower" if len(found) > 1 else "there is one rank"
-        return plain, f"it fits, and {why}"
     best = good[0]
+    if plain is not None and plain.seconds < MUCH_SLOWER * best.seconds:
+        why = "there is one rank" if len(found) == 1 else "none is predicted to be faster"
+        if best is not plain:
+            why = (
+                f"the {best.seconds:,.3g} s of {best.layout.name} against its "
+                f"{plain.seconds:,.3g} count on exchanges that take place beside arithmetic"
+            )
+        return plain, f"it fits, and {why}"
     ddp = next((f for f in found if f.layout.name == "ddp" and f.problem is None), None)
-    why = f"ddp needs {ddp.peak / GIB:,.1f} GiB a rank" if ddp else "the recipe splits the model"
+    why = "the recipe asks for more than ddp"
+    if ddp is not None:
+        why = f"ddp needs {in_bytes(ddp.peak)} a rank and takes {ddp.seconds:,.3g} s a step"
     return best, (
         f"{why}, and of the {len(good)} that fit it is predicted to be the fastest, "
         f"{best.seconds:,.3g} s a step"
@@ -119,6 +129,8 @@ def nothing_fits(asked: Asked, found: list[Forecast], hardware: Hardware) -> str
     parts, model = least.counted.parts, asked.config.model
     large = max(parts, key=lambda part: parts[part])
     fixes = []
+    if asked.config.distributed.offload == "none" and parts.get("optimiser", 0) > least.peak / 10:
+        fixes.append("distributed.offload=optimizer")
     if not model.gradient_checkpointing and parts.get("activations", 0) > least.peak / 10:
         fixes.append("model.gradient_checkpointing=true")
     longest = max(asked.lengths)
@@ -128,9 +140,9 @@ def nothing_fits(asked: Asked, found: list[Forecast], hardware: Hardware) -> str
         fixes.append("model.adapter=lora")
     fixes.append("more ranks" if least.layout.strategy != "ddp" else "more GPUs")
     return (
-        f"no strategy fits: the smallest, {least.layout.name}, needs {least.peak / GIB:,.1f} GiB a "
-        f"rank, {(least.peak - room) / GIB:,.1f} GiB more than there are ({room / GIB:,.1f}), most "
-        f"of it for {large} in {least.counted.phase}: try {', '.join(fixes)}"
+        f"no strategy fits: the smallest, {least.layout.name}, needs {in_bytes(least.peak)} a "
+        f"rank, {in_bytes(least.peak - room)} more than there are ({in_bytes(room)}), most of it "
+        f"for {large} in {least.counted.phase}: try {', '.join(fixes)}"
     )
 
 
@@ -138,7 +150,7 @@ def servers(rates: Rates, lengths: list[int]) -> list[str]:
     """Return how many rollout servers keep the trainers busy."""
     lines = [
         f"rollout servers: {rates.completions:,} completions a step of "
-        f"{sum(lengths) / len(lengths):,.0f} tokens, {rates.tokens_per_second:,.0f} tokens/s a "
+        f"{sum(lengths) / len(lengths):,.0f} tokens, {rate(rates.tokens_per_second)} tokens/s a "
         f"server with {rates.slots} at once, {rates.step_seconds:,.3g} s a training step, weights "
         f"at most {rates.max_staleness} steps old"
     ]

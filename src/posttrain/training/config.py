@@ -26,9 +26,11 @@ class DistributedConfig(StrictConfig):
     dtype that computes."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype in which sharded gradients are summed over the ranks."""
-    offload: Annotated[Literal["none", "optimizer"], Free()] = "none"
-    """optimizer: AdamW's state is in the CPU's memory, and on the GPU one parameter at a time, for
-    its update. Results have the same bits; a step moves 16 bytes for each trained number."""
+    offload: Annotated[Literal["none", "optimizer", "parameters"], Free()] = "none"
+    """What is in the CPU's memory instead of a GPU's. optimizer: AdamW's state, which is on the GPU
+    one parameter at a time, for its update; results have the same bits, and a step moves 16 bytes
+    for each trained number. parameters: sharded parameters, their gradients and AdamW's state,
+    which the CPU updates; for `strategy` fsdp and hsdp, on several ranks."""
     tensor_parallel: Annotated[
         int, Free(), AlsoCalled(tensor_model_parallel_size="distributed.tensor_parallel")
     ] = Field(1, ge=1)

@@ -24,18 +24,22 @@ def shard(policy: LanguageModel, section: DistributedConfig | None = None) -> No
     keep their identity. With the default, None, the root would stay unsharded, and an optimiser
     built then would hold other tensors. For the same reason layers keep what they have gathered, if
     the section says so, in passes with gradients alone: the backward pass reshards them.
+    Offloaded shards lie in the CPU's memory, and so do their gradients and the optimiser's state.
     """
     section = section or DistributedConfig()
     if problem := obstacle(policy):
         raise ValueError(f"{problem}: set distributed.strategy: ddp, which holds them whole")
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-    device = next(policy.parameters()).device
-    ranks = mesh.current().ranks or mesh.arrange(device.type).ranks
+    ranks = mesh.current().ranks or mesh.arrange(policy.device.type).ranks
     ranks = ranks["shard"] if ranks.size(0) == 1 else ranks["replicate", "shard"]
     reduced = getattr(torch, section.reduce_dtype)
     precision = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=reduced)
     options: dict[str, Any] = {"mesh": ranks, "mp_policy": precision, "reshard_after_forward": True}
+    if section.offload == "parameters":
+        on_gpu = ranks.device_type == "cuda"
+        policy.computes_on = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=on_gpu)
     for network in (policy.model, policy.value_network):
         for layer in decoder_layers(network) if network is not None else ():
             fully_shard(layer, **options)

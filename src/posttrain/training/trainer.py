@@ -104,12 +104,12 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """Train on one batch of the source and return the step's metrics. A collective."""
-        device = next(self.models.policy.parameters()).device
         batch, source_metrics = self.source.next_batch()
         batch = share_batch(batch)
         started = time.perf_counter()
         config = self.method_config()
-        batch = self.algorithm.prepare(batch.to(device), self.models, config)
+        batch = batch.to(self.models.policy.device)
+        batch = self.algorithm.prepare(batch, self.models, config)
         self.source.prepared(batch)
         rate = learning_rate(config, self.step, self.num_steps)
         for group in self.optimizer.param_groups:

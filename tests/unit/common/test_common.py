@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.common import files
-from posttrain.common.errors import SettingError
+from posttrain.common import files, mesh
+from posttrain.common.errors import SettingError, without_section
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.common.registry import load, look_up
 from posttrain.common.seeds import mix
@@ -114,3 +115,29 @@ def test_means_do_not_depend_on_how_they_were_split() -> None:
     for part in parts:
         add_metrics(whole, part)
     assert combine([whole]) == combine(parts) == {"loss": 1.0, "x/max_length": 9.0, "seen": 4.0}
+
+
+def test_keys_of_a_section_are_named_by_the_key_alone() -> None:
+    for field, expected in (("distributed.timeout", "timeout"), ("model.name", "model.name")):
+        with (
+            pytest.raises(SettingError, match=f"^{expected}: is wrong$"),
+            without_section("distributed"),
+        ):
+            raise SettingError(field, "is wrong")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "sequence", "message"),
+    [
+        (2, 1, "distributed.tensor_parallel: 2 does not divide the 3 rank(s)"),
+        (1, 4, "distributed.sequence_parallel: 4 does not divide the 3 rank(s)"),
+        (
+            2,
+            4,
+            "distributed.tensor_parallel: 2 x distributed.sequence_parallel: 4 does not divide the",
+        ),
+    ],
+)
+def test_ranks_that_form_no_shares_name_each_key(tensor: int, sequence: int, message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        mesh.check(tensor, sequence, 3)

@@ -151,8 +151,12 @@ def test_prompts_of_old_weights_are_forgotten(models, live):
         (lambda models: chat_model(models / "flat", num_hidden_layers=1), "lacks 9 tensors"),
         (lambda models: models / "nowhere", "no folder that the server sees"),
         (lambda models: models / ".." / "elsewhere", "not within"),
-        (lambda models: "/etc", "not within"),
-        (lambda models: "first", "not within"),
+        (lambda models: "/etc", "^/etc is not within"),
+        (
+            lambda models: "first",
+            f"^path must be absolute: 'first' would be {Path.cwd()}/first in",
+        ),
+        (lambda models: "~/first", "path must be absolute: '~/first' would be /.*/~/first in"),
         (lambda models: "/\0", "path: "),
         (lambda models: pickled(models / "pickled"), "no safetensors, and nothing else is read"),
         (lambda models: damaged(models / "damaged"), "model.safetensors is damaged"),
@@ -216,6 +220,9 @@ def test_folders_of_the_trainer_are_seen_or_not(models, unmoved):
     assert live.ask("GET", f"/weight_info?path={models}/second")[0] == 200
     assert live.ask("GET", f"/weight_info?path={models}/nowhere")[0] == 404
     assert live.ask("GET", "/weight_info?path=/etc")[0] == 403
+    status, answer = live.ask("GET", "/weight_info?path=second")
+    assert (status, answer["error"]["param"]) == (400, "path")
+    assert "path must be absolute" in answer["error"]["message"]
 
 
 def test_nothing_is_taken_unless_it_was_allowed(models):

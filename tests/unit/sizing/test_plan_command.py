@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,54 @@ def test_strategies_are_compared_and_one_is_recommended(
     assert plan(monkeypatch, recipe(tmp_path), *words) == 0
     out = capsys.readouterr().out
     for name in ("ddp", "fsdp", "tensor 2 x ddp", "sequence 2 x fsdp"):
-        assert re.search(rf"^{name} +[\d.]+ +fits", out, re.MULTILINE), out
-    assert out.rstrip().endswith("take ddp: it fits, and sharding what fits is slower")
+        assert re.search(rf"^{name} +[\d.]+ KiB +fits", out, re.MULTILINE), out
+    assert "\ntake ddp: it fits, and " in out
+    assert not re.search(r"(?<![\d.,])0(\.0+)?(M| [GM])", out), (
+        "every number is in a unit that shows it"
+    )
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_is_told_which_strategy_is_being_counted(
+    terminal: bool, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    words = ["--gpus", 2, "distributed.sequence_parallel=2"]
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 0
+    names = ["sequence 2 x ddp", "sequence 2 x fsdp"]
+    said = [f"counting {number} of 2: {name}" for number, name in enumerate(names, 1)]
+    out, err = capsys.readouterr()
+    assert err.splitlines() == (said if terminal else [])
+    assert "counting" not in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--server-rate", 80],
+        ["--server-slots", 64],
+        ["--step-time", 1],
+        ["--completion-tokens", 10],
+        ["--completion-tokens", 10, "--server-rate", 80],
+    ],
+)
+def test_options_about_servers_need_rollouts(
+    words: list[Any], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan(monkeypatch, recipe(tmp_path), *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    name = "--server-rate" if "--server-rate" in words else words[0]
+    assert line == f"error: {name}: is about rollout servers, and sft has no rollouts"
+
+
+def test_options_about_servers_need_their_rate(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [f"{key}={value}" for key, value in GRPO.items()]
+    assert plan(monkeypatch, recipe(tmp_path), *changes, "--step-time", 2) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --step-time: is about rollout servers: give --server-rate")
 
 
 @pytest.mark.slow

@@ -98,6 +98,19 @@ def test_on_a_gpu_offloaded_state_is_that_of_the_largest_parameter() -> None:
         assert found.peak < whole.peak
 
 
+def test_on_a_gpu_offloaded_parameters_are_gathered_layers_alone() -> None:
+    config, layout = recipe(), Layout(4, strategy="fsdp")
+    away = config.distributed.model_copy(update={"offload": "parameters"})
+    away_config = config.model_copy(update={"distributed": away})
+    whole = counted(layout, config, device="cuda").phases["update"]
+    found = counted(layout, away_config, device="cuda").phases["update"]
+    for part, each in (("weights", 4), ("gradients", 4), ("optimiser", 8)):
+        assert 0 <= whole.pop(part) - found.pop(part) - each * PARAMETERS / 4 < 1000, part
+    assert found == whole
+    with pytest.raises(ValueError, match="is for sharded ones"):
+        counted(Layout(1), away_config)
+
+
 def test_replicas_exchange_gradients_once_a_step() -> None:
     found = counted(Layout(4, 2))
     assert not found.passes

@@ -69,16 +69,17 @@ def test_a_run_resumes_with_the_state_elsewhere(first: str, then: str, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.parametrize("offload", ["optimizer", "parameters"])
 @pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_shards_of_the_state(method: str, tmp_path: Path) -> None:
+def test_shards(method: str, offload: str, tmp_path: Path) -> None:
     """Two ranks of fsdp, resumed by one process."""
     folders = [tmp_path / name for name in ("plain", "offloaded")]
     for folder in folders:
         folder.mkdir()
         keys = {"save_steps": 2, "keep_checkpoints": 9, "max_steps": 4}
         tree = tiny.run_config(folder, method, **keys)
-        offload = "optimizer" if folder.name == "offloaded" else "none"
-        tree["distributed"] = {"strategy": "fsdp", "offload": offload}
+        away = offload if folder.name == "offloaded" else "none"
+        tree["distributed"] = {"strategy": "fsdp", "offload": away}
         (folder / "recipe.yaml").write_text(yaml.safe_dump(tree))
         command(2, folder / "out", ["train", str(folder / "recipe.yaml")])
     plain, offloaded = (next(folder.glob(f"{method}_*")) for folder in folders)
@@ -86,7 +87,7 @@ def test_shards_of_the_state(method: str, tmp_path: Path) -> None:
     before = metrics(offloaded)
     shutil.rmtree(offloaded / "checkpoint-4")
     tree["trainer"]["resume_from_checkpoint"] = str(offloaded)
-    tree["distributed"] = {"offload": "optimizer"}
+    tree["distributed"] = {"offload": offload}
     train(parse_config(tree, "test"))
     for now, then in zip(metrics(offloaded), before, strict=True):
         assert now["loss"] == pytest.approx(then["loss"], rel=1e-4, abs=1e-6)

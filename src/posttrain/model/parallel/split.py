@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from posttrain.common.batch import pack
+from posttrain.common.errors import SettingError
 from posttrain.common.mesh import Mesh
 from posttrain.model import windows
 from posttrain.model.forward import forward
@@ -13,11 +14,13 @@ from posttrain.model.parallel.tensor import obstacle as tensor_obstacle
 from posttrain.model.parallel.tensor import parallelise
 from posttrain.model.probe import gap, probe_rows
 
+TENSOR, SEQUENCE = "distributed.tensor_parallel", "distributed.sequence_parallel"
+
 
 def split(policy: LanguageModel, mesh: Mesh) -> None:
     """Let the ranks of a share run a policy together, by parts of its matrices and of its rows.
 
-    A policy whose ranks have read their parts alone (`by_parts`) keeps them. Raises ValueError if
+    A policy whose ranks have read their parts alone (`by_parts`) keeps them. Raises SettingError if
     it cannot be split so, or if its log-probs of a few rows are not those of before. A collective.
     """
     if mesh.per_share == 1 or (policy.vocab_shard is not None and mesh.sequence == 1):
@@ -29,18 +32,20 @@ def split(policy: LanguageModel, mesh: Mesh) -> None:
     policy.sequence_group = mesh.sequence_group
     apart = gap(policy, _probe(policy), before, [len(before)])
     if not apart <= policy.tolerance:
-        raise ValueError(
+        both = f" and {SEQUENCE}" if min(mesh.tensor, mesh.sequence) > 1 else ""
+        raise SettingError(
+            TENSOR if mesh.tensor > 1 else SEQUENCE,
             f"{type(policy.causal_lm()).__name__} gives other log-probs (by {apart:.2g}) on several"
-            " ranks: set distributed.tensor_parallel and distributed.sequence_parallel to 1"
+            f" ranks: set it{both} to 1",
         )
 
 
 def check_parts(policy: LanguageModel, tensor: int, sequence: int) -> None:
-    """Raise ValueError if a policy cannot be split over so many ranks. Needs no ranks."""
+    """Raise SettingError if a policy cannot be split over so many ranks. Needs no ranks."""
     if tensor > 1 and (problem := tensor_obstacle(policy, tensor)):
-        raise ValueError(f"distributed.tensor_parallel: {problem}")
+        raise SettingError(TENSOR, problem)
     if sequence > 1 and (problem := obstacle(policy, tensor, sequence)):
-        raise ValueError(f"distributed.sequence_parallel: {problem}")
+        raise SettingError(SEQUENCE, problem)
 
 
 def obstacle(policy: LanguageModel, tensor: int, ranks: int) -> str | None:
@@ -65,6 +70,6 @@ def _probe(policy: LanguageModel) -> torch.Tensor:
     policy.eval()
     batch = pack(probe_rows(policy.causal_lm().config))
     with windows.short(policy):
-        found = forward(policy, batch.to(next(policy.parameters()).device)).logprobs.cpu()
+        found = forward(policy, batch.to(policy.device)).logprobs.cpu()
     policy.train(was_training)
     return found[batch.loss_mask]

@@ -186,7 +186,7 @@ def obstacle(policy: LanguageModel, ranks: int) -> str | None:
     if not plan:
         return f"transformers has no plan for {name}: set it to 1"
     if quantised(policy):
-        return "quantised weights (model.quantization) cannot be cut: set it to 1"
+        return "quantised weights cannot be cut: set it to 1"
     found = planned(policy.model)
     for _, module, style in found:
         if style not in STYLES:

@@ -160,7 +160,7 @@ def _call(
     rows: Tensor | None,
 ) -> list[Rollout]:
     """Return the completions of one batch."""
-    device, count = next(policy.parameters()).device, params.max_new_tokens
+    device, count = policy.device, params.max_new_tokens
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     draw = Draw(params, noise_of(seeds, [params] * len(seeds), device), alive)
     with _as_loaded(policy):
@@ -257,7 +257,7 @@ def agrees(policy: LanguageModel, generate: Any) -> bool:
     texts = [torch.tensor(p + r.response_ids) for p, r in zip(prompts, rollouts)]
     batch = pack([TokenSequence(t, torch.arange(len(t)) >= len(t) - PROBED) for t in texts])
     with windows.short(policy):
-        wanted = forward(policy, batch.to(next(policy.parameters()).device)).logprobs.cpu()
+        wanted = forward(policy, batch.to(policy.device)).logprobs.cpu()
     values = [value for rollout in rollouts for value in rollout.logprobs]
     sampled = torch.tensor(values, dtype=torch.float32)  # the default may differ meanwhile
     lengths = [PROBED] * len(texts)

@@ -102,7 +102,7 @@ class Engine:
         self.policy, self.max_num_seqs, self.longest = policy, max_num_seqs, longest
         self.at_once = at_once
         self.finished, self.max_cells, self.prefixes = finished, max_cells, prefixes
-        self.device = next(policy.parameters()).device
+        self.device = policy.device
         self.waiting: list[list[Row]] = []
         """Rows with equal prompts in groups, which are prefilled once; the last enters first."""
         self.clear()

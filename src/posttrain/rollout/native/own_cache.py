@@ -49,7 +49,7 @@ def decode(
     `parts` are the places of the prompts that are read together. All have ended when `choose`
     returns None. `rows` [N] is the adapter of each prompt (`many_adapters`)."""
     model = policy.causal_lm()
-    device = next(policy.parameters()).device
+    device = policy.device
     taken = frozenset(inspect.signature(model.forward).parameters)
     order = torch.tensor([i for part in parts for i in part], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)[order]
@@ -102,7 +102,7 @@ def _read(policy: LanguageModel, taken: frozenset[str], prompts: list[list[int]]
     """Return the state after prompts, padded on the left to the longest."""
     from transformers import DynamicCache
 
-    model, device = policy.causal_lm(), next(policy.parameters()).device
+    model, device = policy.causal_lm(), policy.device
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)

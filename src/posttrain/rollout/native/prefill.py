@@ -46,7 +46,7 @@ def prefill(
     Those that begin as earlier prompts did continue from what `prefixes` holds of these, unless all
     their states are to be `seen`.
     """
-    device = next(policy.parameters()).device
+    device = policy.device
     past, states = Prefill(), []
     if policy.edited is not None:
         prefixes = None  # what is edited depends on where a prompt ends

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from posttrain.common.errors import SettingError, without_section
 from posttrain.common.mesh import Mesh, arrange
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.parallel.split import split
@@ -71,13 +72,17 @@ def split_over_ranks(
 ) -> NativeSampler | TogetherSampler:
     """Return the sampler of a model that `tensor` ranks split; all ranks call it together.
 
-    Raises ValueError if the model or the ranks cannot be split so, or with `several` adapters."""
+    Raises SettingError, of `tensor_parallel`, if the model or the ranks cannot be split so, or with
+    `several` adapters."""
     if tensor == 1:
         return sampler
     if several:
-        raise ValueError("tensor_parallel: rows with adapters of their own cannot be split: set 1")
-    mesh = arrange(next(sampler.policy.parameters()).device.type, tensor)
-    split(sampler.policy, mesh)
+        raise SettingError(
+            "tensor_parallel", "rows with adapters of their own cannot be split: set it to 1"
+        )
+    with without_section("distributed"):
+        mesh = arrange(sampler.policy.device.type, tensor)
+        split(sampler.policy, mesh)
     return TogetherSampler(sampler, mesh.tensor_group)
 
 
