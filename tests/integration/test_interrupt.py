@@ -39,7 +39,11 @@ def run_tree(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     read_lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(x).items() if k not in TIMES and not k.startswith("time/")}
+        {
+            k: v
+            for k, v in json.loads(x).items()
+            if k not in TIMES and not k.startswith(("time/", "memory/"))
+        }
         for x in read_lines
     ]
 

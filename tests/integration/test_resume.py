@@ -34,7 +34,10 @@ def run(tree: dict) -> Path:
 
 def metrics(run_dir: Path) -> list[dict]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]
+    return [
+        {k: v for k, v in json.loads(x).items() if k not in TIMES and not k.startswith("memory/")}
+        for x in lines
+    ]
 
 
 def samples(run_dir: Path) -> str:

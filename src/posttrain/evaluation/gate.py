@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from posttrain.common import distributed
 from posttrain.evaluation.config import GateConfig
 
 ROUNDING = 1e-9  # in floats 0.8 - 0.7 is more than 0.1
+
+
+def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
+    """Raise ValueError on all ranks if a gate fails on the evaluation at `step`, or on the last."""
+    failure = None
+    if gates and distributed.rank() == 0:
+        failure = lost(gates, run_dir / "metrics.jsonl", step)
+    if (problem := distributed.from_rank_0(failure or "")) != "":
+        raise ValueError(problem)
 
 
 def lost(gates: list[GateConfig], metrics_file: Path, step: int | None = None) -> str | None:

@@ -16,8 +16,7 @@ from posttrain.common.disk import check_space
 from posttrain.common.environment import return_free_memory
 from posttrain.common.interrupt import Interrupted, listening
 from posttrain.data.source import OfflineSource, Source
-from posttrain.evaluation.config import GateConfig
-from posttrain.evaluation.gate import lost
+from posttrain.evaluation.gate import refuse_loss
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import split
@@ -209,15 +208,6 @@ def execute(plan: Plan, trainer: Trainer) -> None:
     finally:
         trainer.source.close()
     refuse_loss(gates, run_dir, trainer.best_step)
-
-
-def refuse_loss(gates: list[GateConfig], run_dir: Path, step: int | None = None) -> None:
-    """Raise ValueError on all ranks if a gate fails on the evaluation at `step`, or on the last."""
-    failure = None
-    if gates and distributed.rank() == 0:
-        failure = lost(gates, run_dir / "metrics.jsonl", step)
-    if (problem := distributed.from_rank_0(failure or "")) != "":
-        raise ValueError(problem)
 
 
 def add_reference_logprobs(models: Models, data: Data, max_tokens: int) -> None:

@@ -15,6 +15,7 @@ from posttrain.common.files import replacing
 from posttrain.tracking.config import TrackingConfig
 from posttrain.tracking.diagnosis import Diagnosis
 from posttrain.tracking.follower import Follower, start_all
+from posttrain.tracking.memory import in_words, memory_used
 from posttrain.tracking.progress import progress_bar
 from posttrain.tracking.report import OF_LABELS
 
@@ -71,18 +72,19 @@ class Tracker:
             self.diagnosis.replay(map(json.loads, lines))
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
-        """Record a training step, with its throughput, and report new diagnoses."""
+        """Record a training step, with its throughput and memory, and report new diagnoses."""
         if self.rank != 0:
             return
         tokens = metrics.get("num_tokens", math.nan)
         if self.tokens_before is not None:
             metrics["tokens_per_second"] = (tokens - self.tokens_before) / metrics["step_time"]
         self.tokens_before = tokens
+        metrics |= memory_used()
         self._write(step, metrics)
         self.progress.update(step)
         if step % self.logging_steps == 0 or step in (1, self.num_steps):
             shown = "  ".join(f"{n.split('/')[-1]} {metrics[n]:.4g}" for n in SHOWN if n in metrics)
-            self.say(f"step {step:>5}/{self.num_steps}  {shown}")
+            self.say(f"step {step:>5}/{self.num_steps}  {shown}  {in_words(metrics)}")
         for text in self.diagnosis.step(metrics):
             self.say(f"note, step {step}: {text}")
 

@@ -315,6 +315,7 @@ def test_metrics_have_the_names_users_expect(tmp_path):
         "learning_rate",
         "num_tokens",
         "step_time",
+        "memory/resident",
         "reward",
         "reward_std",
         "frac_reward_zero_std",
