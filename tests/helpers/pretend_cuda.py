@@ -8,14 +8,21 @@ runs on the device's own thread, autocast uses CUDA's lists of operators, an ope
 two devices raises, and attention runs with the checks of the CUDA kernels (pretend_kernels.py).
 Values are computed by the CPU, so they can be compared with a run on "cpu".
 
-`pretend_cuda.cpp` does it, in 200 lines of C++: g++ compiles them in about 15 seconds, once per
-version of torch. The library changes torch for the whole process, so such tests have a process of
-their own.
+Several ranks: a process has as many devices as LOCAL_WORLD_SIZE says, and a thread's current one is
+the first until it chooses another. torch.distributed has a backend "nccl" that refuses what NCCL
+refuses (pretend_nccl.py); FSDP2, DTensor and groups split off others run on it. A process forked
+after `pretend_preload` was imported is such a rank.
+
+`pretend_cuda.cpp` and `pretend_nccl.cpp` do it, in 400 lines of C++: g++ compiles them in half a
+minute, once per version of torch. The library changes torch for the whole process, so such tests
+have a process of their own.
 
 What it cannot show, since there is no GPU: cuBLAS' rounding, which depends on the batch; races
-between streams; memory; NCCL; Triton and torch.compile; CUDA graphs; pinned memory; cuDNN. Kernels
-are counted as operators (`device_counts.py`). An operator that CUDA fuses and a CPU does not must
-be added to pretend_kernels.py by hand. Tried with torch 2.13.
+between streams, since every stream is always done; memory; NCCL's order of sums, speed, timeouts
+and deadlocks; Triton and torch.compile; CUDA graphs; whether a copy from pinned memory was awaited;
+cuDNN; generators of a device, whose states are the CPU's. Kernels are counted as operators
+(`device_counts.py`). An operator that CUDA fuses and a CPU does not must be added to
+pretend_kernels.py by hand. Tried with torch 2.13.
 """
 
 from __future__ import annotations
@@ -34,7 +41,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+HERE = Path(__file__).parent
+SOURCES = [HERE / name for name in ("pretend_cuda.cpp", "pretend_nccl.cpp")]
+HEADER = HERE / "pretend_cuda.h"
 LIBRARIES = ("libgomp.so.1", "libc10.so", "libtorch_cpu.so", "libtorch.so")
 
 
@@ -56,18 +65,28 @@ def _torch_home() -> Path:
 def build() -> Path:
     """The compiled library, kept in the folder for temporary files."""
     home = _torch_home()
-    key = hashlib.sha256(SOURCE.read_bytes() + (home / "version.py").read_bytes()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"pretend_cuda_{os.getuid()}_{key}.so"
+    read = b"".join(f.read_bytes() for f in (*SOURCES, HEADER, home / "version.py"))
+    library = _temporary(f"{hashlib.sha256(read).hexdigest()[:16]}.so")
     if not library.is_file():
-        unfinished = library.with_suffix(f".{os.getpid()}")
         includes = [f"-I{home}/include", f"-I{home}/include/torch/csrc/api/include"]
-        links = [f"-L{home}/lib", "-lc10", "-ltorch_cpu", "-ltorch"]
-        flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-w"]
-        subprocess.run(
-            ["g++", *flags, *includes, str(SOURCE), "-o", str(unfinished), *links], check=True
-        )
+        flags = ["-O1", "-std=c++20", "-fPIC", "-w", "-DUSE_DISTRIBUTED"]
+        objects = [_temporary(f"{os.getpid()}_{source.stem}.o") for source in SOURCES]
+        compilers = [
+            subprocess.Popen(["g++", *flags, *includes, "-c", str(source), "-o", str(o)])
+            for source, o in zip(SOURCES, objects, strict=True)
+        ]
+        assert [c.wait() for c in compilers] == [0] * len(compilers), "g++ failed"
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        links = [f"-L{home}/lib", "-lc10", "-ltorch_cpu", "-ltorch", "-o", str(unfinished)]
+        subprocess.run(["g++", "-shared", *map(str, objects), *links], check=True)
         os.replace(unfinished, library)  # another process may have built it meanwhile
+        for o in objects:
+            o.unlink()
     return library
+
+
+def _temporary(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"pretend_cuda_{os.getuid()}_{name}"
 
 
 def installed() -> bool:
@@ -90,10 +109,11 @@ def install() -> None:
     for name in LIBRARIES:
         if (home / name).exists():
             ctypes.CDLL(str(home / name), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    device = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     import torch
 
     _answer_for_cuda(torch)
+    _answer_for_devices(torch, device)
     plain = torch.Tensor.__deepcopy__
 
     def deepcopy(tensor, memo):  # Python cannot copy a storage of a device it does not know
@@ -103,11 +123,28 @@ def install() -> None:
         return memo[id(tensor)]
 
     torch.Tensor.__deepcopy__ = deepcopy
+    torch.UntypedStorage.resize_ = _resize_of(torch, device)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device) makes it, then moves it
     torch.is_pretended = True
     from pretend_kernels import register
+    from pretend_nccl import offer
 
     register()
+    offer()
+
+
+def _resize_of(torch, library: ctypes.CDLL):
+    """A storage's `resize_`, by which FSDP frees gathered parameters and allocates them again."""
+    resize, plain = library.pretend_resize, torch.UntypedStorage.resize_
+    resize.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+
+    def resize_(storage, size: int):
+        if storage.device.type == "cuda":
+            resize(storage._cdata, size)
+            return storage
+        return plain(storage, size)
+
+    return resize_
 
 
 def _answer_for_cuda(torch) -> None:
@@ -119,9 +156,6 @@ def _answer_for_cuda(torch) -> None:
         "_lazy_init": None,
         "is_available": True,
         "is_initialized": True,
-        "device_count": 1,
-        "current_device": 0,
-        "set_device": None,
         "synchronize": None,
         "empty_cache": None,
         "ipc_collect": None,
@@ -138,11 +172,59 @@ def _answer_for_cuda(torch) -> None:
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, _answer=answer, **keys: _answer)
     torch.cuda.get_rng_state = lambda *args: torch.get_rng_state()
-    torch.cuda.device = lambda *args: contextlib.nullcontext()
     # asked anew each time, so that a test can pretend an older GPU
     torch.cuda.is_bf16_supported = lambda including_emulation=True: (
         including_emulation or torch.cuda.get_device_capability() >= (8, 0)
     )
+
+
+def _answer_for_devices(torch, library: ctypes.CDLL) -> None:
+    """Devices, of which each thread has a current one, and streams that are always done."""
+
+    def count() -> int:
+        return library.pretend_device_count()
+
+    def current() -> int:
+        return library.pretend_device()
+
+    def index(device) -> int:
+        if isinstance(device, int) or device is None:
+            return -1 if device is None else device
+        found = torch.device(device).index
+        return -1 if found is None else found
+
+    def set_device(device) -> None:
+        if index(device) >= count():
+            raise RuntimeError("CUDA error: invalid device ordinal")
+        library.pretend_set_device(index(device))
+
+    @contextlib.contextmanager
+    def within(device):
+        before = current()
+        set_device(device)
+        try:
+            yield
+        finally:
+            library.pretend_set_device(before)
+
+    class Stream(torch.Stream):
+        def __new__(cls, device=None, priority=0, **keys):
+            at = current() if index(device) < 0 else index(device)
+            return super().__new__(cls, device=torch.device("cuda", at), priority=priority)
+
+    class Event(torch.Event):
+        def __new__(cls, *args, **keys):
+            return super().__new__(cls, device="cuda")
+
+        def elapsed_time(self, end) -> float:
+            return 0.0
+
+    torch.cuda.device_count, torch.cuda.current_device = count, current
+    torch.cuda.set_device, torch.cuda.device = set_device, within
+    torch.cuda.Stream, torch.cuda.Event = Stream, Event
+    torch.cuda.current_stream = torch.cuda.default_stream = lambda device=None: Stream(device)
+    torch.cuda.stream = lambda stream: contextlib.nullcontext()
+    torch.cuda.set_stream = lambda stream: None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""A function on several ranks of gloo, each a process forked from one with everything imported."""
+"""A function on several ranks, each a process forked from one with everything imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Any
 from ranks import TIMEOUT, context
 
 
-def on_ranks(number: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> None:
+def on_ranks(
+    number: int,
+    folder: Path,
+    function: Callable[..., Any],
+    *arguments: Any,
+    device: str = "cpu",
+) -> None:
     """Call `function(*arguments)` on each rank; raise AssertionError with the first traceback."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
@@ -23,7 +29,7 @@ def on_ranks(number: int, folder: Path, function: Callable[..., Any], *arguments
     processes = []
     for rank in range(number):
         own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(number)}
-        target = (own, folder / f"{rank}.error", function, arguments)
+        target = (own, folder / f"{rank}.error", device, function, arguments)
         processes.append(context.Process(target=_rank, args=target))
         processes[-1].start()
     try:
@@ -39,14 +45,18 @@ def on_ranks(number: int, folder: Path, function: Callable[..., Any], *arguments
 
 
 def _rank(
-    environment: dict[str, str], error: Path, function: Callable[..., Any], arguments: Any
+    environment: dict[str, str],
+    error: Path,
+    device: str,
+    function: Callable[..., Any],
+    arguments: Any,
 ) -> None:
     from posttrain.common import distributed
 
     os.environ.clear()
     os.environ.update(environment)
     try:
-        distributed.start("cpu", 60.0)
+        distributed.start(device, 60.0)
         function(*arguments)
         distributed.barrier()
     except BaseException:

@@ -21,15 +21,12 @@ TIMEOUT = 300.0  # seconds
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each rank."""
 
-_wait = timedelta(seconds=TIMEOUT)
-
 
 def start(device: str, timeout: float = TIMEOUT) -> None:
     """Join the process group if torchrun started this process; raise ValueError if it cannot.
 
     `timeout` bounds, in seconds, the wait for other ranks, here and in every later collective.
     """
-    global _wait
     if "RANK" not in os.environ or torch.distributed.is_initialized():
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
@@ -44,7 +41,7 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
         torch.cuda.set_device(local)
     from torch.distributed.rendezvous import rendezvous
 
-    wait = _wait = timedelta(seconds=timeout)
+    wait = timedelta(seconds=timeout)
     # after a restart, torchrun's store still has the addresses at which dead ranks were listening
     attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
@@ -65,15 +62,6 @@ def start(device: str, timeout: float = TIMEOUT) -> None:
             f"{timeout:g} s: start all of them with the address of rank 0's machine and a port "
             f"that is free there and reachable ({reason[:200]})"
         ) from None
-
-
-def limit(group: Any) -> None:
-    """Bound the wait in collectives of a group of these ranks by the timeout of `start`.
-
-    torch gives a group that it forms for a mesh a default: 10 minutes with NCCL, 30 with gloo.
-    """
-    if torch.distributed.get_backend(group) in ("gloo", "nccl"):
-        torch.distributed.distributed_c10d._set_pg_timeout(_wait, group)
 
 
 def stop() -> None:

@@ -8,11 +8,13 @@ over `gather_shares`, gradients over `replicas`, the ranks with the same part of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.common import distributed
 from posttrain.common.errors import SettingError
+from posttrain.common.lazy import torch
 
 Group = Any
 """A process group of torch."""
@@ -94,11 +96,24 @@ def arrange(device: str, tensor: int = 1, sequence: int = 1, replicate: int = 1)
         parts["sequence", "tensor"]._flatten("of_share").get_group(),
         mesh["replicate", "shard"]._flatten("replicas").get_group(),
     )
-    for formed_group in (*mesh.get_all_groups(), *parts.get_all_groups()):
-        distributed.limit(formed_group)
-    for formed_group in (_mesh.share_group, _mesh.replicas):
-        distributed.limit(formed_group)
+    groups = (*mesh.get_all_groups(), *parts.get_all_groups(), _mesh.share_group, _mesh.replicas)
+    _limit(groups, device)
     return _mesh
+
+
+def _limit(groups: Iterable[Group], device: str) -> None:
+    """Bound the wait in collectives of groups by the timeout with which the ranks have met.
+
+    torch gives a group that it forms for a mesh a default: 10 minutes with NCCL, 30 with gloo.
+    """
+    from torch.distributed import distributed_c10d, get_backend, group
+
+    assert group.WORLD is not None
+    if get_backend() not in ("gloo", "nccl"):
+        return
+    wait = group.WORLD._get_backend(torch.device(device)).options._timeout
+    for each in groups:
+        distributed_c10d._set_pg_timeout(wait, each)
 
 
 def share() -> int:

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
 LONGEST = 32768
 """Tokens of a sequence, unless the model takes fewer or the user says otherwise."""
+LAST_STEP = 10.0
+"""Seconds that a server which ends waits for a step that its ranks have begun."""
 GIB = 2**30
 
 
@@ -129,7 +131,12 @@ def serve(model: str, settings: ServeSettings) -> None:
         server.handle_exit = end
         if worker.leader is not None:  # without the other ranks nothing more can be answered
             worker.on_failure = partial(setattr, server, "should_exit", True)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        finally:
+            # the other ranks are in its step, and wait for its last word
+            if worker.leader is not None and worker.thread.is_alive():
+                worker.thread.join(LAST_STEP)
         if worker.leader is not None and worker.failure is not None:
             raise worker.failure
 
