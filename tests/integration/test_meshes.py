@@ -40,11 +40,11 @@ FAST = {("grpo", "tp 2"), ("dpo", "sp 2")}
 
 
 def recipe(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
-    keys = {"max_steps": 5, "batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-4} | keys
+    # a step of ppo has 4 passes
+    keys = {"max_steps": 2 if method == "ppo" else 5} | keys
+    keys = {"batch_size": 5, "micro_batch_tokens": 90, "learning_rate": 1e-4} | keys
     if method == "grpo":
         keys |= {"beta": 0.05, "batch_size": 3}
-    if method == "ppo":  # 4 passes a step
-        keys["max_steps"] = 2
     tree = tiny.run_config(folder, method, **keys)
     tree["model"]["scratch"] |= {"num_heads": 4, "num_kv_heads": 2}
     return tree
