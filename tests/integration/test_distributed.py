@@ -188,7 +188,7 @@ def test_a_rank_without_an_example_changes_nothing(method, strategy, tmp_path):
     for a, b in zip(steps(one), steps(three), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            if not re.search("time|per_second|sampling|learning_rate|clip_ratio", name):
+            if not re.search("time|per_second|memory/|sampling|learning_rate|clip_ratio", name):
                 assert b[name] == pytest.approx(a[name], rel=5e-4, abs=1e-5), name
     left, right = (load_file(checkpoints_in(r)[-1] / "model.safetensors") for r in (one, three))
     for name in left:

@@ -18,6 +18,7 @@ import ranks
 import tiny
 import torch
 import yaml
+from measured import repeatable
 from safetensors.torch import load_file
 
 from posttrain.common.interrupt import Interrupted, listening
@@ -26,8 +27,6 @@ from posttrain.model.folder import checkpoints_in
 from posttrain.runs.config import parse_config
 from posttrain.runs.listing import read
 from posttrain.runs.train import train
-
-TIMES = ("time", "step_time", "tokens_per_second")
 
 
 def run_tree(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
@@ -38,14 +37,7 @@ def run_tree(folder: Path, method: str, **keys: Any) -> dict[str, Any]:
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     read_lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {
-            k: v
-            for k, v in json.loads(x).items()
-            if k not in TIMES and not k.startswith(("time/", "memory/"))
-        }
-        for x in read_lines
-    ]
+    return [repeatable(json.loads(line)) for line in read_lines]
 
 
 def signal_after(step: int) -> Callable[[], Any]:

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from measured import repeatable
 from repeats import choice
 from safetensors.torch import load_file
 from trainer_states import trainer_tensors
@@ -25,8 +26,6 @@ from posttrain.runs.config import parse_config
 from posttrain.runs.train import train
 from posttrain.training.trainer import Trainer
 
-TIMES = ("time", "step_time", "tokens_per_second", "time/generate", "time/score", "time/train")
-
 
 def run(tree: dict) -> Path:
     return train(parse_config(tree, "test"))
@@ -34,10 +33,7 @@ def run(tree: dict) -> Path:
 
 def metrics(run_dir: Path) -> list[dict]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(x).items() if k not in TIMES and not k.startswith("memory/")}
-        for x in lines
-    ]
+    return [repeatable(json.loads(line)) for line in lines]
 
 
 def samples(run_dir: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from completion_server import CompletionServer, total
+from measured import repeatable
 
 from posttrain.data.kinds.prompt import Prompt
 from posttrain.model.folder import checkpoints_in
@@ -295,7 +296,7 @@ def over_http(tree: dict[str, Any], *servers: CompletionServer, **keys: Any) -> 
 def steps(run_dir: Path) -> list[dict[str, Any]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(x) for x in lines]
-    return [{k: v for k, v in row.items() if "time" not in k and "second" not in k} for row in rows]
+    return [repeatable(row) for row in rows]
 
 
 def run(tree: dict[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from command import SCRATCH, Capture, command, complaint, output_of, recipe, state
+from measured import repeatable
 
 from posttrain.cli import experiments
 from posttrain.common import distributed
@@ -494,10 +495,7 @@ def test_cores_and_gpus_are_shared_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
 def numbers(run_dir: Path) -> list[dict[str, Any]]:
     """The metrics of a run that do not depend on the clock."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if "time" not in k and "per_second" not in k}
-        for line in lines
-    ]
+    return [repeatable(line) for line in lines]
 
 
 @pytest.mark.slow

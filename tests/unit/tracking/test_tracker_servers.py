@@ -30,7 +30,7 @@ from posttrain.tracking.views.mlflow import safe_name
 
 pytestmark = pytest.mark.slow
 
-TIMES = ("time/train", "tokens_per_second", "time_train")
+TIMES = ("time/train", "tokens_per_second", "time_train", "memory/resident", "memory_resident")
 Server = tuple[dict[str, str], Callable[[Path], Points]]
 
 
