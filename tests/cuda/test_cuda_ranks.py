@@ -16,6 +16,7 @@ import pretend_cuda
 import pytest
 import ranks
 import test_served_ranks as served_ranks
+import tiny
 import torch
 import torch.distributed as dist
 from rank_calls import on_ranks
@@ -28,6 +29,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from posttrain.common.distributed import all_gather, from_rank_0, sum_gradients
 from posttrain.common.mesh import arrange
+from posttrain.common.shards import full
+from posttrain.model.parts import local
+from posttrain.training.config import DistributedConfig
+from posttrain.training.sharding import shard
 
 pretend_cuda.only_here()
 ranks.context.set_forkserver_preload(["pretend_preload", *ranks.PRELOAD])
@@ -107,7 +112,15 @@ def groups_end_in_time() -> None:
     assert {g._get_backend(torch.device(device)).options._timeout.seconds for g in groups} == {60}
 
 
-@pytest.mark.parametrize("function", [is_nccl, refuses_what_nccl_refuses])
+def parameters_are_the_cpus() -> None:
+    policy = tiny.models("llama").policy.to("cuda")
+    shard(policy, DistributedConfig(strategy="fsdp", offload="parameters"))
+    assert {local(p).device.type for p in policy.parameters()} == {"cpu"}
+    assert policy.device == torch.device("cuda", dist.get_rank())
+    assert {full(p).device.type for p in policy.parameters()} == {"cuda"}
+
+
+@pytest.mark.parametrize("function", [is_nccl, refuses_what_nccl_refuses, parameters_are_the_cpus])
 def test_the_pretended_nccl(function, tmp_path):
     on_ranks(2, tmp_path, function, device="cuda")
 

@@ -129,7 +129,8 @@ def nothing_fits(asked: Asked, found: list[Forecast], hardware: Hardware) -> str
     parts, model = least.counted.parts, asked.config.model
     large = max(parts, key=lambda part: parts[part])
     fixes = []
-    if asked.config.distributed.offload == "none" and parts.get("optimiser", 0) > least.peak / 10:
+    movable = asked.config.distributed.offload == "none" and model.device != "cpu"
+    if movable and parts.get("optimiser", 0) > least.peak / 10:
         fixes.append("distributed.offload=optimizer")
     if not model.gradient_checkpointing and parts.get("activations", 0) > least.peak / 10:
         fixes.append("model.gradient_checkpointing=true")

@@ -20,7 +20,7 @@ def memory_used() -> dict[str, float]:
     that torch has taken from the GPU for them.
     """
     found = {"memory/resident": resident() / GIB}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         found["memory/peak"] = torch.cuda.max_memory_allocated() / GIB
         found["memory/reserved"] = torch.cuda.max_memory_reserved() / GIB
         torch.cuda.reset_peak_memory_stats()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from posttrain.common import distributed
 from posttrain.runs import strategy
@@ -55,9 +56,25 @@ def test_a_choice_stays(tmp_path: Path, monkeypatch: Any) -> None:
     assert settled(plan(parse_config(tree, "recipe")), monkeypatch, 2, 10**12) == ("fsdp", "")
 
 
-def test_ranks_of_one_machine_share_its_memory(monkeypatch: Any) -> None:
-    import torch
+def test_parameters_are_offloaded_as_shards_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
+    def of(name: str) -> Plan:
+        tree = tiny.run_config(tmp_path)
+        tree["distributed"] = {"strategy": name, "offload": "parameters"}
+        return plan(parse_config(tree, "recipe"))
 
+    auto, hsdp, ddp, alone = (of(name) for name in ("auto", "hsdp", "ddp", "auto"))
+    chosen = settled(auto, monkeypatch, 2, 10**12)
+    assert chosen == ("fsdp", "fsdp, since distributed.offload is parameters")
+    assert settled(hsdp, monkeypatch, 2, 10**12) == ("hsdp", "")
+    assert settled(auto, monkeypatch, 1, 10**12) == ("auto", ""), "a CPU has one memory"
+    with pytest.raises(ValueError, match=r"distributed.offload: parameters .* several ranks"):
+        settled(ddp, monkeypatch, 2, 10**12)
+    alone.models.policy.computes_on = torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="offload: optimizer is for one process"):
+        settled(alone, monkeypatch, 1, 10**12)
+
+
+def test_ranks_of_one_machine_share_its_memory(monkeypatch: Any) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     whole = strategy.memory_of_rank(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -7,7 +7,7 @@ import mmap
 import pytest
 
 from posttrain.tracking import memory
-from posttrain.tracking.memory import GIB, in_words, memory_used
+from posttrain.tracking.memory import in_words, memory_used
 
 
 @pytest.mark.parametrize("with_proc", [True, False])
@@ -29,4 +29,3 @@ def test_memory_that_is_touched_is_counted(
 def test_the_console_names_the_gpus_memory_on_a_gpu() -> None:
     assert in_words({"memory/resident": 1.25}) == "memory 1.25 GiB"
     assert in_words({"memory/resident": 1.25, "memory/peak": 70.123}) == "memory 70.1 GiB"
-    assert GIB == 2**30
