@@ -109,7 +109,10 @@ def rehearse(
         sampler: Any = None
         sharded = layout.strategy != "ddp" and layout.ranks > 1
         if config.distributed.offload == "parameters" and not sharded:
-            raise ValueError("distributed.offload: parameters is for sharded ones")
+            raise ValueError(
+                "distributed.offload: parameters is for sharded ones, on several ranks; optimizer "
+                "is for one GPU and ddp too"
+            )
         with ledger.counting(WEIGHTS):
             policy = build_policy(config, network(layers), compute)
         check_parts(policy, layout.tensor, layout.sequence)
