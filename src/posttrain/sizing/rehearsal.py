@@ -108,11 +108,7 @@ def rehearse(
         ledger.enter("loading")
         sampler: Any = None
         sharded = layout.strategy != "ddp" and layout.ranks > 1
-        if config.distributed.offload == "parameters" and not sharded:
-            raise ValueError(
-                "distributed.offload: parameters is for sharded ones, on several ranks; optimizer "
-                "is for one GPU and ddp too"
-            )
+        _check_offload(config.distributed.offload, sharded)
         with ledger.counting(WEIGHTS):
             policy = build_policy(config, network(layers), compute)
         check_parts(policy, layout.tensor, layout.sequence)
@@ -162,6 +158,15 @@ def rehearse(
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
         return counted
+
+
+def _check_offload(offload: str, sharded: bool) -> None:
+    """Raise ValueError if there are no sharded parameters to offload."""
+    if offload == "parameters" and not sharded:
+        raise ValueError(
+            "distributed.offload: parameters is for sharded ones, on several ranks; optimizer "
+            "is for one GPU and ddp too"
+        )
 
 
 def _leave_out(phases: dict[str, dict[str, int]], policy: LanguageModel, offload: str) -> None:
