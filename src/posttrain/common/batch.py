@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from posttrain.common.parts import Group, cut
+
 
 @dataclass
 class Sequence:
@@ -103,31 +105,23 @@ class Batch:
             per_seq={name: value[rows] for name, value in self.per_seq.items()},
         )
 
-    def split(self, max_tokens: int, group_size: int = 1) -> list[Batch]:
+    def split(self, max_tokens: int, group_size: int = 1, workers: int = 1) -> list[Batch]:
         """Return micro-batches of at most `max_tokens` tokens, without cutting a group.
 
         A prompt that neighbours share counts once. A group longer than `max_tokens` becomes a
-        micro-batch of its own. Attention holds the keys and values of a shared prompt once for
-        each sequence: with prompts counted that often, the limit is 4 * `max_tokens`.
+        micro-batch of its own. `workers` run at the same time, and share `max_tokens` (`parts`).
         """
         assert self.num_sequences % group_size == 0, "a batch holds whole groups"
-        parts: list[list[int]] = []
-        tokens_in_part = whole_in_part = 0
+        groups = []
         for start in range(0, self.num_sequences, group_size):
-            group = list(range(start, start + group_size))
-            shared = sum(len(self.prompts[i]) for i in group if self.shares_prompt(i))
-            whole = sum(self.lengths[i] for i in group)
-            tokens = whole - shared
-            full = tokens_in_part + tokens > max_tokens or whole_in_part + whole > 4 * max_tokens
-            if not parts or full:
-                parts.append([])
-                whole_in_part = 0
-                # the first sequence of a micro-batch runs its prompt itself
-                tokens_in_part = len(self.prompts[start]) if self.shares_prompt(start) else 0
-            parts[-1] += group
-            tokens_in_part += tokens
-            whole_in_part += whole
-        return [self.select(part) for part in parts]
+            members = range(start, start + group_size)
+            whole = sum(self.lengths[i] for i in members)
+            shared = sum(len(self.prompts[i]) for i in members if self.shares_prompt(i))
+            again = len(self.prompts[start]) if self.shares_prompt(start) else 0
+            groups.append(Group(whole - shared, whole, again))
+        starts = [group_size * first for first in cut(groups, max_tokens, workers)]
+        ends = [*starts[1:], self.num_sequences]
+        return [self.select(range(start, end)) for start, end in zip(starts, ends)]
 
     def shares_prompt(self, i: int) -> bool:
         """Return whether sequence i shares the prompt of the one before it.

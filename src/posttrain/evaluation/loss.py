@@ -10,10 +10,12 @@ from posttrain.algorithms.base import Algorithm
 from posttrain.algorithms.config import TrainerConfig
 from posttrain.algorithms.language_modeling import negative_log_likelihood
 from posttrain.common import mesh
-from posttrain.common.batch import Example, pack_share
+from posttrain.common.batch import Batch, Example, pack_share
 from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.model.forward import forward, in_lockstep
+from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
+from posttrain.model.workers import micro_batches, on_workers
 from posttrain.training.trainer import global_counts, total_of
 
 
@@ -34,14 +36,19 @@ def evaluate_loss(
     policy.eval()
     counts = global_counts(batch)
     totals: Metrics = {"loss": (0.0, 1.0 / mesh.num_shares())}
-    parts = batch.split(config.token_budget, algorithm.group_size)
-    for part, weight in in_lockstep(policy, parts, parts[-1] if parts else None):
+    parts = micro_batches(policy, batch, config.token_budget, algorithm.group_size)
+
+    def measure(network: LanguageModel, micro_batch: tuple[Batch, float]) -> Metrics:
+        part, weight = micro_batch
         head = config.head is not None
-        out = forward(policy, part, head=head, temperature=models.temperature)
-        if weight:
-            loss = algorithm.loss(out, part, config)
-            add_metrics(totals, {"loss": (float(total_of(loss, counts)), 0.0)})
-            add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+        out = forward(network, part, head=head, temperature=models.temperature)
+        loss = algorithm.loss(out, part, config)
+        metrics = {"loss": (total_of(loss, counts), 0.0), **loss.metrics} if weight else {}
+        return {k: (float(v), float(n)) for k, (v, n) in metrics.items()}
+
+    lockstep = in_lockstep(policy, parts, parts[-1] if parts else None)
+    for found in on_workers(policy, lockstep, measure):
+        add_metrics(totals, found)
     metrics = combine(mesh.gather_shares(totals))
     algorithm.after_step(metrics, config)
     if algorithm.loss is negative_log_likelihood:

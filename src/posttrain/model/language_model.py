@@ -67,6 +67,8 @@ class LanguageModel(nn.Module):
         """Ranks that each run a part of a batch's tokens (sequence parallelism)."""
         self.computes_on: torch.device | None = None
         """Where parameters that lie in the CPU's memory are computed with (`training.sharding`)."""
+        self.workers: Any = None
+        """Threads that each compute a micro-batch (`workers`); None on a GPU and by default."""
         self.dropout = True
         """Whether train() turns on the dropout of the model and its adapter."""
 

@@ -20,6 +20,7 @@ from posttrain.common.batch import Batch
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.forward import Output, forward, in_lockstep
 from posttrain.model.language_model import LanguageModel
+from posttrain.model.workers import micro_batches, on_workers
 
 
 @dataclass
@@ -99,12 +100,14 @@ class Models:
         Without gradients or dropout. A collective if the policy is sharded."""
         was_training = self.policy.training
         self.policy.eval()
-        parts = batch.split(max_tokens)
-        outputs = []
-        for part, weight in in_lockstep(self.policy, parts, parts[0] if parts else None):
-            out = forward(self.policy, part, head=values, temperature=self.temperature)
-            if weight:
-                outputs.append(out)
+        parts = micro_batches(self.policy, batch, max_tokens)
+
+        def run(network: LanguageModel, micro_batch: tuple[Batch, float]) -> Output | None:
+            out = forward(network, micro_batch[0], head=values, temperature=self.temperature)
+            return out if micro_batch[1] else None
+
+        lockstep = in_lockstep(self.policy, parts, parts[0] if parts else None)
+        outputs = [out for out in on_workers(self.policy, lockstep, run) if out is not None]
         self.policy.train(was_training)
 
         nothing = torch.zeros(0, device=batch.input_ids.device)  # a rank may have no sequences

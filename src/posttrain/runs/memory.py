@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from posttrain.common import distributed
 from posttrain.common.batch import sequences_of
 from posttrain.model.kernels.quantized import dense_bytes, fits_dense, stored_bytes
 from posttrain.model.output_head import chunk_elements
 from posttrain.model.quantized import BESIDE
+from posttrain.model.workers import num_workers
 from posttrain.runs.config import Config
 from posttrain.runs.plan import Plan
 
@@ -77,14 +79,16 @@ def measure(plan: Plan) -> Estimate:
     copied = rollout is not None and rollout.engine == "native" and rollout.one_step_off
     device = policy.device
     away = "none" if device.type == "cpu" else config.distributed.offload
+    alone = device.type == "cpu" and distributed.num_ranks() == 1
+    workers = num_workers(torch.get_num_threads(), 4 * trainable) if alone else 1
     fixed = {
         "weights": 0 if away == "parameters" else stored_bytes(policy),
-        "gradients": 0 if away == "parameters" else 4 * trainable,
+        "gradients": 0 if away == "parameters" else 4 * trainable * workers,
         "optimiser": 0 if away != "none" else 8 * trainable,
         "reference": reference,
         "sampler's copy": 4 * trainable if copied else 0,
         "sampler's weights": sampled,
-        "output head": 3 * 4 * chunk_elements(device),
+        "output head": 3 * 4 * chunk_elements(device) * workers,
     }
     shape = policy.causal_lm().config
     size = dtype.itemsize

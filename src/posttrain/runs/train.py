@@ -20,6 +20,7 @@ from posttrain.evaluation.gate import refuse_loss
 from posttrain.model.folder import checkpoints_in, read_info
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import split
+from posttrain.model.workers import use_workers
 from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.native.together import on_ranks
@@ -60,7 +61,8 @@ def train(config: Config, run_dir: Path | None = None) -> Path:
     with guarding(run_dir):
         sampler = prepare_models(planned, run_dir)
         tracker = open_run(planned, run_dir)
-        for line in filter(None, (ranks, strategy)):
+        models = planned.models
+        for line in filter(None, (ranks, strategy, use_workers(models.policy, models.other))):
             tracker.say(line)
         started = time.time()
         write_run_info(planned, run_dir, started, {"state": "running"})

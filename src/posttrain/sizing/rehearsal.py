@@ -25,6 +25,7 @@ from posttrain.model.load import add_adapter
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import check_parts
 from posttrain.model.parallel.tensor import parallelise
+from posttrain.model.workers import CHUNKS, num_workers
 from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
@@ -157,6 +158,7 @@ def rehearse(
             gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
+            counted.kept["of the other workers"] = _of_other_workers(policy, layout.ranks)
         return counted
 
 
@@ -167,6 +169,13 @@ def _check_offload(offload: str, sharded: bool) -> None:
             "distributed.offload: parameters is for sharded ones, on several ranks; optimizer "
             "is for one GPU and ddp too"
         )
+
+
+def _of_other_workers(policy: LanguageModel, ranks: int) -> int:
+    """Return the bytes of a CPU's workers beside the first (`model.workers`)."""
+    gradients = sum(4 * p.numel() for p in policy.parameters() if p.requires_grad)
+    number = num_workers(torch.get_num_threads(), gradients) if ranks == 1 else 1
+    return (number - 1) * (gradients + CHUNKS)
 
 
 def _leave_out(phases: dict[str, dict[str, int]], policy: LanguageModel, offload: str) -> None:

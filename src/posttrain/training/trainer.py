@@ -27,7 +27,9 @@ from posttrain.common.telling import tell
 from posttrain.data.source import Source
 from posttrain.model.config import ReferenceConfig
 from posttrain.model.forward import forward, in_lockstep
+from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
+from posttrain.model.workers import add_gradients, micro_batches, on_workers
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints
 from posttrain.training.early_stopping import is_better
@@ -140,21 +142,22 @@ class Trainer:
         scale = distributed.num_ranks() // mesh.current().tensor if sharded else 1
         # each share has a part of the global loss: counts of 1 / shares turn the mean into a sum
         totals: Metrics = {"loss": (0.0, 1.0 / mesh.num_shares())}
-        for part, weight in self._micro_batches(batch):
-            out = forward(
-                policy,
-                part,
-                entropy=self.algorithm.needs_entropy,
-                head=config.head is not None,
-                temperature=self.models.temperature,
-            )
+
+        def backward(network: LanguageModel, micro_batch: tuple[Batch, float]) -> Metrics:
+            part, weight = micro_batch
+            entropy, head = self.algorithm.needs_entropy, config.head is not None
+            temperature = self.models.temperature
+            out = forward(network, part, entropy=entropy, head=head, temperature=temperature)
             loss = self.algorithm.loss(out, part, config)
             value = weight * total_of(loss, counts)
             (scale * value).backward()
             self._check_finite(value, loss)
-            if weight:
-                add_metrics(totals, {"loss": (float(value.detach()), 0.0)})
-                add_metrics(totals, {k: (float(v), float(n)) for k, (v, n) in loss.metrics.items()})
+            metrics = {"loss": (value.detach(), 0.0), **loss.metrics} if weight else {}
+            return {k: (float(v), float(n)) for k, (v, n) in metrics.items()}
+
+        for metrics in on_workers(policy, self._micro_batches(batch), backward):
+            add_metrics(totals, metrics)
+        add_gradients(policy)
         parameters = list(self.models.trainable().values())
         distributed.sum_gradients(parameters, sharded, mesh.current().replicas)
         shards.agree(parameters, mesh.current().tensor_group)
@@ -184,9 +187,10 @@ class Trainer:
         active = batch
         if "active" in batch.per_seq:
             active = batch.select(batch.per_seq["active"].nonzero()[:, 0].tolist())
-        parts = active.split(self.config.token_budget, self.algorithm.group_size)
+        size = self.algorithm.group_size
+        parts = micro_batches(self.models.policy, active, self.config.token_budget, size)
         if batch.num_sequences:
-            self.filler = batch.select(range(self.algorithm.group_size))
+            self.filler = batch.select(range(size))
         yield from in_lockstep(self.models.policy, parts, self.filler)
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor
 from posttrain.model.language_model import LanguageModel
 from posttrain.rollout.native.cache import KVCache
 from posttrain.rollout.native.choose import Drawn, Groups, draw, groups_of, noise_of
-from posttrain.rollout.native.decode import decode_step
-from posttrain.rollout.native.forms import network_of
+from posttrain.rollout.native.decode import Step, decode_step
+from posttrain.rollout.native.forms import Network, network_of
 from posttrain.rollout.native.prefill import Prefilled, prefill, rows_of
 from posttrain.rollout.native.prefixes import PrefixCache
 from posttrain.rollout.native.row import Row, alternatives, scoring
@@ -83,6 +83,10 @@ class Running:
 class Engine:
     """Rows that are sampled together. The policy's weights must not change meanwhile."""
 
+    network: Network | None
+    decode: Step
+    logits: Callable[[Tensor], Tensor]
+
     def __init__(
         self,
         policy: LanguageModel,
@@ -92,15 +96,17 @@ class Engine:
         max_cells: int | None = None,
         prefixes: PrefixCache | None = None,
         at_once: bool = False,
+        like: Engine | None = None,
     ) -> None:
         """Take `longest`, the length of the longest prompt with its completion.
 
         `max_cells` bounds rows times columns of the cache, which a single row may exceed: rows
         wait, or are sent back to waiting, to keep it. Rows enter `at_once` if there is a place, or
-        else, since that is cheaper, when a good share of places is free.
+        else, since that is cheaper, when a good share of places is free. An engine `like` this one,
+        of the same weights, has its numbers to share.
         """
         self.policy, self.max_num_seqs, self.longest = policy, max_num_seqs, longest
-        self.at_once = at_once
+        self.at_once, self.like = at_once, like
         self.finished, self.max_cells, self.prefixes = finished, max_cells, prefixes
         self.device = policy.device
         self.waiting: list[list[Row]] = []
@@ -121,9 +127,13 @@ class Engine:
 
     def refresh(self) -> None:
         """Take over another set of adapters; call it between two steps."""
-        self.network = network_of(self.policy, self.longest)
-        self.decode = decode_step(self.policy, self.network)
-        self.logits = self.policy.sampling_head()
+        like = self.like
+        if like is not None and like.network is not None:  # else modules, which are one's own
+            self.network, self.decode, self.logits = like.network, like.decode, like.logits
+        else:
+            self.network = network_of(self.policy, self.longest)
+            self.decode = decode_step(self.policy, self.network)
+            self.logits = self.policy.sampling_head()
         if self.running.adapters is None:  # of rows that began before there was any adapter
             names = [row.adapter for row in self.running.rows]
             self.running.adapters = rows_of(self.policy, names)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from posttrain.rollout.native.alone import EQUAL, Way, agrees, generate_apart, w
 from posttrain.rollout.native.engine import Engine
 from posttrain.rollout.native.prefill import rows_of
 from posttrain.rollout.native.row import Row
+from posttrain.rollout.native.side_by_side import side_by_side
 from posttrain.rollout.sampler import Finished, Rollout, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -74,9 +76,10 @@ class NativeSampler:
         # rows beyond the limit of the rotation share the engine's cache here, but not a server's
         by_row = bool(rotating(self.policy.backbone()))
         shared = [self.shares_cache(len(p) + limit) or (self.batched and by_row) for p in prompts]
+        together = partial(side_by_side, self._together, self.policy, self.max_num_seqs)
         for part, chosen in (
             (self._apart, [i for i, shares in enumerate(shared) if not shares]),
-            (self._together, [i for i, shares in enumerate(shared) if shares]),
+            (together, [i for i, shares in enumerate(shared) if shares]),
         ):
 
             def arrived(place: int, rollout: Rollout, chosen: list[int] = chosen) -> None:
@@ -106,6 +109,7 @@ class NativeSampler:
         seeds: Sequence[int],
         finished: Finished,
         adapters: Sequence[str | None],
+        engine: Engine | None = None,
     ) -> list[Rollout]:
         policy, version = self.policy, self.policy.version
         rows = [Row(list(p), params, s, a) for p, s, a in zip(prompts, seeds, adapters)]
@@ -117,20 +121,21 @@ class NativeSampler:
             if row.finish_reason == "length" and row.params is not params:
                 rows[place] = replace(row, params=params, finish_reason=None)
                 places[rows[place]] = place
-                engine.add([rows[place]])  # read again, under the rotation of longer rows
+                cache.add([rows[place]])  # read again, under the rotation of longer rows
             else:
                 finished(place, row.rollout(version))
 
-        engine = Engine(policy, self.max_num_seqs, longest, ended)
+        cache = engine or Engine(policy, self.max_num_seqs, longest)
+        cache.finished = ended
         with ExitStack() as stack:
             if policy.rope_limit is not None and longest > policy.rope_limit:
                 for row in rows:
                     row.params = _up_to_change(policy, len(row.prompt_ids), params)
                 stack.enter_context(rotated_by_row(policy.backbone(), policy.rope_limit, longest))
-            engine.add(rows)
-            while engine.step() or engine.num_waiting:
+            cache.add(rows)
+            while cache.step() or cache.num_waiting:
                 pass
-        engine.finished = lambda row: None  # else it and `ended` keep each other, and weights
+        cache.finished = lambda row: None  # else it and `ended` keep each other, and weights
         return [row.rollout(version) for row in rows]
 
     def _apart(
