@@ -20,6 +20,7 @@ from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
 from posttrain.common.batch import pack
 from posttrain.common.parts import Group, cut
+from posttrain.evaluation.loading import load_for_sampling
 from posttrain.evaluation.loss import evaluate_loss
 from posttrain.model import workers
 from posttrain.model.folder import checkpoints_in
@@ -306,6 +307,30 @@ def test_a_hook_that_keeps_to_the_original_is_noticed(threads):
     assert line is not None
     assert line.endswith("a copy of Qwen2ForCausalLM keeps to the weights of the original")
     assert policy.workers is None
+
+
+def test_what_cannot_be_copied_is_said(threads):
+    threads(2)
+    policy = tiny.models().policy
+    policy.backbone().norm.lock = threading.Lock()
+    line = use_workers(policy)
+    assert line is not None
+    assert "2 threads: Qwen2ForCausalLM cannot be copied (cannot pickle" in line
+    assert policy.workers is None
+
+
+def test_commands_that_sample_have_workers(threads, tmp_path):
+    folder = train(parse_config(tiny.run_config(tmp_path, "sft", max_steps=1), "test"))
+    prompts = [[5, 6, 7 + i] for i in range(40)]
+    params = SamplingParams(max_new_tokens=6, stop_token_ids=())
+    found = []
+    for number in (1, 2):
+        threads(number)
+        _, sampler, _ = load_for_sampling(str(folder), "auto", "cpu", "float32")
+        assert (sampler.policy.workers is None) == (number == 1)
+        rollouts = sampler.generate(prompts, params, list(range(40)))
+        found.append([rollout.response_ids for rollout in rollouts])
+    assert found[0] == found[1]
 
 
 def test_a_twin_with_other_weights_is_an_error(threads):

@@ -30,6 +30,7 @@ from posttrain.model.folder import (
 from posttrain.model.load import load_policy, load_tokenizer
 from posttrain.model.parallel.split import check_parts
 from posttrain.model.suited import max_positions
+from posttrain.model.workers import use_workers
 from posttrain.rollout.native.sampler import NativeSampler
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def load_for_sampling(
     """Return renderer, sampler, and the longest sequence in tokens that the model takes."""
     renderer, limit = load_renderer(model, template, system_prompt)
     sampler = load_sampler(model, device, dtype, max_num_seqs, quantization, tensor_parallel)
+    if sampler.policy.unpacked is None:
+        use_workers(sampler.policy, training=False)
     return renderer, sampler, limit
 
 

@@ -48,33 +48,45 @@ class Workers:
         return 1 + len(self.twins)
 
 
-def use_workers(policy: LanguageModel, reference: LanguageModel | None = None) -> str | None:
+def use_workers(
+    policy: LanguageModel, reference: LanguageModel | None = None, training: bool = True
+) -> str | None:
     """Let the threads of a CPU take micro-batches; return what was chosen, None on a GPU.
 
     There is one worker if the order of micro-batches matters (dropout), and if there are several
-    ranks, which are workers already.
+    ranks, which are workers already. Without `training` there are no gradients to have room for.
     """
     threads = torch.get_num_threads()
     if policy.device.type != "cpu" or distributed.num_ranks() > 1 or threads == 1:
         return None
     size = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    number, reason = num_workers(threads, size), f"gradients of {size / 2**30:.1f} GiB each"
-    if policy.dropout and (drawn := noises(policy)):
-        number, reason = 1, f"dropout is drawn in their order ({', '.join(drawn)})"
+    number = num_workers(threads, size if training else 0)
     networks = [policy] if reference is None else [policy, reference]
-    if number > 1:
-        twins = [[twin(network) for _ in range(number - 1)] for network in networks]
-        found = [differs(network, own[0]) for network, own in zip(networks, twins)]
-        number, reason = (
-            (1, problems[0]) if (problems := list(filter(None, found))) else (number, "")
-        )
-    if number == 1:
+    reason = f"gradients of {size / 2**30:.1f} GiB each" if number == 1 else None
+    if training and policy.dropout and (drawn := noises(policy)):
+        reason = f"dropout is drawn in their order ({', '.join(drawn)})"
+    reason = reason or next(filter(None, map(_join(threads, number), networks)), None)
+    if reason is not None:
+        for network in networks:
+            network.workers = None
         return f"1 micro-batch at a time, {threads} threads: {reason}"
-    pool = ThreadPoolExecutor(number - 1, thread_name_prefix="micro-batch")
-    for network, own in zip(networks, twins):
-        network.workers = Workers(own, pool, threads)
     each = threads // number
     return f"{number} micro-batches at a time, {each} thread{'s' * (each > 1)} each"
+
+
+def _join(threads: int, number: int) -> Callable[[LanguageModel], str | None]:
+    """Return what gives a network the same workers, or returns why it cannot have any."""
+    pool = ThreadPoolExecutor(number - 1, thread_name_prefix="micro-batch")
+
+    def join(network: LanguageModel) -> str | None:
+        try:
+            twins = [twin(network) for _ in range(number - 1)]
+        except (RuntimeError, TypeError) as error:  # of deepcopy
+            return f"{type(network.causal_lm()).__name__} cannot be copied ({error})"
+        network.workers = Workers(twins, pool, threads)
+        return differs(network, twins[0])
+
+    return join
 
 
 def num_workers(threads: int, gradients: int) -> int:
@@ -109,7 +121,8 @@ def differs(policy: LanguageModel, other: LanguageModel) -> str | None:
     was_training, found = policy.training, []
     for network in (policy, other):
         network.eval()
-        out = forward(network, batch, entropy=True, head=network.head_kind is not None)
+        with torch.enable_grad():
+            out = forward(network, batch, entropy=True, head=network.head_kind is not None)
         network.train(was_training)
         parts = (out.logprobs, out.entropy, out.values, out.last_values, out.scores, out.logits)
         found.append(torch.cat([x.flatten() for x in parts if x is not None]))
@@ -117,7 +130,8 @@ def differs(policy: LanguageModel, other: LanguageModel) -> str | None:
     if not torch.equal(found[0], found[1]):
         return f"a copy of {name} computes something else"
     own = [p for p in policy.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(found[1].sum(), own, allow_unused=True)
+    learns = own and found[1].requires_grad
+    grads = torch.autograd.grad(found[1].sum(), own, allow_unused=True) if learns else ()
     if any(grad is not None for grad in grads):
         return f"a copy of {name} keeps to the weights of the original"
     return None

@@ -25,6 +25,7 @@ def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, s
     """Write run.json: state, command, versions, duration, sizes. Ranks other than 0 do nothing."""
     if distributed.rank() != 0:
         return
+    workers = plan.models.policy.workers
     info: dict[str, Any] = state | {
         "num_steps": plan.num_steps,
         "command": " ".join(sys.argv),
@@ -34,6 +35,7 @@ def write_run_info(plan: Plan, run_dir: Path, started: float, state: dict[str, s
         "versions": versions(),
         "num_ranks": distributed.num_ranks(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "num_workers": 1 if workers is None else workers.number,
         "num_parameters": num_parameters(plan.models.policy),
         "num_trainable": sum(p.numel() for p in plan.models.trainable().values()),
     }
