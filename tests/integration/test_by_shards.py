@@ -138,6 +138,7 @@ def same_parts(config: Any, method: str) -> None:
     assert all(torch.equal(grad, their_grads[n]) for n, grad in our_grads.items())
 
 
+@pytest.mark.slow  # the fast ones load by parts without a cut
 @pytest.mark.parametrize(
     "case",
     [

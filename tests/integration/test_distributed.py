@@ -171,6 +171,7 @@ def test_two_ranks_evaluate_as_one_does(tmp_path):
 
 
 # grpo: groups whose advantages are scaled by the whole step's; ppo: values of whole batches
+@pytest.mark.slow  # in make test-distributed
 @pytest.mark.parametrize(("method", "strategy"), choice(EACH, [("grpo", "fsdp")]))
 def test_a_rank_without_an_example_changes_nothing(method, strategy, tmp_path):
     """A step of two rows, then one of the third, over three ranks; for sft one held-out row."""
@@ -226,6 +227,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=3e-5)
 
 
+@pytest.mark.slow  # in make test-distributed
 def test_two_ranks_resume_with_dropout(tmp_path):
     """Each rank drops other units: its generator is part of the checkpoint."""
     base = launch(tiny.run_config(tmp_path, "sft", max_steps=1), tmp_path / "base", ranks=1)

@@ -403,6 +403,7 @@ def test_the_quantised_start_is_the_same_in_two_loads(base):
     assert len(hashes) == 1
 
 
+@pytest.mark.slow  # of unquantised bases in test_many_adapters
 def test_several_adapters_beside_one_quantised_base(base, tmp_path):
     from posttrain.model.many_adapters import load_adapters
     from posttrain.rollout.native.sampler import NativeSampler

@@ -97,6 +97,7 @@ def test_other_settings_are_named(name: str, model: Path, rows: Path, tmp_path: 
     assert [file.name for file in tmp_path.iterdir()] == ["said"], "nothing is written"
 
 
+@pytest.mark.slow  # the message is tested in one process
 @pytest.mark.parametrize(
     ("name", "number", "message"),
     [

@@ -99,6 +99,7 @@ def test_it_answers_as_one_process(tmp_path):
     assert codes == [130, 0]  # 130 as of one process
 
 
+@pytest.mark.slow  # in make test-distributed
 def test_clients_that_leave_at_once_do_not_set_the_ranks_apart(tmp_path):
     """A row that ends before the others have heard of it."""
     model = chat_model(tmp_path / "model")
