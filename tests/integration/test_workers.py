@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -28,6 +29,7 @@ from posttrain.model.forward import forward
 from posttrain.model.kernels.quantized import quantised_layers
 from posttrain.model.load import load_policy
 from posttrain.model.workers import add_gradients, on_workers, twin, use_workers
+from posttrain.rollout.generation import Generation
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
 from posttrain.runs.config import parse_config
@@ -384,3 +386,25 @@ def test_parts_are_even():
     assert cut(alike, 1000, 4) == [0, 4, 8, 12]
     assert cut(alike, 100, 2) == [0, 4, 8, 12]  # 50 tokens for each
     assert cut(alike, 12, 2) == list(range(16))  # one worker: two have no room
+
+
+def test_sampling_ahead_keeps_its_number_of_threads(threads):
+    """A new thread would take what workers have set last, in whichever moment it begins."""
+    threads(3)
+    found = []
+
+    class Sampler:
+        policy = SimpleNamespace(version=0)
+
+        def generate(self, prompts, params, seeds, finished):
+            found.append(torch.get_num_threads())
+            return []
+
+    def change():
+        torch.set_num_threads(1)
+
+    other = threading.Thread(target=change)  # as a worker does
+    other.start()
+    other.join()
+    Generation.start(Sampler(), [], None, [], beside=True).wait()
+    assert found == [3]

@@ -174,6 +174,19 @@ def on_workers(
     yield from (shares[i % number][i // number] for i in range(len(given)))
 
 
+def as_here(work: Callable[..., None]) -> Callable[..., None]:
+    """Return the work with the calling thread's number of threads, for a new thread.
+
+    A new one would take the number that was set last, which changes while workers compute."""
+    threads = torch.get_num_threads()
+
+    def run(*arguments: object) -> None:
+        torch.set_num_threads(threads)
+        work(*arguments)
+
+    return run
+
+
 def add_gradients(policy: LanguageModel) -> None:
     """Add the gradients of the twins, in their order, to the policy's."""
     for other in [] if policy.workers is None else policy.workers.twins:

@@ -15,6 +15,7 @@ from contextlib import suppress
 import torch
 
 from posttrain.common import distributed
+from posttrain.model.workers import as_here
 from posttrain.rollout.sampler import EngineError, Rollout, Sampler, SamplingParams
 
 CANCEL_SECONDS = 30.0  # longest wait for a cancelled generation
@@ -53,7 +54,7 @@ class Generation:
         # the current CUDA device is per thread: the new one must set it
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._thread = threading.Thread(
-            target=self._run, args=(sampler, prompts, params, seeds, device), daemon=True
+            target=as_here(self._run), args=(sampler, prompts, params, seeds, device), daemon=True
         )
         self._thread.start()
         return self

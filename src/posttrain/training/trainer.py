@@ -145,9 +145,8 @@ class Trainer:
 
         def backward(network: LanguageModel, micro_batch: tuple[Batch, float]) -> Metrics:
             part, weight = micro_batch
-            entropy, head = self.algorithm.needs_entropy, config.head is not None
-            temperature = self.models.temperature
-            out = forward(network, part, entropy=entropy, head=head, temperature=temperature)
+            wanted = {"entropy": self.algorithm.needs_entropy, "head": config.head is not None}
+            out = forward(network, part, temperature=self.models.temperature, **wanted)
             loss = self.algorithm.loss(out, part, config)
             value = weight * total_of(loss, counts)
             (scale * value).backward()
