@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +12,10 @@ import torch
 from damage import save_model_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from measured import repeatable
 from repeats import choice
-from safetensors.torch import load_file
 from test_adapter_kinds import OFFERED, ROWS, load, settings
+from test_invariants import updated_batch
+from test_resume import assert_same_bits, metrics, run, run_killed_and_resumed
 
 from posttrain.algorithms import ALGORITHMS
 from posttrain.algorithms.base import algorithm_named
@@ -24,11 +24,17 @@ from posttrain.common.parts import Group, cut
 from posttrain.evaluation.loading import load_for_sampling
 from posttrain.evaluation.loss import evaluate_loss
 from posttrain.model import workers
-from posttrain.model.folder import checkpoints_in
 from posttrain.model.forward import forward
 from posttrain.model.kernels.quantized import quantised_layers
 from posttrain.model.load import load_policy
-from posttrain.model.workers import add_gradients, on_workers, twin, use_workers
+from posttrain.model.workers import (
+    add_gradients,
+    micro_batches,
+    on_workers,
+    run_parts,
+    twin,
+    use_workers,
+)
 from posttrain.rollout.generation import Generation
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
@@ -36,7 +42,6 @@ from posttrain.runs.config import parse_config
 from posttrain.runs.memory import measure
 from posttrain.runs.plan import plan
 from posttrain.runs.train import train
-from posttrain.training.trainer import Trainer
 
 METHODS = list(ALGORITHMS)
 
@@ -60,24 +65,13 @@ def with_workers(name, number, threads, **model_keys):
     return trainer
 
 
-def moved_batch(trainer):
-    batch = tiny.prepared(
-        trainer, tiny.raw_batch(trainer.algorithm, trainer.models, trainer.config)
-    )
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for p in trainer.models.trainable().values():
-            p.add_(0.02 * torch.randn_like(p))
-    return batch
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_the_gradient_does_not_depend_on_the_number(name, threads):
     alone = with_workers(name, 1, threads)
-    expected = tiny.gradients(alone, moved_batch(alone))
+    expected = tiny.gradients(alone, updated_batch(alone))
     for number in (2, 3):
         several = with_workers(name, number, threads)
-        batch = moved_batch(several)  # prepared by workers as well
+        batch = updated_batch(several)  # prepared by workers as well
         found = tiny.gradients(several, batch)
         tiny.assert_same(expected, found)
         again = tiny.gradients(several, batch)
@@ -97,9 +91,9 @@ KINDS = {
 def test_adapters_and_checkpointing(kind, threads):
     name = "ppo" if kind == "value model" else "dpo"
     alone = with_workers(name, 1, threads, **KINDS[kind])
-    expected = tiny.gradients(alone, moved_batch(alone))
+    expected = tiny.gradients(alone, updated_batch(alone))
     several = with_workers(name, 2, threads, **KINDS[kind])
-    tiny.assert_same(expected, tiny.gradients(several, moved_batch(several)))
+    tiny.assert_same(expected, tiny.gradients(several, updated_batch(several)))
 
 
 @pytest.mark.parametrize("kind", OFFERED)
@@ -139,38 +133,20 @@ def test_quantised_weights_are_not_copied(threads, tmp_path):
 def test_a_run_and_its_resume(name, threads, tmp_path, monkeypatch):
     """Within rounding of one worker's; killed and resumed to the bit."""
 
-    def run(tree):
-        folder = train(parse_config(tree, "test"))
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        weights = load_file(checkpoints_in(folder)[-1] / "model.safetensors")
-        return [repeatable(json.loads(line)) for line in lines], weights
-
     keys = {"save_steps": 1, "keep_checkpoints": 9, "micro_batch_tokens": 300}
     tree = tiny.run_config(tmp_path, name, **keys)
     tree["trainer"]["output_dir"] = str(tmp_path / "one")
-    alone, _ = run(tree)
+    alone = metrics(run(tree))
     threads(2)
     tree["trainer"]["output_dir"] = str(tmp_path / "two")
-    lines, weights = run(tree)
+    whole = run(tree)
     if not algorithm_named(name).online:  # whose samples rounding may change
-        losses = [[line.get("loss") for line in found] for found in (alone, lines)]
+        losses = [[line.get("loss") for line in lines] for lines in (alone, metrics(whole))]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-6)
     tree["trainer"]["output_dir"] = str(tmp_path / "parts")
-    step = Trainer.train_step
-
-    def dies(self):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        run(tree)
-    monkeypatch.setattr(Trainer, "train_step", step)
-    tree["trainer"]["resume_from_checkpoint"] = "latest"
-    resumed, after = run(tree)
-    assert resumed == lines
-    assert all(torch.equal(weights[key], after[key]) for key in weights)
+    parts = run_killed_and_resumed(tree, 3, monkeypatch)
+    assert metrics(whole) == metrics(parts)
+    assert_same_bits(whole, parts)
 
 
 def test_completions_are_shared_out(threads):
@@ -377,6 +353,31 @@ def test_parts_hold_what_they_may(sizes, most, number):
         part = given_groups[first:end]
         tokens = part[0].again + sum(group.tokens for group in part)
         assert len(part) == 1 or tokens <= most // together
+
+
+@pytest.mark.parametrize(("tokens", "at_once"), [(40, 1), (80, 2), (19, 1)])
+def test_no_more_run_at_a_time_than_the_limit_holds(tokens, at_once, threads):
+    """Sequences of 24 tokens: two do not run at once if the limit is less than 48."""
+    threads(2)
+    policy = tiny.models().policy
+    use_workers(policy)
+    rows = [tiny.random_sequences(1)[0] for _ in range(6)]
+    for row in rows:
+        row.input_ids = torch.arange(24) % 50 + 4
+        row.loss_mask = torch.arange(24) >= 2
+    batch = pack(rows)
+    running, seen = [], []
+
+    def work(network, part):
+        running.append(part)
+        seen.append((len(running), torch.get_num_threads()))
+        time.sleep(0.05)
+        running.remove(part)
+
+    parts = [(part, 1.0) for part in micro_batches(policy, batch, tokens)]
+    list(run_parts(policy, parts, work, tokens))
+    assert max(count for count, _ in seen) == at_once
+    assert {number for _, number in seen} == {2 // at_once}
 
 
 def test_parts_are_even():

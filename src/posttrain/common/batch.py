@@ -108,8 +108,8 @@ class Batch:
     def split(self, max_tokens: int, group_size: int = 1, workers: int = 1) -> list[Batch]:
         """Return micro-batches of at most `max_tokens` tokens, without cutting a group.
 
-        A prompt that neighbours share counts once. A group longer than `max_tokens` becomes a
-        micro-batch of its own. `workers` run at the same time, and share `max_tokens` (`parts`).
+        A prompt that neighbours share counts once; a larger group is a micro-batch of its own.
+        `workers` run at the same time, and share `max_tokens` (`parts`).
         """
         assert self.num_sequences % group_size == 0, "a batch holds whole groups"
         groups = []

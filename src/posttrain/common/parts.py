@@ -35,12 +35,9 @@ def cut(groups: Sequence[Group], most: int, workers: int = 1) -> list[int]:
     low, high = 1, most // workers
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _fits(groups, middle, number) else (middle + 1, high)
+        fits = len(_starts(groups, middle)) <= number
+        low, high = (low, middle) if fits else (middle + 1, high)
     return _starts(groups, high)
-
-
-def _fits(groups: Sequence[Group], most: int, number: int) -> bool:
-    return len(_starts(groups, most)) <= number
 
 
 def _starts(groups: Sequence[Group], most: int) -> list[int]:

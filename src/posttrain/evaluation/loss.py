@@ -15,7 +15,7 @@ from posttrain.common.metrics import Metrics, add_metrics, combine
 from posttrain.model.forward import forward, in_lockstep
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
-from posttrain.model.workers import micro_batches, on_workers
+from posttrain.model.workers import micro_batches, run_parts
 from posttrain.training.trainer import global_counts, total_of
 
 
@@ -47,7 +47,7 @@ def evaluate_loss(
         return {k: (float(v), float(n)) for k, (v, n) in metrics.items()}
 
     lockstep = in_lockstep(policy, parts, parts[-1] if parts else None)
-    for found in on_workers(policy, lockstep, measure):
+    for found in run_parts(policy, lockstep, measure, config.token_budget):
         add_metrics(totals, found)
     metrics = combine(mesh.gather_shares(totals))
     algorithm.after_step(metrics, config)

@@ -20,7 +20,7 @@ from posttrain.common.batch import Batch
 from posttrain.model.config import HEAD_PREFIXES
 from posttrain.model.forward import Output, forward, in_lockstep
 from posttrain.model.language_model import LanguageModel
-from posttrain.model.workers import micro_batches, on_workers
+from posttrain.model.workers import micro_batches, run_parts
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Models:
             return out if micro_batch[1] else None
 
         lockstep = in_lockstep(self.policy, parts, parts[0] if parts else None)
-        outputs = [out for out in on_workers(self.policy, lockstep, run) if out is not None]
+        outputs = list(filter(None, run_parts(self.policy, lockstep, run, max_tokens)))
         self.policy.train(was_training)
 
         nothing = torch.zeros(0, device=batch.input_ids.device)  # a rank may have no sequences

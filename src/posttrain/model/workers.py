@@ -137,18 +137,45 @@ def differs(policy: LanguageModel, other: LanguageModel) -> str | None:
     return None
 
 
+def run_parts(
+    policy: LanguageModel,
+    parts: Iterable[tuple[Batch, float]],
+    work: Callable[[LanguageModel, tuple[Batch, float]], Result],
+    max_tokens: int,
+) -> Iterator[Result]:
+    """Yield work(network, micro-batch) of all micro-batches in their order, as `on_workers` does.
+
+    No more run at a time than have `max_tokens` together, unless one alone has more."""
+    if policy.workers is None:
+        yield from (work(policy, part) for part in parts)
+        return
+    given = list(parts)
+    largest = max((_tokens(part) for part, _ in given), default=1)
+    yield from on_workers(policy, given, work, max_tokens // max(largest, 1))
+
+
+def _tokens(part: Batch) -> int:
+    """Return the tokens that run: prompts which neighbours share count once."""
+    shared = (len(p) for i, p in enumerate(part.prompts) if part.shares_prompt(i))
+    return part.num_tokens - sum(shared)
+
+
 def on_workers(
-    policy: LanguageModel, items: Iterable[Item], work: Callable[[LanguageModel, Item], Result]
+    policy: LanguageModel,
+    items: Iterable[Item],
+    work: Callable[[LanguageModel, Item], Result],
+    most: int | None = None,
 ) -> Iterator[Result]:
     """Yield work(network, item) of all items in their order; the network is the policy or a twin.
 
-    Gradients that the work leaves in twins are to be collected by `add_gradients`."""
+    At most `most` of them work, and share the threads. Gradients that the work leaves in twins are
+    to be collected by `add_gradients`."""
     workers = policy.workers
     if workers is None:
         yield from (work(policy, item) for item in items)
         return
     given = list(items)
-    number = max(1, min(workers.number, len(given)))
+    number = max(1, min(workers.number, len(given), workers.number if most is None else most))
     threads = workers.threads // number
     networks = [policy, *workers.twins[: number - 1]]
     for other in networks[1:]:

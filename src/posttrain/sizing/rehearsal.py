@@ -158,7 +158,9 @@ def rehearse(
             gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
-            counted.kept["of the other workers"] = _of_other_workers(policy, layout.ranks)
+            if layout.ranks == 1:
+                tokens = config.trainer.token_budget
+                counted.kept["of the other workers"] = _of_other_workers(policy, tokens)
         return counted
 
 
@@ -171,11 +173,14 @@ def _check_offload(offload: str, sharded: bool) -> None:
         )
 
 
-def _of_other_workers(policy: LanguageModel, ranks: int) -> int:
-    """Return the bytes of a CPU's workers beside the first (`model.workers`)."""
+def _of_other_workers(policy: LanguageModel, tokens: int) -> int:
+    """Return the bytes of a CPU's workers beside the first, with so many tokens together.
+
+    Their logits are of the same tokens, so that they add chunks only if one did not hold all."""
     gradients = sum(4 * p.numel() for p in policy.parameters() if p.requires_grad)
-    number = num_workers(torch.get_num_threads(), gradients) if ranks == 1 else 1
-    return (number - 1) * (gradients + CHUNKS)
+    others = num_workers(torch.get_num_threads(), gradients) - 1
+    logits = 12 * len(_local(policy.output_head()[0])) * tokens
+    return others * gradients + max(0, min(others * CHUNKS, logits - CHUNKS))
 
 
 def _leave_out(phases: dict[str, dict[str, int]], policy: LanguageModel, offload: str) -> None:

@@ -29,7 +29,7 @@ from posttrain.model.config import ReferenceConfig
 from posttrain.model.forward import forward, in_lockstep
 from posttrain.model.language_model import LanguageModel
 from posttrain.model.models import Models
-from posttrain.model.workers import add_gradients, micro_batches, on_workers
+from posttrain.model.workers import add_gradients, micro_batches, run_parts
 from posttrain.tracking.tracker import Tracker
 from posttrain.training.checkpoint import Checkpoints
 from posttrain.training.early_stopping import is_better
@@ -154,7 +154,7 @@ class Trainer:
             metrics = {"loss": (value.detach(), 0.0), **loss.metrics} if weight else {}
             return {k: (float(v), float(n)) for k, (v, n) in metrics.items()}
 
-        for metrics in on_workers(policy, self._micro_batches(batch), backward):
+        for metrics in run_parts(policy, self._micro_batches(batch), backward, config.token_budget):
             add_metrics(totals, metrics)
         add_gradients(policy)
         parameters = list(self.models.trainable().values())

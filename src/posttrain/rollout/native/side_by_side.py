@@ -44,10 +44,11 @@ def side_by_side(
     longest = max(map(len, prompts), default=0) + params.max_new_tokens
     turns = policy.rope_limit is not None and longest > policy.rope_limit
     # quantised weights are dequantised once for all
-    shares = [] if turns or quantised(policy) else _shares(policy, prompts)
+    alone = turns or quantised(policy)
+    shares = [] if alone else _shares(policy, prompts, max_num_seqs)
     if len(shares) < 2:
         return together(prompts, params, seeds, finished, adapters)
-    size = -(-max_num_seqs // len(shares))
+    size = max_num_seqs // len(shares)
     first, telling = Engine(policy, size, longest), Lock()
     rollouts: dict[int, Rollout] = {}
 
@@ -66,10 +67,12 @@ def side_by_side(
     return [rollouts[i] for i in range(len(prompts))]
 
 
-def _shares(policy: LanguageModel, prompts: Sequence[list[int]]) -> list[list[int]]:
+def _shares(
+    policy: LanguageModel, prompts: Sequence[list[int]], max_num_seqs: int
+) -> list[list[int]]:
     """Return the indices of each worker's prompts; equal ones, which run once, stay together."""
     workers = 1 if policy.workers is None else policy.workers.number
-    number = max(1, min(workers, len(prompts) // ROWS))
+    number = max(1, min(workers, len(prompts) // ROWS, max_num_seqs // ROWS))
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         groups.setdefault(tuple(prompt), []).append(i)
