@@ -42,6 +42,7 @@ from posttrain.runs.config import parse_config
 from posttrain.runs.memory import measure
 from posttrain.runs.plan import plan
 from posttrain.runs.train import train
+from posttrain.sizing.forecast import Network, of_other_workers
 
 METHODS = list(ALGORITHMS)
 
@@ -263,6 +264,16 @@ def test_the_estimate_counts_their_gradients(threads, tmp_path):
     assert found[3] == 3 * found[1]
 
 
+def test_the_plan_counts_their_gradients_and_logits(threads):
+    of = {}
+    for number in (1, 3):
+        threads(number)
+        of[number] = of_other_workers(Network(0, 10**6, 0, 1, 1, 1000), tokens=4096)
+    assert of == {1: {}, 3: {"of the other workers": 8 * 10**6}}  # a chunk holds all logits
+    large = of_other_workers(Network(0, 10**6, 0, 1, 1, 150_000), tokens=4096)
+    assert large["of the other workers"] == 8 * 10**6 + 2 * workers.CHUNKS
+
+
 def test_a_reference_of_its_own_has_workers_too(threads):
     threads(2)
     models = tiny.models()
@@ -369,10 +380,10 @@ def test_no_more_run_at_a_time_than_the_limit_holds(tokens, at_once, threads):
     running, seen = [], []
 
     def work(network, part):
-        running.append(part)
+        running.append(id(part))
         seen.append((len(running), torch.get_num_threads()))
         time.sleep(0.05)
-        running.remove(part)
+        running.remove(id(part))
 
     parts = [(part, 1.0) for part in micro_batches(policy, batch, tokens)]
     list(run_parts(policy, parts, work, tokens))

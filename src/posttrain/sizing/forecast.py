@@ -11,6 +11,7 @@ import torch
 
 from posttrain.common import mesh
 from posttrain.common.batch import Batch
+from posttrain.model.workers import CHUNKS, num_workers
 from posttrain.sizing.asked import Asked
 from posttrain.sizing.forked import forked
 from posttrain.sizing.layout import Layout
@@ -43,7 +44,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Network:
-    """The numbers of a network that FLOPs follow from."""
+    """The numbers of a network that FLOPs and a CPU's workers follow from."""
 
     parameters: int
     trainable: int
@@ -52,6 +53,7 @@ class Network:
     layers: int
     attention_width: int
     """Heads times their size."""
+    vocabulary: int
 
 
 @dataclass
@@ -150,6 +152,7 @@ def network_of(asked: Asked) -> Network:
             total - (0 if tied else embedding.numel()),
             shape.num_hidden_layers,
             head_size * shape.num_attention_heads,
+            len(embedding),
         )
 
 
@@ -184,6 +187,8 @@ def forecast(
         counted = forked(partial(count, asked, network, layout, batch, device))
     except ValueError as error:
         return Forecast(layout, str(error))
+    if device == "cpu" and layout.ranks == 1:
+        counted.kept |= of_other_workers(network, asked.config.trainer.token_budget)
     found = Forecast(layout, None, counted, micro_batches)
     tokens = asked.tokens_per_step
     rate = hardware.flops * hardware.utilisation * min(layout.ranks, busy_ranks(asked, layout))
@@ -192,6 +197,19 @@ def forecast(
     if device == "cuda":
         found.waiting += to_host(asked, network, found) / TO_HOST
     return found
+
+
+def of_other_workers(network: Network, tokens: int) -> dict[str, int]:
+    """Return the bytes of a CPU's workers beside the first, with so many tokens together.
+
+    Their logits are of the same tokens, so that they add chunks only if one did not hold all."""
+    gradients = 4 * network.trainable
+    others = num_workers(torch.get_num_threads(), gradients) - 1
+    if others == 0:
+        return {}
+    logits = 12 * network.vocabulary * tokens
+    chunks = max(0, min(others * CHUNKS, logits - CHUNKS))
+    return {"of the other workers": others * gradients + chunks}
 
 
 def to_host(asked: Asked, network: Network, found: Forecast) -> float:

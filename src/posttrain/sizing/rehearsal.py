@@ -25,7 +25,6 @@ from posttrain.model.load import add_adapter
 from posttrain.model.models import Models
 from posttrain.model.parallel.split import check_parts
 from posttrain.model.parallel.tensor import parallelise
-from posttrain.model.workers import CHUNKS, num_workers
 from posttrain.rollout.native.copied import CopySampler
 from posttrain.rollout.native.sampler import NativeSampler
 from posttrain.rollout.sampler import SamplingParams
@@ -158,9 +157,6 @@ def rehearse(
             gloo = sum(times * ledger.largest[kind] for kind, times in GLOO.items())
             counted.kept["held by gloo's threads"] = gloo
             counted.kept[LIBRARIES] = KERNEL * min(len(ledger.products), MOST_KERNELS)
-            if layout.ranks == 1:
-                tokens = config.trainer.token_budget
-                counted.kept["of the other workers"] = _of_other_workers(policy, tokens)
         return counted
 
 
@@ -171,16 +167,6 @@ def _check_offload(offload: str, sharded: bool) -> None:
             "distributed.offload: parameters is for sharded ones, on several ranks; optimizer "
             "is for one GPU and ddp too"
         )
-
-
-def _of_other_workers(policy: LanguageModel, tokens: int) -> int:
-    """Return the bytes of a CPU's workers beside the first, with so many tokens together.
-
-    Their logits are of the same tokens, so that they add chunks only if one did not hold all."""
-    gradients = sum(4 * p.numel() for p in policy.parameters() if p.requires_grad)
-    others = num_workers(torch.get_num_threads(), gradients) - 1
-    logits = 12 * len(_local(policy.output_head()[0])) * tokens
-    return others * gradients + max(0, min(others * CHUNKS, logits - CHUNKS))
 
 
 def _leave_out(phases: dict[str, dict[str, int]], policy: LanguageModel, offload: str) -> None:
